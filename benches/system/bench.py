@@ -1,0 +1,376 @@
+"""What every comparison here needs: the servers, the clients, the meters and the record of a run."""
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+NAME = 'bench'
+RUNS = pathlib.Path(__file__).resolve().parent.parent / 'runs'
+GIB = 1 << 30
+TICK = os.sysconf('SC_CLK_TCK')
+
+
+def main(doc, options, body):
+    """Parse the command line, run `body(bench)`, print the verdicts, save the run; exit 1 if a verdict failed.
+
+    Without --stillmirror only the peers are measured.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--stillmirror', metavar='BINARY', help='the binary to measure (without it: the peers only)')
+    parser.add_argument('--work', metavar='DIR', help='where scratch data goes (default: the temporary directory)')
+    parser.add_argument('--keep', action='store_true', help='leave the scratch data behind')
+    parser.add_argument('--save', metavar='NAME', help=f'write the raw run to benches/{RUNS.name}/')
+    for flag, settings in options:
+        parser.add_argument(flag, **settings)
+    bench = Bench(parser.parse_args())
+    with bench.scratch():
+        body(bench)
+    sys.exit(bench.finish())
+
+
+class Bench:
+    """One run of one script: its arguments, scratch directory, tables and verdicts."""
+
+    def __init__(self, args):
+        self.args = args
+        self.script = pathlib.Path(sys.argv[0]).stem
+        self.started = datetime.datetime.now(datetime.timezone.utc)
+        self.stillmirror = Stillmirror(args.stillmirror, self) if args.stillmirror else None
+        self.tables, self.verdicts = {}, []
+        self.work = None
+
+    @contextlib.contextmanager
+    def scratch(self):
+        self.work = pathlib.Path(tempfile.mkdtemp(prefix=f'{self.script}-', dir=self.args.work))
+        try:
+            yield
+        finally:
+            if self.args.keep:
+                print(f'scratch data: {self.work}')
+            else:
+                shutil.rmtree(self.work, ignore_errors=True)
+
+    def table(self, title, rows):
+        """Print rows (dicts with the same keys) and keep them for the raw run."""
+        self.tables.setdefault(title, []).extend(rows)
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [keys] + [[show(row.get(key, '')) for key in keys] for row in rows]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
+        print(f'\n{title}')
+        for line in cells:
+            print('  ' + '  '.join(cell.ljust(width) if index == 0 else cell.rjust(width)
+                                   for index, (cell, width) in enumerate(zip(line, widths))))
+        sys.stdout.flush()
+
+    def at_most(self, what, value, limit):
+        self.check(f'{what}: {show(value)}, at most {show(limit)}', value is not None and value <= limit)
+
+    def check(self, what, passed):
+        self.verdicts.append({'what': what, 'passed': bool(passed)})
+        print(f'{"ok  " if passed else "FAIL"} {what}', flush=True)
+
+    def finish(self):
+        failed = [verdict['what'] for verdict in self.verdicts if not verdict['passed']]
+        print(f'\n{len(self.verdicts) - len(failed)} of {len(self.verdicts)} claims hold')
+        for what in failed:
+            print(f'  FAIL {what}')
+        if self.args.save:
+            RUNS.mkdir(exist_ok=True)
+            path = RUNS / f'{self.script}-{self.started:%Y-%m-%d}-{self.args.save}.json'
+            path.write_text(json.dumps(self.record(), indent=1) + '\n')
+            print(f'raw run: benches/{RUNS.name}/{path.name}')
+        return 1 if failed else 0
+
+    def record(self):
+        plain = {key: without_folders(value) for key, value in vars(self.args).items()}
+        return {'script': self.script, 'date': self.started.isoformat(timespec='seconds'), 'arguments': plain,
+                'host': host_facts(self.args.stillmirror, self.args.work), 'tables': self.tables,
+                'verdicts': self.verdicts}
+
+    # The peers.
+
+    def rsyncd(self, root, prefix=(), address='127.0.0.1'):
+        port = free_port()
+        config = self.work / f'rsyncd-{port}.conf'
+        config.write_text(f'use chroot = no\nuid = root\ngid = root\nlock file = {self.work}/rsyncd-{port}.lock\n'
+                          f'[{NAME}]\npath = {root}\nread only = yes\n')
+        argv = ['rsync', '--daemon', '--no-detach', f'--config={config}', f'--address={address}', f'--port={port}']
+        return Server(self, 'rsync', argv, address, port, prefix)
+
+    def nginx(self, root, directives=''):
+        port = free_port()
+        folder = self.work / f'nginx-{port}'
+        folder.mkdir()
+        temporary = ''.join(f'{kind}_temp_path {folder}/{kind};\n'
+                            for kind in ('client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'))
+        config = folder / 'nginx.conf'
+        config.write_text(f'user root;\nworker_processes 1;\npid {folder}/pid;\nerror_log {folder}/error.log;\n'
+                          f'events {{}}\nhttp {{\nlog_format bytes "$status $request_length $bytes_sent $request";\n'
+                          f'access_log {folder}/access.log bytes;\n{temporary}{directives}\n'
+                          f'server {{ listen 127.0.0.1:{port}; root {root}; }}\n}}\n')
+        server = Server(self, 'http', ['nginx', '-p', str(folder), '-c', str(config), '-g', 'daemon off;'],
+                        '127.0.0.1', port)
+        server.access_log = folder / 'access.log'
+        return server
+
+
+class Stillmirror:
+    """The command line under test; every call returns what `--json` said."""
+
+    def __init__(self, binary, bench):
+        self.binary, self.bench = os.path.abspath(binary), bench
+
+    def index(self, root, store, *more, **popen):
+        return self.run('index', '--root', root, '--store', store, '--name', NAME, '--json', *more, **popen)
+
+    def serve(self, root, store, *more, prefix=(), address='127.0.0.1'):
+        port = free_port()
+        argv = self.argv('serve', '--root', root, '--store', store, '--name', NAME, '--listen', f'{address}:{port}', *more)
+        return Server(self.bench, 'stillmirror', argv, address, port, prefix)
+
+    def pull(self, url, dest, store, *more, prefix=(), accept=(0,)):
+        return self.run('pull', url, dest, '--store', store, '--delete', '--json', '--quiet', *more,
+                        prefix=prefix, accept=accept)
+
+    def pull_generation(self, generation, *pull, patience=30, **options):
+        """Pull until the daemon serves `generation`: it notices a new one by itself, a little later."""
+        deadline = time.monotonic() + patience
+        while True:
+            report = self.pull(*pull, **options)
+            if report.get('generation') == generation:
+                return report
+            if time.monotonic() > deadline:
+                raise SystemExit(f'generation {generation} is still not served after {patience} s: {report}')
+            time.sleep(0.1)
+
+    def run(self, *words, prefix=(), accept=(0,), **popen):
+        """Run to the end; adds `exit` and the whole process's `wall` seconds to the report."""
+        argv = [*prefix, *self.argv(*words)]
+        seconds, done = timed(argv, capture_output=True, **popen)
+        if done.returncode not in accept:
+            raise SystemExit(f'exit {done.returncode}: {" ".join(argv)}\n{done.stderr.decode(errors="replace")}')
+        lines = done.stdout.decode(errors='replace').strip().splitlines()
+        report = json.loads(lines[-1]) if lines and lines[-1].startswith('{') else {}
+        return report | {'exit': done.returncode, 'wall': seconds}
+
+    def argv(self, *words):
+        return [self.binary, *map(str, words)]
+
+
+class Server:
+    """A child process that listens; a context manager that ends it by its own pid."""
+
+    def __init__(self, bench, scheme, argv, address, port, prefix=()):
+        self.url = f'{scheme}://{address}:{port}' + ('' if scheme == 'http' else f'/{NAME}')
+        self.address, self.port = address, port
+        self.log = bench.work / f'{scheme}-{port}.log'
+        start = time.monotonic()
+        with open(self.log, 'wb') as log:
+            self.process = subprocess.Popen([*prefix, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.pid = self.process.pid
+        self.wait_until_listening()
+        self.seconds_to_listen = time.monotonic() - start
+
+    def wait_until_listening(self, patience=60):
+        deadline = time.monotonic() + patience
+        while not listens(self.pid, self.port):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise SystemExit(f'{self.process.args[0]} does not listen:\n{self.log.read_text(errors="replace")}')
+            time.sleep(0.001)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def processes(self):
+        """This process and all that descend from it."""
+        parents = {}
+        for entry in os.listdir('/proc'):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):
+                    parents[int(entry)] = int(stat_fields(int(entry))[1])
+        family, grown = {self.pid}, True
+        while grown:
+            more = {pid for pid, parent in parents.items() if parent in family} - family
+            family |= more
+            grown = bool(more)
+        return family
+
+    def cpu(self):
+        """Seconds of CPU so far: all threads, live children and reaped ones. Waits until the server is idle."""
+        last = -1
+        while (ticks := self.ticks()) != last:
+            last = ticks
+            time.sleep(0.3)
+        return ticks / TICK
+
+    def ticks(self):
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                total += sum(int(field) for field in stat_fields(pid)[11:15])
+        return total
+
+    def memory(self):
+        """Bytes over all processes: resident, its anonymous part, and the private memory that is not a clean file page."""
+        total = {'resident': 0, 'anonymous': 0, 'private_dirty': 0}
+        for pid in self.processes():
+            with contextlib.suppress(OSError), open(f'/proc/{pid}/smaps_rollup') as lines:
+                facts = {line.split(':')[0]: int(line.split()[1]) for line in lines if line.endswith('kB\n')}
+                total['resident'] += facts['Rss'] * 1024
+                total['anonymous'] += facts['Anonymous'] * 1024
+                total['private_dirty'] += facts['Private_Dirty'] * 1024
+        return total
+
+    def bytes_read_from_disk(self):
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError), open(f'/proc/{pid}/io') as lines:
+                total += sum(int(line.split()[1]) for line in lines if line.startswith('read_bytes'))
+        return total
+
+
+# Running.
+
+
+def timed(argv, **popen):
+    if 'input' not in popen:
+        popen.setdefault('stdin', subprocess.DEVNULL)
+    return clock(lambda: subprocess.run([str(word) for word in argv], **popen))
+
+
+def clock(function, *args):
+    start = time.monotonic()
+    result = function(*args)
+    return time.monotonic() - start, result
+
+
+def must(argv, **popen):
+    """Run a peer or a tool to the end and return its output; a failure ends the script."""
+    seconds, done = timed(argv, capture_output=True, **popen)
+    if done.returncode:
+        raise SystemExit(f'exit {done.returncode}: {" ".join(map(str, argv))}\n{done.stderr.decode(errors="replace")}')
+    return seconds, done.stdout.decode(errors='replace')
+
+
+def rsync_stat(out, name):
+    """A figure of `rsync --stats`."""
+    line = next(line for line in out.splitlines() if line.startswith(name))
+    return int(line.partition(':')[2].split()[0].replace(',', ''))
+
+
+def rsync_bytes(out):
+    """(sent, received) as the client counts them."""
+    return rsync_stat(out, 'Total bytes sent'), rsync_stat(out, 'Total bytes received')
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def listens(pid, port):
+    """Asks the kernel instead of connecting: leaves no trace in the server and sees into its network namespace."""
+    with contextlib.suppress(OSError), open(f'/proc/{pid}/net/tcp') as lines:
+        return any(line.split()[3] == '0A' and int(line.split()[1].rpartition(':')[2], 16) == port
+                   for line in list(lines)[1:])
+    return False
+
+
+# Meters.
+
+
+def stat_fields(pid):
+    """The fields of /proc/PID/stat after the command's name: [0] is the state, [1] the parent."""
+    with open(f'/proc/{pid}/stat') as file:
+        return file.read().rpartition(')')[2].split()
+
+
+def drop_caches():
+    os.sync()
+    pathlib.Path('/proc/sys/vm/drop_caches').write_text('3\n')
+
+
+def cached_bytes(paths):
+    """How much of these files is in the page cache."""
+    _, out = must(['fincore', '--bytes', '--noheadings', '--raw', '--output', 'RES', *paths])
+    return sum(int(line) for line in out.split())
+
+
+def device_of(path):
+    device = os.stat(path).st_dev
+    folder = pathlib.Path(f'/sys/dev/block/{os.major(device)}:{os.minor(device)}')
+    if not folder.exists():
+        raise SystemExit(f'{path} is not on a block device: its reads cannot be counted')
+    return folder
+
+
+def bytes_read(device):
+    return int((device / 'stat').read_text().split()[2]) * 512
+
+
+def disk_usage(path):
+    """Apparent bytes of everything below `path`."""
+    return sum(entry.stat().st_size for entry in pathlib.Path(path).rglob('*') if entry.is_file())
+
+
+# Words about the host and about figures.
+
+
+def host_facts(binary, work):
+    def first_line(*argv):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            return done.stdout.strip().partition('\n')[0] if done.returncode == 0 else None
+        return None
+
+    model = next((line.partition(':')[2].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')),
+                 platform.machine())
+    return {
+        'kernel': platform.release(), 'cpu': model, 'cores': os.cpu_count(),
+        'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB, 1),
+        'filesystem': first_line('stat', '-f', '-c', '%T', work or tempfile.gettempdir()),
+        'load_average': os.getloadavg(),
+        'rsync': first_line('rsync', '--version'), 'nginx': first_line('nginx', '-v'),
+        'zsync': first_line('zsync', '-V'), 'stillmirror': first_line(binary, '--version') if binary else None,
+        'commit': first_line('git', '-C', str(RUNS.parent), 'describe', '--always', '--dirty'),
+    }
+
+
+def without_folders(value):
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return os.path.basename(os.path.normpath(value)) if isinstance(value, str) and os.sep in value else value
+
+
+def show(value):
+    if isinstance(value, float):
+        return f'{value:.3f}' if abs(value) < 10 else f'{value:.1f}'
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f'{value:,}'
+    return '-' if value is None else str(value)
+
+
+median = statistics.median

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Many native sessions at once on a large repository; then honest clients among ones that stall forever.
+
+Real clients run through a gate that lets no byte pass before all of them have a connection to the daemon, so that the
+sessions are truly simultaneous. The stalling ones replay parts of what a real client said.
+"""
+import asyncio
+import os
+import pathlib
+import socket
+import subprocess
+import threading
+import time
+
+import bench
+import trees
+
+MIB = 1 << 20
+SMALL_FILES, SMALL_BYTES = 200, 20000
+
+
+def run(b):
+    if not b.stillmirror:
+        raise SystemExit('this script measures only stillmirror')
+    listing(b)
+    stalls(b)
+
+
+def listing(b):
+    store = pathlib.Path(b.args.store or b.work / 'store')
+    b.stillmirror.index(b.args.tree, store)
+    with b.stillmirror.serve(b.args.tree, store) as server, Sampler(server) as sampler:
+        idle = server.memory()['resident']
+        with Gate(server, b.args.clients) as gate:
+            start = time.monotonic()
+            clients = [spawn(b, 'list', gate.url) for _ in range(b.args.clients)]
+            codes = [client.wait() for client in clients]
+            seconds = time.monotonic() - start
+        b.table('listing', [{'clients': b.args.clients, 'failed': sum(code != 0 for code in codes), 'wall s': seconds,
+                             'most open at once': gate.most, 'idle resident': idle, 'most resident': sampler.most['resident'],
+                             'most anonymous': sampler.most['anonymous'], 'server cpu s': server.cpu()}])
+    b.check(f'none of {b.args.clients} listings fails', not any(codes))
+    b.check('all sessions were open at once', gate.most == b.args.clients)
+    b.at_most('most resident memory, MiB', sampler.most['resident'] / MIB, 256)
+
+
+def stalls(b):
+    source, store = b.work / 'small', b.work / 'small-store'
+    trees.make(source, SMALL_FILES, SMALL_BYTES)
+    b.stillmirror.index(source, store)
+    with b.stillmirror.serve(source, store) as server:
+        with Gate(server, 1) as gate:
+            b.stillmirror.pull(gate.url, b.work / 'first', b.work / 'first-store')
+        rows = [pulls(b, server, source, 'alone')]
+        stalling = [stall(server, kind, gate.said) for kind, _ in zip(endless(KINDS), range(b.args.stalled))]
+        time.sleep(1)
+        rows.append(pulls(b, server, source, f'beside {len(stalling)} that stall'))
+        for connection in stalling:
+            connection.close()
+    b.table('pulls', rows)
+    b.check(f'all {b.args.honest} honest pulls end well beside {b.args.stalled} that stall', rows[1]['good'] == b.args.honest)
+
+
+def pulls(b, server, source, what):
+    folder = b.work / what.replace(' ', '-')
+    folder.mkdir()
+    start = time.monotonic()
+    clients = [spawn(b, 'pull', server.url, folder / str(number), '--store', folder / f'{number}.store', '--quiet')
+               for number in range(b.args.honest)]
+    deadline = start + b.args.patience
+    good = 0
+    for number, client in enumerate(clients):
+        try:
+            ended = client.wait(max(0.1, deadline - time.monotonic())) == 0
+        except subprocess.TimeoutExpired:
+            client.kill()
+            ended = False
+        good += ended and not trees.differences(source, folder / str(number))
+    return {'pulls': what, 'good': good, 'of': len(clients), 'wall s': time.monotonic() - start} | server.memory()
+
+
+def spawn(b, *words):
+    return subprocess.Popen(b.stillmirror.argv(*words), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+# How a client can stall: what it sends of `said`, the bytes of a whole real session, before it falls silent.
+KINDS = {
+    'silent': lambda said: b'',
+    'one byte': lambda said: said[:1],
+    'garbage': lambda said: os.urandom(64),
+    'half of the first bytes': lambda said: said[:len(said) // 2],
+    'a whole session, never reading the answer': lambda said: said,
+}
+
+
+def endless(items):
+    while True:
+        yield from items
+
+
+def stall(server, kind, said):
+    connection = socket.create_connection((server.address, server.port), timeout=10)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sendall(KINDS[kind](said))
+    return connection
+
+
+class Gate:
+    """A relay on loopback: all clients get their connection to the server first, then the bytes flow."""
+
+    def __init__(self, server, clients):
+        self.server, self.clients = server, clients
+        self.port, self.open, self.most, self.said = bench.free_port(), 0, 0, b''
+        self.url = server.url.replace(str(server.port), str(self.port))
+
+    def __enter__(self):
+        ready = threading.Event()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(self.relay(ready)), daemon=True)
+        self.thread.start()
+        ready.wait()
+        return self
+
+    def __exit__(self, *_):
+        self.loop.call_soon_threadsafe(self.done.set)
+        self.thread.join()
+
+    async def relay(self, ready):
+        self.done, self.all_here = asyncio.Event(), asyncio.Event()
+        async with await asyncio.start_server(self.session, '127.0.0.1', self.port, backlog=4096):
+            ready.set()
+            await self.done.wait()
+
+    async def session(self, reader, writer):
+        above, below = await asyncio.open_connection(self.server.address, self.server.port)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        if self.open == self.clients:
+            self.all_here.set()
+        await self.all_here.wait()
+        await asyncio.gather(self.pump(reader, below, heard=True), self.pump(above, writer))
+        self.open -= 1
+
+    async def pump(self, reader, writer, heard=False):
+        try:
+            while data := await reader.read(65536):
+                if heard and self.clients == 1:
+                    self.said += data
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+
+class Sampler:
+    """The most memory that a server had, looked at ten times a second."""
+
+    def __init__(self, server):
+        self.server, self.most, self.over = server, server.memory(), threading.Event()
+        self.thread = threading.Thread(target=self.sample)
+
+    def sample(self):
+        while not self.over.wait(0.1):
+            now = self.server.memory()
+            self.most = {key: max(self.most[key], now[key]) for key in now}
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+bench.main(__doc__, [
+    ('--tree', dict(metavar='DIR', required=True, help='the large repository')),
+    ('--store', dict(metavar='DIR', help='its store, if it has been indexed already')),
+    ('--clients', dict(type=int, default=1000)),
+    ('--stalled', dict(type=int, default=200)),
+    ('--honest', dict(type=int, default=50)),
+    ('--patience', dict(type=int, default=120, help='seconds for all honest pulls (default: %(default)s)')),
+], run)

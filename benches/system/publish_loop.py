@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""A publisher changes a served tree while many clients pull in a loop; no client may ever end with a file never published.
+
+Files are replaced by rename, rewritten in place, added, removed and renamed; the content of every name is noted before each
+index. A client's file is a stranger if no generation up to its own had that content under that name. Clients of stock rsync,
+on rsyncd and the same tree, are counted beside it but not judged.
+"""
+import concurrent.futures
+import json
+import threading
+import time
+
+import bench
+import trees
+
+FILES, SIZES = 150, (500, 400_000)
+EACH = {'replace': 4, 'rewrite': 4, 'add': 2, 'remove': 2, 'rename': 1}
+# Besides success: what the documented exit codes call "some files vanished or stale" and "some not transferred".
+EXPECTED = (0, 23, 24)
+
+
+def run(b):
+    source = b.work / 'source'
+    trees.make(source, FILES, SIZES)
+    publication = Publication(b, source)
+    publication.index()
+    over = threading.Event()
+    with Servers(b, source) as servers:
+        clients = [RsyncClient(b, servers.rsyncd, publication, number) for number in range(b.args.rsync_clients)]
+        if b.stillmirror:
+            clients += [Client(b, servers.stillmirror, publication, number) for number in range(b.args.clients)]
+        with concurrent.futures.ThreadPoolExecutor(len(clients) + 1) as pool:
+            work = [pool.submit(client.loop, over) for client in clients] + [pool.submit(publication.loop, over)]
+            concurrent.futures.wait(work, b.args.seconds, concurrent.futures.FIRST_EXCEPTION)
+            over.set()
+            for one in work:
+                one.result()
+        publication.index()
+        for client in clients:
+            client.converge()
+    report(b, publication, clients)
+
+
+class Servers:
+    def __init__(self, b, source):
+        self.rsyncd = b.rsyncd(source)
+        self.stillmirror = b.stillmirror.serve(source, b.work / 'publisher') if b.stillmirror else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.rsyncd.stop()
+        if self.stillmirror:
+            self.stillmirror.stop()
+
+
+class Publication:
+    """The publishing end: changes in bursts, then an index."""
+
+    def __init__(self, b, source):
+        self.b, self.source = b, source
+        self.publisher, self.history, self.generation, self.editions = trees.Publisher(source), trees.History(), None, {}
+        self.lock = threading.Lock()
+
+    def index(self):
+        with self.lock:  # noted before it becomes public, so that no client can be ahead of the notes
+            edition = self.history.publish(self.source)
+        if self.b.stillmirror:
+            self.generation = self.b.stillmirror.index(self.source, self.b.work / 'publisher')['generation']
+            self.editions[self.generation] = edition
+
+    def loop(self, over):
+        while not over.is_set():
+            for how, count in EACH.items():
+                getattr(self.publisher, how)(count)
+                time.sleep(0.05)
+            self.index()
+            over.wait(self.b.args.pause)
+
+
+class Client:
+    """Pulls into its own tree and store and looks at what it got, over and over."""
+    who = 'stillmirror'
+
+    def __init__(self, b, server, publication, number):
+        self.b, self.server, self.publication = b, server, publication
+        self.dest, self.store = b.work / f'{self.who}{number}', b.work / f'{self.who}{number}.store'
+        self.pulls, self.codes, self.strangers, self.left = 0, {}, [], []
+
+    def loop(self, over):
+        while not over.is_set():
+            generation = self.pull()
+            with self.publication.lock:  # a generation whose index has not returned yet is the newest
+                edition = self.publication.editions.get(generation)
+                self.strangers += self.publication.history.strangers(self.dest, edition)
+
+    def pull(self):
+        """The generation that was pulled, if the client knows."""
+        report = self.b.stillmirror.pull(self.server.url, self.dest, self.store, accept=range(-64, 256))
+        self.count(report['exit'])
+        return report.get('generation')
+
+    def count(self, code):
+        self.pulls += 1
+        self.codes[code] = self.codes.get(code, 0) + 1
+
+    def converge(self):
+        self.b.stillmirror.pull_generation(self.publication.generation, self.server.url, self.dest, self.store)
+        self.left = trees.differences(self.publication.source, self.dest)
+
+
+class RsyncClient(Client):
+    who = 'rsync'
+
+    def pull(self):
+        self.count(bench.timed(['rsync', '-aH', '--delete', f'{self.server.url}/', f'{self.dest}/'], capture_output=True)[1].returncode)
+
+    def converge(self):
+        self.pull()
+        self.left = trees.differences(self.publication.source, self.dest)
+
+
+def report(b, publication, clients):
+    rows = {}
+    for client in clients:
+        row = rows.setdefault(client.who, {'clients of': client.who, 'clients': 0, 'pulls': 0, 'strangers': 0, 'not converged': 0, 'exits': {}})
+        row['clients'] += 1
+        row['pulls'] += client.pulls
+        row['strangers'] += len(client.strangers)
+        row['not converged'] += bool(client.left)
+        for code, count in client.codes.items():
+            row['exits'][str(code)] = row['exits'].get(str(code), 0) + count
+    for row in rows.values():
+        row['exits'] = json.dumps(row['exits'])
+    b.table(f'{publication.history.edition} generations in {b.args.seconds} s', rows.values())
+    ours = [client for client in clients if client.who == 'stillmirror']
+    if ours:
+        strangers = [name for client in ours for name in client.strangers]
+        b.check(f'no file that was never published: {strangers[:5]}', not strangers)
+        left = [line for client in ours for line in client.left]
+        b.check(f'every client converges: {left[:5]}', not left)
+        b.check('pulls end with 0, 23 or 24', all(code in EXPECTED for client in ours for code in client.codes))
+
+
+bench.main(__doc__, [
+    ('--seconds', dict(type=int, default=120)),
+    ('--clients', dict(type=int, default=20)),
+    ('--rsync-clients', dict(type=int, default=2)),
+    ('--pause', dict(type=float, default=0.5, metavar='SECONDS', help='between an index and the next changes (default: %(default)s)')),
+], run)

@@ -1,0 +1,151 @@
+//! The head of a generation: the few hundred bytes that say what it is. The layout is in
+//! `docs/index-format.md`.
+
+use thiserror::Error;
+use twox_hash::XxHash3_128;
+
+use crate::codec::{DecodeError, Reader, put_bytes};
+use crate::entry::{Digest, Time};
+use crate::limits;
+
+const MAGIC: [u8; 8] = *b"SMHEAD\r\n";
+const VERSION: u16 = 1;
+const CHECKSUM_BYTES: usize = 16;
+
+/// What a generation is, without its list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The repository's name.
+    pub repository: String,
+    /// The generation's number; the first is 1.
+    pub generation: u64,
+    /// When it was indexed.
+    pub created: Time,
+    /// SHA-256 of the encoded list. Two generations of one list digest are the same tree.
+    pub list_digest: Digest,
+    /// Bytes of the encoded list.
+    pub list_len: u64,
+    /// The list digest of the generation before; [`Digest::NONE`] for the first.
+    pub previous: Digest,
+    /// What the list holds.
+    pub counts: Counts,
+}
+
+/// Sums over a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Regular files.
+    pub files: u64,
+    /// Directories, the root included.
+    pub directories: u64,
+    /// Symlinks.
+    pub symlinks: u64,
+    /// Devices, fifos and sockets.
+    pub specials: u64,
+    /// Bytes in regular files, each link group counted once.
+    pub bytes: u64,
+}
+
+/// A head that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum HeadError {
+    /// Not a head at all.
+    #[error("not a generation's head (wrong magic)")]
+    Magic,
+    /// Written by another version of the format.
+    #[error("generation head format {found}; this program reads format {VERSION}")]
+    Version {
+        /// The version found.
+        found: u16,
+    },
+    /// Damaged.
+    #[error("generation head is damaged (checksum differs)")]
+    Checksum,
+    /// A field does not decode.
+    #[error("generation head: {0}")]
+    Decode(#[from] DecodeError),
+}
+
+impl Head {
+    /// Encodes the head, at most [`limits::HEAD`] bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        put_bytes(&mut out, self.repository.as_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.created.sec.to_le_bytes());
+        out.extend_from_slice(&self.created.nsec.to_le_bytes());
+        out.extend_from_slice(&self.list_digest.0);
+        out.extend_from_slice(&self.list_len.to_le_bytes());
+        out.extend_from_slice(&self.previous.0);
+        let Counts { files, directories, symlinks, specials, bytes } = self.counts;
+        for count in [files, directories, symlinks, specials, bytes] {
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+        let checksum = XxHash3_128::oneshot(&out);
+        out.extend_from_slice(&checksum.to_le_bytes());
+        out
+    }
+
+    /// Decodes a head and checks its checksum.
+    pub fn decode(bytes: &[u8]) -> Result<Self, HeadError> {
+        let mut reader = Reader::new(bytes);
+        if reader.array("magic")? != MAGIC {
+            return Err(HeadError::Magic);
+        }
+        let found = reader.u16("version")?;
+        if found != VERSION {
+            return Err(HeadError::Version { found });
+        }
+        let Some((fields, checksum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
+            return Err(DecodeError::Short("checksum").into());
+        };
+        if XxHash3_128::oneshot(fields).to_le_bytes() != *checksum {
+            return Err(HeadError::Checksum);
+        }
+        let repository = reader.text("repository", limits::REPOSITORY_NAME)?;
+        check_repository_name(repository).map_err(|_| DecodeError::Invalid("repository"))?;
+        let head = Self {
+            repository: repository.to_owned(),
+            generation: reader.u64("generation")?,
+            created: Time { sec: reader.u64("created")?.cast_signed(), nsec: reader.u32("created")? },
+            list_digest: Digest(reader.array("list digest")?),
+            list_len: reader.u64("list length")?,
+            previous: Digest(reader.array("previous")?),
+            counts: Counts {
+                files: reader.u64("files")?,
+                directories: reader.u64("directories")?,
+                symlinks: reader.u64("symlinks")?,
+                specials: reader.u64("specials")?,
+                bytes: reader.u64("bytes")?,
+            },
+        };
+        reader.take("checksum", CHECKSUM_BYTES)?;
+        reader.finish("generation head")?;
+        if head.created.nsec > 999_999_999 {
+            return Err(DecodeError::Invalid("created").into());
+        }
+        if head.list_len > limits::LIST_BYTES {
+            let limit = limits::LIST_BYTES;
+            return Err(DecodeError::TooLarge { field: "list length", value: head.list_len, limit }.into());
+        }
+        Ok(head)
+    }
+}
+
+/// A repository's name that is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("'{0}' is no repository name: 1 to {max} of the characters A-Z a-z 0-9 . _ + -, not beginning with '.' or '-'", max = limits::REPOSITORY_NAME)]
+pub struct BadRepositoryName(String);
+
+/// Accepts a repository's name: it stands in URLs, in rsync's module lines and in paths.
+pub fn check_repository_name(name: &str) -> Result<(), BadRepositoryName> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'+' | b'-');
+    let fits = (1..=limits::REPOSITORY_NAME).contains(&name.len());
+    if fits && name.bytes().all(allowed) && !name.starts_with(['.', '-']) {
+        Ok(())
+    } else {
+        Err(BadRepositoryName(name.chars().take(limits::REPOSITORY_NAME).collect()))
+    }
+}

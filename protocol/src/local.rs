@@ -1,0 +1,173 @@
+//! What only this host knows of a list's entries: where the files are on disk and where their block
+//! checksums lie. The layout is in `docs/index-format.md`.
+
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Serialize};
+use thiserror::Error;
+use twox_hash::XxHash3_128;
+
+use crate::codec::{DecodeError, Reader};
+use crate::entry::{Digest, Time};
+
+/// First bytes of an encoded table.
+pub const MAGIC: [u8; 8] = *b"SMLOCAL\n";
+/// The version of the format.
+pub const VERSION: u16 = 1;
+/// Bytes of the header; the archived body begins here.
+pub const HEADER_BYTES: usize = 80;
+
+/// The identity of a file's state on this host: what must be equal for the content to be the indexed one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Identity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Last change of the inode. `sec` of [`i64::MIN`] stands for "unknown: never equal to any".
+    pub ctime: Time,
+}
+
+impl Identity {
+    /// The identity of a file about which nothing is known.
+    pub const UNKNOWN: Identity = Identity { device: 0, inode: 0, ctime: Time { sec: i64::MIN, nsec: 0 } };
+}
+
+/// Where a file's block checksum record lies among the store's packs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct SumsAt {
+    /// The pack's number; 0 stands for "no record".
+    pub pack: u32,
+    /// Bytes from the pack's start.
+    pub offset: u64,
+    /// Bytes of the record.
+    pub len: u64,
+}
+
+/// Local facts as columns, one element per row of the list; the last three one per regular file.
+#[derive(Debug, Default, Archive, Serialize)]
+pub struct LocalTable {
+    device: Vec<u64>,
+    inode: Vec<u64>,
+    ctime_sec: Vec<i64>,
+    ctime_nsec: Vec<u32>,
+    sums_pack: Vec<u32>,
+    sums_offset: Vec<u64>,
+    sums_len: Vec<u64>,
+}
+
+/// A table that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LocalError {
+    /// Not a table at all, or one of another format version.
+    #[error("not a table of local facts of format {VERSION}")]
+    Format,
+    /// The header does not decode.
+    #[error("local facts header: {0}")]
+    Header(#[from] DecodeError),
+    /// Damaged, or cut short.
+    #[error("local facts are damaged (checksum or length differs)")]
+    Checksum,
+    /// The body is no archived table, or its columns do not fit the list.
+    #[error("local facts do not fit the file list")]
+    Columns,
+}
+
+/// The fixed header of an encoded table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes after the header.
+    pub body_len: u64,
+    /// XXH3-128 of the body.
+    pub checksum: u128,
+    /// The list that the rows belong to.
+    pub list_digest: Digest,
+}
+
+impl Header {
+    /// Reads the first [`HEADER_BYTES`] of a table.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LocalError> {
+        let mut reader = Reader::new(bytes);
+        if reader.array("magic")? != MAGIC || reader.u16("version")? != VERSION {
+            return Err(LocalError::Format);
+        }
+        reader.take("reserved", 6)?;
+        Ok(Self {
+            body_len: reader.u64("body length")?,
+            checksum: u128::from_le_bytes(reader.array("checksum")?),
+            list_digest: Digest(reader.array("list digest")?),
+        })
+    }
+}
+
+impl LocalTable {
+    /// Appends the facts of the next row; `sums` is `Some` exactly for regular files.
+    pub fn push(&mut self, identity: Identity, sums: Option<SumsAt>) {
+        self.device.push(identity.device);
+        self.inode.push(identity.inode);
+        self.ctime_sec.push(identity.ctime.sec);
+        self.ctime_nsec.push(identity.ctime.nsec);
+        if let Some(SumsAt { pack, offset, len }) = sums {
+            self.sums_pack.push(pack);
+            self.sums_offset.push(offset);
+            self.sums_len.push(len);
+        }
+    }
+
+    /// The encoded table for the list with that digest.
+    pub fn encode(&self, list_digest: Digest) -> AlignedVec {
+        let mut out = AlignedVec::new();
+        out.extend_from_slice(&[0; HEADER_BYTES]);
+        // Serializing plain columns into memory has no way to fail.
+        let Ok(mut out) = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Panic>(self, out);
+        let (header, body) = out.split_at_mut(HEADER_BYTES);
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[16..24].copy_from_slice(&(body.len() as u64).to_le_bytes());
+        header[24..40].copy_from_slice(&XxHash3_128::oneshot(body).to_le_bytes());
+        header[40..72].copy_from_slice(&list_digest.0);
+        out
+    }
+}
+
+/// Checks an archived body, whose header and checksum the caller has checked, against its list's number
+/// of entries and of regular files.
+pub fn open_body(body: &[u8], entries: u32, files: u32) -> Result<LocalRef<'_>, LocalError> {
+    let table = rkyv::access::<ArchivedLocalTable, rkyv::rancor::Error>(body).map_err(|_| LocalError::Columns)?;
+    let rows = [table.device.len(), table.inode.len(), table.ctime_sec.len(), table.ctime_nsec.len()];
+    let sums = [table.sums_pack.len(), table.sums_offset.len(), table.sums_len.len()];
+    if rows.iter().any(|&len| len != entries as usize) || sums.iter().any(|&len| len != files as usize) {
+        return Err(LocalError::Columns);
+    }
+    Ok(LocalRef::new(table))
+}
+
+/// Local facts in their archived form.
+#[derive(Clone, Copy)]
+pub struct LocalRef<'a> {
+    table: &'a ArchivedLocalTable,
+}
+
+impl<'a> LocalRef<'a> {
+    /// A view of a table that [`open_body`] has checked.
+    pub fn new(table: &'a ArchivedLocalTable) -> Self {
+        Self { table }
+    }
+
+    /// The identity of the entry at `row`.
+    pub fn identity(&self, row: u32) -> Identity {
+        let at = row as usize;
+        Identity {
+            device: self.table.device[at].to_native(),
+            inode: self.table.inode[at].to_native(),
+            ctime: Time { sec: self.table.ctime_sec[at].to_native(), nsec: self.table.ctime_nsec[at].to_native() },
+        }
+    }
+
+    /// Where the block checksums of a regular file lie, by [`crate::list::Row::file_number`].
+    pub fn sums(&self, file: u32) -> Option<SumsAt> {
+        let at = file as usize;
+        let pack = self.table.sums_pack[at].to_native();
+        let (offset, len) = (self.table.sums_offset[at].to_native(), self.table.sums_len[at].to_native());
+        (pack != 0).then_some(SumsAt { pack, offset, len })
+    }
+}
