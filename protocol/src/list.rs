@@ -413,10 +413,6 @@ impl<'a> Dir<'a> {
         names.reverse();
         names.join(&b'/')
     }
-
-    pub(crate) fn names_start(&self) -> usize {
-        self.list.dir_names[self.number].to_native() as usize
-    }
 }
 
 /// Binary search over rows.

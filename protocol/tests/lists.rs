@@ -1,0 +1,262 @@
+//! Lists and changes: whatever tree, whatever change, both ends build the same bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use rkyv::util::AlignedVec;
+use stillmirror_protocol::changes::{Changes, Op, Put, apply, apply_below, diff};
+use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
+use stillmirror_protocol::list::{self, FileType, ListError, ListRef};
+use stillmirror_protocol::order;
+
+/// A tree in the plainest form: path -> entry; the root is the empty path.
+type Tree = BTreeMap<Vec<u8>, Entry>;
+
+fn owner() -> impl Strategy<Value = Owner> {
+    (0..3u32, 0..2u32).prop_map(|(uid, gid)| Owner {
+        uid,
+        gid,
+        user: format!("user{uid}").into_bytes(),
+        group: if gid == 0 { b"root".to_vec() } else { Vec::new() },
+    })
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let file = |size: u64, byte: u8, link| {
+        let digests = Digests { sha256: Digest([byte; 32]), ..Digests::default() };
+        Kind::File { size, digests, link }
+    };
+    prop_oneof![
+        6 => (0..1u64 << 40, any::<u8>()).prop_map(move |(size, byte)| file(size, byte, None)),
+        // Members of a group agree in content, so content follows from the group.
+        3 => (1..4u64).prop_map(move |group| file(group * 1000, group as u8, Some(group))),
+        4 => Just(Kind::Directory),
+        1 => prop::collection::vec(1..=255u8, 1..9).prop_map(|target| Kind::Symlink { target }),
+        1 => (any::<u32>(), any::<u32>()).prop_map(|(major, minor)| Kind::CharDevice(Device { major, minor })),
+        1 => Just(Kind::Fifo),
+    ]
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    (0..0o10_000u16, any::<i64>(), 0..1_000_000_000u32, owner(), kind())
+        .prop_map(|(mode, sec, nsec, owner, kind)| Entry { mode, mtime: Time { sec, nsec }, owner, kind })
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::sample::select(vec!["a", "b", "a.d", "a-b", "a0", "c"]).prop_map(|name| name.as_bytes().to_vec()),
+        prop::collection::vec(prop::sample::select(vec![b'\n', b' ', b'-', b'.', 0xff, b'/' + 1]), 3..4),
+    ]
+}
+
+fn tree() -> impl Strategy<Value = Tree> {
+    let path = prop::collection::vec(name(), 1..5).prop_map(|names| names.join(&b'/'));
+    prop::collection::vec((path, entry()), 0..40).prop_map(|entries| {
+        let mut tree = Tree::from([(Vec::new(), directory(0o755))]);
+        for (path, entry) in entries {
+            // Every ancestor is a directory; what is below a file that comes later goes.
+            for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
+                let ancestor = tree.entry(path[..at].to_vec()).or_insert_with(|| directory(0o755));
+                if !ancestor.kind.is_dir() {
+                    *ancestor = directory(0o700);
+                }
+            }
+            if !entry.kind.is_dir() {
+                let below = [&path[..], b"/"].concat();
+                tree.retain(|path, _| !path.starts_with(&below));
+            }
+            tree.insert(path, entry);
+        }
+        tree
+    })
+}
+
+fn directory(mode: u16) -> Entry {
+    Entry { mode, mtime: Time::default(), owner: Owner::default(), kind: Kind::Directory }
+}
+
+fn put(entry: &Entry) -> Put {
+    Put { entry: entry.clone(), tag: 7 }
+}
+
+fn whole(tree: &Tree) -> Changes {
+    let mut changes = Changes { root: Some(put(&tree[&b""[..]])), ..Changes::default() };
+    for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
+        let (dir, name) = stillmirror_protocol::path::split(path);
+        changes.put(dir, name, entry.clone(), 7);
+    }
+    changes
+}
+
+fn encoded(tree: &Tree) -> AlignedVec {
+    apply(None, &whole(tree)).expect("a tree applies to nothing").list.encode()
+}
+
+fn open(bytes: &[u8]) -> ListRef<'_> {
+    list::open(bytes).expect("a built list is valid")
+}
+
+/// A list as a tree again, link groups numbered by leader.
+fn read(list: ListRef<'_>) -> Tree {
+    (0..list.len()).map(|row| (list.path(row), list.row(row).to_entry())).collect()
+}
+
+/// The tree as a list must show it: groups of one name dissolved, others numbered by their first row.
+fn canonical(tree: &Tree, list: ListRef<'_>) -> Tree {
+    let mut groups: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    let link_of = |entry: &Entry| if let Kind::File { link, .. } = entry.kind { link } else { None };
+    for (path, entry) in tree {
+        if let Some(group) = link_of(entry) {
+            groups.entry(group).or_default().push(list.find(path).expect("it is listed").number());
+        }
+    }
+    let mut tree = tree.clone();
+    for entry in tree.values_mut() {
+        if let Kind::File { link, .. } = &mut entry.kind {
+            let rows = link.map(|group| &groups[&group]).filter(|rows| rows.len() > 1);
+            *link = rows.and_then(|rows| rows.iter().min()).map(|&leader| u64::from(leader));
+        }
+    }
+    tree
+}
+
+proptest! {
+    #[test]
+    fn a_list_says_what_the_tree_was(tree in tree()) {
+        let bytes = encoded(&tree);
+        let list = open(&bytes);
+        prop_assert_eq!(read(list), canonical(&tree, list));
+    }
+
+    #[test]
+    fn rows_are_breadth_first_and_siblings_in_order(tree in tree()) {
+        let bytes = encoded(&tree);
+        let list = open(&bytes);
+        let mut next = 1;
+        for dir in list.dirs() {
+            prop_assert_eq!(dir.rows().start, next);
+            next = dir.rows().end;
+            let children: Vec<_> = dir.children().collect();
+            for pair in children.windows(2) {
+                let ((a, x), (b, y)) = (pair[0], pair[1]);
+                prop_assert!(order::siblings(a, x.is_dir(), b, y.is_dir()).is_lt());
+            }
+        }
+        prop_assert_eq!(next, list.len());
+    }
+
+    #[test]
+    fn the_old_list_and_the_delta_make_the_new_list_to_the_byte(old in tree(), new in tree()) {
+        let (old, new) = (encoded(&old), encoded(&new));
+        let changes = diff(open(&old), open(&new));
+        let delta = changes.encode(list::digest(&old), list::digest(&new));
+        let (from, to, changes) = Changes::decode(&delta).expect("it was just encoded");
+        prop_assert_eq!((from, to), (list::digest(&old), list::digest(&new)));
+        let rebuilt = apply(Some(open(&old)), &changes).expect("it fits").list.encode();
+        prop_assert_eq!(list::digest(&rebuilt), list::digest(&new));
+    }
+
+    #[test]
+    fn lists_of_the_same_tree_do_not_differ(tree in tree()) {
+        let bytes = encoded(&tree);
+        prop_assert!(diff(open(&bytes), open(&bytes)).is_empty());
+    }
+
+    #[test]
+    fn a_subdirectory_can_be_the_root_of_a_list_of_its_own(tree in tree()) {
+        let bytes = encoded(&tree);
+        let list = open(&bytes);
+        for dir in list.dirs() {
+            let below = apply_below(list, dir, &Changes::default()).expect("nothing changes").list.encode();
+            let below = open(&below);
+            let path = dir.path();
+            let inside: BTreeSet<Vec<u8>> = tree
+                .keys()
+                .filter_map(|name| if path.is_empty() { Some(&name[..]) } else { name.strip_prefix(&[&path[..], b"/"].concat()[..]) })
+                .filter(|name| !name.is_empty())
+                .map(<[u8]>::to_vec)
+                .collect();
+            let listed: BTreeSet<Vec<u8>> = (1..below.len()).map(|row| below.path(row)).collect();
+            prop_assert_eq!(listed, inside);
+        }
+    }
+
+    #[test]
+    fn any_flipped_byte_is_noticed(tree in tree(), at: prop::sample::Index, flip in 1..=255u8) {
+        let mut bytes = encoded(&tree);
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert!(list::open(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_damaged_body_under_a_fresh_checksum_is_refused_or_read_without_harm(
+        tree in tree(),
+        at: prop::sample::Index,
+        flip in 1..=255u8,
+    ) {
+        let mut bytes = encoded(&tree);
+        let body = &mut bytes[list::HEADER_BYTES..];
+        let at = at.index(body.len());
+        body[at] ^= flip;
+        if let Ok(list) = list::open_body(body) {
+            let _ = read(list);
+            let _ = diff(list, list);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_delta_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Changes::decode(&bytes);
+    }
+
+    #[test]
+    fn any_changes_apply_or_are_refused(tree in tree(), changes in tree(), removed in prop::collection::vec(name(), 0..4)) {
+        let bytes = encoded(&tree);
+        let mut changes = whole(&changes);
+        for name in removed {
+            changes.remove(b"", &name);
+        }
+        if let Ok(applied) = apply(Some(open(&bytes)), &changes) {
+            prop_assert_eq!(applied.sources.len(), applied.list.len());
+            let bytes = applied.list.encode();
+            // Groups of different content under one number are the one thing that changes can say and a list cannot.
+            if let Err(error) = list::open(&bytes) {
+                prop_assert!(matches!(error, ListError::Offence(list::Offence::Link(_))), "{}", error);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_becomes_a_directory_loses_nothing_else() {
+    let file = Entry {
+        kind: Kind::File { size: 1, digests: Digests { sha256: Digest([1; 32]), ..Digests::default() }, link: None },
+        ..directory(0o644)
+    };
+    let before = Tree::from([(vec![], directory(0o755)), (b"x".to_vec(), file.clone()), (b"y".to_vec(), file.clone())]);
+    let bytes = encoded(&before);
+    let mut changes = Changes::default();
+    changes.put(b"", b"x", directory(0o755), 0);
+    changes.put(b"x", b"inner", file, 0);
+    let after = apply(Some(open(&bytes)), &changes).expect("it fits").list.encode();
+    let after = open(&after);
+    assert_eq!(after.find(b"x").map(|row| row.file_type()), Some(FileType::Directory));
+    assert!(after.find(b"x/inner").is_some_and(|row| row.is_file()));
+    assert!(after.find(b"y").is_some_and(|row| row.is_file()));
+}
+
+#[test]
+fn changes_below_what_is_no_directory_are_refused() {
+    let bytes = encoded(&Tree::from([(vec![], directory(0o755))]));
+    let mut changes = Changes::default();
+    changes.dirs.insert(b"nowhere".to_vec(), BTreeMap::from([(b"x".to_vec(), Op::Remove)]));
+    assert!(apply(Some(open(&bytes)), &changes).is_err());
+}
+
+#[test]
+fn a_list_of_another_format_version_is_told_apart_from_damage() {
+    let mut bytes = encoded(&Tree::from([(vec![], directory(0o755))]));
+    bytes[8] = 9;
+    assert_eq!(list::open(&bytes).err(), Some(ListError::Version { found: 9 }));
+}
