@@ -1,1 +1,3 @@
+//! (under construction)
+mod config;
 fn main() {}

@@ -1,0 +1,16 @@
+//! A list delta from a hostile sender.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use stillmirror_protocol::changes::{Changes, apply};
+use stillmirror_protocol::list;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok((from, to, changes)) = Changes::decode(bytes) else { return };
+    let again = Changes::decode(&changes.encode(from, to)).expect("what was decoded encodes");
+    assert_eq!(again, (from, to, changes.clone()));
+    if let Ok(applied) = apply(None, &changes) {
+        // Valid or refused; never a panic.
+        let _ = list::open(&applied.list.encode());
+    }
+});

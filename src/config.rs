@@ -1,0 +1,304 @@
+//! `mirror.toml`: one file for the daemon and the indexer, then the environment.
+//!
+//! The file is read twice. Once strictly, so that an unknown key or a bad value is refused with its
+//! line; and once through the `config` crate, which lays the environment over it
+//! (`STILLMIRROR_DAEMON__LISTEN` is `listen` of `[daemon]`). Every key is explained in
+//! `mirror.toml.example`.
+
+mod values;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+pub(crate) use values::{Bytes, Listen, Pattern, Seconds};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// `[daemon]`
+    pub(crate) daemon: Daemon,
+    /// `[index]`: what holds for every repository that does not say otherwise.
+    pub(crate) index: Index,
+    /// `[[repository]]`
+    pub(crate) repository: Vec<Repository>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Daemon {
+    pub(crate) listen: Listen,
+    pub(crate) connections: usize,
+    pub(crate) queue: usize,
+    pub(crate) handshake_timeout: Seconds,
+    pub(crate) idle_timeout: Seconds,
+    pub(crate) minimum_rate: Bytes,
+    pub(crate) drain: Seconds,
+    pub(crate) cache: Bytes,
+    pub(crate) buffers: Bytes,
+    pub(crate) reload_interval: Seconds,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self {
+            listen: Listen::default(),
+            connections: 1000,
+            queue: 1000,
+            handshake_timeout: Seconds(10.0),
+            idle_timeout: Seconds(300.0),
+            minimum_rate: Bytes(1024),
+            drain: Seconds(30.0),
+            cache: Bytes(64 << 20),
+            buffers: Bytes(64 << 20),
+            reload_interval: Seconds(1.0),
+        }
+    }
+}
+
+/// Indexing, for all repositories or one: a key that is absent here is taken from `[index]`, and one
+/// that is absent there too has its default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Index {
+    pub(crate) include: Option<Vec<Pattern>>,
+    pub(crate) exclude: Option<Vec<Pattern>>,
+    pub(crate) specials: Option<Specials>,
+    pub(crate) unreadable: Option<Unreadable>,
+    pub(crate) xxh128: Option<bool>,
+    pub(crate) md5: Option<bool>,
+    pub(crate) block_checksums: Option<bool>,
+    pub(crate) smallest_block: Option<Bytes>,
+    pub(crate) no_block_checksums: Option<Vec<Pattern>>,
+    pub(crate) keep_generations: Option<u32>,
+    pub(crate) keep_age: Option<Seconds>,
+    pub(crate) threads: Option<usize>,
+}
+
+impl Index {
+    /// These settings over `defaults`.
+    pub(crate) fn over(self, defaults: &Index) -> Index {
+        let defaults = defaults.clone();
+        Index {
+            include: self.include.or(defaults.include),
+            exclude: self.exclude.or(defaults.exclude),
+            specials: self.specials.or(defaults.specials),
+            unreadable: self.unreadable.or(defaults.unreadable),
+            xxh128: self.xxh128.or(defaults.xxh128),
+            md5: self.md5.or(defaults.md5),
+            block_checksums: self.block_checksums.or(defaults.block_checksums),
+            smallest_block: self.smallest_block.or(defaults.smallest_block),
+            no_block_checksums: self.no_block_checksums.or(defaults.no_block_checksums),
+            keep_generations: self.keep_generations.or(defaults.keep_generations),
+            keep_age: self.keep_age.or(defaults.keep_age),
+            threads: self.threads.or(defaults.threads),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Specials {
+    /// Index devices, fifos and sockets.
+    Keep,
+    /// Leave them out.
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Unreadable {
+    /// Keep what the previous generation says of the file.
+    KeepOld,
+    /// Leave the file out.
+    LeaveOut,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Direct {
+    /// From the page cache what is there, the rest directly from the disk.
+    #[default]
+    Auto,
+    /// All directly from the disk.
+    Always,
+    /// All through the page cache.
+    Never,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Repository {
+    pub(crate) name: String,
+    pub(crate) root: PathBuf,
+    pub(crate) store: PathBuf,
+    #[serde(default)]
+    pub(crate) comment: String,
+    #[serde(default)]
+    pub(crate) direct: Direct,
+    #[serde(default)]
+    pub(crate) index: Index,
+}
+
+impl Config {
+    /// Reads the file and lays the process's environment over it.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, std::env::vars(), base).with_context(|| format!("{}", path.display()))
+    }
+
+    /// As [`Config::load`]; relative paths in the text are relative to `base`.
+    fn parse(text: &str, environment: impl Iterator<Item = (String, String)>, base: &Path) -> Result<Self> {
+        let _: Config = toml::from_str(text)?;
+        let overlay = config::Environment::default()
+            .prefix("STILLMIRROR")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(ours(environment)));
+        let merged = config::Config::builder()
+            .add_source(config::File::from_str(text, config::FileFormat::Toml))
+            .add_source(overlay)
+            .build()?;
+        let mut config: Config = merged.try_deserialize().context("from the environment (STILLMIRROR_…)")?;
+        for repository in &mut config.repository {
+            repository.root = base.join(&repository.root);
+            repository.store = base.join(&repository.store);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The repositories with these names, or all when none is named.
+    pub(crate) fn select(&self, names: &[String]) -> Result<Vec<&Repository>> {
+        if names.is_empty() {
+            return Ok(self.repository.iter().collect());
+        }
+        let find = |name: &String| self.repository.iter().find(|repository| repository.name == *name);
+        names
+            .iter()
+            .map(|name| find(name).with_context(|| format!("no [[repository]] has the name '{name}'")))
+            .collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.repository.is_empty() {
+            bail!("no [[repository]]: there is nothing to index or serve");
+        }
+        for (at, repository) in self.repository.iter().enumerate() {
+            stillmirror_protocol::head::check_repository_name(&repository.name).context("repository.name")?;
+            let before = &self.repository[..at];
+            if before.iter().any(|other| other.name == repository.name) {
+                bail!("repository.name: '{}' stands twice", repository.name);
+            }
+            if before.iter().any(|other| other.store == repository.store) {
+                bail!("repository.store: {} is the store of two repositories", repository.store.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The variables that stand for keys. Others of the prefix (`STILLMIRROR_LOG`) are not configuration.
+fn ours(environment: impl Iterator<Item = (String, String)>) -> HashMap<String, String> {
+    environment
+        .filter(|(name, _)| name.starts_with("STILLMIRROR_DAEMON__") || name.starts_with("STILLMIRROR_INDEX__"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../mirror.toml.example");
+
+    fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config> {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::parse(text, environment, Path::new("/etc/stillmirror"))
+    }
+
+    const SMALLEST: &str = "[[repository]]\nname = 'debian'\nroot = '/srv/debian'\nstore = 'stores/debian'\n";
+
+    #[test]
+    fn the_example_parses_as_it_stands_and_with_every_key_uncommented() {
+        parse(EXAMPLE, &[]).expect("the example is a working file");
+        let all: String = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("#") {
+                Some(key) if key.starts_with(|first: char| first.is_ascii_lowercase()) && key.contains(" = ") => key,
+                _ => line,
+            })
+            .fold(String::new(), |text, line| text + line + "\n");
+        assert_ne!(all, EXAMPLE);
+        parse(&all, &[]).expect("every commented key is a real one, with a value that it takes");
+    }
+
+    #[test]
+    fn the_example_shows_every_key_with_its_default() {
+        let defaults = Daemon::default();
+        for line in [
+            format!("#connections = {}", defaults.connections),
+            format!("#queue = {}", defaults.queue),
+            format!("#handshake_timeout = \"{}s\"", defaults.handshake_timeout.0),
+            format!("#idle_timeout = \"{}m\"", defaults.idle_timeout.0 / 60.0),
+            format!("#minimum_rate = \"{}KiB\"", defaults.minimum_rate.0 >> 10),
+            format!("#drain = \"{}s\"", defaults.drain.0),
+            format!("#cache = \"{}MiB\"", defaults.cache.0 >> 20),
+            format!("#buffers = \"{}MiB\"", defaults.buffers.0 >> 20),
+            format!("#reload_interval = \"{}s\"", defaults.reload_interval.0),
+        ] {
+            assert!(EXAMPLE.contains(&line), "the example lacks '{line}'");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name_and_line() {
+        let error = parse(&format!("[daemon]\nconections = 5\n{SMALLEST}"), &[]).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("line 2") && text.contains("conections"), "{text}");
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_line() {
+        for (line, wanted) in [
+            ("cache = '5 bananas'", "bananas"),
+            ("idle_timeout = -1", "idle_timeout"),
+            ("listen = 'nowhere'", "nowhere"),
+        ] {
+            let error = parse(&format!("[daemon]\n{line}\n{SMALLEST}"), &[]).unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.contains("line 2") && text.contains(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let config =
+            parse(&format!("[daemon]\nconnections = 5\n{SMALLEST}"), &[("STILLMIRROR_DAEMON__CONNECTIONS", "7")]);
+        assert_eq!(config.unwrap().daemon.connections, 7);
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_environment_is_refused() {
+        let error = parse(SMALLEST, &[("STILLMIRROR_DAEMON__CONECTIONS", "7")]).unwrap_err();
+        assert!(format!("{error:#}").contains("conections"), "{error:#}");
+        parse(SMALLEST, &[("STILLMIRROR_LOG", "debug")]).expect("not configuration");
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_file() {
+        let config = parse(SMALLEST, &[]).unwrap();
+        assert_eq!(config.repository[0].store, Path::new("/etc/stillmirror/stores/debian"));
+    }
+
+    #[test]
+    fn two_repositories_cannot_share_a_name_or_a_store() {
+        let other = SMALLEST.replace("'debian'", "'other'");
+        assert!(parse(&format!("{SMALLEST}{SMALLEST}"), &[]).is_err());
+        assert!(parse(&format!("{SMALLEST}{other}"), &[]).is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! Values with units, as people write them.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
+
+/// A number of bytes: `65536`, `"64KiB"`, `"1.5GiB"`, `"10MB"`. `KiB`, `MiB`, `GiB`, `TiB` count in
+/// 1024s, `kB`, `MB`, `GB`, `TB` in 1000s, and a bare letter (`64M`) in 1024s as rsync has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = number_and_unit(text)?;
+        let factor = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 1.0,
+            "k" | "kib" => 1024.0,
+            "m" | "mib" => 1024f64.powi(2),
+            "g" | "gib" => 1024f64.powi(3),
+            "t" | "tib" => 1024f64.powi(4),
+            "kb" => 1e3,
+            "mb" => 1e6,
+            "gb" => 1e9,
+            "tb" => 1e12,
+            _ => return Err(format!("'{text}' is no size: write 65536, \"64KiB\" or \"10MB\"")),
+        };
+        Ok(Self((number * factor) as u64))
+    }
+}
+
+/// A length of time: `30`, `"30s"`, `"5m"`, `"12h"`, `"7d"`, `"250ms"`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Seconds(pub(crate) f64);
+
+impl Seconds {
+    pub(crate) fn duration(self) -> Duration {
+        Duration::try_from_secs_f64(self.0).unwrap_or(Duration::MAX)
+    }
+}
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = number_and_unit(text)?;
+        let factor = match unit {
+            "" | "s" => 1.0,
+            "ms" => 1e-3,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            "d" => 86400.0,
+            _ => return Err(format!("'{text}' is no length of time: write 30, \"30s\", \"5m\", \"12h\" or \"7d\"")),
+        };
+        Ok(Self(number * factor))
+    }
+}
+
+fn number_and_unit(text: &str) -> Result<(f64, &str), String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..end].parse().map_err(|_| format!("'{text}' does not begin with a number"))?;
+    Ok((number, text[end..].trim()))
+}
+
+/// Where to listen: `ADDR:PORT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) SocketAddr);
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self(SocketAddr::from(([0; 8], 8730)))
+    }
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut found = text.to_socket_addrs().map_err(|error| format!("'{text}' is no ADDR:PORT: {error}"))?;
+        found.next().map(Self).ok_or_else(|| format!("'{text}' has no address"))
+    }
+}
+
+/// A pattern of names, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pattern(pub(crate) String);
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut filter = stillmirror_protocol::filter::Filter::default();
+        filter.exclude(text.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Deserializes a value that may be written as a string or as a bare, non-negative number.
+fn text_or_number<'de, T, D>(deserializer: D, expects: &'static str) -> Result<T, D::Error>
+where
+    T: FromStr<Err = String>,
+    D: Deserializer<'de>,
+{
+    struct TextOrNumber<T>(&'static str, std::marker::PhantomData<T>);
+
+    impl<T: FromStr<Err = String>> Visitor<'_> for TextOrNumber<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+    }
+
+    deserializer.deserialize_any(TextOrNumber(expects, std::marker::PhantomData))
+}
+
+macro_rules! deserialize_from_text {
+    ($($type:ty: $expects:literal),*) => {$(
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                text_or_number(deserializer, $expects).map_err(D::Error::custom)
+            }
+        }
+    )*};
+}
+
+deserialize_from_text! {
+    Bytes: "a size such as 65536, \"64KiB\" or \"10MB\"",
+    Seconds: "a length of time such as 30, \"30s\" or \"5m\"",
+    Listen: "an ADDR:PORT",
+    Pattern: "a pattern of names"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_as_people_write_them() {
+        for (text, bytes) in [("0", 0), ("64KiB", 65536), ("1.5k", 1536), ("10MB", 10_000_000), ("2 GiB", 2 << 30)] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for (text, seconds) in [("30", 30.0), ("5m", 300.0), ("250ms", 0.25), ("7d", 604_800.0)] {
+            assert_eq!(text.parse(), Ok(Seconds(seconds)), "{text}");
+        }
+        for text in ["", "x", "-1", "5 parsecs"] {
+            assert!(text.parse::<Bytes>().is_err() && text.parse::<Seconds>().is_err(), "{text}");
+        }
+    }
+}
