@@ -1,1 +1,32 @@
-//! (under construction)
+//! Generations on disk: open, map, check, publish, retain.
+//!
+//! ```text
+//! <store>/repository                 format version and the repository's name
+//! <store>/lock                       flock'ed by the one writer, whose process id it holds
+//! <store>/current                    symlink to generations/<number>: the only name that is ever replaced
+//! <store>/generations/<number>/      head, list, list.zst, local, packs; delta, origin-head, origin-list at need
+//! <store>/sums/<number>.pack         block checksum records first written for that generation
+//! ```
+//!
+//! Nothing that has its final name is ever modified: a generation is written to a directory of its own,
+//! synced and renamed, and then `current` is replaced. So a mapped index neither tears nor faults, and
+//! a crash at any point leaves the old generation or the new one. Byte tables and the assumptions about
+//! the medium are in `docs/index-format.md`.
+#![deny(unsafe_code)]
+
+mod draft;
+mod error;
+mod generation;
+mod kill;
+mod map;
+mod packs;
+mod retain;
+mod store;
+
+pub use draft::Draft;
+pub use error::{Damage, StoreError};
+pub use generation::{Generation, Origin};
+pub use kill::{KILL_POINTS, kill_point};
+pub use packs::PackUse;
+pub use retain::{Retained, Retention};
+pub use store::{CurrentHead, Store, StoreLock};

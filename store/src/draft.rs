@@ -1,0 +1,191 @@
+//! A generation that is being written.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use stillmirror_protocol::local::SumsAt;
+
+use crate::error::{At, StoreError};
+use crate::generation::{Generation, pack_uses, read_head};
+use crate::kill_point;
+use crate::packs::{self, PackWriter};
+use crate::store::{Store, names, sync_dir};
+
+/// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain
+/// little: more than half of the bytes are digests, which do not compress at all.
+const LIST_ZSTD_LEVEL: i32 = 1;
+
+/// A generation that is being written, in a directory of its own. Dropped unpublished, it leaves nothing.
+#[derive(Debug)]
+pub struct Draft {
+    store: Store,
+    number: u64,
+    pack_number: u32,
+    dir: PathBuf,
+    pack: Mutex<Option<PackWriter>>,
+    published: bool,
+}
+
+impl Draft {
+    pub(crate) fn make(store: &Store, number: u64) -> Result<Self, StoreError> {
+        let too_many = |_| StoreError::TooMany { dir: store.dir().to_owned(), number };
+        let pack_number = u32::try_from(number).map_err(too_many)?;
+        let dir = store.generations_dir().join(format!(".tmp-{number}"));
+        fs::create_dir(&dir).at("create", &dir)?;
+        kill_point("draft-made");
+        let pack = Mutex::new(None);
+        Ok(Self { store: store.clone(), number, pack_number, dir, pack, published: false })
+    }
+
+    /// The number that the generation will have.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Appends a block checksum record to this generation's pack, buffered. Any thread may.
+    pub fn append_sums(&self, record: &[u8]) -> Result<SumsAt, StoreError> {
+        let mut pack = self.pack.lock().unwrap_or_else(PoisonError::into_inner);
+        if pack.is_none() {
+            *pack = Some(PackWriter::create(&self.store.sums_dir(), self.pack_number)?);
+        }
+        match pack.as_mut() {
+            Some(pack) => pack.append(record),
+            None => Ok(SumsAt::default()),
+        }
+    }
+
+    /// Writes the encoded list, and compressed beside it.
+    pub fn write_list(&self, encoded: &[u8]) -> Result<(), StoreError> {
+        let compressed = std::thread::scope(|scope| {
+            let compressor = scope.spawn(|| {
+                let path = self.dir.join("list.zst");
+                zstd::bulk::compress(encoded, LIST_ZSTD_LEVEL).at("compress", &path)
+            });
+            self.write("list", encoded)?;
+            compressor.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })?;
+        kill_point("list-written");
+        self.write("list.zst", &compressed)
+    }
+
+    /// Takes the list of another generation of this store, which is the same.
+    pub fn link_list(&self, from: &Generation) -> Result<(), StoreError> {
+        self.link("list", from)?;
+        self.link("list.zst", from)
+    }
+
+    /// Writes the encoded local facts.
+    pub fn write_local(&self, encoded: &[u8]) -> Result<(), StoreError> {
+        self.write("local", encoded)
+    }
+
+    /// Writes the encoded delta from the previous generation's list to this one's.
+    pub fn write_delta(&self, encoded: &[u8]) -> Result<(), StoreError> {
+        self.write("delta", encoded)
+    }
+
+    /// Writes the head. A pulled generation that is all of its origin's takes the origin's very bytes.
+    pub fn write_head(&self, head_bytes: &[u8]) -> Result<(), StoreError> {
+        self.write("head", head_bytes)
+    }
+
+    /// Writes what the origin of a partial generation has: its head, and its list unless that is this
+    /// generation's list.
+    pub fn write_origin(&self, head_bytes: &[u8], list: Option<&[u8]>) -> Result<(), StoreError> {
+        self.write("origin-head", head_bytes)?;
+        list.map_or(Ok(()), |list| self.write("origin-list", list))
+    }
+
+    /// Makes the generation durable, then current. Gives its number. A head, a list and local facts must
+    /// have been written.
+    pub fn publish(mut self) -> Result<u64, StoreError> {
+        self.write_pack_uses()?;
+        self.sync_pack()?;
+        self.sync_files()?;
+        let generations = self.store.generations_dir();
+        let name = self.store.generation_dir(self.number);
+        fs::rename(&self.dir, &name).at("rename", &self.dir)?;
+        self.published = true;
+        kill_point("after-generation-rename");
+        sync_dir(&generations)?;
+        kill_point("after-generations-sync");
+        self.replace_current()?;
+        Ok(self.number)
+    }
+
+    fn replace_current(&self) -> Result<(), StoreError> {
+        let (current, next) = (self.store.dir().join("current"), self.store.dir().join("current.tmp"));
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at("remove", &next),
+            _ => {}
+        }
+        symlink(format!("generations/{}", self.number), &next).at("create", &next)?;
+        kill_point("before-current-rename");
+        fs::rename(&next, &current).at("rename", &next)?;
+        kill_point("after-current-rename");
+        sync_dir(self.store.dir())?;
+        kill_point("after-current-sync");
+        Ok(())
+    }
+
+    fn write_pack_uses(&self) -> Result<(), StoreError> {
+        let (head, _) = read_head(&self.dir.join("head"))?;
+        let uses = pack_uses(&self.dir.join("local"), &head)?;
+        self.write("packs", &packs::encode_uses(&uses))
+    }
+
+    fn sync_pack(&mut self) -> Result<(), StoreError> {
+        let pack = self.pack.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Some(pack) = pack else { return Ok(()) };
+        kill_point("before-pack-sync");
+        pack.sync()?;
+        sync_dir(&self.store.sums_dir())?;
+        kill_point("after-pack-sync");
+        Ok(())
+    }
+
+    /// Syncs all files at once, so that the disk can order their writes, then their directory.
+    fn sync_files(&self) -> Result<(), StoreError> {
+        kill_point("before-generation-sync");
+        let sync = |name: &String| {
+            let path = self.dir.join(name);
+            File::open(&path).and_then(|file| file.sync_all()).at("sync", &path)
+        };
+        std::thread::scope(|scope| {
+            let syncs: Vec<_> = names(&self.dir)?.into_iter().map(|name| scope.spawn(move || sync(&name))).collect();
+            let results = syncs.into_iter().map(|sync| sync.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            results.collect::<Result<(), StoreError>>()
+        })?;
+        sync_dir(&self.dir)?;
+        kill_point("after-generation-sync");
+        Ok(())
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        let mut file = File::create(&path).at("create", &path)?;
+        file.write_all(bytes).at("write", &path)
+    }
+
+    fn link(&self, name: &str, from: &Generation) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        fs::hard_link(from.dir().join(name), &path).at("link", &path)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        // What cannot be removed now, the next draft removes.
+        let _ = fs::remove_dir_all(&self.dir);
+        if let Some(pack) = self.pack.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            let _ = fs::remove_file(pack.path());
+        }
+    }
+}

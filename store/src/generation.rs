@@ -1,0 +1,273 @@
+//! One generation, open.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rkyv::api::high::HighValidator;
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor;
+use stillmirror_protocol::head::Head;
+use stillmirror_protocol::limits;
+use stillmirror_protocol::list::{self, ArchivedFileList, ListError, ListRef};
+use stillmirror_protocol::local::{self, ArchivedLocalTable, LocalError, LocalRef};
+
+use crate::error::{At, Damage, StoreError};
+use crate::map::{Archived, Map, checksum};
+use crate::packs::{self, PackUse};
+use crate::store::remedy;
+
+/// A generation: mapped, checked, and never changing. It stays readable after its files were collected.
+#[derive(Debug)]
+pub struct Generation {
+    number: u64,
+    dir: PathBuf,
+    head: Head,
+    head_bytes: Vec<u8>,
+    list: Archived<ArchivedFileList>,
+    list_zst: Map,
+    local: Archived<ArchivedLocalTable>,
+    delta: Option<Map>,
+    origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
+    uses: Vec<PackUse>,
+    packs: BTreeMap<u32, Map>,
+}
+
+/// What a pulled generation is a part of.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The origin's head.
+    pub head: &'a Head,
+    /// The origin's whole list.
+    pub list: ListRef<'a>,
+}
+
+impl Generation {
+    /// Opens the generation in `dir`: checks the head, the checksums and lengths of the list and the
+    /// local facts (read, not mapped), then their archives and meaning once. Costs time linear in the
+    /// list and leaves no page of it resident. The list's SHA-256 is not computed; see
+    /// [`Generation::digest_is_right`].
+    pub(crate) fn open(dir: PathBuf, sums: &Path, number: u64) -> Result<Self, StoreError> {
+        let (head, head_bytes) = read_head(&dir.join("head"))?;
+        let list = open_list(&dir.join("list"), &head)?;
+        let files = ListRef::new(list.get()).files();
+        let local = open_local(&dir.join("local"), &head, ListRef::new(list.get()).len(), files)?;
+        let origin = match optional(read_head(&dir.join("origin-head")))? {
+            None => None,
+            Some((origin, _)) => {
+                let whole = optional(open_list(&dir.join("origin-list"), &origin))?;
+                if whole.is_none() && origin.list_digest != head.list_digest {
+                    return Err(damaged(&dir.join("origin-list"), Damage::Other("the file is missing")));
+                }
+                Some((origin, whole))
+            }
+        };
+        let uses = read_uses(&dir)?;
+        let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::map(sums, uses.pack)?))).collect();
+        let list_zst = map(&dir.join("list.zst"))?;
+        let delta = optional(map(&dir.join("delta")))?;
+        Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, uses, packs })
+    }
+
+    /// The store's own sequence number. At the origin it is the head's generation number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The head.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The head as it is stored and sent.
+    pub fn head_bytes(&self) -> &[u8] {
+        &self.head_bytes
+    }
+
+    /// The file list.
+    pub fn list(&self) -> ListRef<'_> {
+        ListRef::new(self.list.get())
+    }
+
+    /// The encoded list: its header and body.
+    pub fn list_bytes(&self) -> &[u8] {
+        self.list.bytes()
+    }
+
+    /// The encoded list, compressed with zstd.
+    pub fn list_zst(&self) -> &[u8] {
+        self.list_zst.bytes()
+    }
+
+    /// The encoded delta from the list `head().previous` to this one; none in a first generation.
+    pub fn delta(&self) -> Option<&[u8]> {
+        self.delta.as_ref().map(Map::bytes)
+    }
+
+    /// What only this host knows of the list's entries.
+    pub fn local(&self) -> LocalRef<'_> {
+        LocalRef::new(self.local.get())
+    }
+
+    /// The block checksum record of a regular file, by its file number
+    /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`).
+    /// None when there is none, or its pack is missing or cut short.
+    pub fn sums(&self, file: u32) -> Option<&[u8]> {
+        let at = self.local().sums(file)?;
+        let pack = self.packs.get(&at.pack)?.bytes();
+        let start = usize::try_from(at.offset).ok().filter(|&start| start >= packs::HEADER_BYTES as usize)?;
+        pack.get(start..)?.get(..usize::try_from(at.len).ok()?)
+    }
+
+    /// The packs that this generation refers to, by number.
+    pub fn pack_uses(&self) -> &[PackUse] {
+        &self.uses
+    }
+
+    /// The packs whose records a next generation should carry over into its own: those of which less
+    /// than half is in use, and, once there are many, the small ones.
+    pub fn packs_to_compact(&self) -> Vec<u32> {
+        let size = |pack: u32| self.packs.get(&pack).map_or(0, |map| map.bytes().len() as u64);
+        let total: u64 = self.uses.iter().map(|uses| size(uses.pack)).sum();
+        let many = self.uses.len() >= MANY_PACKS;
+        let wasteful = |uses: &&PackUse| {
+            let size = size(uses.pack);
+            size > 0 && (uses.live < size / 2 || (many && size < total / MANY_PACKS as u64))
+        };
+        self.uses.iter().filter(wasteful).map(|uses| uses.pack).collect()
+    }
+
+    /// For a pulled generation that is not all of its origin's: what the origin has.
+    pub fn origin(&self) -> Option<Origin<'_>> {
+        let (head, list) = self.origin.as_ref()?;
+        Some(Origin { head, list: ListRef::new(list.as_ref().unwrap_or(&self.list).get()) })
+    }
+
+    /// Computes the list's SHA-256, which opening does not, and compares it with the head's.
+    pub fn digest_is_right(&self) -> bool {
+        list::digest(self.list_bytes()) == self.head.list_digest
+    }
+
+    /// The generation's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Reads and decodes a head.
+pub(crate) fn read_head(path: &Path) -> Result<(Head, Vec<u8>), StoreError> {
+    let bytes = packs::read_small(path, limits::HEAD as u64).at("read", path)?;
+    let head = Head::decode(&bytes).map_err(|error| damaged(path, error))?;
+    Ok((head, bytes))
+}
+
+/// Reads which packs the generation in `dir` refers to.
+pub(crate) fn read_uses(dir: &Path) -> Result<Vec<PackUse>, StoreError> {
+    let path = dir.join("packs");
+    let bytes = packs::read_small(&path, MAX_USES_BYTES).at("read", &path)?;
+    packs::decode_uses(&bytes).map_err(|damage| damaged(&path, damage))
+}
+
+fn open_list(path: &Path, head: &Head) -> Result<Archived<ArchivedFileList>, StoreError> {
+    let file = File::open(path).at("open", path)?;
+    let found = file.metadata().at("stat", path)?.len();
+    let bad = |error: ListError| damaged(path, error);
+    let header = list::Header::decode(&read_header::<{ list::HEADER_BYTES }>(&file, path)?).map_err(bad)?;
+    let expected = header.body_len + list::HEADER_BYTES as u64;
+    if found != expected {
+        return Err(bad(ListError::Length { found, expected }));
+    }
+    if head.list_len != found {
+        return Err(damaged(path, Damage::Other("not the file list that the generation's head names")));
+    }
+    if checksum(&file, list::HEADER_BYTES as u64, header.body_len).at("read", path)? != header.checksum {
+        return Err(bad(ListError::Checksum));
+    }
+    let offence = ListError::Archive("no archived list".to_owned());
+    let mapped: Archived<ArchivedFileList> = map_archived(&file, path, list::HEADER_BYTES, offence)?;
+    list::validate(ListRef::new(mapped.get())).map_err(|offence| bad(offence.into()))?;
+    mapped.forget_pages();
+    Ok(mapped)
+}
+
+fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Archived<ArchivedLocalTable>, StoreError> {
+    let file = File::open(path).at("open", path)?;
+    let found = file.metadata().at("stat", path)?.len();
+    let bad = |error: LocalError| damaged(path, error);
+    let header = local::Header::decode(&read_header::<{ local::HEADER_BYTES }>(&file, path)?).map_err(bad)?;
+    if header.list_digest != head.list_digest {
+        return Err(bad(LocalError::Columns));
+    }
+    if header.body_len.checked_add(local::HEADER_BYTES as u64) != Some(found)
+        || checksum(&file, local::HEADER_BYTES as u64, header.body_len).at("read", path)? != header.checksum
+    {
+        return Err(bad(LocalError::Checksum));
+    }
+    let mapped = map_archived(&file, path, local::HEADER_BYTES, LocalError::Columns)?;
+    local::open_body(&mapped.bytes()[local::HEADER_BYTES..], entries, files).map_err(bad)?;
+    mapped.forget_pages();
+    Ok(mapped)
+}
+
+/// Counts which packs the local facts of a draft refer to, with the numbers of rows in its head.
+pub(crate) fn pack_uses(path: &Path, head: &Head) -> Result<Vec<PackUse>, StoreError> {
+    let map = map(path)?;
+    let counts = &head.counts;
+    let entries = counts.files + counts.directories + counts.symlinks + counts.specials;
+    let body = map.bytes().get(local::HEADER_BYTES..).unwrap_or_default();
+    let facts = local::open_body(body, entries as u32, counts.files as u32).map_err(|error| damaged(path, error))?;
+    Ok(packs::count_uses(facts, counts.files as u32))
+}
+
+/// Maps a file and checks the archive in it; `offence` is what to say when that is none.
+fn map_archived<T>(
+    file: &File,
+    path: &Path,
+    header: usize,
+    offence: impl Into<Damage>,
+) -> Result<Archived<T>, StoreError>
+where
+    T: rkyv::Portable + for<'a> CheckBytes<HighValidator<'a, rancor::Error>>,
+{
+    match Archived::of(file, header) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(damaged(path, offence)),
+        result => result.at("map", path),
+    }
+}
+
+/// The first `N` bytes, the missing ones of a short file as zeros: no header decodes from those.
+fn read_header<const N: usize>(file: &File, path: &Path) -> Result<[u8; N], StoreError> {
+    let mut header = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        match file.read_at(&mut header[filled..], filled as u64).at("read", path)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(header)
+}
+
+fn map(path: &Path) -> Result<Map, StoreError> {
+    File::open(path).and_then(|file| Map::of(&file)).at("open", path)
+}
+
+/// A file that need not be there.
+fn optional<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn damaged(path: &Path, damage: impl Into<Damage>) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), damage: damage.into(), remedy: remedy(path) }
+}
+
+/// From so many packs on, small ones are carried over too: every pack is a mapping in the daemon.
+const MANY_PACKS: usize = 32;
+/// Far more than the packs that compaction leaves.
+const MAX_USES_BYTES: u64 = 1 << 20;

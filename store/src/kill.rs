@@ -1,0 +1,33 @@
+//! Points at which a crash test ends the process.
+
+/// Every point, in the order in which a publication passes them.
+pub const KILL_POINTS: &[&str] = &[
+    "draft-made",
+    "list-written",
+    "before-pack-sync",
+    "after-pack-sync",
+    "before-generation-sync",
+    "after-generation-sync",
+    "after-generation-rename",
+    "after-generations-sync",
+    "before-current-rename",
+    "after-current-rename",
+    "after-current-sync",
+    "before-retention",
+    "after-retention-rename",
+    "after-retention",
+];
+
+/// Ends the process by SIGKILL when the environment's `STILLMIRROR_KILL_AT` names this point. Does
+/// nothing in release builds without the feature `kill-points`.
+pub fn kill_point(name: &str) {
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    {
+        debug_assert!(KILL_POINTS.contains(&name), "{name} is not among the kill points");
+        if std::env::var_os("STILLMIRROR_KILL_AT").is_some_and(|at| at == name) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+    #[cfg(not(any(debug_assertions, feature = "kill-points")))]
+    let _ = name;
+}

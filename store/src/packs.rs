@@ -1,0 +1,162 @@
+//! Packs of block checksum records, and the small table that says which packs a generation refers to.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use stillmirror_protocol::codec::Reader;
+use stillmirror_protocol::local::{LocalRef, SumsAt};
+use twox_hash::XxHash3_128;
+
+use crate::error::{At, Damage, StoreError};
+use crate::map::Map;
+
+const PACK_MAGIC: [u8; 8] = *b"SMPACK\r\n";
+const USES_MAGIC: [u8; 8] = *b"SMUSES\r\n";
+const VERSION: u16 = 1;
+/// Bytes before the first record.
+pub(crate) const HEADER_BYTES: u64 = 64;
+/// Records begin at multiples of this, so that their columns can be read in place.
+const ALIGN: u64 = 8;
+
+/// What a generation uses of one pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackUse {
+    /// The pack's number: that of the generation it was written for.
+    pub pack: u32,
+    /// Bytes of the records that files of this generation refer to; one that several files share counts
+    /// once for each.
+    pub live: u64,
+}
+
+/// The name of a pack's file in `sums/`.
+pub(crate) fn file_name(pack: u32) -> String {
+    format!("{pack}.pack")
+}
+
+/// The number in a pack's file name.
+pub(crate) fn number_of(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".pack")?;
+    digits.parse().ok().filter(|number| file_name(*number) == name)
+}
+
+/// A pack that is being written.
+#[derive(Debug)]
+pub(crate) struct PackWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    pack: u32,
+    end: u64,
+}
+
+impl PackWriter {
+    pub(crate) fn create(sums: &Path, pack: u32) -> Result<Self, StoreError> {
+        let path = sums.join(file_name(pack));
+        let file = File::create_new(&path).at("create", &path)?;
+        let mut writer = Self { file: BufWriter::with_capacity(1 << 18, file), path, pack, end: 0 };
+        let mut header = [0; HEADER_BYTES as usize];
+        header[..8].copy_from_slice(&PACK_MAGIC);
+        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[12..16].copy_from_slice(&pack.to_le_bytes());
+        writer.write(&header)?;
+        Ok(writer)
+    }
+
+    pub(crate) fn append(&mut self, record: &[u8]) -> Result<SumsAt, StoreError> {
+        let offset = self.end.next_multiple_of(ALIGN);
+        let padding = [0; ALIGN as usize];
+        self.write(&padding[..(offset - self.end) as usize])?;
+        self.write(record)?;
+        Ok(SumsAt { pack: self.pack, offset, len: record.len() as u64 })
+    }
+
+    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+        self.file.flush().at("write", &self.path)?;
+        self.file.get_ref().sync_all().at("sync", &self.path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file.write_all(bytes).at("write", &self.path)?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// A mapped pack; none when the file is absent or no pack of that number, since block checksums are a
+/// hint that a receiver does without.
+pub(crate) fn map(sums: &Path, pack: u32) -> Option<Map> {
+    let file = File::open(sums.join(file_name(pack))).ok()?;
+    let mut header = [0; HEADER_BYTES as usize];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let version = u16::from_le_bytes([header[8], header[9]]);
+    let number = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
+    if header[..8] != PACK_MAGIC || version != VERSION || number != pack {
+        return None;
+    }
+    Map::of(&file).ok()
+}
+
+/// Counts what a generation's files refer to.
+pub(crate) fn count_uses(local: LocalRef<'_>, files: u32) -> Vec<PackUse> {
+    let mut live = BTreeMap::new();
+    for at in (0..files).filter_map(|file| local.sums(file)) {
+        *live.entry(at.pack).or_default() += at.len;
+    }
+    live.into_iter().map(|(pack, live)| PackUse { pack, live }).collect()
+}
+
+/// The content of a generation's file `packs`.
+pub(crate) fn encode_uses(uses: &[PackUse]) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend_from_slice(&USES_MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&(uses.len() as u32).to_le_bytes());
+    for PackUse { pack, live } in uses {
+        out.extend_from_slice(&pack.to_le_bytes());
+        out.extend_from_slice(&live.to_le_bytes());
+    }
+    out.extend_from_slice(&XxHash3_128::oneshot(&out).to_le_bytes());
+    out
+}
+
+pub(crate) fn decode_uses(bytes: &[u8]) -> Result<Vec<PackUse>, Damage> {
+    let damaged = Damage::Other("the table of packs is damaged");
+    let Some((fields, checksum)) = bytes.split_last_chunk::<16>() else { return Err(damaged) };
+    let mut reader = Reader::new(fields);
+    if reader.array("magic").ok() != Some(USES_MAGIC) {
+        return Err(Damage::Other("not a table of packs (wrong magic)"));
+    }
+    if reader.u16("version").ok() != Some(VERSION) {
+        return Err(Damage::Other("a table of packs of another format version"));
+    }
+    if XxHash3_128::oneshot(fields).to_le_bytes() != *checksum {
+        return Err(damaged);
+    }
+    let mut uses = Vec::new();
+    let mut read = || {
+        reader.u16("reserved")?;
+        for _ in 0..reader.u32("packs")? {
+            uses.push(PackUse { pack: reader.u32("pack")?, live: reader.u64("live")? });
+        }
+        reader.finish("table of packs")
+    };
+    match read() {
+        Ok(()) => Ok(uses),
+        Err(_) => Err(damaged),
+    }
+}
+
+/// Reads a small file whole.
+pub(crate) fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

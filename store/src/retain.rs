@@ -1,0 +1,75 @@
+//! Which generations stay, and the packs that go with the others.
+
+use std::collections::HashSet;
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use crate::error::{At, StoreError};
+use crate::generation::read_uses;
+use crate::kill_point;
+use crate::packs;
+use crate::store::{Store, StoreLock, names, sync_dir};
+
+/// How long generations are kept. The current one always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// At most so many generations, the current one included.
+    pub count: u32,
+    /// Those published longer ago than this go even when the count would keep them.
+    pub age: Option<Duration>,
+}
+
+/// What [`Store::retain`] removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Numbers of the removed generations.
+    pub generations: Vec<u64>,
+    /// Numbers of the removed packs.
+    pub packs: Vec<u32>,
+}
+
+impl Store {
+    /// Removes the generations that `keep` does not keep, then the packs that no remaining one refers to.
+    /// Processes that have a removed generation open go on reading it.
+    pub fn retain(&self, _lock: &StoreLock, keep: Retention) -> Result<Retained, StoreError> {
+        kill_point("before-retention");
+        let kept = self.generations()?;
+        let Some((current, older)) = kept.split_last() else { return Ok(Retained::default()) };
+        let mut removed = Retained::default();
+        let mut uses: HashSet<u32> = self.packs_of(*current)?;
+        for (newer, &number) in older.iter().rev().enumerate() {
+            if newer as u64 + 2 > u64::from(keep.count) || self.is_older(number, keep.age)? {
+                self.remove_generation(number)?;
+                removed.generations.push(number);
+            } else {
+                uses.extend(self.packs_of(number)?);
+            }
+        }
+        if !removed.generations.is_empty() {
+            sync_dir(&self.generations_dir())?;
+        }
+        for name in names(&self.sums_dir())? {
+            if let Some(pack) = packs::number_of(&name).filter(|pack| !uses.contains(pack)) {
+                let path = self.sums_dir().join(name);
+                fs::remove_file(&path).at("remove", &path)?;
+                removed.packs.push(pack);
+            }
+        }
+        removed.generations.sort_unstable();
+        removed.packs.sort_unstable();
+        kill_point("after-retention");
+        Ok(removed)
+    }
+
+    fn packs_of(&self, number: u64) -> Result<HashSet<u32>, StoreError> {
+        Ok(read_uses(&self.generation_dir(number))?.iter().map(|uses| uses.pack).collect())
+    }
+
+    /// Whether a generation was published longer than `age` ago; its directory's time tells.
+    fn is_older(&self, number: u64, age: Option<Duration>) -> Result<bool, StoreError> {
+        let Some(age) = age else { return Ok(false) };
+        let dir = self.generation_dir(number);
+        let published = fs::metadata(&dir).and_then(|facts| facts.modified()).at("stat", &dir)?;
+        Ok(SystemTime::now().duration_since(published).is_ok_and(|since| since > age))
+    }
+}
