@@ -5,8 +5,11 @@ Real clients run through a gate that lets no byte pass before all of them have a
 sessions are truly simultaneous. The stalling ones replay parts of what a real client said.
 """
 import asyncio
+import contextlib
+import itertools
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import threading
@@ -22,8 +25,15 @@ SMALL_FILES, SMALL_BYTES = 200, 20000
 def run(b):
     if not b.stillmirror:
         raise SystemExit('this script measures only stillmirror')
+    allow_open_files()
     listing(b)
     stalls(b)
+
+
+def allow_open_files():
+    """For the gate's two sockets per client; the daemon inherits it, as it would from its service file."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listing(b):
@@ -31,7 +41,7 @@ def listing(b):
     b.stillmirror.index(b.args.tree, store)
     with b.stillmirror.serve(b.args.tree, store) as server, Sampler(server) as sampler:
         idle = server.memory()['resident']
-        with Gate(server, b.args.clients) as gate:
+        with Gate(server, b.args.clients, b.args.patience) as gate:
             start = time.monotonic()
             clients = [spawn(b, 'list', gate.url) for _ in range(b.args.clients)]
             codes = [client.wait() for client in clients]
@@ -52,7 +62,7 @@ def stalls(b):
         with Gate(server, 1) as gate:
             b.stillmirror.pull(gate.url, b.work / 'first', b.work / 'first-store')
         rows = [pulls(b, server, source, 'alone')]
-        stalling = [stall(server, kind, gate.said) for kind, _ in zip(endless(KINDS), range(b.args.stalled))]
+        stalling = [stall(server, kind, gate.said) for kind, _ in zip(itertools.cycle(KINDS), range(b.args.stalled))]
         time.sleep(1)
         rows.append(pulls(b, server, source, f'beside {len(stalling)} that stall'))
         for connection in stalling:
@@ -93,11 +103,6 @@ KINDS = {
 }
 
 
-def endless(items):
-    while True:
-        yield from items
-
-
 def stall(server, kind, said):
     connection = socket.create_connection((server.address, server.port), timeout=10)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -108,15 +113,14 @@ def stall(server, kind, said):
 class Gate:
     """A relay on loopback: all clients get their connection to the server first, then the bytes flow."""
 
-    def __init__(self, server, clients):
-        self.server, self.clients = server, clients
+    def __init__(self, server, clients, patience=10):
+        self.server, self.clients, self.patience = server, clients, patience
         self.port, self.open, self.most, self.said = bench.free_port(), 0, 0, b''
         self.url = server.url.replace(str(server.port), str(self.port))
 
     def __enter__(self):
         ready = threading.Event()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(self.relay(ready)), daemon=True)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.relay(ready)), daemon=True)
         self.thread.start()
         ready.wait()
         return self
@@ -126,6 +130,7 @@ class Gate:
         self.thread.join()
 
     async def relay(self, ready):
+        self.loop = asyncio.get_running_loop()
         self.done, self.all_here = asyncio.Event(), asyncio.Event()
         async with await asyncio.start_server(self.session, '127.0.0.1', self.port, backlog=4096):
             ready.set()
@@ -137,21 +142,19 @@ class Gate:
         self.most = max(self.most, self.open)
         if self.open == self.clients:
             self.all_here.set()
-        await self.all_here.wait()
+        with contextlib.suppress(TimeoutError):  # some may never come
+            await asyncio.wait_for(self.all_here.wait(), self.patience)
         await asyncio.gather(self.pump(reader, below, heard=True), self.pump(above, writer))
         self.open -= 1
 
     async def pump(self, reader, writer, heard=False):
-        try:
+        with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 if heard and self.clients == 1:
                     self.said += data
                 writer.write(data)
                 await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
+        writer.close()
 
 
 class Sampler:

@@ -61,11 +61,9 @@ class Publication:
     def __init__(self, b, source):
         self.b, self.source = b, source
         self.publisher, self.history, self.generation, self.editions = trees.Publisher(source), trees.History(), None, {}
-        self.lock = threading.Lock()
 
     def index(self):
-        with self.lock:  # noted before it becomes public, so that no client can be ahead of the notes
-            edition = self.history.publish(self.source)
+        edition = self.history.publish(self.source)  # before it becomes public, so that no client is ahead of the notes
         if self.b.stillmirror:
             self.generation = self.b.stillmirror.index(self.source, self.b.work / 'publisher')['generation']
             self.editions[self.generation] = edition
@@ -91,9 +89,8 @@ class Client:
     def loop(self, over):
         while not over.is_set():
             generation = self.pull()
-            with self.publication.lock:  # a generation whose index has not returned yet is the newest
-                edition = self.publication.editions.get(generation)
-                self.strangers += self.publication.history.strangers(self.dest, edition)
+            edition = self.publication.editions.get(generation)  # unknown while its index still runs: then it is the newest
+            self.strangers += self.publication.history.strangers(self.dest, edition)
 
     def pull(self):
         """The generation that was pulled, if the client knows."""

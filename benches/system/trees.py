@@ -162,4 +162,4 @@ class History:
         """Names in `dest` whose content was not published under that name in any edition up to this one."""
         newest = self.edition if edition is None else edition
         return [name for name in files_below(dest)
-                if self.first[name].get(sha256(os.path.join(dest, name)), newest + 1) > newest]
+                if self.first.get(name, {}).get(sha256(os.path.join(dest, name)), newest + 1) > newest]
