@@ -1,0 +1,493 @@
+//! What a search knows so far, what it asks for next, and what comes of it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::scan::{Hit, Place, Wanted};
+use super::{Basis, SumsRange};
+use crate::sums::Layout;
+
+/// Fine blocks of a group: where all of it is unmatched, a sample decides about its fine checksums.
+const GROUP: u64 = 512;
+/// Fine blocks of each of the two stretches of a sample.
+const STRETCH: u64 = 16;
+/// Levels whose checksums cost less than this part of the file are fetched without a sample.
+const CHEAP: f64 = 1.0 / 2048.0;
+/// Weight of what all samples say against what the sample of one group says, in blocks.
+const PRIOR: f64 = 32.0;
+/// Groups shorter than this, in fine blocks, are not worth a sample.
+const MIN_GROUP: u64 = 64;
+/// Most items asked for in one step: bounds memory to about half a gigabyte.
+const MAX_ITEMS: u64 = 1 << 23;
+/// Random matches that one pass may let through, in powers of two.
+const RISK_BITS: u32 = 12;
+/// While the new file lacks at least this part of the bases' length, all of the bases is searched.
+const WHOLE_BASIS: u64 = 64;
+/// How far a lone match may lie from where its sure neighbour leads, in bytes, to be believed.
+const NEAR: u64 = 16 << 10;
+
+/// A part of the new file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// To be copied from a basis.
+    Copy {
+        /// Offset in the new file, in bytes.
+        target: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Index of the basis.
+        basis: u32,
+        /// Offset in the basis, in bytes.
+        offset: u64,
+    },
+    /// To be fetched.
+    Literal {
+        /// Offset in the new file, in bytes.
+        target: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+impl Piece {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match *self {
+            Piece::Copy { len, .. } | Piece::Literal { len, .. } => len,
+        }
+    }
+
+    /// Always `false`: a piece has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How to make the new file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Assembly {
+    pieces: Vec<Piece>,
+    sums_bytes: u64,
+}
+
+impl Assembly {
+    /// The pieces in order. They tile the new file exactly.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The ranges of the new file to fetch, in order, none touching the next.
+    pub fn literals(&self) -> impl Iterator<Item = Range<u64>> {
+        self.pieces.iter().filter_map(|piece| match *piece {
+            Piece::Literal { target, len } => Some(target..target + len),
+            Piece::Copy { .. } => None,
+        })
+    }
+
+    /// Bytes to fetch.
+    pub fn literal_bytes(&self) -> u64 {
+        self.literals().map(|range| range.end - range.start).sum()
+    }
+
+    /// Bytes that come from bases.
+    pub fn matched_bytes(&self) -> u64 {
+        self.pieces.iter().map(Piece::len).sum::<u64>() - self.literal_bytes()
+    }
+
+    /// Bytes of block checksums that the search took.
+    pub fn sums_bytes(&self) -> u64 {
+        self.sums_bytes
+    }
+}
+
+/// A part of the new file that lies in a basis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Match {
+    target: u64,
+    len: u64,
+    place: Place,
+}
+
+impl Match {
+    fn end(&self) -> u64 {
+        self.target + self.len
+    }
+
+    fn place_of_end(&self) -> Place {
+        Place { offset: self.place.offset + self.len, ..self.place }
+    }
+}
+
+/// An unmatched part of the new file.
+#[derive(Debug, Clone)]
+struct Region {
+    range: Range<u64>,
+    /// The level to try next, or being tried.
+    level: usize,
+    /// Its group's sample was taken.
+    sampled: bool,
+}
+
+/// Blocks looked at and found.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    tried: f64,
+    found: f64,
+}
+
+/// What the sample of a group, or all samples, found: at the finest level and at the one above it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sample {
+    fine: Tally,
+    above: Tally,
+}
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    layout: Layout,
+    /// Ascending by target, disjoint.
+    matches: Vec<Match>,
+    /// Unmatched regions, about which nothing was decided yet.
+    open: Vec<Region>,
+    /// Regions whose checksums were asked for.
+    asked: Vec<Region>,
+    /// By group number.
+    samples: BTreeMap<u64, Sample>,
+    all_samples: Sample,
+}
+
+impl Plan {
+    pub(super) fn new(layout: Layout) -> Plan {
+        let open = vec![Region { range: 0..layout.size(), level: 0, sampled: false }];
+        Plan { layout, matches: vec![], open, asked: vec![], samples: BTreeMap::new(), all_samples: Sample::default() }
+    }
+
+    /// Decides about the open regions. Returns what to fetch, ascending; nothing when the search has ended.
+    pub(super) fn next_ranges(&mut self) -> Vec<SumsRange> {
+        let mut items = 0;
+        for region in std::mem::take(&mut self.open) {
+            for part in self.split(region) {
+                if items >= MAX_ITEMS {
+                    self.open.push(part);
+                } else {
+                    items += self.decide(part);
+                }
+            }
+        }
+        self.asked.sort_by_key(|region| (region.level, region.range.start));
+        let mut ranges: Vec<SumsRange> = Vec::new();
+        for region in &self.asked {
+            let range = self.items_of(region);
+            match ranges.last_mut() {
+                Some(last) if last.level == range.level && last.first + last.count >= range.first => {
+                    last.count = last.count.max(range.first + range.count - last.first);
+                }
+                _ => ranges.push(range),
+            }
+        }
+        ranges
+    }
+
+    /// Cuts a region where parts of it are to be decided about on their own: at the ends of whole groups, and
+    /// where it has too many blocks for one step.
+    fn split(&self, region: Region) -> Vec<Region> {
+        let Some(level) = self.layout.levels().get(region.level) else { return Vec::new() };
+        let grouped = !region.sampled && self.is_dear(region.level);
+        let unit = if grouped { self.group_len() } else { MAX_ITEMS * u64::from(level.block_size) };
+        let mut parts: Vec<Region> = Vec::new();
+        let mut start = region.range.start;
+        while start < region.range.end {
+            let end = ((start / unit + 1) * unit).min(region.range.end);
+            parts.push(Region { range: start..end, ..region });
+            start = end;
+        }
+        parts
+    }
+
+    /// Asks for the next checksums of a region, if any promise to pay. Returns their number.
+    fn decide(&mut self, mut region: Region) -> u64 {
+        let finest = self.layout.levels().len() - 1;
+        let dear = self.is_dear(region.level);
+        if dear && !region.sampled && self.is_whole_group(&region.range) {
+            return self.ask_sample(region);
+        }
+        if dear && region.sampled {
+            let sample = self.estimate(region.range.start / self.group_len());
+            let fine = self.layout.levels()[finest];
+            if sample.fine.found * f64::from(fine.block_size) < 2.0 * fine.item_len() as f64 {
+                return 0;
+            }
+            if region.level + 1 == finest && sample.above.found * self.rate(finest) < self.rate(region.level) {
+                region.level = finest;
+            }
+        }
+        let count = self.items_of(&region).count;
+        self.asked.push(region);
+        count
+    }
+
+    /// Asks for a sample of a group. The rest of it waits.
+    fn ask_sample(&mut self, region: Region) -> u64 {
+        let finest = self.layout.levels().len() - 1;
+        let block = u64::from(self.layout.levels()[finest].block_size);
+        let (start, len) = (region.range.start, region.range.end - region.range.start);
+        let mut rest = start;
+        for quarter in [1, 3] {
+            let stretch = start + len * quarter / 4 / (STRETCH * block) * (STRETCH * block);
+            let stretch = stretch..stretch + STRETCH * block;
+            self.open.push(Region { range: rest..stretch.start, sampled: true, ..region });
+            rest = stretch.end;
+            self.asked.push(Region { range: stretch, level: finest, sampled: true });
+        }
+        self.open.push(Region { range: rest..region.range.end, sampled: true, ..region });
+        self.samples.insert(start / self.group_len(), Sample::default());
+        2 * STRETCH
+    }
+
+    /// Turns what was asked for into what is still open, and counts what the samples found.
+    pub(super) fn settle(&mut self) {
+        for region in std::mem::take(&mut self.asked) {
+            let unmatched = self.unmatched(&region.range);
+            let group = region.range.start / self.group_len();
+            let finest = self.layout.levels().len() - 1;
+            let is_sample = region.sampled
+                && region.level == finest
+                && self.samples.get(&group).is_some_and(|sample| sample.fine.tried < 2.0 * STRETCH as f64);
+            if is_sample {
+                self.count_sample(group, &region.range, &unmatched);
+            }
+            let level = region.level + 1;
+            self.open.extend(unmatched.into_iter().map(|range| Region { range, level, ..region }));
+        }
+        self.open.retain(|region| !region.range.is_empty());
+    }
+
+    fn count_sample(&mut self, group: u64, range: &Range<u64>, unmatched: &[Range<u64>]) {
+        let levels = self.layout.levels();
+        let count = |block: u64| {
+            let touched: u64 = unmatched.iter().map(|r| r.end.div_ceil(block) - r.start / block).sum();
+            let tried = (range.end - range.start).div_ceil(block);
+            Tally { tried: tried as f64, found: tried.saturating_sub(touched) as f64 }
+        };
+        let fine = count(u64::from(levels[levels.len() - 1].block_size));
+        let above = if levels.len() > 1 { count(u64::from(levels[levels.len() - 2].block_size)) } else { fine };
+        let sample = self.samples.entry(group).or_default();
+        for sum in [sample, &mut self.all_samples] {
+            sum.fine.add(fine);
+            sum.above.add(above);
+        }
+    }
+
+    /// The part of blocks that would be found in a group, in `found`.
+    fn estimate(&self, group: u64) -> Sample {
+        let sample = self.samples.get(&group).copied().unwrap_or_default();
+        let part = |own: Tally, all: Tally, prior: f64| {
+            let mean = if all.tried > 0.0 { all.found / all.tried } else { 0.0 };
+            Tally { tried: 1.0, found: (own.found + prior * mean) / (own.tried + prior) }
+        };
+        Sample {
+            fine: part(sample.fine, self.all_samples.fine, PRIOR),
+            above: part(sample.above, self.all_samples.above, PRIOR / 8.0),
+        }
+    }
+
+    /// Turns hits into matches. A lone hit is taken only if random ones are improbable.
+    pub(super) fn accept(&mut self, wanted: &Wanted, hits: &[Hit], offsets_searched: u64) {
+        let random_bits = (offsets_searched.max(1).ilog2() + 1) + (wanted.distinct().max(1).ilog2() + 1);
+        let all_sure = random_bits + RISK_BITS <= wanted.item_bits();
+        let hits_of = |item: u32| {
+            let start = hits.partition_point(|hit| hit.item < item);
+            &hits[start..start + hits[start..].partition_point(|hit| hit.item == item)]
+        };
+        let len = wanted.block_size();
+        let (mut sure, mut lone) = (Vec::new(), Vec::new());
+        let mut before: Option<Match> = None;
+        for (index, &(block, item)) in wanted.blocks().iter().enumerate() {
+            let hits = hits_of(item);
+            let Some(first) = hits.first() else { continue };
+            let target = block * len;
+            let at = |place| Match { target, len, place };
+            let expected = before.filter(|b| b.end() == target).or_else(|| self.match_ending(target));
+            let expected = expected.map(|b| b.place_of_end());
+            let follows = hits.iter().find(|hit| Some(hit.place) == expected);
+            let next = wanted.blocks().get(index + 1).filter(|next| next.0 == block + 1).map(|next| hits_of(next.1));
+            let next_match = self.match_starting(target + len);
+            let leads = |hit: &&Hit| {
+                let end = at(hit.place).place_of_end();
+                next_match.is_some_and(|m| m.place == end) || next.is_some_and(|n| n.iter().any(|n| n.place == end))
+            };
+            let supported = follows.or_else(|| hits.iter().find(leads));
+            let found = at(supported.unwrap_or(first).place);
+            if all_sure || supported.is_some() {
+                sure.push(found);
+                before = Some(found);
+            } else {
+                lone.push((target, item));
+            }
+        }
+        self.insert(sure);
+        let near = lone.into_iter().filter_map(|(target, item)| {
+            let near = hits_of(item).iter().find(|hit| self.is_near(target, hit.place))?;
+            Some(Match { target, len, place: near.place })
+        });
+        let near = near.collect();
+        self.insert(near);
+    }
+
+    /// Adds the short last block.
+    pub(super) fn accept_tail(&mut self, wanted: &Wanted, place: Place) {
+        if let Some((block, len)) = wanted.tail() {
+            self.insert(vec![Match { target: block * wanted.block_size(), len, place }]);
+        }
+    }
+
+    /// Where the short last block is likely to lie: after what precedes it, and at the end of each basis.
+    pub(super) fn tail_places(&self, wanted: &Wanted, bases: &[&dyn Basis]) -> Vec<Place> {
+        let Some((block, len)) = wanted.tail() else { return Vec::new() };
+        let follows = self.match_ending(block * wanted.block_size()).map(|m| m.place_of_end());
+        let ends =
+            (0u32..).zip(bases).filter_map(|(basis, file)| Some(Place { basis, offset: file.len().checked_sub(len)? }));
+        follows.into_iter().chain(ends).collect()
+    }
+
+    /// Which ranges of the bases may hold what is still unmatched: what no match used, or all of it while much is
+    /// missing in comparison.
+    pub(super) fn places_to_search(&self, bases: &[&dyn Basis], margin: u64) -> Vec<(u32, Range<u64>)> {
+        let total: u64 = bases.iter().map(|basis| basis.len()).sum();
+        let matched: u64 = self.matches.iter().map(|m| m.len).sum();
+        let mut places: Vec<(u32, Range<u64>)> = Vec::new();
+        let all = self.layout.size() - matched >= total / WHOLE_BASIS;
+        let mut used: Vec<Match> = if all { Vec::new() } else { self.matches.clone() };
+        used.sort_by_key(|m| m.place);
+        let mut used = used.into_iter().peekable();
+        for (basis, file) in (0u32..).zip(bases) {
+            let mut start = 0;
+            let mut add = |range: Range<u64>| {
+                let range = range.start.saturating_sub(margin)..range.end.saturating_add(margin).min(file.len());
+                match places.last_mut() {
+                    Some((b, last)) if *b == basis && last.end >= range.start => last.end = range.end,
+                    _ => places.push((basis, range)),
+                }
+            };
+            while let Some(m) = used.next_if(|m| m.place.basis == basis) {
+                if m.place.offset > start {
+                    add(start..m.place.offset);
+                }
+                start = start.max(m.place_of_end().offset);
+            }
+            if start < file.len() {
+                add(start..file.len());
+            }
+        }
+        places
+    }
+
+    /// The pieces of the new file as known now.
+    pub(super) fn assembly(&self, sums_bytes: u64) -> Assembly {
+        let mut pieces = Vec::with_capacity(2 * self.matches.len() + 1);
+        let mut target = 0;
+        for m in &self.matches {
+            if m.target > target {
+                pieces.push(Piece::Literal { target, len: m.target - target });
+            }
+            pieces.push(Piece::Copy { target: m.target, len: m.len, basis: m.place.basis, offset: m.place.offset });
+            target = m.end();
+        }
+        if target < self.layout.size() {
+            pieces.push(Piece::Literal { target, len: self.layout.size() - target });
+        }
+        Assembly { pieces, sums_bytes }
+    }
+
+    /// Adds matches, ascending by target, but for what is matched already.
+    fn insert(&mut self, found: Vec<Match>) {
+        let mut new = Vec::with_capacity(found.len());
+        for m in found {
+            for free in self.unmatched(&(m.target..m.end())) {
+                let offset = m.place.offset + (free.start - m.target);
+                new.push(Match { target: free.start, len: free.end - free.start, place: Place { offset, ..m.place } });
+            }
+        }
+        self.matches.append(&mut new);
+        self.matches.sort_by_key(|m| m.target);
+        self.matches.dedup_by(|next, m| {
+            let continues = m.end() == next.target && m.place_of_end() == next.place;
+            if continues {
+                m.len += next.len;
+            }
+            continues
+        });
+    }
+
+    /// The parts of `range` that no match covers.
+    fn unmatched(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let (mut free, mut start) = (Vec::new(), range.start);
+        let first = self.matches.partition_point(|m| m.end() <= range.start);
+        for m in self.matches[first..].iter().take_while(|m| m.target < range.end) {
+            if m.target > start {
+                free.push(start..m.target);
+            }
+            start = m.end();
+        }
+        if start < range.end {
+            free.push(start..range.end);
+        }
+        free
+    }
+
+    fn match_ending(&self, target: u64) -> Option<Match> {
+        let index = self.matches.partition_point(|m| m.end() < target);
+        self.matches.get(index).copied().filter(|m| m.end() == target)
+    }
+
+    fn match_starting(&self, target: u64) -> Option<Match> {
+        let index = self.matches.partition_point(|m| m.target < target);
+        self.matches.get(index).copied().filter(|m| m.target == target)
+    }
+
+    /// Whether `place` is about where the neighbouring matches lead.
+    fn is_near(&self, target: u64, place: Place) -> bool {
+        let next = self.matches.partition_point(|m| m.target < target);
+        let neighbours = self.matches[next.saturating_sub(1)..].iter().take(2);
+        neighbours.filter(|m| m.place.basis == place.basis).any(|m| {
+            let shift = place.offset.abs_diff(m.place.offset);
+            let distance = target.abs_diff(m.target.max(target.min(m.end())));
+            let same_way = (place.offset >= m.place.offset) == (target >= m.target);
+            same_way && shift.abs_diff(target.abs_diff(m.target)) <= NEAR && distance <= 4 * NEAR
+        })
+    }
+
+    fn items_of(&self, region: &Region) -> SumsRange {
+        let block = u64::from(self.layout.levels()[region.level].block_size);
+        let first = region.range.start / block;
+        SumsRange { level: region.level as u8, first, count: region.range.end.div_ceil(block) - first }
+    }
+
+    /// Bytes of checksums per byte of the file.
+    fn rate(&self, level: usize) -> f64 {
+        let level = self.layout.levels()[level];
+        level.item_len() as f64 / f64::from(level.block_size)
+    }
+
+    /// Whether a level is fetched only where a sample says so.
+    fn is_dear(&self, level: usize) -> bool {
+        level > 0 && self.rate(level) > CHEAP
+    }
+
+    fn group_len(&self) -> u64 {
+        self.layout.levels().last().map_or(u64::MAX, |finest| GROUP * u64::from(finest.block_size))
+    }
+
+    fn is_whole_group(&self, range: &Range<u64>) -> bool {
+        let group = self.group_len();
+        let end = (range.start + group).min(self.layout.size());
+        range.start.is_multiple_of(group) && range.end == end && (end - range.start) >= group / GROUP * MIN_GROUP
+    }
+}
+
+impl Tally {
+    fn add(&mut self, other: Tally) {
+        self.tried += other.tried;
+        self.found += other.found;
+    }
+}

@@ -1,0 +1,363 @@
+//! One pass over the bases: where do the wanted blocks of one level lie?
+//!
+//! The weak checksum rolls over every offset; a bitmap tells most offsets that no wanted block has it; a strong
+//! checksum is computed only where a weak one was found.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rayon::prelude::*;
+
+use super::{Basis, DeltaError, SumsRange};
+use crate::sums::{Layout, Level, MULTIPLIER, Scheme, power, weak};
+
+/// Different strong checksums kept per weak one. More come from a hostile sender only.
+const MAX_CHAIN: usize = 8;
+/// Places kept per distinct block, so that runs of equal blocks (zeros) stay small.
+const MAX_PLACES: u32 = 8;
+/// Bytes of strong checksums computed in vain, per byte searched: random weak matches stay below 1, a hostile
+/// sender who knows the basis is stopped here.
+const MAX_WASTE: usize = 8;
+/// Independent rolling checksums per thread: one alone waits for its multiplication.
+const LANES: usize = 4;
+/// Offsets that lanes roll over before their candidates are looked at.
+const STRIP: usize = 2048;
+
+/// A place where a wanted block was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hit {
+    /// Which distinct block, see [`Wanted::blocks`].
+    pub(super) item: u32,
+    pub(super) place: Place,
+}
+
+/// An offset in a basis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) basis: u32,
+    pub(super) offset: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Item {
+    weak: u32,
+    strong: u64,
+}
+
+/// Blocks of one level to look for, and the index that finds them.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    scheme: Scheme,
+    level: usize,
+    block_size: usize,
+    /// Numbers of the blocks of full length, ascending, each with the index of its item.
+    blocks: Vec<(u64, u32)>,
+    /// The file's last block when it is short, with its length: looked for at a few places only.
+    tail: Option<(u64, Item, usize)>,
+    /// Distinct items, ascending, but for those that [`MAX_CHAIN`] removed.
+    items: Vec<Item>,
+    /// `items` by the top bits of the weak checksum: bucket `b` is `starts[b]..starts[b + 1]`.
+    starts: Vec<u32>,
+    bucket_shift: u32,
+    bitmap: Vec<u64>,
+    bitmap_shift: u32,
+}
+
+impl Wanted {
+    /// `ranges` are of `level`, ascending, each with its items.
+    pub(super) fn new(layout: &Layout, level: usize, ranges: &[(SumsRange, &[u8])]) -> Wanted {
+        let Level { block_size, strong_len } = layout.levels()[level];
+        let item_len = layout.levels()[level].item_len();
+        let mut wanted: Vec<(Item, u64)> = Vec::new();
+        for (range, bytes) in ranges {
+            let items = bytes.chunks_exact(item_len).map(|item| parse_item(item, strong_len));
+            wanted.extend(items.zip(range.first..));
+        }
+        let last = wanted.last().map_or(0..0, |&(_, block)| layout.block_range(level, block).unwrap_or(0..0));
+        let tail_len = (last.end - last.start) as usize;
+        let short = tail_len < block_size as usize;
+        let tail = if short { wanted.pop().map(|(item, block)| (block, item, tail_len)) } else { None };
+
+        wanted.sort_unstable();
+        let mut items: Vec<Item> = Vec::with_capacity(wanted.len());
+        let mut blocks = Vec::with_capacity(wanted.len());
+        for (item, block) in wanted {
+            if items.last() != Some(&item) {
+                let chain = items.len().checked_sub(MAX_CHAIN).map(|i| items[i].weak);
+                if chain == Some(item.weak) {
+                    continue;
+                }
+                items.push(item);
+            }
+            blocks.push((block, (items.len() - 1) as u32));
+        }
+        blocks.sort_unstable();
+
+        let bucket_bits = (items.len().max(2) as u32).ilog2();
+        let bitmap_bits = (bucket_bits + 6).clamp(12, 24);
+        let (bucket_shift, bitmap_shift) = (32 - bucket_bits, 32 - bitmap_bits);
+        let mut starts = vec![0u32; (1 << bucket_bits) + 1];
+        let mut bitmap = vec![0u64; 1 << (bitmap_bits - 6)];
+        for item in &items {
+            starts[(item.weak >> bucket_shift) as usize + 1] += 1;
+            let bit = item.weak >> bitmap_shift;
+            bitmap[(bit >> 6) as usize] |= 1 << (bit & 63);
+        }
+        for bucket in 1..starts.len() {
+            starts[bucket] += starts[bucket - 1];
+        }
+        let scheme = layout.scheme().clone();
+        let block_size = block_size as usize;
+        Wanted { scheme, level, block_size, blocks, tail, items, starts, bucket_shift, bitmap, bitmap_shift }
+    }
+
+    pub(super) fn block_size(&self) -> u64 {
+        self.block_size as u64
+    }
+
+    /// The blocks of full length, each with its item.
+    pub(super) fn blocks(&self) -> &[(u64, u32)] {
+        &self.blocks
+    }
+
+    /// The short last block and its length.
+    pub(super) fn tail(&self) -> Option<(u64, u64)> {
+        self.tail.map(|(block, _, len)| (block, len as u64))
+    }
+
+    /// Number of distinct items.
+    pub(super) fn distinct(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Bits of an item that a random match must agree in.
+    pub(super) fn item_bits(&self) -> u32 {
+        32 + 8 * u32::from(self.scheme.levels()[self.level].strong_len)
+    }
+
+    fn maybe(&self, weak: u32) -> bool {
+        let bit = weak >> self.bitmap_shift;
+        self.bitmap[(bit >> 6) as usize] >> (bit & 63) & 1 == 1
+    }
+
+    /// Indices of the items with this weak checksum.
+    fn with_weak(&self, weak: u32) -> Range<usize> {
+        let bucket = (weak >> self.bucket_shift) as usize;
+        let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        let bucket = &self.items[start..end];
+        let first = bucket.partition_point(|item| item.weak < weak);
+        let count = bucket[first..].iter().take_while(|item| item.weak == weak).count();
+        start + first..start + first + count
+    }
+
+    fn strong(&self, block: &[u8]) -> u64 {
+        truncate(self.scheme.strong(self.level, block), self.scheme.levels()[self.level].strong_len)
+    }
+}
+
+fn parse_item(item: &[u8], strong_len: u8) -> Item {
+    let mut strong = [0; 8];
+    strong[..usize::from(strong_len)].copy_from_slice(&item[4..]);
+    Item { weak: u32::from_le_bytes([item[0], item[1], item[2], item[3]]), strong: u64::from_le_bytes(strong) }
+}
+
+fn truncate(strong: u64, len: u8) -> u64 {
+    strong & u64::MAX.checked_shr(64 - 8 * u32::from(len)).unwrap_or(0)
+}
+
+/// Looks for the wanted blocks in `places` of the bases. Returns the hits by item, then by place.
+pub(super) fn search(
+    wanted: &Wanted,
+    bases: &[&dyn Basis],
+    places: &[(u32, Range<u64>)],
+) -> Result<Vec<Hit>, DeltaError> {
+    if wanted.items.is_empty() {
+        return Ok(Vec::new());
+    }
+    let block_size = wanted.block_size as u64;
+    // Long enough that the first checksum of every lane is cheap in comparison.
+    let segment_len = (1 << 20).max(16 * block_size);
+    let segments: Vec<(u32, Range<u64>)> = places
+        .iter()
+        .filter(|(_, place)| place.end - place.start >= block_size)
+        .flat_map(|(basis, place)| {
+            let starts = place.start..place.end - block_size + 1;
+            let segment = move |start: u64| (*basis, start..(start + segment_len).min(starts.end) + block_size - 1);
+            (place.start..place.end - block_size + 1).step_by(segment_len as usize).map(segment)
+        })
+        .collect();
+    let known: Vec<AtomicU32> = std::iter::repeat_with(AtomicU32::default).take(wanted.items.len()).collect();
+    let found: Result<Vec<Vec<Hit>>, DeltaError> = segments
+        .into_par_iter()
+        .map_init(Vec::new, |buffer, (basis, segment)| {
+            buffer.resize((segment.end - segment.start) as usize, 0);
+            let read = bases[basis as usize].read_at(segment.start, buffer);
+            read.map_err(|source| DeltaError::Basis { basis, source })?;
+            let mut scan = Scan::new(wanted, &known, buffer, Place { basis, offset: segment.start });
+            scan.run();
+            Ok(scan.hits)
+        })
+        .collect();
+    let mut hits: Vec<Hit> = found?.into_iter().flatten().collect();
+    hits.sort_unstable();
+    Ok(hits)
+}
+
+/// Whether the short last block lies at one of `places`; the first such.
+pub(super) fn find_tail(wanted: &Wanted, bases: &[&dyn Basis], places: &[Place]) -> Result<Option<Place>, DeltaError> {
+    let Some((_, item, len)) = wanted.tail else { return Ok(None) };
+    let mut buffer = vec![0; len];
+    for &place in places {
+        let basis = bases[place.basis as usize];
+        if place.offset.checked_add(len as u64).is_none_or(|end| end > basis.len()) {
+            continue;
+        }
+        let read = basis.read_at(place.offset, &mut buffer);
+        read.map_err(|source| DeltaError::Basis { basis: place.basis, source })?;
+        if weak(&buffer) == item.weak && wanted.strong(&buffer) == item.strong {
+            return Ok(Some(place));
+        }
+    }
+    Ok(None)
+}
+
+/// The search of one segment of a basis.
+struct Scan<'a> {
+    wanted: &'a Wanted,
+    data: &'a [u8],
+    start: Place,
+    hits: Vec<Hit>,
+    /// Per item, how many places are known in all bases.
+    places: &'a [AtomicU32],
+    /// Bytes of strong checksums that may still be computed in vain.
+    waste: usize,
+    /// What the byte that leaves the window contributes.
+    leaving: [u32; 256],
+}
+
+/// A rolling window over a part of a segment.
+#[derive(Default)]
+struct Lane {
+    /// Offset of the window, whose block was looked up already.
+    pos: usize,
+    /// Offsets of the part end here.
+    end: usize,
+    weak: u32,
+    /// Offsets after `pos`, with their weak checksums, that passed the bitmap.
+    candidates: Vec<(u32, u32)>,
+}
+
+impl<'a> Scan<'a> {
+    fn new(wanted: &'a Wanted, places: &'a [AtomicU32], data: &'a [u8], start: Place) -> Scan<'a> {
+        let factor = power(wanted.block_size as u64);
+        let leaving = std::array::from_fn(|byte| factor.wrapping_mul(byte as u32));
+        Scan { wanted, data, start, hits: Vec::new(), places, waste: MAX_WASTE * data.len(), leaving }
+    }
+
+    fn run(&mut self) {
+        let block_size = self.wanted.block_size;
+        let starts = self.data.len() + 1 - block_size;
+        let part = (4 * block_size).max(16 << 10);
+        let mut parts = (0..starts).step_by(part).map(|pos| pos..(pos + part).min(starts));
+        let mut lanes: [Lane; LANES] = Default::default();
+        loop {
+            let mut active = 0;
+            for index in 0..LANES {
+                while lanes[index].pos + 1 >= lanes[index].end {
+                    let Some(part) = parts.next() else { break };
+                    (lanes[index].pos, lanes[index].end) = (part.start, part.end);
+                    self.settle(&mut lanes[index]);
+                }
+                if lanes[index].pos + 1 < lanes[index].end {
+                    lanes.swap(active, index);
+                    active += 1;
+                }
+            }
+            match active {
+                0 => return,
+                LANES => self.roll(&mut lanes),
+                _ => lanes[..active].iter_mut().for_each(|lane| self.roll(std::array::from_mut(lane))),
+            }
+        }
+    }
+
+    /// Steps over blocks that are found one right after another, until one is not found.
+    fn settle(&mut self, lane: &mut Lane) {
+        while lane.pos < lane.end {
+            lane.weak = weak(&self.data[lane.pos..lane.pos + self.wanted.block_size]);
+            if !self.lookup(lane.pos, lane.weak) {
+                return;
+            }
+            lane.pos += self.wanted.block_size;
+        }
+    }
+
+    /// Rolls all lanes by the same number of offsets, then looks at their candidates.
+    fn roll<const N: usize>(&mut self, lanes: &mut [Lane; N]) {
+        let block_size = self.wanted.block_size;
+        let count = lanes.iter().map(|lane| lane.end - lane.pos - 1).min().unwrap_or(0).min(STRIP);
+        let windows: [(&[u8], &[u8]); N] = std::array::from_fn(|i| {
+            let window = &self.data[lanes[i].pos..];
+            (&window[..count], &window[block_size..block_size + count])
+        });
+        let mut sums: [u32; N] = std::array::from_fn(|i| lanes[i].weak);
+        for offset in 0..count {
+            for i in 0..N {
+                let (leaving, entering) = (windows[i].0[offset], windows[i].1[offset]);
+                sums[i] = sums[i]
+                    .wrapping_mul(MULTIPLIER)
+                    .wrapping_add(u32::from(entering))
+                    .wrapping_sub(self.leaving[usize::from(leaving)]);
+                if self.wanted.maybe(sums[i]) {
+                    lanes[i].candidates.push((offset as u32 + 1, sums[i]));
+                }
+            }
+        }
+        for (lane, sum) in lanes.iter_mut().zip(sums) {
+            self.look_at_candidates(lane, lane.pos + count, sum);
+        }
+    }
+
+    /// Looks up a lane's candidates in order and leaves it after the last block found, or at `end`.
+    fn look_at_candidates(&mut self, lane: &mut Lane, end: usize, weak_at_end: u32) {
+        let mut candidates = std::mem::take(&mut lane.candidates);
+        let (origin, mut next) = (lane.pos, 0);
+        for (offset, weak) in candidates.drain(..) {
+            let pos = origin + offset as usize;
+            if pos >= next && self.lookup(pos, weak) {
+                next = pos + self.wanted.block_size;
+            }
+        }
+        lane.candidates = candidates;
+        if next > end {
+            lane.pos = next;
+            self.settle(lane);
+        } else {
+            (lane.pos, lane.weak) = (end, weak_at_end);
+        }
+    }
+
+    /// Whether a wanted block lies at `pos`; notes it.
+    fn lookup(&mut self, pos: usize, weak: u32) -> bool {
+        if !self.wanted.maybe(weak) {
+            return false;
+        }
+        let same_weak = self.wanted.with_weak(weak);
+        let full = |item: usize| self.places[item].load(Ordering::Relaxed) >= MAX_PLACES;
+        if same_weak.clone().all(full) || self.waste < self.wanted.block_size {
+            return false;
+        }
+        let strong = self.wanted.strong(&self.data[pos..pos + self.wanted.block_size]);
+        let Some(item) = same_weak.into_iter().find(|&item| self.wanted.items[item].strong == strong) else {
+            self.waste -= self.wanted.block_size;
+            return false;
+        };
+        let known = self.places[item].fetch_add(1, Ordering::Relaxed);
+        let repeats = self.hits.last().is_some_and(|hit| hit.item == item as u32);
+        if known < MAX_PLACES {
+            let place = Place { offset: self.start.offset + pos as u64, ..self.start };
+            self.hits.push(Hit { item: item as u32, place });
+        }
+        known == 0 || repeats
+    }
+}
