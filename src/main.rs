@@ -1,3 +1,73 @@
-//! (under construction)
+//! Stillmirror: a passive mirror. Indexed once per update, served with no work per client, pulled for what
+//! changed.
+
 mod config;
-fn main() {}
+mod demo;
+mod exit;
+mod filter_args;
+mod index;
+mod list;
+mod output;
+mod progress;
+mod pull;
+mod serve;
+mod signals;
+mod url;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use exit::Exit;
+
+/// A passive mirror: indexed once per update, served with no work per client, pulled for what changed.
+#[derive(Parser)]
+#[command(version, after_help = exit::HELP, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Index a repository: walk it once, hash what changed, publish a generation
+    Index(index::Arguments),
+    /// Serve generations to receivers
+    Serve(serve::Arguments),
+    /// Pull a repository, or a part of it: fetch what changed, verify, commit
+    Pull(pull::Arguments),
+    /// List repositories, a directory, or a store
+    List(list::Arguments),
+    /// Check every file of a tree against the digests in its store
+    Verify(verify::Arguments),
+    /// Show the main job on a small real tree, on loopback; leaves nothing behind
+    Demo(demo::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let _ = error.print();
+            return if help { Exit::Done } else { Exit::Usage }.into();
+        }
+    };
+    let result = match arguments.command {
+        Command::Index(arguments) => index::run(arguments),
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Pull(arguments) => pull::run(arguments),
+        Command::List(arguments) => list::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("stillmirror: {error:#}");
+            exit::of(&error).into()
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! `stillmirror list`
+
+mod render;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use stillmirror_protocol::entry::Entry;
+use stillmirror_protocol::head::Head;
+use stillmirror_protocol::list::{Dir, ListRef};
+use stillmirror_protocol::path::{self, Escaped};
+use stillmirror_receiver as receiver;
+use stillmirror_store::Store;
+
+use crate::exit::{Exit, UsageError};
+use crate::url::Url;
+
+#[derive(Args)]
+#[command(after_help = crate::exit::HELP)]
+pub(crate) struct Arguments {
+    /// What to list: a sender's repositories, or a repository's directory
+    #[arg(value_name = "stillmirror://HOST:PORT/[NAME[/PATH]]", required_unless_present = "store")]
+    url: Option<Url>,
+    /// List the current generation of this store
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    store: Option<PathBuf>,
+    /// Everything below, not only the directory itself
+    #[arg(long, short)]
+    recursive: bool,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
+    match (&arguments.store, &arguments.url) {
+        (Some(store), _) => list_store(&arguments, store)?,
+        (None, Some(url)) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(list_remote(&arguments, url))?;
+        }
+        (None, None) => return Err(UsageError("name a URL or a store".to_owned()).into()),
+    }
+    Ok(Exit::Done)
+}
+
+fn list_store(arguments: &Arguments, dir: &std::path::Path) -> Result<()> {
+    let store = Store::open(dir)?;
+    let generation = store.current()?.ok_or_else(|| UsageError(format!("{} has no generation yet", dir.display())))?;
+    let list = generation.list();
+    render::entries(generation.head(), below(list, list.dir(0), arguments.recursive), arguments.json);
+    Ok(())
+}
+
+async fn list_remote(arguments: &Arguments, url: &Url) -> Result<()> {
+    let mut source = receiver::NativeSource::connect(&url.address, receiver::SourceOptions::default()).await?;
+    if url.repository.is_empty() {
+        render::repositories(&source.list_repositories().await?, arguments.json);
+        return Ok(());
+    }
+    let pinned = source.head(&url.repository).await?;
+    if !arguments.recursive {
+        let children = source.list_dir(pinned.handle, &url.path).await?;
+        render::entries(&pinned.head, children.into_iter(), arguments.json);
+        return Ok(());
+    }
+    let bytes = source.whole_list(&pinned).await?;
+    let list = stillmirror_protocol::list::open(&bytes).map_err(receiver::PullError::from)?;
+    let missing = || UsageError(format!("'{}' has no '{}'", url.repository, Escaped(&url.path)));
+    let row = list.find(&url.path).ok_or_else(missing)?;
+    match row.dir_number() {
+        Some(number) => render::entries(&pinned.head, below(list, list.dir(number), true), arguments.json),
+        None => {
+            let (_, name) = path::split(&url.path);
+            render::entries(&pinned.head, std::iter::once((name.to_vec(), row.to_entry())), arguments.json);
+        }
+    }
+    Ok(())
+}
+
+/// The entries below a directory by their paths relative to it, each directory right before what is in it.
+fn below<'a>(list: ListRef<'a>, dir: Dir<'a>, recursive: bool) -> impl Iterator<Item = (Vec<u8>, Entry)> + 'a {
+    let mut levels = vec![(Vec::new(), dir, dir.rows())];
+    std::iter::from_fn(move || {
+        loop {
+            let (prefix, dir, rows) = levels.last_mut()?;
+            let Some(number) = rows.next() else {
+                levels.pop();
+                continue;
+            };
+            let row = list.row(number);
+            let path = path::join(prefix, dir.name_of(number));
+            if let Some(number) = row.dir_number().filter(|_| recursive) {
+                let dir = list.dir(number);
+                levels.push((path.clone(), dir, dir.rows()));
+            }
+            return Some((path, row.to_entry()));
+        }
+    })
+}
+
+/// What every listing says of a generation.
+fn summary(head: &Head) -> serde_json::Map<String, serde_json::Value> {
+    let counts = head.counts;
+    let summary = serde_json::json!({
+        "repository": head.repository,
+        "generation": head.generation,
+        "created": render::time(head.created),
+        "list_digest": head.list_digest.to_string(),
+        "files": counts.files,
+        "directories": counts.directories,
+        "symlinks": counts.symlinks,
+        "specials": counts.specials,
+        "bytes": counts.bytes,
+    });
+    match summary {
+        serde_json::Value::Object(fields) => fields,
+        _ => serde_json::Map::new(),
+    }
+}

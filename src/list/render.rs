@@ -1,0 +1,166 @@
+//! Listings as text and as JSON.
+
+use std::io::{self, BufWriter, Write};
+
+use serde_json::json;
+use stillmirror_protocol::entry::{Entry, Kind, Time};
+use stillmirror_protocol::head::Head;
+use stillmirror_protocol::path::Escaped;
+use stillmirror_protocol::wire::Repository;
+
+use super::summary;
+use crate::output::{bytes, count, grouped, line};
+
+/// The repositories of a sender.
+pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
+    if as_json {
+        let all: Vec<_> = repositories
+            .iter()
+            .map(|repository| {
+                let mut fields = Head::decode(&repository.head).map(|head| summary(&head)).unwrap_or_default();
+                fields.insert("name".to_owned(), repository.name.clone().into());
+                fields.insert("comment".to_owned(), repository.comment.clone().into());
+                fields
+            })
+            .collect();
+        line!("{}", json!({ "repositories": all }));
+        return;
+    }
+    for repository in repositories {
+        let state = match Head::decode(&repository.head) {
+            Ok(head) => format!(
+                "generation {} of {}, {}, {}",
+                head.generation,
+                time(head.created),
+                count(head.counts.files, "file"),
+                bytes(head.counts.bytes)
+            ),
+            Err(_) => "not indexed yet".to_owned(),
+        };
+        line!("{:<20} {state}  {}", repository.name, Escaped(repository.comment.as_bytes()));
+    }
+}
+
+/// Entries of a generation, in the order in which they come. A million of them are written as they come.
+pub(super) fn entries(head: &Head, entries: impl Iterator<Item = (Vec<u8>, Entry)>, as_json: bool) {
+    let mut out = BufWriter::new(io::stdout().lock());
+    // A reader that has gone (`| head`) is no error of ours.
+    let _ = if as_json { entries_json(&mut out, head, entries) } else { entries_text(&mut out, entries) };
+    let _ = out.flush();
+}
+
+fn entries_text(out: &mut impl Write, entries: impl Iterator<Item = (Vec<u8>, Entry)>) -> io::Result<()> {
+    for (path, entry) in entries {
+        let size = if let Kind::File { size, .. } = entry.kind { grouped(size) } else { String::new() };
+        write!(out, "{} {size:>15} {} {}", mode(&entry), time(entry.mtime), Escaped(&path))?;
+        if let Kind::Symlink { target } = &entry.kind {
+            write!(out, " -> {}", Escaped(target))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn entries_json(out: &mut impl Write, head: &Head, entries: impl Iterator<Item = (Vec<u8>, Entry)>) -> io::Result<()> {
+    let fields = serde_json::Value::Object(summary(head)).to_string();
+    write!(out, "{},\"entries\":[", fields.trim_end_matches('}'))?;
+    for (at, (path, entry)) in entries.enumerate() {
+        write!(out, "{}\n{}", if at == 0 { "" } else { "," }, entry_json(&path, &entry))?;
+    }
+    writeln!(out, "\n]}}")
+}
+
+/// Names are bytes and JSON is not: a byte that is no UTF-8 stands as `\xNN`, a backslash as `\\`.
+fn entry_json(path: &[u8], entry: &Entry) -> serde_json::Value {
+    let mut fields = json!({
+        "path": Escaped(path).to_string(),
+        "type": type_name(&entry.kind),
+        "mode": format!("{:04o}", entry.mode),
+        "mtime": entry.mtime.sec,
+        "mtime_nsec": entry.mtime.nsec,
+        "uid": entry.owner.uid,
+        "gid": entry.owner.gid,
+    });
+    match &entry.kind {
+        Kind::File { size, digests, link } => {
+            fields["size"] = (*size).into();
+            fields["sha256"] = digests.sha256.to_string().into();
+            if link.is_some() {
+                fields["hard_linked"] = true.into();
+            }
+        }
+        Kind::Symlink { target } => fields["target"] = Escaped(target).to_string().into(),
+        Kind::CharDevice(device) | Kind::BlockDevice(device) => {
+            fields["device"] = format!("{}:{}", device.major, device.minor).into();
+        }
+        Kind::Directory | Kind::Fifo | Kind::Socket => {}
+    }
+    fields
+}
+
+fn type_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::File { .. } => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink { .. } => "symlink",
+        Kind::CharDevice(_) => "char device",
+        Kind::BlockDevice(_) => "block device",
+        Kind::Fifo => "fifo",
+        Kind::Socket => "socket",
+    }
+}
+
+/// As `ls -l` shows it: `-rwsr-xr-t`.
+fn mode(entry: &Entry) -> String {
+    let kind = match entry.kind {
+        Kind::File { .. } => '-',
+        Kind::Directory => 'd',
+        Kind::Symlink { .. } => 'l',
+        Kind::CharDevice(_) => 'c',
+        Kind::BlockDevice(_) => 'b',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+    };
+    let class = |shift: u16, special: bool, mark: char| {
+        let bits = entry.mode >> shift;
+        let execute = match (special, bits & 1 != 0) {
+            (false, false) => '-',
+            (false, true) => 'x',
+            (true, true) => mark,
+            (true, false) => mark.to_ascii_uppercase(),
+        };
+        [if bits & 4 != 0 { 'r' } else { '-' }, if bits & 2 != 0 { 'w' } else { '-' }, execute]
+    };
+    let classes = [
+        class(6, entry.mode & 0o4000 != 0, 's'),
+        class(3, entry.mode & 0o2000 != 0, 's'),
+        class(0, entry.mode & 0o1000 != 0, 't'),
+    ];
+    std::iter::once(kind).chain(classes.into_iter().flatten()).collect()
+}
+
+/// `2026-01-31 12:00:00Z`; a time beyond the calendar as seconds.
+pub(super) fn time(time: Time) -> String {
+    jiff::Timestamp::new(time.sec, 0)
+        .map_or_else(|_| format!("{}s", time.sec), |stamp| stamp.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_shown_as_ls_shows_them() {
+        for (bits, shown) in [(0o755, "-rwxr-xr-x"), (0o4755, "-rwsr-xr-x"), (0o2640, "-rw-r-S---"), (0o1777, "-rwxrwxrwt")] {
+            let kind = Kind::File { size: 0, digests: Default::default(), link: None };
+            let entry = Entry { mode: bits, mtime: Time::default(), owner: Default::default(), kind };
+            assert_eq!(mode(&entry), shown);
+        }
+    }
+
+    #[test]
+    fn times_before_1970_and_beyond_the_calendar_are_shown() {
+        assert_eq!(time(Time { sec: -1, nsec: 5 }), "1969-12-31 23:59:59Z");
+        assert_eq!(time(Time { sec: i64::MAX, nsec: 0 }), "9223372036854775807s");
+    }
+}

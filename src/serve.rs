@@ -1,0 +1,126 @@
+//! `stillmirror serve`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use stillmirror_daemon as daemon;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, Direct, Listen, Repository};
+use crate::exit::Exit;
+use crate::signals;
+
+#[derive(Args)]
+#[command(after_help = crate::exit::HELP)]
+pub(crate) struct Arguments {
+    /// Serve all repositories of this file (see mirror.toml.example)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "store", "name"])]
+    config: Option<PathBuf>,
+    /// Serve this one tree
+    #[arg(long, value_name = "DIR", requires = "store")]
+    root: Option<PathBuf>,
+    /// Its store, as `index` or `pull` made it
+    #[arg(long, value_name = "DIR", requires = "root")]
+    store: Option<PathBuf>,
+    /// Its name in URLs [default: the store's]
+    #[arg(long, requires = "root")]
+    name: Option<String>,
+    /// Where to listen; port 0 takes a free one [default: [::]:8730, or the file's]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<Listen>,
+    /// How files are read [default: auto, or the file's]
+    #[arg(long)]
+    direct: Option<Direct>,
+    /// Form of the log, on standard error; STILLMIRROR_LOG sets what it shows (default: info)
+    #[arg(long, value_enum, default_value = "text")]
+    log: LogForm,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogForm {
+    Text,
+    Json,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
+    start_log(arguments.log);
+    let mut config = config(&arguments)?;
+    if let Some(listen) = arguments.listen {
+        config.daemon.listen = listen;
+    }
+    if let Some(direct) = arguments.direct {
+        config.repository.iter_mut().for_each(|repository| repository.direct = direct);
+    }
+    let address = config.daemon.listen.0;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
+    runtime.block_on(async {
+        let shutdown = signals::asked_to_end()?;
+        let listener =
+            tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        tracing::info!("listening on {}", listener.local_addr().context("cannot tell the address")?);
+        daemon::run(listener, resolve(config), shutdown).await?;
+        Ok(Exit::Done)
+    })
+}
+
+/// The configuration file, or one of a single repository from the flags.
+fn config(arguments: &Arguments) -> Result<Config> {
+    if let Some(path) = &arguments.config {
+        return Config::load(path);
+    }
+    let (Some(root), Some(store)) = (&arguments.root, &arguments.store) else {
+        bail!(crate::exit::UsageError("give --config FILE, or --root DIR and --store DIR".to_owned()));
+    };
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => stillmirror_store::Store::open(store)?.repository().to_owned(),
+    };
+    let repository = Repository {
+        name,
+        root: root.clone(),
+        store: store.clone(),
+        comment: String::new(),
+        direct: Direct::default(),
+        index: Default::default(),
+    };
+    Ok(Config { repository: vec![repository], ..Config::default() })
+}
+
+fn resolve(config: Config) -> daemon::Config {
+    let Config { daemon: settings, repository, .. } = config;
+    let repositories = repository.into_iter().map(|repository| daemon::RepositoryConfig {
+        name: repository.name,
+        comment: repository.comment,
+        root: repository.root,
+        store: repository.store,
+        direct: match repository.direct {
+            Direct::Auto => daemon::DirectPolicy::Auto,
+            Direct::Always => daemon::DirectPolicy::Always,
+            Direct::Never => daemon::DirectPolicy::Never,
+        },
+    });
+    daemon::Config {
+        repositories: repositories.collect(),
+        limits: daemon::Limits {
+            connections: settings.connections,
+            queue: settings.queue,
+            handshake: settings.handshake_timeout.duration(),
+            idle: settings.idle_timeout.duration(),
+            minimum_rate: settings.minimum_rate.0,
+            drain: settings.drain.duration(),
+            ..daemon::Limits::default()
+        },
+        memory: daemon::Memory { cache: settings.cache.0 as usize, buffers: settings.buffers.0 as usize },
+        reload_interval: settings.reload_interval.duration(),
+    }
+}
+
+fn start_log(form: LogForm) {
+    let filter = EnvFilter::try_from_env("STILLMIRROR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match form {
+        LogForm::Text => log.with_ansi(false).init(),
+        LogForm::Json => log.json().init(),
+    }
+}

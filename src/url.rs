@@ -1,0 +1,77 @@
+//! `stillmirror://HOST[:PORT]/[NAME[/PATH]]`
+
+use std::str::FromStr;
+
+use stillmirror_protocol::{head, path};
+
+/// The port, where a URL has none.
+pub(crate) const PORT: u16 = 8730;
+
+/// Where a repository, or a part of it, is to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Url {
+    /// `HOST:PORT`; an IPv6 address in brackets.
+    pub(crate) address: String,
+    /// The repository; empty for the sender itself.
+    pub(crate) repository: String,
+    /// The path within it, without a trailing slash; empty for all of it.
+    pub(crate) path: Vec<u8>,
+}
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("'{text}' is not of the form stillmirror://HOST[:PORT]/NAME[/PATH]");
+        let rest = text.strip_prefix("stillmirror://").ok_or_else(form)?;
+        let (host, rest) = rest.split_once('/').unwrap_or((rest, ""));
+        let (repository, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        if host.is_empty() || name.is_empty() {
+            return Err(form());
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+            && !host.ends_with(']')
+            && (host.matches(':').count() == 1 || host.starts_with('['));
+        let address = match (has_port, host.contains(':') && !host.starts_with('[')) {
+            (true, _) => host.to_owned(),
+            (false, true) => return Err(format!("'{host}': write an IPv6 address in brackets: [::1]:{PORT}")),
+            (false, false) => format!("{host}:{PORT}"),
+        };
+        if !repository.is_empty() {
+            head::check_repository_name(repository).map_err(|error| error.to_string())?;
+        }
+        let path = path::check_relative(path.as_bytes()).map_err(|error| error.to_string())?.to_vec();
+        Ok(Self { address, repository: repository.to_owned(), path })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(text: &str) -> Result<(String, String, String), String> {
+        let url: Url = text.parse()?;
+        Ok((url.address, url.repository, String::from_utf8_lossy(&url.path).into_owned()))
+    }
+
+    #[test]
+    fn urls_are_read_with_and_without_port_and_path() {
+        for (text, address, repository, path) in [
+            ("stillmirror://m.example:1/debian", "m.example:1", "debian", ""),
+            ("stillmirror://m.example/debian/pool/main/", "m.example:8730", "debian", "pool/main"),
+            ("stillmirror://[::1]:99/d", "[::1]:99", "d", ""),
+            ("stillmirror://[::1]/d", "[::1]:8730", "d", ""),
+            ("stillmirror://127.0.0.1:5/", "127.0.0.1:5", "", ""),
+        ] {
+            assert_eq!(parts(text), Ok((address.to_owned(), repository.to_owned(), path.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused() {
+        for text in ["rsync://h/x", "stillmirror:///x", "stillmirror://:1/x", "stillmirror://::1/x", "stillmirror://h/a/../b", "stillmirror://h:1/.."] {
+            assert!(parts(text).is_err(), "{text}");
+        }
+    }
+}

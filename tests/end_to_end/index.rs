@@ -1,0 +1,95 @@
+//! What a publisher sees.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::support::*;
+
+#[test]
+fn an_unchanged_tree_makes_no_new_generation_and_is_not_read() {
+    let world = World::with_tree();
+    let first = world.index();
+    assert_eq!(first["generation"], 1);
+    assert!(first["hashed_bytes"].as_u64() > Some(1_500_000), "{first}");
+    let second = world.index();
+    assert_eq!(second["generation"], 1, "{second}");
+    assert_eq!(second["hashed_bytes"], 0, "{second}");
+}
+
+#[test]
+fn only_what_changed_is_read_again() {
+    let world = World::with_tree();
+    world.index();
+    write(&world.src().join("README"), b"12345");
+    std::fs::remove_file(world.src().join("empty")).unwrap();
+    write(&world.src().join("new"), b"1234567");
+    let report = world.index();
+    assert_eq!(report["generation"], 2);
+    assert_eq!((&report["added"], &report["removed"]), (&1.into(), &1.into()), "{report}");
+    assert_eq!(report["hashed_bytes"], 12, "{report}");
+}
+
+#[test]
+fn changed_from_gives_the_list_that_a_whole_walk_gives() {
+    let world = World::with_tree();
+    world.index();
+    let src = world.src();
+    write(&src.join("pool/new/one.deb"), b"one");
+    write(&src.join("README"), b"other");
+    std::fs::remove_file(src.join("pool/a/alpha_1.0.deb")).unwrap();
+    std::fs::remove_dir_all(src.join("odd")).unwrap();
+    let mut child =
+        world.index_command().args(["--changed-from", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"pool/new\nREADME\npool/a/alpha_1.0.deb\nodd\n").unwrap();
+    let report = json(&child.wait_with_output().unwrap());
+    assert_eq!(report["generation"], 2, "{report}");
+    // A walk of everything finds nothing that the named paths did not tell.
+    let walked = world.index();
+    assert_eq!(walked["generation"], 2, "{walked}");
+}
+
+#[test]
+fn excluded_names_are_not_listed() {
+    let world = World::with_tree();
+    json(&world.index_command().args(["--exclude", "/pool/"]).output().unwrap());
+    let store = world.path("store");
+    let output = stillmirror(&["list", "--recursive", "--store"]).arg(store).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("README") && !text.contains("beta.tar"), "{text}");
+}
+
+#[test]
+fn a_second_run_at_the_same_time_says_who_is_first() {
+    let world = World::with_tree();
+    world.index();
+    let lock = std::fs::File::open(world.path("store/lock")).unwrap();
+    lock.lock().unwrap();
+    let output = world.index_command().output().unwrap();
+    assert_fails(&output, 11, &["store", "lock"]);
+    drop(lock);
+    world.index();
+}
+
+#[test]
+fn old_generations_are_collected_by_count() {
+    let world = World::with_tree();
+    for round in 0..5 {
+        write(&world.src().join("README"), format!("round {round}").as_bytes());
+        json(&world.index_command().args(["--keep-generations", "2"]).output().unwrap());
+    }
+    let kept = std::fs::read_dir(world.path("store/generations")).unwrap().count();
+    assert_eq!(kept, 2, "the current one and the one before it");
+}
+
+#[test]
+fn the_config_file_names_what_to_index() {
+    let world = World::with_tree();
+    write(
+        &world.path("mirror.toml"),
+        b"[[repository]]\nname = 'repo'\nroot = 'src'\nstore = 'store'\n[repository.index]\nexclude = ['*.deb']\n",
+    );
+    let output = stillmirror(&["index", "--json", "--config"]).arg(world.path("mirror.toml")).output().unwrap();
+    assert_eq!(json(&output)["generation"], 1);
+    let output = stillmirror(&["index", "nonsense", "--config"]).arg(world.path("mirror.toml")).output().unwrap();
+    assert_fails(&output, 1, &["nonsense"]);
+}

@@ -1,0 +1,315 @@
+//! What the operator of a downstream mirror sees.
+
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use crate::support::*;
+
+#[test]
+fn a_first_pull_brings_the_whole_tree() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let report = world.pull(&server);
+    assert_same_tree(&world.src(), &world.dest());
+    assert_eq!(report["generation"], 1);
+    assert_eq!(report["unchanged"], false);
+    assert!(report["bytes_literal"].as_u64() >= Some(1_500_000));
+}
+
+#[test]
+fn a_pull_of_nothing_new_is_one_round_trip_and_under_a_kilobyte() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let report = json(&world.pull_command(&server).args(["--check", "none"]).output().unwrap());
+    assert_eq!(report["unchanged"], true);
+    assert_eq!(report["round_trips"], 1);
+    assert!(report["bytes_received"].as_u64() < Some(1024), "{report}");
+    assert!(report["bytes_sent"].as_u64() < Some(1024), "{report}");
+}
+
+#[test]
+fn a_changed_file_costs_what_changed() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let path = world.src().join("pool/b/beta.tar");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.splice(700_000..700_000, noise(500, 99));
+    std::fs::write(&path, &bytes).unwrap();
+    world.index();
+    let report = pull_when_reloaded(&world, &server, 2);
+    assert_same_tree(&world.src(), &world.dest());
+    assert!(report["bytes_literal"].as_u64() < Some(50_000), "{report}");
+    assert!(report["bytes_matched"].as_u64() > Some(1_400_000), "{report}");
+    assert!(report["bytes_list"].as_u64() < Some(4_000), "{report}");
+}
+
+#[test]
+fn adds_changes_removals_renames_and_changes_of_type_all_arrive() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let src = world.src();
+    write(&src.join("pool/c/gamma.deb"), &noise(5_000, 1));
+    write(&src.join("README"), b"changed");
+    std::fs::remove_file(src.join("pool/a/alpha_1.0.deb")).unwrap();
+    std::fs::rename(src.join("dists/stable/main/Packages"), src.join("dists/stable/main/Packages.old")).unwrap();
+    std::fs::remove_file(src.join("empty")).unwrap();
+    write(&src.join("empty/now a directory"), b"x");
+    std::fs::remove_dir_all(src.join("nothing")).unwrap();
+    write(&src.join("nothing"), b"now a file");
+    std::fs::remove_file(src.join("dangling")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", src.join("dangling")).unwrap();
+    world.index();
+    pull_when_reloaded(&world, &server, 2);
+    assert_same_tree(&src, &world.dest());
+}
+
+#[test]
+fn a_renamed_file_is_not_fetched_again() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let src = world.src();
+    std::fs::create_dir(src.join("archive")).unwrap();
+    std::fs::rename(src.join("pool/a/alpha_1.1.deb"), src.join("archive/alpha.deb")).unwrap();
+    world.index();
+    let report = pull_when_reloaded(&world, &server, 2);
+    assert_same_tree(&src, &world.dest());
+    assert_eq!(report["bytes_literal"], 0, "{report}");
+}
+
+#[test]
+fn a_hard_link_group_is_fetched_once_and_a_later_name_serves_as_leader() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let inode = |name: &str| std::fs::metadata(world.dest().join(name)).unwrap().ino();
+    assert_eq!(inode("pool/a/same.tar"), inode("pool/b/beta.tar"));
+    // The first name is lost here; the later one is still right.
+    std::fs::remove_file(world.dest().join("pool/a/same.tar")).unwrap();
+    let report = world.pull(&server);
+    assert_same_tree(&world.src(), &world.dest());
+    assert_eq!(report["bytes_literal"], 0, "{report}");
+}
+
+#[test]
+fn local_damage_is_seen_by_check_stat_or_check_hash() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    std::fs::write(world.dest().join("README"), b"tampered").unwrap();
+    world.pull(&server);
+    assert_same_tree(&world.src(), &world.dest());
+    // Same size, same mtime, other bytes: only reading tells.
+    let path = world.dest().join("README");
+    let (before, mtime) = (std::fs::read(&path).unwrap(), std::fs::metadata(&path).unwrap().modified().unwrap());
+    let damaged: Vec<u8> = before.iter().map(|byte| !byte).collect();
+    std::fs::write(&path, damaged).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(mtime).unwrap();
+    json(&world.pull_command(&server).args(["--delete", "--check", "hash"]).output().unwrap());
+    assert_same_tree(&world.src(), &world.dest());
+}
+
+#[test]
+fn files_of_ones_own_stay_unless_delete_is_asked_for() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    write(&world.dest().join("my/own"), b"mine");
+    json(&world.pull_command(&server).output().unwrap());
+    assert!(world.dest().join("my/own").exists());
+    let report = world.pull(&server);
+    assert!(!world.dest().join("my").exists());
+    assert_eq!(report["files_deleted"], 1, "{report}");
+}
+
+#[test]
+fn a_broken_upstream_does_not_empty_the_mirror() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let before = files(&world.dest());
+    std::fs::remove_dir_all(world.src().join("pool")).unwrap();
+    world.index();
+    wait_for_generation(&server, 2);
+    let output = world.pull_command(&server).args(["--delete", "--max-delete", "2"]).output().unwrap();
+    assert_fails(&output, 25, &["2"]);
+    assert_eq!(files(&world.dest()), before);
+}
+
+#[test]
+fn a_dry_run_foretells_and_changes_nothing() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let output = stillmirror(&["pull", &server.url("repo")]).arg(world.dest()).arg("--dry-run").output().unwrap();
+    assert_exit(&output, 0);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("pool/b/beta.tar") && text.contains("README"), "{text}");
+    assert!(!world.dest().exists() || files(&world.dest()).is_empty());
+}
+
+#[test]
+fn a_part_of_a_repository_can_be_pulled() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let output =
+        stillmirror(&["pull", "--json", &server.url("repo/dists/stable")]).arg(world.dest()).output().unwrap();
+    json(&output);
+    assert_same_tree(&world.src().join("dists/stable"), &world.dest());
+}
+
+#[test]
+fn a_filter_takes_a_slice_and_the_next_pull_of_it_is_a_no_op() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let slice = ["--include", "*.deb", "--include", "*/", "--exclude", "*", "--delete"];
+    json(&world.pull_command(&server).args(slice).output().unwrap());
+    let names: Vec<_> = files(&world.dest()).into_keys().collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let report = json(&world.pull_command(&server).args(slice).args(["--check", "none"]).output().unwrap());
+    assert_eq!(report["unchanged"], true, "{report}");
+    // Another slice of the same generation is another tree.
+    let report = world.pull(&server);
+    assert_eq!(report["unchanged"], false);
+    assert_same_tree(&world.src(), &world.dest());
+}
+
+#[test]
+fn a_pull_needs_no_store() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    for _ in 0..2 {
+        let mut command = stillmirror(&["pull", "--json", &server.url("repo")]);
+        json(&command.arg(world.dest()).env("XDG_STATE_HOME", world.path("state")).output().unwrap());
+        assert_same_tree(&world.src(), &world.dest());
+    }
+}
+
+#[test]
+fn a_local_symlink_in_the_way_of_a_directory_is_replaced_not_followed() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    std::fs::create_dir(world.dest()).unwrap();
+    std::fs::create_dir(world.path("outside")).unwrap();
+    std::os::unix::fs::symlink(world.path("outside"), world.dest().join("pool")).unwrap();
+    world.pull(&server);
+    assert!(files(&world.path("outside")).is_empty());
+    assert_same_tree(&world.src(), &world.dest());
+}
+
+#[test]
+fn a_file_replaced_after_the_index_is_not_sent_as_the_indexed_one() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    write(&world.src().join("pool/a/alpha_1.0.deb"), b"newer than the index");
+    let output = world.pull_command(&server).output().unwrap();
+    assert_fails(&output, 24, &["alpha_1.0.deb"]);
+    assert!(!world.dest().join("pool/a/alpha_1.0.deb").exists());
+    assert!(world.dest().join("pool/a/alpha_1.1.deb").exists());
+    world.index();
+    pull_when_reloaded(&world, &server, 2);
+    assert_same_tree(&world.src(), &world.dest());
+}
+
+#[test]
+fn verify_finds_the_one_damaged_file() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let verify = || {
+        let mut command = stillmirror(&["verify"]);
+        command.arg(world.dest()).arg("--store").arg(world.path("dest-store")).output().unwrap()
+    };
+    assert_exit(&verify(), 0);
+    std::fs::write(world.dest().join("pool/a/alpha_1.0.deb"), b"damaged").unwrap();
+    let output = verify();
+    assert_exit(&output, 23);
+    let text = [output.stdout, output.stderr].concat();
+    assert!(String::from_utf8_lossy(&text).contains("pool/a/alpha_1.0.deb"));
+}
+
+#[test]
+fn the_bandwidth_limit_holds() {
+    let world = World::new();
+    write(&world.src().join("file"), &noise(600_000, 5));
+    world.index();
+    let server = world.serve();
+    let report = json(&world.pull_command(&server).args(["--bwlimit", "200k"]).output().unwrap());
+    // 600 kB at 200 KiB/s are near three seconds; a burst may take off some.
+    assert!(report["seconds"].as_f64() > Some(1.5), "{report}");
+}
+
+#[test]
+fn sigterm_ends_a_pull_and_the_next_one_finishes() {
+    let world = World::new();
+    write(&world.src().join("file"), &noise(3_000_000, 5));
+    world.index();
+    let server = world.serve();
+    let mut child = world.pull_command(&server).args(["--bwlimit", "200k"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    signal("TERM", child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(20));
+    assert!(!world.dest().join("file").exists());
+    world.pull(&server);
+    assert_same_tree(&world.src(), &world.dest());
+}
+
+#[test]
+fn list_shows_repositories_directories_and_the_whole_tree() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let list = |arguments: &[&str]| {
+        let output = stillmirror(&[&["list"], arguments].concat()).output().unwrap();
+        assert_exit(&output, 0);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(list(&[&server.url("")]).contains("repo"));
+    let root = list(&[&server.url("repo")]);
+    assert!(root.contains("README") && root.contains("pool") && !root.contains("beta.tar"), "{root}");
+    assert!(list(&[&server.url("repo/pool/b")]).contains("beta.tar"));
+    assert!(list(&[&server.url("repo"), "--recursive"]).contains("pool/b/beta.tar"));
+    let store = world.path("store");
+    let local = list(&["--store", store.to_str().unwrap(), "--recursive", "--json"]);
+    assert!(local.contains("\"pool/b/beta.tar\""), "{local}");
+}
+
+/// The daemon looks at its stores once a second.
+fn pull_when_reloaded(world: &World, server: &Server, generation: u64) -> serde_json::Value {
+    wait_for_generation(server, generation);
+    world.pull(server)
+}
+
+pub fn wait_for_generation(server: &Server, generation: u64) {
+    for _ in 0..100 {
+        let listed = json(&stillmirror(&["list", "--json", &server.url("")]).output().unwrap());
+        if listed["repositories"][0]["generation"] == generation {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the daemon never served generation {generation}");
+}
+
+pub fn signal(name: &str, pid: u32) {
+    let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().expect("kill runs");
+    assert!(status.success());
+}

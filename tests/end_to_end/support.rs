@@ -1,0 +1,227 @@
+//! Trees, commands and servers for the tests.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_stillmirror");
+
+/// A publisher's tree and store, and a downstream's, in one temporary directory.
+pub struct World {
+    dir: TempDir,
+}
+
+impl World {
+    /// An empty world: `src` is there, nothing else.
+    pub fn new() -> Self {
+        let world = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        std::fs::create_dir(world.src()).expect("src");
+        world
+    }
+
+    /// A world whose tree has directories, files of many sizes, links of both kinds and odd names.
+    pub fn with_tree() -> Self {
+        let world = Self::new();
+        let src = world.src();
+        for (path, len) in [
+            ("README", 100),
+            ("empty", 0),
+            ("pool/a/alpha_1.0.deb", 70_000),
+            ("pool/a/alpha_1.1.deb", 70_001),
+            ("pool/b/beta.tar", 1_500_000),
+            ("dists/stable/Release", 3_000),
+            ("dists/stable/main/Packages", 200_000),
+        ] {
+            write(&src.join(path), &noise(len, path.len() as u64 + len as u64));
+        }
+        for name in [&b"sp ace"[..], b"new\nline", b"-dash", b".hidden", b"high\xff\xfe", b"caf\xc3\xa9"] {
+            write(&src.join("odd").join(std::ffi::OsStr::from_bytes(name)), name);
+        }
+        std::fs::create_dir_all(src.join("nothing/in/here")).expect("directories");
+        std::fs::hard_link(src.join("pool/b/beta.tar"), src.join("pool/a/same.tar")).expect("a hard link");
+        std::os::unix::fs::symlink("stable", src.join("dists/current")).expect("a symlink");
+        std::os::unix::fs::symlink("/nowhere at all", src.join("dangling")).expect("a symlink");
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn src(&self) -> PathBuf {
+        self.path("src")
+    }
+
+    pub fn dest(&self) -> PathBuf {
+        self.path("dest")
+    }
+
+    /// Indexes the tree; it must succeed.
+    pub fn index(&self) -> Value {
+        json(&self.index_command().output().expect("index runs"))
+    }
+
+    pub fn index_command(&self) -> Command {
+        let mut command = stillmirror(&["index", "--json", "--name", "repo"]);
+        command.arg("--root").arg(self.src()).arg("--store").arg(self.path("store"));
+        command
+    }
+
+    /// Serves the tree.
+    pub fn serve(&self) -> Server {
+        Server::start(&self.src(), &self.path("store"))
+    }
+
+    pub fn pull_command(&self, server: &Server) -> Command {
+        let mut command = stillmirror(&["pull", "--json"]);
+        command.arg(server.url("repo")).arg(self.dest()).arg("--store").arg(self.path("dest-store"));
+        command
+    }
+
+    /// Pulls with deletion; it must succeed.
+    pub fn pull(&self, server: &Server) -> Value {
+        json(&self.pull_command(server).arg("--delete").output().expect("pull runs"))
+    }
+}
+
+/// A daemon on a loopback port of its own choice; ended when dropped.
+pub struct Server {
+    child: Child,
+    pub address: String,
+}
+
+impl Server {
+    pub fn start(root: &Path, store: &Path) -> Self {
+        let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", "repo"]);
+        command.arg("--root").arg(root).arg("--store").arg(store);
+        Self::spawn(command)
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("serve starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let address = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("listening on ")?.1.trim().to_owned()))
+            .expect("serve says where it listens");
+        // Keep reading, so that the daemon never waits for us.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self { child, address }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("stillmirror://{}/{path}", self.address)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary with arguments, and an environment without surprises.
+pub fn stillmirror(arguments: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).env_remove("STILLMIRROR_LOG").stdin(Stdio::null());
+    command
+}
+
+/// The report of a command that must have succeeded.
+#[track_caller]
+pub fn json(output: &Output) -> Value {
+    assert_exit(output, 0);
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+#[track_caller]
+pub fn assert_exit(output: &Output, code: i32) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// Fails unless a command ended with `code` and its message has all of `words`.
+#[track_caller]
+pub fn assert_fails(output: &Output, code: i32, words: &[&str]) {
+    assert_exit(output, code);
+    let message = String::from_utf8_lossy(&output.stderr);
+    for word in words {
+        assert!(message.contains(word), "'{word}' is not in: {message}");
+    }
+}
+
+/// Lets the real rsync compare two trees: contents, types, modes, times, owners, hard links. It is silent
+/// when they are equal.
+#[track_caller]
+pub fn assert_same_tree(a: &Path, b: &Path) {
+    let slashed = |path: &Path| [path.as_os_str().as_bytes(), b"/"].concat();
+    let output = Command::new("rsync")
+        .args(["-naiHc", "--delete", "--specials", "--devices"])
+        .arg(std::ffi::OsStr::from_bytes(&slashed(a)))
+        .arg(std::ffi::OsStr::from_bytes(&slashed(b)))
+        .output()
+        .expect("rsync is the judge of these tests: install it (tests/prepare)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "rsync sees differences");
+}
+
+/// Writes a file and the directories above it.
+pub fn write(path: &Path, content: &[u8]) {
+    std::fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
+    std::fs::write(path, content).expect("a file");
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+/// All paths below `dir`, with the bytes of regular files.
+pub fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(at) = dirs.pop() {
+        let Ok(entries) = std::fs::read_dir(&at) else { continue };
+        for entry in entries.flatten() {
+            let kind = entry.file_type().expect("a type");
+            if kind.is_dir() {
+                dirs.push(entry.path());
+            } else if kind.is_file() {
+                let name = entry.path().strip_prefix(dir).expect("below").to_owned();
+                found.insert(name, std::fs::read(entry.path()).expect("readable"));
+            }
+        }
+    }
+    found
+}
