@@ -101,16 +101,18 @@ impl Scheme {
         if !policy.enabled || size < policy.min_size.max(1) {
             return Scheme::default();
         }
-        let growth = u32::from(size > 256 << 20) + u32::from(size > 4 << 30);
+        let growth = u8::from(size > 256 << 20) + u8::from(size > 4 << 30);
         let finest = policy.finest.clamp(MIN_BLOCK, MAX_BLOCK >> 2).next_power_of_two() << growth;
-        let mut levels = vec![Level { block_size: finest, strong_len: 1 }];
+        // Of the finest level, a match in doubt is believed by its neighbours only.
+        let strong_len = strong_bytes(size, finest, FINEST_SURE).clamp(1, 2 + growth);
+        let mut levels = vec![Level { block_size: finest, strong_len }];
         while levels.len() < MAX_LEVELS {
             let block_size = levels[levels.len() - 1].block_size.saturating_mul(RATIO);
             let cap = if size > 1 << 30 { 2 << 20 } else { 256 << 10 };
             if block_size > cap || size / u64::from(block_size) < 12 {
                 break;
             }
-            levels.push(Level { block_size, strong_len: guard_len(size, block_size) });
+            levels.push(Level { block_size, strong_len: strong_bytes(size, block_size, COARSE_SURE).max(2) });
         }
         levels.reverse();
         Scheme { levels }
@@ -157,13 +159,15 @@ impl Scheme {
     }
 }
 
-/// Strong length of a level that must stand alone: random matches of all its blocks with all offsets of a basis
-/// of the file's own size stay below one in 2^16 files.
-fn guard_len(size: u64, block_size: u32) -> u8 {
-    let offsets = size.ilog2() + 1;
-    let blocks = (size / u64::from(block_size)).max(1).ilog2() + 1;
-    let strong_bits = (offsets + blocks + 16).saturating_sub(32);
-    strong_bits.div_ceil(8).clamp(2, u32::from(MAX_STRONG)) as u8
+/// Of the finest level, and of the others: fewer random matches than one in 2^n files.
+const FINEST_SURE: u32 = 7;
+const COARSE_SURE: u32 = 16;
+
+/// Strong length that keeps random matches of all blocks with all offsets of a basis of the same size so rare.
+fn strong_bytes(size: u64, block_size: u32, sure_bits: u32) -> u8 {
+    let pair_bits = (size as f64).log2() + (size as f64 / f64::from(block_size)).max(1.0).log2();
+    let strong_bits = (pair_bits.ceil() as u32 + sure_bits).saturating_sub(32);
+    strong_bits.div_ceil(8).min(u32::from(MAX_STRONG)) as u8
 }
 
 /// Where things lie in a record, known from the file size and the levels alone.

@@ -4,7 +4,7 @@
 //! checksum is computed only where a weak one was found.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -20,8 +20,11 @@ const MAX_PLACES: u32 = 8;
 const MAX_WASTE: usize = 8;
 /// Independent rolling checksums per thread: one alone waits for its multiplication.
 const LANES: usize = 4;
-/// Offsets that lanes roll over before their candidates are looked at.
-const STRIP: usize = 2048;
+/// Offsets that lanes roll over before their candidates are looked at. Their checksums stay in the L1 cache.
+const STRIP: usize = 1024;
+/// Words of the bitmap: within the L2 cache, or for many blocks 2 MiB.
+const SMALL_BITMAP: usize = 1 << 13;
+const LARGE_BITMAP: usize = 1 << 18;
 
 /// A place where a wanted block was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +62,8 @@ pub(super) struct Wanted {
     /// `items` by the top bits of the weak checksum: bucket `b` is `starts[b]..starts[b + 1]`.
     starts: Vec<u32>,
     bucket_shift: u32,
+    /// One bit per value of the weak checksum's top bits: [`SMALL_BITMAP`] or [`LARGE_BITMAP`] words.
     bitmap: Vec<u64>,
-    bitmap_shift: u32,
 }
 
 impl Wanted {
@@ -94,21 +97,21 @@ impl Wanted {
         blocks.sort_unstable();
 
         let bucket_bits = (items.len().max(2) as u32).ilog2();
-        let bitmap_bits = (bucket_bits + 6).clamp(12, 24);
-        let (bucket_shift, bitmap_shift) = (32 - bucket_bits, 32 - bitmap_bits);
+        let bucket_shift = 32 - bucket_bits;
         let mut starts = vec![0u32; (1 << bucket_bits) + 1];
-        let mut bitmap = vec![0u64; 1 << (bitmap_bits - 6)];
+        let mut bitmap = vec![0u64; if items.len() <= 2 * SMALL_BITMAP { SMALL_BITMAP } else { LARGE_BITMAP }];
+        let words = bitmap.len();
         for item in &items {
             starts[(item.weak >> bucket_shift) as usize + 1] += 1;
-            let bit = item.weak >> bitmap_shift;
-            bitmap[(bit >> 6) as usize] |= 1 << (bit & 63);
+            let (word, bit) = bitmap_position(item.weak, words);
+            bitmap[word] |= 1 << bit;
         }
         for bucket in 1..starts.len() {
             starts[bucket] += starts[bucket - 1];
         }
         let scheme = layout.scheme().clone();
         let block_size = block_size as usize;
-        Wanted { scheme, level, block_size, blocks, tail, items, starts, bucket_shift, bitmap, bitmap_shift }
+        Wanted { scheme, level, block_size, blocks, tail, items, starts, bucket_shift, bitmap }
     }
 
     pub(super) fn block_size(&self) -> u64 {
@@ -130,14 +133,9 @@ impl Wanted {
         self.items.len()
     }
 
-    /// Bits of an item that a random match must agree in.
-    pub(super) fn item_bits(&self) -> u32 {
-        32 + 8 * u32::from(self.scheme.levels()[self.level].strong_len)
-    }
-
-    fn maybe(&self, weak: u32) -> bool {
-        let bit = weak >> self.bitmap_shift;
-        self.bitmap[(bit >> 6) as usize] >> (bit & 63) & 1 == 1
+    /// Number of values that an item can have.
+    pub(super) fn item_values(&self) -> f64 {
+        2f64.powi(32 + 8 * i32::from(self.scheme.levels()[self.level].strong_len))
     }
 
     /// Indices of the items with this weak checksum.
@@ -153,6 +151,13 @@ impl Wanted {
     fn strong(&self, block: &[u8]) -> u64 {
         truncate(self.scheme.strong(self.level, block), self.scheme.levels()[self.level].strong_len)
     }
+}
+
+/// Word and bit of a weak checksum in a bitmap of so many words, a power of two.
+#[inline(always)]
+fn bitmap_position(weak: u32, words: usize) -> (usize, u32) {
+    let bits = words.ilog2();
+    ((weak >> (32 - bits)) as usize, weak >> (26 - bits) & 63)
 }
 
 fn parse_item(item: &[u8], strong_len: u8) -> Item {
@@ -187,17 +192,22 @@ pub(super) fn search(
         })
         .collect();
     let known: Vec<AtomicU32> = std::iter::repeat_with(AtomicU32::default).take(wanted.items.len()).collect();
-    let found: Result<Vec<Vec<Hit>>, DeltaError> = segments
-        .into_par_iter()
-        .map_init(Vec::new, |buffer, (basis, segment)| {
+    let next = AtomicUsize::new(0);
+    let worker = |_| {
+        let (mut buffer, mut hits) = (Vec::new(), Vec::new());
+        while let Some((basis, segment)) = segments.get(next.fetch_add(1, Ordering::Relaxed)).cloned() {
             buffer.resize((segment.end - segment.start) as usize, 0);
-            let read = bases[basis as usize].read_at(segment.start, buffer);
+            let read = bases[basis as usize].read_at(segment.start, &mut buffer);
             read.map_err(|source| DeltaError::Basis { basis, source })?;
-            let mut scan = Scan::new(wanted, &known, buffer, Place { basis, offset: segment.start });
+            let mut scan = Scan::new(wanted, &known, &buffer, Place { basis, offset: segment.start });
             scan.run();
-            Ok(scan.hits)
-        })
-        .collect();
+            hits.append(&mut scan.hits);
+        }
+        Ok(hits)
+    };
+    // One buffer per thread, not per segment.
+    let workers = rayon::current_num_threads().min(segments.len());
+    let found: Result<Vec<Vec<Hit>>, DeltaError> = (0..workers).into_par_iter().map(worker).collect();
     let mut hits: Vec<Hit> = found?.into_iter().flatten().collect();
     hits.sort_unstable();
     Ok(hits)
@@ -243,8 +253,6 @@ struct Lane {
     /// Offsets of the part end here.
     end: usize,
     weak: u32,
-    /// Offsets after `pos`, with their weak checksums, that passed the bitmap.
-    candidates: Vec<(u32, u32)>,
 }
 
 impl<'a> Scan<'a> {
@@ -296,52 +304,43 @@ impl<'a> Scan<'a> {
     fn roll<const N: usize>(&mut self, lanes: &mut [Lane; N]) {
         let block_size = self.wanted.block_size;
         let count = lanes.iter().map(|lane| lane.end - lane.pos - 1).min().unwrap_or(0).min(STRIP);
-        let windows: [(&[u8], &[u8]); N] = std::array::from_fn(|i| {
+        let windows = std::array::from_fn(|i| {
             let window = &self.data[lanes[i].pos..];
             (&window[..count], &window[block_size..block_size + count])
         });
-        let mut sums: [u32; N] = std::array::from_fn(|i| lanes[i].weak);
-        for offset in 0..count {
-            for i in 0..N {
-                let (leaving, entering) = (windows[i].0[offset], windows[i].1[offset]);
-                sums[i] = sums[i]
-                    .wrapping_mul(MULTIPLIER)
-                    .wrapping_add(u32::from(entering))
-                    .wrapping_sub(self.leaving[usize::from(leaving)]);
-                if self.wanted.maybe(sums[i]) {
-                    lanes[i].candidates.push((offset as u32 + 1, sums[i]));
-                }
-            }
-        }
-        for (lane, sum) in lanes.iter_mut().zip(sums) {
-            self.look_at_candidates(lane, lane.pos + count, sum);
+        let mut sums = std::array::from_fn(|i| lanes[i].weak);
+        let mut rolled = [[0; STRIP]; N];
+        roll_lanes(windows, &self.leaving, &mut sums, &mut rolled);
+        for i in 0..N {
+            lanes[i].weak = sums[i];
+            self.look_at(&mut lanes[i], &rolled[i][..count]);
         }
     }
 
-    /// Looks up a lane's candidates in order and leaves it after the last block found, or at `end`.
-    fn look_at_candidates(&mut self, lane: &mut Lane, end: usize, weak_at_end: u32) {
-        let mut candidates = std::mem::take(&mut lane.candidates);
-        let (origin, mut next) = (lane.pos, 0);
-        for (offset, weak) in candidates.drain(..) {
-            let pos = origin + offset as usize;
-            if pos >= next && self.lookup(pos, weak) {
+    /// Looks up what a lane rolled over and leaves it after the last block found, or at the last offset.
+    fn look_at(&mut self, lane: &mut Lane, rolled: &[u32]) {
+        let mut candidates = [0; STRIP];
+        let count = if let Some(bitmap) = self.wanted.bitmap.first_chunk::<LARGE_BITMAP>() {
+            candidates_of(rolled, bitmap, &mut candidates)
+        } else {
+            self.wanted.bitmap.first_chunk::<SMALL_BITMAP>().map_or(0, |b| candidates_of(rolled, b, &mut candidates))
+        };
+        let mut next = lane.pos;
+        for &index in &candidates[..count] {
+            let pos = lane.pos + 1 + usize::from(index);
+            if pos >= next && self.lookup(pos, rolled[usize::from(index)]) {
                 next = pos + self.wanted.block_size;
             }
         }
-        lane.candidates = candidates;
-        if next > end {
+        lane.pos += rolled.len();
+        if next > lane.pos {
             lane.pos = next;
             self.settle(lane);
-        } else {
-            (lane.pos, lane.weak) = (end, weak_at_end);
         }
     }
 
     /// Whether a wanted block lies at `pos`; notes it.
     fn lookup(&mut self, pos: usize, weak: u32) -> bool {
-        if !self.wanted.maybe(weak) {
-            return false;
-        }
         let same_weak = self.wanted.with_weak(weak);
         let full = |item: usize| self.places[item].load(Ordering::Relaxed) >= MAX_PLACES;
         if same_weak.clone().all(full) || self.waste < self.wanted.block_size {
@@ -360,4 +359,34 @@ impl<'a> Scan<'a> {
         }
         known == 0 || repeats
     }
+}
+
+/// Rolls every lane over as many offsets as its windows have bytes: those that leave, those that enter.
+fn roll_lanes<const N: usize>(
+    windows: [(&[u8], &[u8]); N],
+    leaving: &[u32; 256],
+    sums: &mut [u32; N],
+    rolled: &mut [[u32; STRIP]; N],
+) {
+    let count = windows[0].0.len().min(STRIP);
+    let windows = windows.map(|(leaves, enters)| (&leaves[..count], &enters[..count]));
+    for offset in 0..count {
+        for i in 0..N {
+            let (leaves, enters) = (windows[i].0[offset], windows[i].1[offset]);
+            let sum = sums[i].wrapping_mul(MULTIPLIER).wrapping_add(u32::from(enters));
+            sums[i] = sum.wrapping_sub(leaving[usize::from(leaves)]);
+            rolled[i][offset] = sums[i];
+        }
+    }
+}
+
+/// Collects the indices of the checksums whose bit is set. Returns their number.
+fn candidates_of<const WORDS: usize>(rolled: &[u32], bitmap: &[u64; WORDS], candidates: &mut [u16; STRIP]) -> usize {
+    let mut count = 0;
+    for (index, &sum) in rolled.iter().enumerate() {
+        let (word, bit) = bitmap_position(sum, WORDS);
+        candidates[count % STRIP] = index as u16;
+        count += (bitmap[word] >> bit & 1) as usize;
+    }
+    count
 }
