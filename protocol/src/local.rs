@@ -141,6 +141,12 @@ pub fn open_body(body: &[u8], entries: u32, files: u32) -> Result<LocalRef<'_>, 
     Ok(LocalRef::new(table))
 }
 
+impl std::fmt::Debug for LocalRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalRef").field("rows", &self.table.inode.len()).finish()
+    }
+}
+
 /// Local facts in their archived form.
 #[derive(Clone, Copy)]
 pub struct LocalRef<'a> {
