@@ -1,1 +1,167 @@
-//! (under construction)
+//! The daemon: serves generations to any number of receivers, and does no work for any one of them that
+//! the index has done for all.
+//!
+//! ```text
+//! listener    accepts, tells the dialect by the first bytes, admits or queues
+//! session     the native protocol: one reader of requests, two lanes of replies, one writer
+//! registry    the repositories and their current generations, replaced while sessions go on
+//! extents     parts of files in memory, read once for all that want them
+//! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
+//! direct      the one module with `unsafe`: aligned memory, and questions to the kernel
+//! ```
+//!
+//! The protocol is described in `docs/native-protocol.md`.
+#![deny(unsafe_code)]
+
+mod admission;
+mod config;
+mod direct;
+mod extents;
+mod file;
+mod listener;
+mod pool;
+mod registry;
+mod session;
+
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stillmirror_store::StoreError;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{Config, DirectPolicy, Limits, Memory, RepositoryConfig};
+
+use admission::Admission;
+use extents::Extents;
+use pool::Pool;
+use registry::Registry;
+
+/// Why a daemon does not start or ends.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    // The operator's.
+    /// A repository's tree cannot be opened.
+    #[error("repository '{repository}': cannot open its root {}: {source}", .root.display())]
+    Root {
+        /// The repository.
+        repository: String,
+        /// Its root.
+        root: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A store belongs to another repository.
+    #[error(transparent)]
+    Store(StoreError),
+
+    // The system's.
+    /// The listening socket is of no use.
+    #[error("cannot accept connections: {0}")]
+    Listener(#[source] io::Error),
+    /// A thread of the daemon's own died.
+    #[error("a worker thread died: {0}")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+/// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
+pub async fn run(listener: TcpListener, config: Config, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    Daemon::open(config).await?.run(listener, shutdown).await
+}
+
+/// A daemon that is ready to serve.
+pub struct Daemon {
+    shared: Arc<Shared>,
+    reload: Arc<Notify>,
+    config: Config,
+}
+
+/// What all sessions share.
+struct Shared {
+    registry: Registry,
+    limits: Limits,
+    pool: Arc<Pool>,
+    extents: Arc<Extents>,
+    admission: Arc<Admission>,
+    /// The daemon stops: nothing new is begun.
+    stopping: CancellationToken,
+    /// The daemon ends: what runs is cut off.
+    ending: CancellationToken,
+}
+
+impl Daemon {
+    /// Opens the repositories' trees, stores and current generations. A repository whose store or
+    /// generation cannot be used is logged and announced as not indexed.
+    pub async fn open(config: Config) -> Result<Self, DaemonError> {
+        let repositories = config.repositories.clone();
+        let opened = tokio::task::spawn_blocking(move || Registry::open(&repositories)).await;
+        let shared = Shared {
+            registry: opened.map_err(DaemonError::Worker)??,
+            limits: config.limits.clone(),
+            // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
+            pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
+            extents: Extents::new(config.memory.cache),
+            admission: Admission::new(config.limits.connections, config.limits.queue),
+            stopping: CancellationToken::new(),
+            ending: CancellationToken::new(),
+        };
+        Ok(Self { shared: Arc::new(shared), reload: Arc::new(Notify::new()), config })
+    }
+
+    /// A handle that makes the daemon look for new generations at once.
+    pub fn reload_handle(&self) -> Reload {
+        Reload(Arc::clone(&self.reload))
+    }
+
+    /// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
+        let sessions = TaskTracker::new();
+        let reloader = tokio::spawn(reload(Arc::clone(&self.shared), self.reload, self.config.reload_interval));
+        let result = tokio::select! {
+            result = listener::accept(listener, &self.shared, &sessions) => result,
+            () = shutdown => Ok(()),
+        };
+        self.shared.stopping.cancel();
+        reloader.abort();
+        sessions.close();
+        if timeout(self.shared.limits.drain, sessions.wait()).await.is_err() {
+            tracing::warn!(sessions = sessions.len(), "ending sessions that did not finish in time");
+            self.shared.ending.cancel();
+            sessions.wait().await;
+        }
+        result
+    }
+}
+
+/// Makes a daemon look for new generations at once.
+#[derive(Clone)]
+pub struct Reload(Arc<Notify>);
+
+impl Reload {
+    /// Does so.
+    pub fn reload(&self) {
+        self.0.notify_one();
+    }
+}
+
+async fn reload(shared: Arc<Shared>, now: Arc<Notify>, interval: std::time::Duration) {
+    loop {
+        let shared = Arc::clone(&shared);
+        let look = move || {
+            for repository in shared.registry.all() {
+                repository.reload();
+                repository.prepare();
+            }
+        };
+        if tokio::task::spawn_blocking(look).await.is_err() {
+            tracing::error!("looking for new generations failed");
+        }
+        let _ = timeout(interval, now.notified()).await;
+    }
+}

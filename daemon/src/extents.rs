@@ -1,0 +1,162 @@
+//! Extents of files in memory: read once for all that want them at the same time.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::{Deref, Range};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stillmirror_protocol::wire::ItemFailure;
+use tokio::sync::{Semaphore, watch};
+
+use crate::file::FileState;
+use crate::pool::{Buffer, EXTENT};
+
+/// Reads under way at once, over all sessions: enough to keep many disks busy, few enough that their
+/// threads cost little.
+const READS: usize = 32;
+
+/// An extent by the state of its file, whatever its name and generation, and its place in it: bytes
+/// `number * EXTENT ..`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// The file.
+    pub(crate) file: FileState,
+    /// The extent's number within it.
+    pub(crate) number: u64,
+}
+
+/// The bytes of an extent.
+pub(crate) struct Extent {
+    buffer: Buffer,
+    range: Range<usize>,
+}
+
+impl Deref for Extent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[self.range.clone()]
+    }
+}
+
+type Outcome = Result<Arc<Extent>, ItemFailure>;
+
+/// The cache of extents, and the gate through which all reads go.
+///
+/// The oldest extent is the first to go, however often it was used: clients follow each other through a
+/// file, and what all of them have passed is of no more use.
+pub(crate) struct Extents {
+    capacity: usize,
+    slots: Mutex<Slots>,
+    reads: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct Slots {
+    by_key: HashMap<Key, Slot>,
+    ready: VecDeque<Key>,
+}
+
+enum Slot {
+    Reading(watch::Receiver<Option<Outcome>>),
+    Ready(Arc<Extent>),
+}
+
+/// An extent that is there, or about to be.
+pub(crate) enum Coming {
+    /// It is there.
+    Ready(Arc<Extent>),
+    /// Somebody reads it.
+    Reading(watch::Receiver<Option<Outcome>>),
+}
+
+impl Coming {
+    /// The extent, once it is there.
+    pub(crate) async fn wait(self) -> Outcome {
+        match self {
+            Self::Ready(extent) => Ok(extent),
+            Self::Reading(mut outcome) => {
+                let outcome = outcome.wait_for(Option::is_some).await;
+                outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(ItemFailure::Unreadable))
+            }
+        }
+    }
+}
+
+impl Extents {
+    /// A cache that keeps at most `bytes` of extents that nobody holds any more.
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        let reads = Arc::new(Semaphore::new(READS));
+        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), reads })
+    }
+
+    /// An extent that is there or being read already.
+    pub(crate) fn find(&self, key: Key) -> Option<Coming> {
+        match self.lock().by_key.get(&key)? {
+            Slot::Ready(extent) => Some(Coming::Ready(Arc::clone(extent))),
+            // A reader that died leaves no outcome and no sender.
+            Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
+            Slot::Reading(outcome) => Some(Coming::Reading(outcome.clone())),
+        }
+    }
+
+    /// Has `read` fill the buffer and say where in it the extent lies, unless somebody else reads the
+    /// same one meanwhile. The read goes on even when nobody waits for it any more.
+    pub(crate) fn read<F>(self: &Arc<Self>, key: Key, mut buffer: Buffer, read: F) -> Coming
+    where
+        F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure> + Send + 'static,
+    {
+        if let Some(coming) = self.find(key) {
+            return coming;
+        }
+        let (sender, receiver) = watch::channel(None);
+        self.lock().by_key.insert(key, Slot::Reading(receiver.clone()));
+        let cache = Arc::clone(self);
+        drop(self.run(move || {
+            let outcome = read(&mut buffer).map(|range| Arc::new(Extent { buffer, range }));
+            cache.settle(key, outcome.as_ref().ok());
+            sender.send_replace(Some(outcome));
+        }));
+        Coming::Reading(receiver)
+    }
+
+    /// Runs something that may wait for the disk, on a thread of its own, in the order of asking.
+    pub(crate) fn run<T, F>(&self, work: F) -> tokio::task::JoinHandle<Option<T>>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        if let Ok(permit) = Arc::clone(&self.reads).try_acquire_owned() {
+            return tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                Some(work())
+            });
+        }
+        let reads = Arc::clone(&self.reads);
+        tokio::spawn(async move {
+            let permit = reads.acquire_owned().await;
+            let work = move || {
+                let _permit = permit;
+                work()
+            };
+            tokio::task::spawn_blocking(work).await.ok()
+        })
+    }
+
+    fn settle(&self, key: Key, extent: Option<&Arc<Extent>>) {
+        let mut slots = self.lock();
+        let Some(extent) = extent.filter(|_| self.capacity > 0) else {
+            slots.by_key.remove(&key);
+            return;
+        };
+        slots.by_key.insert(key, Slot::Ready(Arc::clone(extent)));
+        slots.ready.push_back(key);
+        while slots.ready.len() > self.capacity {
+            let Some(oldest) = slots.ready.pop_front() else { break };
+            slots.by_key.remove(&oldest);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

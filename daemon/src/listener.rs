@@ -1,0 +1,153 @@
+//! Accepting connections and telling what they speak.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{DaemonError, Shared, session};
+
+/// Connections that have not said hello. One more ends the oldest of them.
+const STRANGERS: usize = 1024;
+/// A pause after a failed accept: what is short then (descriptors, memory) comes back with time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a closing connection may take to read its last frame.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Accepts until dropped.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    shared: &Arc<Shared>,
+    sessions: &TaskTracker,
+) -> Result<(), DaemonError> {
+    listener.local_addr().map_err(DaemonError::Listener)?;
+    let strangers = Arc::new(Strangers::default());
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => {
+                let (shared, stranger) = (Arc::clone(shared), strangers.add());
+                sessions.spawn(async move {
+                    tokio::select! {
+                        () = shared.ending.cancelled() => {}
+                        () = connection(&shared, socket, peer, stranger) => {}
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What a client speaks.
+enum Dialect {
+    /// The native protocol.
+    Native(ClientHello),
+    /// Stock rsync's daemon protocol.
+    Rsync,
+    /// Neither.
+    Unknown,
+}
+
+/// The first bytes of rsync's daemon protocol.
+const RSYNC_GREETING: [u8; 8] = *b"@RSYNCD:";
+
+async fn connection(shared: &Shared, mut socket: TcpStream, peer: SocketAddr, stranger: Stranger) {
+    let dialect = tokio::select! {
+        dialect = timeout(shared.limits.handshake, greeting(&mut socket)) => dialect,
+        () = stranger.evicted.cancelled() => return,
+        () = shared.stopping.cancelled() => return,
+    };
+    drop(stranger);
+    match dialect {
+        Ok(Ok(Dialect::Native(hello))) => session::serve(shared, &mut socket, peer, hello).await,
+        Ok(Ok(Dialect::Rsync)) => {
+            let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
+        }
+        Ok(Ok(Dialect::Unknown)) => {
+            tracing::debug!(%peer, "the peer speaks no known protocol");
+            let message = "expected the hello of the native protocol".to_owned();
+            let reply = Reply::Error { code: ErrorCode::Malformed, message };
+            let _ = socket.write_all(&reply.frame(0)).await;
+        }
+        Ok(Err(error)) => return tracing::debug!(%peer, %error, "the peer left before its hello"),
+        Err(_) => return tracing::debug!(%peer, "no hello in time"),
+    }
+    say_farewell(&mut socket).await;
+}
+
+async fn greeting(socket: &mut TcpStream) -> std::io::Result<Dialect> {
+    let mut hello = [0; HELLO_BYTES];
+    let mut filled = 0;
+    while filled < HELLO_BYTES {
+        let read = socket.read(&mut hello[filled..]).await?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        filled += read;
+        let begun = &hello[..filled.min(MAGIC.len())];
+        if begun == RSYNC_GREETING {
+            return Ok(Dialect::Rsync);
+        }
+        if !MAGIC.starts_with(begun) && !RSYNC_GREETING.starts_with(begun) {
+            return Ok(Dialect::Unknown);
+        }
+    }
+    Ok(ClientHello::decode(&hello).map_or(Dialect::Unknown, Dialect::Native))
+}
+
+/// Closes so that the peer can read what was sent last: a socket that is closed with unread bytes would
+/// be reset, and the peer would lose it.
+async fn say_farewell(socket: &mut TcpStream) {
+    let read_out = async {
+        let mut scrap = [0; 1024];
+        socket.shutdown().await?;
+        while socket.read(&mut scrap).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(FAREWELL, read_out).await;
+}
+
+/// Connections that have not said hello yet.
+#[derive(Default)]
+struct Strangers {
+    queue: Mutex<VecDeque<(u64, CancellationToken)>>,
+}
+
+/// One of them, until dropped.
+struct Stranger {
+    strangers: Arc<Strangers>,
+    number: u64,
+    evicted: CancellationToken,
+}
+
+impl Strangers {
+    fn add(self: &Arc<Self>) -> Stranger {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() >= STRANGERS
+            && let Some((_, oldest)) = queue.pop_front()
+        {
+            oldest.cancel();
+        }
+        let number = queue.back().map_or(0, |(number, _)| number + 1);
+        let evicted = CancellationToken::new();
+        queue.push_back((number, evicted.clone()));
+        Stranger { strangers: Arc::clone(self), number, evicted }
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut queue = self.strangers.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.retain(|(number, _)| *number != self.number);
+    }
+}

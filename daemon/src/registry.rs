@@ -1,0 +1,240 @@
+//! The repositories that are served, each with its current generation.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::limits;
+use stillmirror_protocol::wire::{self, ListForm};
+use stillmirror_store::{Generation, Store, StoreError};
+
+use crate::DaemonError;
+use crate::config::RepositoryConfig;
+use crate::file::Tree;
+
+/// All repositories, in the order of the configuration.
+pub(crate) struct Registry {
+    repositories: Vec<Arc<Repository>>,
+}
+
+impl Registry {
+    /// Opens the trees and the current generations. A repository without a usable generation is kept,
+    /// as not indexed; a missing tree or a store of another repository is the operator's mistake.
+    pub(crate) fn open(repositories: &[RepositoryConfig]) -> Result<Self, DaemonError> {
+        let repositories = repositories.iter().map(|config| Repository::open(config).map(Arc::new));
+        Ok(Self { repositories: repositories.collect::<Result<_, _>>()? })
+    }
+
+    /// All repositories.
+    pub(crate) fn all(&self) -> &[Arc<Repository>] {
+        &self.repositories
+    }
+
+    /// The repository of that name.
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Repository>> {
+        self.repositories.iter().find(|repository| repository.name == name)
+    }
+
+    /// What is announced to clients.
+    pub(crate) fn announcement(&self) -> Vec<wire::Repository> {
+        let announce = |repository: &Arc<Repository>| wire::Repository {
+            name: repository.name.clone(),
+            comment: repository.comment.clone(),
+            head: repository.current().map(|edition| edition.generation.head_bytes().to_vec()).unwrap_or_default(),
+        };
+        self.repositories.iter().take(limits::REPOSITORIES).map(announce).collect()
+    }
+}
+
+/// One repository.
+pub(crate) struct Repository {
+    /// Its name.
+    pub(crate) name: String,
+    comment: String,
+    /// Its files.
+    pub(crate) tree: Arc<Tree>,
+    store_dir: PathBuf,
+    store: OnceLock<Store>,
+    current: RwLock<Option<Arc<Edition>>>,
+    /// What the last attempt to load could not open, so that it is said once.
+    failed: Mutex<Option<Failed>>,
+}
+
+/// A generation of which loading failed, or the store itself.
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Failed {
+    Store,
+    Generation(u64),
+}
+
+impl Repository {
+    fn open(config: &RepositoryConfig) -> Result<Self, DaemonError> {
+        let tree = Tree::open(&config.name, &config.root, config.direct).map_err(|source| DaemonError::Root {
+            repository: config.name.clone(),
+            root: config.root.clone(),
+            source,
+        })?;
+        let repository = Self {
+            name: config.name.clone(),
+            comment: config.comment.clone(),
+            tree: Arc::new(tree),
+            store_dir: config.store.clone(),
+            store: OnceLock::new(),
+            current: RwLock::default(),
+            failed: Mutex::default(),
+        };
+        if let Ok(store) = repository.store()
+            && store.repository() != config.name
+        {
+            return Err(DaemonError::Store(StoreError::OtherRepository {
+                dir: config.store.clone(),
+                found: store.repository().to_owned(),
+                wanted: config.name.clone(),
+            }));
+        }
+        repository.reload();
+        Ok(repository)
+    }
+
+    /// The current generation; none when it is not indexed.
+    pub(crate) fn current(&self) -> Option<Arc<Edition>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes the store's current generation the one that new sessions get. Costs one `readlink` when it
+    /// is that already. What cannot be opened is logged, once, and the one before goes on being served.
+    pub(crate) fn reload(&self) {
+        let store = match self.store() {
+            Ok(store) => store,
+            Err(error) => return self.fail(Failed::Store, &error),
+        };
+        let number = match store.current_number() {
+            Ok(Some(number)) => number,
+            Ok(None) => return,
+            Err(error) => return self.fail(Failed::Store, &error),
+        };
+        let before = self.current();
+        if before.as_ref().is_some_and(|edition| edition.generation.number() == number) || self.has_failed(number) {
+            return;
+        }
+        match store.generation(number) {
+            Ok(generation) => self.put(Edition::new(generation)),
+            Err(error) => self.fail(Failed::Generation(number), &error),
+        }
+    }
+
+    /// Finds the deltas that lead to the current generation, so that the first client need not wait.
+    pub(crate) fn prepare(&self) {
+        if let Some(edition) = self.current() {
+            edition.deltas(self.store().ok(), Digest::NONE);
+        }
+    }
+
+    /// The store, once it is there.
+    pub(crate) fn store(&self) -> Result<&Store, StoreError> {
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let store = Store::open(&self.store_dir)?;
+        Ok(self.store.get_or_init(|| store))
+    }
+
+    fn put(&self, edition: Edition) {
+        let head = edition.generation.head();
+        tracing::info!(
+            repository = self.name,
+            generation = head.generation,
+            files = head.counts.files,
+            bytes = head.counts.bytes,
+            "serving a generation"
+        );
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(edition));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn has_failed(&self, number: u64) -> bool {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) == Some(Failed::Generation(number))
+    }
+
+    fn fail(&self, what: Failed, error: &StoreError) {
+        if self.failed.lock().unwrap_or_else(PoisonError::into_inner).replace(what) == Some(what) {
+            return;
+        }
+        let serving = self.current().map(|edition| edition.generation.head().generation);
+        tracing::error!(
+            repository = self.name,
+            store = %self.store_dir.display(),
+            %error,
+            serving,
+            "cannot open the current generation; `stillmirror index` (or `pull`) makes a new one"
+        );
+    }
+}
+
+/// A generation and the way to it from the ones before.
+pub(crate) struct Edition {
+    /// The generation.
+    pub(crate) generation: Generation,
+    /// The steps that lead to it, the last one first. Found at the first need.
+    steps: OnceLock<Vec<Step>>,
+}
+
+/// The delta of a retained generation.
+struct Step {
+    from: Digest,
+    /// `None` for the delta of the edition's own generation.
+    of: Option<Generation>,
+}
+
+impl Edition {
+    fn new(generation: Generation) -> Self {
+        Self { generation, steps: OnceLock::new() }
+    }
+
+    /// How the list comes to a receiver that has the one with digest `have`. May read older generations
+    /// the first time.
+    pub(crate) fn list_form(&self, store: Option<&Store>, have: Digest) -> ListForm {
+        if have == self.generation.head().list_digest {
+            return ListForm::Unchanged;
+        }
+        match self.deltas(store, have) {
+            Some(deltas) => ListForm::Deltas(deltas.map(|delta| delta.len() as u64).collect()),
+            None => ListForm::Whole { list_len: self.generation.head().list_len },
+        }
+    }
+
+    /// The deltas that lead from the list with digest `have` to this one, in the order in which they
+    /// are applied.
+    pub(crate) fn deltas(&self, store: Option<&Store>, have: Digest) -> Option<impl ExactSizeIterator<Item = &[u8]>> {
+        let steps = self.steps.get_or_init(|| find_steps(&self.generation, store));
+        let first = have.is_some().then(|| steps.iter().position(|step| step.from == have))??;
+        let generations = steps[..=first].iter().rev().map(|step| step.of.as_ref().unwrap_or(&self.generation));
+        Some(generations.map(|generation| generation.delta().unwrap_or_default()))
+    }
+}
+
+/// Walks from a generation back through the retained ones for as long as each has a delta, and all of
+/// them together are smaller than the compressed list.
+fn find_steps(current: &Generation, store: Option<&Store>) -> Vec<Step> {
+    let mut budget = current.list_zst().len();
+    let mut fits = |generation: &Generation| {
+        let delta = generation.delta()?.len();
+        budget = budget.checked_sub(delta)?;
+        Some(generation.head().previous)
+    };
+    let Some(from) = fits(current) else { return Vec::new() };
+    let mut steps = vec![Step { from, of: None }];
+    let mut wanted = from;
+    let mut numbers = store.and_then(|store| store.generations().ok()).unwrap_or_default();
+    numbers.retain(|&number| number < current.number());
+    while let Some(number) = numbers.pop().filter(|_| steps.len() < limits::DELTAS) {
+        let Some(older) = store.and_then(|store| store.generation(number).ok()) else { break };
+        if older.head().list_digest != wanted {
+            continue;
+        }
+        let Some(from) = fits(&older) else { break };
+        wanted = from;
+        steps.push(Step { from, of: Some(older) });
+    }
+    steps
+}

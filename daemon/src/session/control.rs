@@ -1,0 +1,263 @@
+//! The control lane: heads, lists, directories, block checksums.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use stillmirror_protocol::changes::EntryEncoder;
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Reply, Request, kind};
+use tokio::sync::mpsc;
+
+use super::{Ended, Pinned, Session, UnderWay};
+
+/// Payload bytes of one frame of a control answer.
+const CHUNK: usize = 256 << 10;
+/// Bytes of directory entries encoded at a time: what one session's answer costs in memory.
+const DIR_CHUNK: usize = 32 << 10;
+/// Pieces of one frame: what one `writev` takes, less the header's own.
+const PIECES: usize = 512;
+/// Bytes of a page of mapped memory.
+const PAGE: usize = 4096;
+
+/// A request that is answered from the index.
+pub(super) struct Job {
+    pub(super) under_way: UnderWay,
+    pub(super) answer: Answer,
+}
+
+/// What is to be answered.
+pub(super) enum Answer {
+    Repositories,
+    /// The handle and what it stands for.
+    Head(u32, Arc<Pinned>),
+    /// The digest of the list that the receiver has.
+    List(Arc<Pinned>, Digest),
+    Dir(Arc<Pinned>, Vec<u8>),
+    /// The payload of a request that decodes.
+    Sums(Arc<Pinned>, Box<[u8]>),
+    Refusal(ErrorCode, String),
+}
+
+impl Session<'_> {
+    /// Answers one request after the other.
+    pub(super) async fn answer_control(&self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Ended> {
+        while let Some(Job { under_way, answer }) = jobs.recv().await {
+            let number = under_way.number;
+            let refusal = match answer {
+                Answer::Repositories => self.announce(number).await?,
+                Answer::Head(handle, pinned) => self.head(number, handle, &pinned).await?,
+                Answer::List(pinned, have) => self.list(number, &pinned, have).await?,
+                Answer::Dir(pinned, path) => self.dir(number, pinned, path).await?,
+                Answer::Sums(pinned, request) => self.sums(number, &pinned, request).await?,
+                Answer::Refusal(code, message) => Some(Reply::Error { code, message }),
+            };
+            self.reply(number, &refusal.unwrap_or(Reply::End)).await?;
+        }
+        Ok(())
+    }
+
+    async fn announce(&self, number: u32) -> Result<Option<Reply>, Ended> {
+        let announcement = wire::Repository::encode_all(&self.shared.registry.announcement());
+        self.send_chunks(number, &announcement).await?;
+        Ok(None)
+    }
+
+    async fn head(&self, number: u32, handle: u32, pinned: &Pinned) -> Result<Option<Reply>, Ended> {
+        let head = pinned.edition.generation.head_bytes().to_vec();
+        self.reply(number, &Reply::Pinned { handle, head }).await?;
+        Ok(None)
+    }
+
+    async fn list(&self, number: u32, pinned: &Arc<Pinned>, have: Digest) -> Result<Option<Reply>, Ended> {
+        let form = self.blocking(pinned, move |pinned| pinned.edition.list_form(pinned.repository.store().ok(), have));
+        let Some(form) = form.await else { return Ok(Some(internal())) };
+        self.reply(number, &Reply::ListForm(form.clone())).await?;
+        match form {
+            ListForm::Unchanged => {}
+            ListForm::Deltas(_) => {
+                let deltas = pinned.edition.deltas(pinned.repository.store().ok(), have);
+                for delta in deltas.into_iter().flatten() {
+                    self.send_chunks(number, delta).await?;
+                }
+            }
+            ListForm::Whole { .. } => {
+                for at in (0..pinned.edition.generation.list_zst().len()).step_by(CHUNK) {
+                    let touched = self.blocking(pinned, move |pinned| touch(chunk(pinned, at)));
+                    if touched.await.is_none() {
+                        return Ok(Some(internal()));
+                    }
+                    self.send_chunks(number, chunk(pinned, at)).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn dir(&self, number: u32, pinned: Arc<Pinned>, path: Vec<u8>) -> Result<Option<Reply>, Ended> {
+        let begin = self.blocking(&pinned, move |pinned| {
+            let list = pinned.edition.generation.list();
+            list.find(&path).map(|row| row.number()).ok_or(path)
+        });
+        let row = match begin.await {
+            None => return Ok(Some(internal())),
+            Some(Err(path)) => return Ok(Some(not_there("there is no", &path))),
+            Some(Ok(row)) => row,
+        };
+        let mut listing = Some(Listing { row, next: 0, encoder: EntryEncoder::default() });
+        while let Some(mut rest) = listing.take() {
+            let step = self.blocking(&pinned, move |pinned| {
+                let encoded = rest.encode(pinned);
+                (encoded, rest)
+            });
+            let Some(((encoded, more), rest)) = step.await else { return Ok(Some(internal())) };
+            self.send_chunks(number, &encoded).await?;
+            listing = more.then_some(rest);
+        }
+        Ok(None)
+    }
+
+    async fn sums(&self, number: u32, pinned: &Arc<Pinned>, request: Box<[u8]>) -> Result<Option<Reply>, Ended> {
+        let Ok(Request::Sums { items, .. }) = Request::decode(kind::SUMS, &request) else {
+            return Ok(Some(internal()));
+        };
+        drop(request);
+        let list = pinned.edition.generation.list();
+        let is_file = |item: &Item| item.row < list.len() && list.row(item.row).is_file();
+        if let Some(at) = items.iter().position(|item| !is_file(item)) {
+            let message = format!("item {at}: the generation has no regular file at row {}", items[at].row);
+            return Ok(Some(Reply::Error { code: ErrorCode::NotThere, message }));
+        }
+        let items: Arc<[Item]> = items.into();
+        let mut begin = 0;
+        while begin < items.len() {
+            let mut bytes = 0;
+            let room = |item: &&Item| {
+                let fits = bytes < CHUNK;
+                bytes += record(pinned, item).len();
+                fits
+            };
+            let end = begin + items[begin..].iter().take(PIECES / 2).take_while(room).count();
+            let touched = {
+                let items = Arc::clone(&items);
+                self.blocking(pinned, move |pinned| {
+                    items[begin..end].iter().for_each(|item| touch_some(record(pinned, item)));
+                })
+            };
+            if touched.await.is_none() {
+                return Ok(Some(internal()));
+            }
+            self.send_records(number, pinned, &items[begin..end]).await?;
+            begin = end;
+        }
+        Ok(None)
+    }
+
+    /// Sends records, each behind its length, in frames of bounded size.
+    async fn send_records(&self, number: u32, pinned: &Pinned, items: &[Item]) -> Result<(), Ended> {
+        let lens: Vec<[u8; 4]> = items.iter().map(|item| (record(pinned, item).len() as u32).to_le_bytes()).collect();
+        let mut frame = Vec::new();
+        let mut room = CHUNK;
+        for (item, len) in items.iter().zip(&lens) {
+            for mut piece in [len.as_slice(), record(pinned, item)] {
+                while !piece.is_empty() {
+                    let (now, later) = piece.split_at(piece.len().min(room));
+                    frame.push(IoSlice::new(now));
+                    room -= now.len();
+                    piece = later;
+                    if room == 0 {
+                        self.writer.lock().await.send_answer(number, &frame).await?;
+                        frame.clear();
+                        room = CHUNK;
+                    }
+                }
+            }
+        }
+        if frame.is_empty() {
+            return Ok(());
+        }
+        self.writer.lock().await.send_answer(number, &frame).await
+    }
+
+    /// Sends an answer's bytes in frames, letting the data lane in between.
+    async fn send_chunks(&self, number: u32, bytes: &[u8]) -> Result<(), Ended> {
+        for chunk in bytes.chunks(CHUNK) {
+            self.writer.lock().await.send_answer(number, &[IoSlice::new(chunk)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Does what may wait for the disk, since a generation is mapped, on a thread of its own. `None`
+    /// when it panicked.
+    pub(super) async fn blocking<T, F>(&self, pinned: &Arc<Pinned>, work: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Pinned) -> T + Send + 'static,
+    {
+        let pinned = Arc::clone(pinned);
+        self.shared.extents.run(move || work(&pinned)).await.ok().flatten()
+    }
+}
+
+/// A directory that is being listed.
+struct Listing {
+    row: u32,
+    /// Children done.
+    next: u32,
+    encoder: EntryEncoder,
+}
+
+impl Listing {
+    /// Encodes the next children, and says whether there are more. A single file is its own only child.
+    fn encode(&mut self, pinned: &Pinned) -> (Vec<u8>, bool) {
+        let list = pinned.edition.generation.list();
+        let row = list.row(self.row);
+        let (dir, rows) = match row.dir_number() {
+            Some(number) => (list.dir(number), list.dir(number).rows()),
+            None => (list.parent_of(self.row), self.row..self.row + 1),
+        };
+        let mut out = Vec::new();
+        for child in rows.clone().skip(self.next as usize) {
+            if out.len() >= DIR_CHUNK {
+                return (out, true);
+            }
+            wire::encode_child(&mut out, &mut self.encoder, dir.name_of(child), &list.row(child).to_entry());
+            self.next += 1;
+        }
+        (out, false)
+    }
+}
+
+/// The part of a file's block checksum record that an item asks for.
+fn record<'a>(pinned: &'a Pinned, item: &Item) -> &'a [u8] {
+    let generation = &pinned.edition.generation;
+    let whole = generation.list().row(item.row).file_number().and_then(|file| generation.sums(file)).unwrap_or(&[]);
+    let cut = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(whole.len());
+    let part = &whole[cut(item.offset)..cut(item.offset.saturating_add(item.len))];
+    &part[..part.len().min(u32::MAX as usize)]
+}
+
+fn chunk(pinned: &Pinned, at: usize) -> &[u8] {
+    let bytes = pinned.edition.generation.list_zst();
+    &bytes[at..bytes.len().min(at + CHUNK)]
+}
+
+/// Makes mapped pages resident, so that sending them does not wait for the disk.
+fn touch(bytes: &[u8]) {
+    for page in bytes.chunks(PAGE) {
+        std::hint::black_box(page[0]);
+    }
+}
+
+/// As [`touch`], for a record of any size: the kernel reads ahead in what follows.
+fn touch_some(record: &[u8]) {
+    touch(&record[..record.len().min(CHUNK)]);
+}
+
+fn not_there(what: &str, path: &[u8]) -> Reply {
+    let message = format!("{what} '{}' in this generation", stillmirror_protocol::path::Escaped(path));
+    Reply::Error { code: ErrorCode::NotThere, message }
+}
+
+fn internal() -> Reply {
+    Reply::Error { code: ErrorCode::Internal, message: "the daemon failed to answer; its log says why".to_owned() }
+}

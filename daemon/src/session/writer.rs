@@ -1,0 +1,124 @@
+//! The sending half of a connection, which notices a peer that does not read.
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use stillmirror_protocol::wire::{FrameHeader, kind};
+use tokio::net::tcp::WriteHalf;
+use tokio::time::{Instant, timeout};
+
+use super::Ended;
+use crate::config::Limits;
+use crate::direct::unacknowledged;
+
+/// How often a writer that waits for its peer looks up.
+const LOOK_UP: Duration = Duration::from_millis(500);
+
+/// Writes whole frames. Ends the session of a peer that takes less than the minimum rate while there
+/// is something to send; only the time spent waiting for it counts.
+pub(super) struct Writer<'a> {
+    socket: WriteHalf<'a>,
+    minimum_rate: u64,
+    window: Duration,
+    sent: u64,
+    /// Time spent waiting in the current window, and what the peer had taken when it began.
+    waited: Duration,
+    taken_before: u64,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(socket: WriteHalf<'a>, limits: &Limits) -> Self {
+        Self {
+            socket,
+            minimum_rate: limits.minimum_rate,
+            window: limits.rate_window,
+            sent: 0,
+            waited: Duration::ZERO,
+            taken_before: 0,
+        }
+    }
+
+    /// Bytes sent so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends bytes that are whole frames.
+    pub(super) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        self.send(&mut [IoSlice::new(bytes)]).await
+    }
+
+    /// Sends one frame of an answer's bytes.
+    pub(super) async fn send_answer(&mut self, request: u32, payload: &[IoSlice<'_>]) -> Result<(), Ended> {
+        let len = payload.iter().map(|slice| slice.len()).sum::<usize>() as u32;
+        let header = FrameHeader { len, request, kind: kind::BYTES }.encode();
+        let mut slices = Vec::with_capacity(payload.len() + 1);
+        slices.push(IoSlice::new(&header));
+        slices.extend_from_slice(payload);
+        self.send(&mut slices).await
+    }
+
+    async fn send(&mut self, slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
+        self.send_while(slices, || true).await.map(drop)
+    }
+
+    /// Sends for as long as `patient`, which is asked whenever the peer has taken nothing for a while.
+    /// Says how many bytes went out.
+    pub(super) async fn send_while(
+        &mut self,
+        mut slices: &mut [IoSlice<'_>],
+        patient: impl Fn() -> bool,
+    ) -> Result<usize, Ended> {
+        let mut sent = 0;
+        while !slices.is_empty() {
+            match self.socket.try_write_vectored(slices) {
+                Ok(written) => {
+                    sent += written;
+                    self.sent += written as u64;
+                    IoSlice::advance_slices(&mut slices, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.wait().await? && !patient() {
+                        return Ok(sent);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Waits until the peer has taken something.
+    pub(super) async fn writable(&mut self) -> Result<(), Ended> {
+        while !self.wait().await? {}
+        Ok(())
+    }
+
+    /// Waits a while; whether the peer has taken something.
+    async fn wait(&mut self) -> Result<bool, Ended> {
+        let began = Instant::now();
+        let ready = timeout(LOOK_UP.min(self.window), self.socket.writable()).await;
+        self.waited += began.elapsed();
+        if self.waited >= self.window {
+            self.judge()?;
+        }
+        match ready {
+            Ok(result) => result.map(|()| true).map_err(Ended::from),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// What the kernel still holds was sent but not taken: a full socket buffer hides a stalled peer.
+    fn judge(&mut self) -> Result<(), Ended> {
+        let held = unacknowledged(self.socket.as_ref()).unwrap_or(0);
+        let taken = self.sent.saturating_sub(held);
+        let least = (self.minimum_rate as f64 * self.waited.as_secs_f64()) as u64;
+        if taken.saturating_sub(self.taken_before) < least {
+            return Err(Ended::TooSlow);
+        }
+        self.waited = Duration::ZERO;
+        self.taken_before = taken;
+        Ok(())
+    }
+}

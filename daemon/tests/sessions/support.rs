@@ -1,0 +1,313 @@
+//! A repository with a store, a daemon on loopback, and the simplest possible client.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use stillmirror_daemon::{Config, Daemon, DaemonError, DirectPolicy, Reload, RepositoryConfig};
+use stillmirror_protocol::changes::{self, Changes, Source};
+use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
+use stillmirror_protocol::head::{Counts, Head};
+use stillmirror_protocol::local::{Identity, LocalTable};
+use stillmirror_protocol::wire::{
+    ClientHello, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, Item, ItemFailure, ListForm, Reply, Request,
+    ServerHello, frame, kind,
+};
+use stillmirror_protocol::{limits, list, path};
+use stillmirror_store::{Generation, Store};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A tree and its store, both removed in the end.
+pub(crate) struct Fixture {
+    pub(crate) dir: TempDir,
+}
+
+impl Fixture {
+    /// An empty tree, not indexed.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("stillmirror-daemon").tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("tree")).unwrap();
+        Self { dir }
+    }
+
+    /// A tree with these files, indexed once.
+    pub(crate) fn with(files: &[(&str, &[u8])]) -> Self {
+        let fixture = Self::new();
+        files.iter().for_each(|(name, content)| fixture.write(name, content));
+        fixture.index();
+        fixture
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("tree")
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &[u8]) {
+        let file = self.root().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, content).unwrap();
+    }
+
+    /// Publishes the tree as it is.
+    pub(crate) fn index(&self) -> u64 {
+        index(&self.root(), &self.store())
+    }
+
+    pub(crate) fn current(&self) -> Generation {
+        Store::open(&self.store()).unwrap().current().unwrap().unwrap()
+    }
+
+    /// The row of a path in the current generation.
+    pub(crate) fn row(&self, path: &str) -> u32 {
+        self.current().list().find(path.as_bytes()).unwrap().number()
+    }
+
+    pub(crate) fn whole(&self, path: &str) -> Item {
+        let generation = self.current();
+        let row = generation.list().find(path.as_bytes()).unwrap();
+        Item { row: row.number(), offset: 0, len: row.size() }
+    }
+
+    /// Serves the tree as `repo` in every default; `change` may change them.
+    pub(crate) fn config(&self, change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = Config {
+            repositories: vec![RepositoryConfig {
+                name: "repo".to_owned(),
+                comment: "a test".to_owned(),
+                root: self.root(),
+                store: self.store(),
+                direct: DirectPolicy::Auto,
+            }],
+            ..Config::default()
+        };
+        change(&mut config);
+        config
+    }
+
+    pub(crate) async fn serve(&self) -> Server {
+        Server::start(self.config(|_| {})).await
+    }
+}
+
+/// Makes a generation of a tree. It stands in for the indexer: a file's digest is real, and its block
+/// checksum record is its path.
+pub(crate) fn index(root: &Path, store: &Path) -> u64 {
+    let mut changes = Changes::default();
+    let mut facts = HashMap::new();
+    walk(root, b"", &mut changes, &mut facts);
+    let new = changes::apply(None, &changes).unwrap();
+    assert!(new.sources.iter().all(|source| matches!(source, Source::Put(_))));
+    let encoded = new.list.encode();
+    let list = list::open(&encoded).unwrap();
+
+    let store = Store::create(store, "repo").unwrap();
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    let mut local = LocalTable::default();
+    let mut counts = Counts { directories: u64::from(list.directories()), ..Counts::default() };
+    for number in 0..list.len() {
+        let (path, row) = (list.path(number), list.row(number));
+        let sums = row.is_file().then(|| draft.append_sums(&path).unwrap());
+        counts.files += u64::from(row.is_file());
+        counts.bytes += row.size();
+        local.push(facts[&path], sums);
+    }
+    let digest = list::digest(&encoded);
+    let before = store.current().unwrap();
+    let previous = before.as_ref().map_or(Digest::NONE, |before| before.head().list_digest);
+    draft.write_list(&encoded).unwrap();
+    draft.write_local(&local.encode(digest)).unwrap();
+    if let Some(before) = &before {
+        draft.write_delta(&changes::diff(before.list(), list).encode(previous, digest)).unwrap();
+    }
+    let head = Head {
+        repository: "repo".to_owned(),
+        generation: draft.number(),
+        created: Time { sec: 1, nsec: 0 },
+        list_digest: digest,
+        list_len: encoded.len() as u64,
+        previous,
+        counts,
+    };
+    draft.write_head(&head.encode()).unwrap();
+    draft.publish().unwrap()
+}
+
+fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<u8>, Identity>) {
+    let disk = |path: &[u8]| root.join(std::ffi::OsStr::from_bytes(path));
+    let mut entry = |path: &[u8]| {
+        let meta = std::fs::symlink_metadata(disk(path)).unwrap();
+        let ctime = Time { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
+        facts.insert(path.to_vec(), Identity { device: meta.dev(), inode: meta.ino(), ctime });
+        let kind = if meta.is_dir() {
+            Kind::Directory
+        } else if meta.is_symlink() {
+            Kind::Symlink { target: std::fs::read_link(disk(path)).unwrap().as_os_str().as_bytes().to_vec() }
+        } else {
+            // Large files of measurements are not hashed: nothing in this crate looks at the digest.
+            let sha256 =
+                if meta.len() > 64 << 20 { Digest([1; 32]) } else { list::digest(&std::fs::read(disk(path)).unwrap()) };
+            Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() }, link: None }
+        };
+        Entry {
+            mode: (meta.mode() & 0o7777) as u16,
+            mtime: Time { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 },
+            owner: Owner { uid: meta.uid(), gid: meta.gid(), ..Owner::default() },
+            kind,
+        }
+    };
+    if dir.is_empty() {
+        changes.root = Some(changes::Put { entry: entry(dir), tag: 0 });
+    }
+    let mut below = Vec::new();
+    for found in std::fs::read_dir(disk(dir)).unwrap() {
+        let name = found.unwrap().file_name();
+        let path = path::join(dir, name.as_bytes());
+        let entry = entry(&path);
+        if entry.kind.is_dir() {
+            below.push(path);
+        }
+        changes.put(dir, name.as_bytes(), entry, 0);
+    }
+    below.iter().for_each(|dir| walk(root, dir, changes, facts));
+}
+
+/// A running daemon.
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) reload: Reload,
+    stop: Option<oneshot::Sender<()>>,
+    pub(crate) running: JoinHandle<Result<(), DaemonError>>,
+}
+
+impl Server {
+    pub(crate) async fn start(config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let daemon = Daemon::open(config).await.unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let reload = daemon.reload_handle();
+        let running = tokio::spawn(daemon.run(listener, async move { drop(stopped.await) }));
+        Self { addr, reload, stop: Some(stop), running }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.addr).await
+    }
+
+    /// Tells the daemon to stop.
+    pub(crate) fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+}
+
+/// Everything of one answer.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) pinned: Option<(u32, Vec<u8>)>,
+    pub(crate) form: Option<ListForm>,
+    /// Failed items, with the bytes of the answer that came before.
+    pub(crate) failures: Vec<(usize, u32, ItemFailure)>,
+    pub(crate) error: Option<(ErrorCode, String)>,
+}
+
+/// A client that has said hello.
+pub(crate) struct Client {
+    pub(crate) socket: TcpStream,
+    pub(crate) hello: ServerHello,
+    answers: HashMap<u32, Answer>,
+    next: u32,
+}
+
+impl Client {
+    pub(crate) async fn connect(addr: SocketAddr) -> Self {
+        let mut socket = TcpStream::connect(addr).await.unwrap();
+        socket.write_all(&ClientHello::OURS.encode()).await.unwrap();
+        let mut hello = [0; HELLO_BYTES];
+        socket.read_exact(&mut hello).await.unwrap();
+        let hello = ServerHello::decode(&hello).unwrap();
+        Self { socket, hello, answers: HashMap::new(), next: 1 }
+    }
+
+    /// Sends a request and gives its number.
+    pub(crate) async fn send(&mut self, request: &Request) -> u32 {
+        let number = self.next;
+        self.next += 1;
+        self.socket.write_all(&frame(number, request.kind(), &request.encode())).await.unwrap();
+        number
+    }
+
+    /// The next frame; `None` when the connection is closed.
+    pub(crate) async fn frame(&mut self) -> Option<(FrameHeader, Vec<u8>)> {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        self.socket.read_exact(&mut header).await.ok()?;
+        let header = FrameHeader::decode(&header, limits::REPLY_PAYLOAD).unwrap();
+        let mut payload = vec![0; header.len as usize];
+        self.socket.read_exact(&mut payload).await.ok()?;
+        Some((header, payload))
+    }
+
+    /// Reads until the answer to that request is whole; others are kept for later.
+    pub(crate) async fn answer(&mut self, number: u32) -> Answer {
+        loop {
+            let (header, payload) = self.frame().await.expect("the daemon closed before the answer was whole");
+            let answer = self.answers.entry(header.request).or_default();
+            let over = add(answer, &header, payload);
+            if over && header.request == number {
+                return self.answers.remove(&number).unwrap();
+            }
+        }
+    }
+
+    pub(crate) async fn ask(&mut self, request: &Request) -> Answer {
+        let number = self.send(request).await;
+        if let Some(answer) = self.answers.remove(&number) {
+            return answer;
+        }
+        self.answer(number).await
+    }
+
+    /// Pins the current generation of `repo`.
+    pub(crate) async fn pin(&mut self) -> (u32, Head) {
+        let answer = self.ask(&Request::Head { repository: "repo".to_owned() }).await;
+        let (handle, head) = answer.pinned.unwrap_or_else(|| panic!("no head: {:?}", answer.error));
+        (handle, Head::decode(&head).unwrap())
+    }
+
+    pub(crate) async fn data(&mut self, handle: u32, items: Vec<Item>) -> Answer {
+        self.ask(&Request::Data { handle, items }).await
+    }
+}
+
+fn add(answer: &mut Answer, header: &FrameHeader, payload: Vec<u8>) -> bool {
+    if header.kind == kind::BYTES {
+        answer.bytes.extend_from_slice(&payload);
+        return false;
+    }
+    match Reply::decode(header.kind, &payload).unwrap() {
+        Reply::Pinned { handle, head } => answer.pinned = Some((handle, head)),
+        Reply::ListForm(form) => answer.form = Some(form),
+        Reply::ItemFailed { item, reason } => answer.failures.push((answer.bytes.len(), item, reason)),
+        Reply::Error { code, message } => answer.error = Some((code, message)),
+        Reply::Queued { .. } | Reply::End => {}
+    }
+    matches!(header.kind, kind::END | kind::ERROR)
+}
+
+/// Waits for what must happen soon; a test that hangs fails instead.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("this must happen soon")
+}
