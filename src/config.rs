@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::exit::UsageError;
+
 pub(crate) use values::{Bytes, Listen, Pattern, Seconds};
 
 /// The whole file.
@@ -146,9 +148,10 @@ pub(crate) struct Repository {
 impl Config {
     /// Reads the file and lays the process's environment over it.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, std::env::vars(), base).with_context(|| format!("{}", path.display()))
+        let read = std::fs::read_to_string(path).context("cannot read it");
+        read.and_then(|text| Self::parse(&text, std::env::vars(), base))
+            .with_context(|| UsageError(path.display().to_string()))
     }
 
     /// As [`Config::load`]; relative paths in the text are relative to `base`.

@@ -1,6 +1,12 @@
 //! Exit codes: rsync's, where it has one for the meaning, because scripts know them.
 
+use std::fmt;
 use std::process::ExitCode;
+
+use stillmirror_daemon::DaemonError;
+use stillmirror_indexer::IndexError;
+use stillmirror_receiver::PullError;
+use stillmirror_store::StoreError;
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +38,77 @@ pub(crate) enum Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         ExitCode::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// Of two outcomes, the one to tell: the first that is not [`Exit::Done`].
+    pub(crate) fn or(self, other: Exit) -> Exit {
+        if self == Exit::Done { other } else { self }
+    }
+}
+
+/// Something that the user has to say otherwise. As the context of an error, it makes that a usage error.
+#[derive(Debug)]
+pub(crate) struct UsageError(pub(crate) String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// The exit code that an error ends the program with.
+pub(crate) fn of(error: &anyhow::Error) -> Exit {
+    if error.downcast_ref::<UsageError>().is_some() {
+        return Exit::Usage;
+    }
+    if let Some(error) = error.downcast_ref::<PullError>() {
+        return of_pull(error);
+    }
+    if let Some(error) = error.downcast_ref::<IndexError>() {
+        return of_index(error);
+    }
+    if let Some(error) = error.downcast_ref::<DaemonError>() {
+        return of_daemon(error);
+    }
+    if let Some(error) = error.downcast_ref::<StoreError>() {
+        return of_store(error);
+    }
+    Exit::FileIo
+}
+
+fn of_index(error: &IndexError) -> Exit {
+    match error {
+        IndexError::Stopped => Exit::Interrupted,
+        IndexError::Store(error) => of_store(error),
+        IndexError::ChangedPath { .. } | IndexError::StoreIsRoot(_) => Exit::Usage,
+        _ => Exit::FileIo,
+    }
+}
+
+fn of_pull(error: &PullError) -> Exit {
+    match error {
+        PullError::Usage(_) => Exit::Usage,
+        PullError::Interrupted => Exit::Interrupted,
+        PullError::DeleteLimit { .. } => Exit::DeleteLimit,
+        PullError::Connect { .. } | PullError::Socket { .. } => Exit::Socket,
+        PullError::Timeout { .. } => Exit::Timeout,
+        PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
+        PullError::Protocol(_) => Exit::Protocol,
+        PullError::File { .. } => Exit::FileIo,
+        PullError::Store(error) => of_store(error),
+    }
+}
+
+fn of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::Missing(_) | StoreError::NotAStore(_) | StoreError::OtherRepository { .. } | StoreError::Name(_) => {
+            Exit::Usage
+        }
+        _ => Exit::FileIo,
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) fn bytes(count: u64) -> String {
 pub(crate) fn count(number: u64, noun: &str) -> String {
     let plural = match noun {
         "directory" => "directories".to_owned(),
+        "entry" => "entries".to_owned(),
         noun => format!("{noun}s"),
     };
     format!("{} {}", grouped(number), if number == 1 { noun } else { &plural })

@@ -1,0 +1,358 @@
+//! `stillmirror index`
+
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use stillmirror_indexer::{self as indexer, IndexError, Options, Report};
+use stillmirror_protocol::filter::Filter;
+use stillmirror_protocol::path::Escaped;
+use stillmirror_protocol::sums::SumsPolicy;
+use stillmirror_store::Retention;
+
+use crate::config::{Bytes, Config, Index, Pattern, Seconds, Specials, Unreadable};
+use crate::exit::{Exit, UsageError};
+use crate::output::{bytes, count, line};
+use crate::{progress, signals};
+
+#[derive(Args)]
+#[command(after_help = crate::exit::HELP)]
+pub(crate) struct Arguments {
+    /// Index these repositories of the file; all when none is named
+    #[arg(value_name = "NAME", requires = "config")]
+    names: Vec<String>,
+    /// The file that says what to index (see mirror.toml.example)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "store", "name"], required_unless_present = "root")]
+    config: Option<PathBuf>,
+    /// The tree to index
+    #[arg(long, value_name = "DIR", requires = "store")]
+    root: Option<PathBuf>,
+    /// Where its generations are kept; made if it is not there
+    #[arg(long, value_name = "DIR", requires = "root")]
+    store: Option<PathBuf>,
+    /// The repository's name in URLs [default: the store's, else the last part of the root]
+    #[arg(long, requires = "root")]
+    name: Option<String>,
+    /// Look only at what this file (or standard input, for '-') names: changed, new and removed paths
+    /// relative to the root, one a line; a directory stands for all below it
+    #[arg(long, value_name = "FILE|-")]
+    changed_from: Option<PathBuf>,
+    /// The names in --changed-from end in NUL instead of a newline
+    #[arg(long, short = '0', requires = "changed_from")]
+    null: bool,
+    /// One JSON object per repository on standard output
+    #[arg(long)]
+    json: bool,
+    /// Nothing on standard output
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Keys of `[index]` as flags.
+#[derive(Args)]
+struct Overrides {
+    /// List names that match even if a later --exclude matches them too
+    #[arg(long, value_name = "PATTERN")]
+    include: Option<Vec<Pattern>>,
+    /// Neither list nor serve names that match, nor what is below them
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Option<Vec<Pattern>>,
+    /// Devices, fifos and sockets [default: keep]
+    #[arg(long)]
+    specials: Option<Specials>,
+    /// Entries of what cannot be read [default: keep-old]
+    #[arg(long)]
+    unreadable: Option<Unreadable>,
+    /// Compute XXH128 digests too
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    xxh128: Option<bool>,
+    /// Compute MD5 digests too
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    md5: Option<bool>,
+    /// Make block checksums [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    block_checksums: Option<bool>,
+    /// The smallest block
+    #[arg(long, value_name = "SIZE")]
+    smallest_block: Option<Bytes>,
+    /// Files for which no block checksums are made
+    #[arg(long, value_name = "PATTERN")]
+    no_block_checksums: Option<Vec<Pattern>>,
+    /// Generations kept, the current one included [default: 8]
+    #[arg(long, value_name = "NUMBER")]
+    keep_generations: Option<u32>,
+    /// How long generations are kept [default: as long as their number lets them]
+    #[arg(long, value_name = "TIME")]
+    keep_age: Option<Seconds>,
+    /// Threads that walk and hash; 0 takes all cores
+    #[arg(long, value_name = "NUMBER")]
+    threads: Option<usize>,
+}
+
+impl From<Overrides> for Index {
+    fn from(flags: Overrides) -> Self {
+        Index {
+            include: flags.include,
+            exclude: flags.exclude,
+            specials: flags.specials,
+            unreadable: flags.unreadable,
+            xxh128: flags.xxh128,
+            md5: flags.md5,
+            block_checksums: flags.block_checksums,
+            smallest_block: flags.smallest_block,
+            no_block_checksums: flags.no_block_checksums,
+            keep_generations: flags.keep_generations,
+            keep_age: flags.keep_age,
+            threads: flags.threads,
+        }
+    }
+}
+
+/// Generations kept, unless somebody says otherwise.
+const KEEP_GENERATIONS: u32 = 8;
+
+pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
+    let changed = arguments.changed_from.as_deref().map(|from| read_names(from, arguments.null)).transpose()?;
+    let (json, quiet) = (arguments.json, arguments.quiet);
+    let mut all = options(arguments)?;
+    if changed.is_some() && all.len() != 1 {
+        return Err(UsageError("--changed-from is for one repository: name it".to_owned()).into());
+    }
+    let stop = signals::stop_flag()?;
+    let mut exit = Exit::Done;
+    for options in &mut all {
+        options.changed_from = changed.as_ref().map(|names| below_root(names, &options.root)).transpose()?;
+        let bar = progress::bar(quiet || json);
+        let report = indexer::index(options, &Shown::new(&bar), &stop);
+        bar.finish_and_clear();
+        match report {
+            Ok(report) => {
+                exit = exit.or(tell(&options.name, &report, json, quiet));
+            }
+            // One repository that fails does not keep the others from being indexed.
+            Err(error) if all_but_stopped(&error) => {
+                eprintln!("stillmirror: {}: {error}", options.name);
+                exit = exit.or(crate::exit::of(&error.into()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(exit)
+}
+
+fn all_but_stopped(error: &IndexError) -> bool {
+    !matches!(error, IndexError::Stopped)
+}
+
+/// What to index, from the file or the flags.
+fn options(arguments: Arguments) -> Result<Vec<Options>> {
+    let flags = Index::from(arguments.overrides);
+    if let Some(path) = &arguments.config {
+        let config = Config::load(path)?;
+        let selected = config.select(&arguments.names)?;
+        let resolve = |repository: &&crate::config::Repository| {
+            let settings = flags.clone().over(&repository.index.clone().over(&config.index));
+            one(&repository.root, &repository.store, &repository.name, &settings)
+        };
+        return selected.iter().map(resolve).collect();
+    }
+    let (Some(root), Some(store)) = (&arguments.root, &arguments.store) else {
+        return Err(UsageError("give --config FILE, or --root DIR and --store DIR".to_owned()).into());
+    };
+    let name = match arguments.name {
+        Some(name) => name,
+        None => default_name(root, store)?,
+    };
+    Ok(vec![one(root, store, &name, &flags)?])
+}
+
+fn default_name(root: &Path, store: &Path) -> Result<String> {
+    if let Ok(store) = stillmirror_store::Store::open(store) {
+        return Ok(store.repository().to_owned());
+    }
+    // A root such as "." has its name only once it is resolved; one that is missing is reported later.
+    let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+    let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let checked = stillmirror_protocol::head::check_repository_name(&name);
+    checked.map(|()| name).with_context(|| UsageError("the root's name cannot be the repository's: give --name".to_owned()))
+}
+
+fn one(root: &Path, store: &Path, name: &str, settings: &Index) -> Result<Options> {
+    let mut options = Options::new(root, store, name);
+    options.filter = filter(settings.include.as_deref(), settings.exclude.as_deref())?;
+    options.sums_for = filter(None, settings.no_block_checksums.as_deref())?;
+    options.sums = sums(settings);
+    options.xxh128 = settings.xxh128.unwrap_or(false);
+    options.md5 = settings.md5.unwrap_or(false);
+    options.specials = match settings.specials.unwrap_or(Specials::Keep) {
+        Specials::Keep => indexer::Specials::Keep,
+        Specials::Skip => indexer::Specials::Skip,
+    };
+    options.unreadable = match settings.unreadable.unwrap_or(Unreadable::KeepOld) {
+        Unreadable::KeepOld => indexer::Unreadable::KeepOld,
+        Unreadable::LeaveOut => indexer::Unreadable::LeaveOut,
+    };
+    options.retention = Retention {
+        count: settings.keep_generations.unwrap_or(KEEP_GENERATIONS),
+        age: settings.keep_age.map(Seconds::duration),
+    };
+    options.threads = NonZeroUsize::new(settings.threads.unwrap_or(0));
+    Ok(options)
+}
+
+fn filter(include: Option<&[Pattern]>, exclude: Option<&[Pattern]>) -> Result<Filter> {
+    let mut filter = Filter::default();
+    for Pattern(pattern) in include.unwrap_or_default() {
+        filter.include(pattern.as_bytes())?;
+    }
+    for Pattern(pattern) in exclude.unwrap_or_default() {
+        filter.exclude(pattern.as_bytes())?;
+    }
+    Ok(filter)
+}
+
+fn sums(settings: &Index) -> SumsPolicy {
+    let default = SumsPolicy::default();
+    SumsPolicy {
+        enabled: settings.block_checksums.unwrap_or(default.enabled),
+        finest: settings.smallest_block.map_or(default.finest, |Bytes(size)| size.try_into().unwrap_or(u32::MAX)),
+        ..default
+    }
+}
+
+/// The names in a list of changed paths.
+fn read_names(from: &Path, null: bool) -> Result<Vec<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let read = if from == Path::new("-") {
+        std::io::stdin().read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(from).and_then(|mut file| file.read_to_end(&mut bytes))
+    };
+    read.with_context(|| format!("cannot read the changed paths from {}", from.display()))?;
+    let end = if null { 0 } else { b'\n' };
+    Ok(bytes.split(|&byte| byte == end).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+/// Makes absolute names relative to the root; a name elsewhere is a mistake.
+fn below_root(names: &[Vec<u8>], root: &Path) -> Result<Vec<Vec<u8>>> {
+    use std::os::unix::ffi::OsStrExt;
+    let relative = |name: &Vec<u8>| {
+        let path = Path::new(std::ffi::OsStr::from_bytes(name));
+        let below = if path.is_absolute() { path.strip_prefix(root).ok() } else { Some(path) };
+        let below = below.with_context(|| {
+            UsageError(format!("the changed path {} is not below the root {}", path.display(), root.display()))
+        })?;
+        // `./a//b/` is what shells and find(1) write for `a/b`.
+        let parts: Vec<_> = below.components().filter(|part| *part != std::path::Component::CurDir).collect();
+        Ok(parts.iter().map(|part| part.as_os_str().as_bytes()).collect::<Vec<_>>().join(&b'/'))
+    };
+    names.iter().map(relative).collect()
+}
+
+/// Prints the report; says how the run ends.
+fn tell(name: &str, report: &Report, as_json: bool, quiet: bool) -> Exit {
+    for problem in &report.unreadable {
+        eprintln!("stillmirror: {name}: cannot read {}: {}", Escaped(&problem.path), problem.error);
+    }
+    for path in &report.torn {
+        eprintln!("stillmirror: {name}: kept changing while it was read: {}", Escaped(path));
+    }
+    if as_json {
+        line!("{}", to_json(name, report));
+    } else if !quiet {
+        let counts = report.counts;
+        let state = if report.published { "published" } else { "unchanged" };
+        line!(
+            "{name}: generation {} {state}: {} in {}, {}",
+            report.generation,
+            count(counts.files, "file"),
+            count(counts.directories, "directory"),
+            bytes(counts.bytes)
+        );
+        line!(
+            "{name}: {} added, {} changed, {} removed; read {} in {:.2} s",
+            report.added,
+            report.changed,
+            report.removed,
+            bytes(report.hashed_bytes),
+            report.time.total.as_secs_f64()
+        );
+    }
+    match (report.unreadable.is_empty(), report.torn.is_empty()) {
+        (true, true) => Exit::Done,
+        (false, _) => Exit::Partial,
+        (true, false) => Exit::Vanished,
+    }
+}
+
+fn to_json(name: &str, report: &Report) -> Value {
+    let counts = report.counts;
+    let time = report.time;
+    json!({
+        "repository": name,
+        "generation": report.generation,
+        "published": report.published,
+        "files": counts.files,
+        "directories": counts.directories,
+        "symlinks": counts.symlinks,
+        "specials": counts.specials,
+        "bytes": counts.bytes,
+        "added": report.added,
+        "changed": report.changed,
+        "removed": report.removed,
+        "hashed_files": report.hashed_files,
+        "hashed_bytes": report.hashed_bytes,
+        "unreadable": report.unreadable.iter().map(|problem| Escaped(&problem.path).to_string()).collect::<Vec<_>>(),
+        "torn": report.torn.iter().map(|path| Escaped(path).to_string()).collect::<Vec<_>>(),
+        "seconds": time.total.as_secs_f64(),
+        "seconds_by_phase": {
+            "open": time.open.as_secs_f64(),
+            "walk": time.walk.as_secs_f64(),
+            "hash": time.hash.as_secs_f64(),
+            "publish": time.publish.as_secs_f64(),
+        },
+    })
+}
+
+/// Progress on the bar.
+struct Shown<'a> {
+    bar: &'a ProgressBar,
+    entries: AtomicU64,
+}
+
+impl<'a> Shown<'a> {
+    fn new(bar: &'a ProgressBar) -> Self {
+        progress::counting(bar, "walking");
+        Self { bar, entries: AtomicU64::new(0) }
+    }
+}
+
+impl indexer::Progress for Shown<'_> {
+    fn walked(&self, entries: u64) {
+        let entries = self.entries.fetch_add(entries, Ordering::Relaxed) + entries;
+        if !self.bar.is_hidden() {
+            self.bar.set_message(count(entries, "entry"));
+        }
+    }
+
+    fn to_hash(&self, files: u64, bytes: u64) {
+        progress::measuring(self.bar, "reading", bytes);
+        self.bar.set_message(count(files, "file"));
+    }
+
+    fn hashed(&self, _files: u64, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn publishing(&self) {
+        progress::counting(self.bar, "publishing");
+        self.bar.set_message("");
+    }
+}
