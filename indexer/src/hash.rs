@@ -1,0 +1,372 @@
+//! Reading files: all digests and the block checksums in one pass, and never of a file in motion.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use md5::Md5;
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use stillmirror_protocol::entry::{Digest, Digests, Time};
+use stillmirror_protocol::local::SumsAt;
+use stillmirror_protocol::path;
+use stillmirror_protocol::sums::{Scheme, SumsBuilder};
+use stillmirror_store::{Draft, StoreError};
+use twox_hash::XxHash3_128;
+
+use crate::options::Options;
+use crate::report::Progress;
+use crate::tree::{self, Facts, Tree};
+use crate::walk::{Findings, Old};
+
+/// All files to be read: each inode once, under whichever of its names is still there.
+#[derive(Debug)]
+pub(crate) struct Jobs<'a> {
+    /// Names of one job stand together.
+    names: Vec<Name<'a>>,
+    jobs: Vec<Job>,
+}
+
+#[derive(Debug)]
+struct Name<'a> {
+    /// Its place among all found names, directory after directory.
+    found: usize,
+    dir: &'a [u8],
+    name: &'a [u8],
+    facts: &'a Facts,
+}
+
+#[derive(Debug)]
+struct Job {
+    names: Range<usize>,
+    size: u64,
+}
+
+/// What reading a file gave.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Its content, as it was in one state of the file.
+    Read {
+        digests: Digests,
+        sums: SumsAt,
+        /// That state, when it is another than the walk saw.
+        facts: Option<Box<Facts>>,
+    },
+    /// It changed whenever it was read.
+    Torn,
+    /// It is gone, or something else has its name.
+    Gone,
+    /// It cannot be read.
+    Unreadable(Errno),
+}
+
+/// What reading all files gave.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes {
+    outcomes: Vec<Outcome>,
+    /// For each found name, its outcome's place.
+    by_found: HashMap<usize, u32>,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What reading needs.
+pub(crate) struct Reading<'a> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) options: &'a Options,
+    pub(crate) draft: &'a Draft,
+    pub(crate) known: KnownSums<'a>,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// Why reading ended for all files.
+#[derive(Debug)]
+pub(crate) enum ReadingError {
+    Stopped,
+    Store(StoreError),
+}
+
+/// Why one file could not be read.
+enum Trouble {
+    File(Errno),
+    All(ReadingError),
+}
+
+impl From<Errno> for Trouble {
+    fn from(error: Errno) -> Self {
+        Self::File(error)
+    }
+}
+
+impl<'a> Jobs<'a> {
+    /// The regular files among what a walk found.
+    pub(crate) fn of(findings: &'a Findings) -> Self {
+        let all = findings.dirs.iter().flat_map(|(dir, differs)| differs.found.iter().map(move |found| (dir, found)));
+        let files = all.enumerate().filter(|(_, (_, found))| found.facts.is_file());
+        let name = |(found, (dir, file)): (usize, (&'a Vec<u8>, &'a crate::walk::Found))| Name {
+            found,
+            dir,
+            name: &file.name,
+            facts: &file.facts,
+        };
+        let mut names: Vec<Name<'a>> = files.map(name).collect();
+        // Only linked files need their names brought together; the rest stays in the tree's order.
+        let inode = |name: &Name<'_>| (name.facts.links > 1).then(|| name.facts.inode());
+        names.sort_by_key(inode);
+        let mut jobs = Vec::new();
+        let mut start = 0;
+        for run in names.chunk_by(|a, b| inode(a).is_some() && inode(a) == inode(b)) {
+            jobs.push(Job { names: start..start + run.len(), size: run[0].facts.size });
+            start += run.len();
+        }
+        // The largest first, so that no core is left alone with one at the end.
+        jobs.sort_by_key(|job| std::cmp::Reverse(if job.size >= LARGE { job.size } else { 0 }));
+        Self { names, jobs }
+    }
+}
+
+impl Reading<'_> {
+    /// Reads all files, on all threads.
+    pub(crate) fn run(&self, jobs: &Jobs<'_>) -> Result<Outcomes, ReadingError> {
+        self.progress.to_hash(jobs.jobs.len() as u64, jobs.jobs.iter().map(|job| job.size).sum());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut worker = Worker { reading: self, buffer: vec![0; BUFFER], files: 0, bytes: 0, told: (0, 0) };
+            let mut outcomes = Vec::new();
+            while let Some(job) = jobs.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                outcomes.push((job, worker.read(&jobs.names[job.names.clone()])?));
+                worker.files += 1;
+                worker.tell(TELL_FILES);
+            }
+            worker.tell(1);
+            Ok((outcomes, worker.files, worker.bytes))
+        };
+        let threads = self.options.thread_count().min(jobs.jobs.len());
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut results = vec![work()];
+            results
+                .extend(others.into_iter().map(|other| other.join().unwrap_or_else(|p| std::panic::resume_unwind(p))));
+            results
+        });
+        let mut all = Outcomes::default();
+        for result in results {
+            let (outcomes, files, bytes) = result?;
+            (all.files, all.bytes) = (all.files + files, all.bytes + bytes);
+            for (job, outcome) in outcomes {
+                let place = all.outcomes.len() as u32;
+                all.by_found.extend(jobs.names[job.names.clone()].iter().map(|name| (name.found, place)));
+                all.outcomes.push(outcome);
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Outcomes {
+    /// What reading gave for the name at that place among all found ones; none when it was no job.
+    pub(crate) fn of(&self, found: usize) -> Option<&Outcome> {
+        self.by_found.get(&found).map(|&place| &self.outcomes[place as usize])
+    }
+}
+
+struct Worker<'a> {
+    reading: &'a Reading<'a>,
+    buffer: Vec<u8>,
+    files: u64,
+    bytes: u64,
+    /// Files and bytes that the listener knows of.
+    told: (u64, u64),
+}
+
+impl Worker<'_> {
+    fn read(&mut self, names: &[Name<'_>]) -> Result<Outcome, ReadingError> {
+        let mut outcome = Outcome::Gone;
+        for name in names {
+            outcome = self.read_name(name, names.len() > 1)?;
+            if !matches!(outcome, Outcome::Gone) {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn read_name(&mut self, name: &Name<'_>, linked: bool) -> Result<Outcome, ReadingError> {
+        let path = path::join(name.dir, name.name);
+        for _ in 0..TRIES {
+            match self.read_once(&path, name, linked) {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => {}
+                Err(Trouble::File(error)) if tree::is_gone(error) || error == Errno::NXIO => return Ok(Outcome::Gone),
+                Err(Trouble::File(error)) => return Ok(Outcome::Unreadable(error)),
+                Err(Trouble::All(error)) => return Err(error),
+            }
+        }
+        Ok(Outcome::Torn)
+    }
+
+    /// Reads a file through; none when it was in motion. The state before must be the state after, so that
+    /// what was read is one state's content.
+    fn read_once(&mut self, path: &[u8], name: &Name<'_>, linked: bool) -> Result<Option<Outcome>, Trouble> {
+        let file = self.reading.tree.open_file(path)?;
+        let before = settled(&file)?;
+        // Another inode under one of several names: what was asked for may still be under another.
+        if !before.is_file() || (linked && before.inode() != name.facts.inode()) {
+            return Ok(Some(Outcome::Gone));
+        }
+        let mut sums = self.sums_builder(path, before.size);
+        let Some(digests) = self.read_through(&file, before.size, sums.as_mut())? else { return Ok(None) };
+        if !tree::facts_of(&file)?.same_content(&before) {
+            return Ok(None);
+        }
+        let sums = match sums {
+            Some(sums) => self.reading.known.put(digests.sha256, self.reading.draft, sums)?,
+            None => SumsAt::default(),
+        };
+        let facts = (before != *name.facts).then(|| Box::new(before));
+        Ok(Some(Outcome::Read { digests, sums, facts }))
+    }
+
+    fn sums_builder(&self, path: &[u8], size: u64) -> Option<SumsBuilder> {
+        let options = self.reading.options;
+        let scheme = Scheme::for_size(size, &options.sums);
+        let made = !scheme.is_empty() && options.sums_for.keeps_below_root(path, false);
+        made.then(|| SumsBuilder::new(scheme, size))
+    }
+
+    /// Digests of the first `size` bytes; none when there are fewer.
+    fn read_through(
+        &mut self,
+        file: &File,
+        size: u64,
+        mut sums: Option<&mut SumsBuilder>,
+    ) -> Result<Option<Digests>, Trouble> {
+        let options = self.reading.options;
+        let mut sha256 = Sha256::new();
+        let mut xxh128 = options.xxh128.then(XxHash3_128::new);
+        let mut md5 = options.md5.then(Md5::new);
+        if size > BUFFER as u64 {
+            // Advice: its failure costs nothing but speed.
+            let _ = fadvise(file, 0, None, Advice::Sequential);
+        }
+        let (mut done, mut cached) = (0, 0);
+        while done < size {
+            if self.reading.stop.load(Ordering::Relaxed) {
+                return Err(Trouble::All(ReadingError::Stopped));
+            }
+            let wanted = (size - done).min(BUFFER as u64) as usize;
+            let read = match rustix::io::read(file, &mut self.buffer[..wanted]) {
+                Ok(0) => return Ok(None),
+                Ok(read) => read,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let bytes = &self.buffer[..read];
+            sha256.update(bytes);
+            xxh128.iter_mut().for_each(|hash| hash.write(bytes));
+            md5.iter_mut().for_each(|hash| hash.update(bytes));
+            sums.iter_mut().for_each(|sums| sums.update(bytes));
+            done += read as u64;
+            self.bytes += read as u64;
+            self.tell(TELL_FILES);
+            if options.drop_cache && size >= LARGE && (done - cached >= DROP_STEP || done == size) {
+                let _ = fadvise(file, cached, NonZeroU64::new(done - cached), Advice::DontNeed);
+                cached = done;
+            }
+        }
+        Ok(Some(Digests {
+            sha256: Digest(sha256.finalize().into()),
+            xxh128: xxh128.map_or([0; 16], |hash| hash.finish_128().to_le_bytes()),
+            md5: md5.map_or([0; 16], |hash| hash.finalize().into()),
+        }))
+    }
+
+    /// Tells the listener, now and then.
+    fn tell(&mut self, files: u64) {
+        let (new_files, new_bytes) = (self.files - self.told.0, self.bytes - self.told.1);
+        if new_files >= files || new_bytes >= TELL_BYTES {
+            self.reading.progress.hashed(new_files, new_bytes);
+            self.told = (self.files, self.bytes);
+        }
+    }
+}
+
+/// The facts of an open file once its `ctime` is old enough: a file written to within one tick of the
+/// kernel's clock keeps its `ctime`, so the two states could not be told apart.
+fn settled(file: &File) -> Result<Facts, Errno> {
+    let facts = tree::facts_of(file)?;
+    let Time { sec, nsec } = facts.identity.ctime;
+    let changed = u64::try_from(sec).ok().map(|sec| SystemTime::UNIX_EPOCH + Duration::new(sec, nsec));
+    let age = changed.and_then(|changed| SystemTime::now().duration_since(changed).ok());
+    match age {
+        Some(age) if age < SETTLE => {
+            std::thread::sleep(SETTLE - age);
+            tree::facts_of(file)
+        }
+        _ => Ok(facts),
+    }
+}
+
+/// Block checksum records by the content that they describe, so that equal files share one.
+pub(crate) struct KnownSums<'a> {
+    old: Option<Old<'a>>,
+    /// Rows of the old list that have a record, by the digest's first bytes. Made at the first use.
+    old_rows: OnceLock<HashMap<[u8; 8], u32>>,
+    new: Mutex<HashMap<Digest, SumsAt>>,
+}
+
+impl<'a> KnownSums<'a> {
+    pub(crate) fn of(old: Option<Old<'a>>) -> Self {
+        Self { old, old_rows: OnceLock::new(), new: Mutex::default() }
+    }
+
+    /// Where the record of that content lies; it is written when there is none yet.
+    fn put(&self, digest: Digest, draft: &Draft, sums: SumsBuilder) -> Result<SumsAt, Trouble> {
+        if let Some(at) = self.in_old(digest) {
+            return Ok(at);
+        }
+        if let Some(at) = self.new.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
+            return Ok(*at);
+        }
+        let written = draft.append_sums(&sums.finish());
+        let at = written.map_err(|error| Trouble::All(ReadingError::Store(error)))?;
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, at);
+        Ok(at)
+    }
+
+    fn in_old(&self, digest: Digest) -> Option<SumsAt> {
+        let Old { list, local, .. } = self.old?;
+        let sums = |row: u32| local.sums(list.row(row).file_number()?);
+        let rows = self.old_rows.get_or_init(|| {
+            let with_sums = (0..list.len()).filter(|&row| sums(row).is_some());
+            with_sums.map(|row| (first_bytes(list.row(row).sha256()), row)).collect()
+        });
+        let row = *rows.get(&first_bytes(digest))?;
+        sums(row).filter(|_| list.row(row).sha256() == digest)
+    }
+}
+
+fn first_bytes(digest: Digest) -> [u8; 8] {
+    let [a, b, c, d, e, f, g, h, ..] = digest.0;
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Bytes of one read: large enough that system calls do not count, small enough to stay in a core's cache
+/// while all digests pass over it.
+const BUFFER: usize = 256 << 10;
+/// From this size on a file is read first, and dropped from the page cache afterwards.
+const LARGE: u64 = 16 << 20;
+/// How much of a large file stays in the page cache while it is read.
+const DROP_STEP: u64 = 16 << 20;
+/// How often a file in motion is read.
+const TRIES: u32 = 3;
+/// Longer than a tick of any kernel's clock (10 ms at 100 Hz).
+const SETTLE: Duration = Duration::from_millis(20);
+const TELL_FILES: u64 = 64;
+const TELL_BYTES: u64 = 4 << 20;

@@ -1,0 +1,195 @@
+//! One run, stage by stage.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rustix::io::Errno;
+use stillmirror_protocol::path;
+use stillmirror_store::{Draft, Generation, Store, StoreLock};
+
+use crate::error::IndexError;
+use crate::hash::{Jobs, KnownSums, Outcomes, Reading, ReadingError};
+use crate::options::Options;
+use crate::owners::Owners;
+use crate::publish::publish;
+use crate::report::{Progress, Report};
+use crate::settle::{Settled, settle};
+use crate::tree::Tree;
+use crate::walk::{Findings, Old, Walk};
+
+/// Indexes a repository: compares the tree with the store's current generation and publishes another one
+/// if they differ.
+///
+/// `stop` ends the run soon after it becomes true, with [`IndexError::Stopped`]. Whatever ends a run early,
+/// the store keeps its current generation.
+pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> Result<Report, IndexError> {
+    let started = Instant::now();
+    let tree = open_root(&options.root)?;
+    let store_below_root = store_below_root(options)?;
+    let changed_from = checked(options.changed_from.as_deref())?;
+    let store = Store::create(&options.store, &options.name)?;
+    let lock = store.lock()?;
+    let before = store.current()?;
+    let mut run = Run { options, progress, stop, tree, store, lock, report: Report::default() };
+    run.report.time.open = started.elapsed();
+    run.go(before.as_ref(), store_below_root, changed_from)?;
+    run.report.time.total = started.elapsed();
+    Ok(run.report)
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    stop: &'a AtomicBool,
+    tree: Tree,
+    store: Store,
+    lock: StoreLock,
+    report: Report,
+}
+
+impl Run<'_> {
+    fn go(
+        &mut self,
+        before: Option<&Generation>,
+        store_below_root: Option<Vec<u8>>,
+        changed_from: Option<Vec<Vec<u8>>>,
+    ) -> Result<(), IndexError> {
+        let known = before.map(|before| Old { list: before.list(), local: before.local() });
+        // A list without a digest that is asked for is made anew, from reading every file.
+        let old = known.filter(|old| self.has_digests(old));
+        let owners = Owners::default();
+
+        let walking = Instant::now();
+        let excluded = store_below_root;
+        let walk = Walk::new(&self.tree, self.options, excluded, old, &owners, self.progress, self.stop);
+        let findings = match (&changed_from, old) {
+            (Some(paths), Some(old)) => walk.only(old, paths),
+            _ => walk.everything(),
+        };
+        let findings = findings.map_err(|error| root_error(&self.options.root, error))?;
+        self.check_stop()?;
+        self.report.time.walk = walking.elapsed();
+
+        if findings.is_empty() && findings.lost.is_empty() {
+            self.report.unreadable = findings.unreadable;
+            return self.leave(before);
+        }
+        let hashing = Instant::now();
+        let draft = self.store.begin(&self.lock)?;
+        let outcomes = self.read(&findings, known, &draft)?;
+        self.report.time.hash = hashing.elapsed();
+
+        let publishing = Instant::now();
+        let settled = settle(findings, &outcomes, old, &owners, self.options);
+        drop(outcomes);
+        self.check_stop()?;
+        if settled.is_empty() {
+            self.tell(settled);
+            return self.leave(before);
+        }
+        self.progress.publishing();
+        let whole = changed_from.is_none();
+        let (number, counts) = publish(&self.store, draft, before, old, &settled, whole)?;
+        let was = old.map_or(0, |old| u64::from(old.list.len()));
+        let is = counts.files + counts.directories + counts.symlinks + counts.specials;
+        (self.report.generation, self.report.counts, self.report.published) = (number, counts, true);
+        self.tell(settled);
+        self.report.removed = (was + self.report.added).saturating_sub(is);
+        self.store.retain(&self.lock, self.options.retention)?;
+        self.report.time.publish = publishing.elapsed();
+        Ok(())
+    }
+
+    fn has_digests(&self, old: &Old<'_>) -> bool {
+        let none = old.list.files() == 0;
+        (none || !self.options.xxh128 || old.list.has_xxh128()) && (none || !self.options.md5 || old.list.has_md5())
+    }
+
+    fn read(&mut self, findings: &Findings, known: Option<Old<'_>>, draft: &Draft) -> Result<Outcomes, IndexError> {
+        let jobs = Jobs::of(findings);
+        let reading = Reading {
+            tree: &self.tree,
+            options: self.options,
+            draft,
+            known: KnownSums::of(known),
+            progress: self.progress,
+            stop: self.stop,
+        };
+        let outcomes = reading.run(&jobs).map_err(|error| match error {
+            ReadingError::Stopped => IndexError::Stopped,
+            ReadingError::Store(error) => error.into(),
+        })?;
+        (self.report.hashed_files, self.report.hashed_bytes) = (outcomes.files, outcomes.bytes);
+        Ok(outcomes)
+    }
+
+    /// Leaves the current generation current.
+    fn leave(&mut self, before: Option<&Generation>) -> Result<(), IndexError> {
+        if let Some(before) = before {
+            (self.report.generation, self.report.counts) = (before.number(), before.head().counts);
+        }
+        self.store.retain(&self.lock, self.options.retention)?;
+        Ok(())
+    }
+
+    fn tell(&mut self, settled: Settled) {
+        let report = &mut self.report;
+        (report.added, report.changed) = (settled.added, settled.changed);
+        (report.unreadable, report.torn) = (settled.unreadable, settled.torn);
+        report.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
+        report.torn.sort();
+    }
+
+    fn check_stop(&self) -> Result<(), IndexError> {
+        if self.stop.load(Ordering::Relaxed) { Err(IndexError::Stopped) } else { Ok(()) }
+    }
+}
+
+fn open_root(root: &Path) -> Result<Tree, IndexError> {
+    Tree::open(root).map_err(|error| root_error(root, Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+}
+
+fn root_error(root: &Path, error: Errno) -> IndexError {
+    let path = root.to_owned();
+    match error {
+        Errno::NOENT => IndexError::NoRoot(path),
+        Errno::NOTDIR => IndexError::RootNotADirectory(path),
+        error => IndexError::Root { path, source: error.into() },
+    }
+}
+
+/// Refuses paths that lead out of the root.
+fn checked(paths: Option<&[Vec<u8>]>) -> Result<Option<Vec<Vec<u8>>>, IndexError> {
+    let check = |path: &Vec<u8>| match path::check_relative(path) {
+        Ok(checked) => Ok(checked.to_vec()),
+        Err(error) => Err(IndexError::ChangedPath { path: path.clone(), error }),
+    };
+    paths.map(|paths| paths.iter().map(check).collect()).transpose()
+}
+
+/// The store's path relative to the root, when it lies below it.
+fn store_below_root(options: &Options) -> Result<Option<Vec<u8>>, IndexError> {
+    let failed = |source| IndexError::Root { path: options.root.clone(), source };
+    let root = options.root.canonicalize().map_err(failed)?;
+    let store = resolved(&options.store).map_err(failed)?;
+    match store.strip_prefix(&root) {
+        Ok(relative) if relative.as_os_str().is_empty() => Err(IndexError::StoreIsRoot(options.store.clone())),
+        Ok(relative) => Ok(Some(relative.as_os_str().as_bytes().to_vec())),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A path without symlinks, of which the last part may not be there yet.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    for ancestor in absolute.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            let missing = absolute.strip_prefix(ancestor).unwrap_or(Path::new(""));
+            return Ok(real.join(missing));
+        }
+    }
+    Ok(absolute)
+}

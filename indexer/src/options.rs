@@ -1,0 +1,96 @@
+//! What a caller chooses.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use stillmirror_protocol::filter::Filter;
+use stillmirror_protocol::sums::SumsPolicy;
+use stillmirror_store::Retention;
+
+/// The receiver's staging directory at a root. Never indexed: it holds files that are not there yet.
+pub const STAGING: &str = ".stillmirror-stage";
+
+/// How to index one repository.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The repository's root. Symlinks below it are never followed.
+    pub root: PathBuf,
+    /// The store. Below the root it is left out of the index.
+    pub store: PathBuf,
+    /// The repository's name.
+    pub name: String,
+    /// What is indexed. A change here shows at the next whole walk.
+    pub filter: Filter,
+    /// Whether XXH128 is computed too, for stock clients. Turning it on reads every file once.
+    pub xxh128: bool,
+    /// Whether MD5 is computed too, for stock clients. Costs about as much time as SHA-256.
+    pub md5: bool,
+    /// Block checksums of files read from now on.
+    pub sums: SumsPolicy,
+    /// Files that have block checksums at all; for the excluded ones a delta never pays.
+    pub sums_for: Filter,
+    /// What happens to devices, fifos and sockets.
+    pub specials: Specials,
+    /// What happens to the entries of files and directories that cannot be read.
+    pub unreadable: Unreadable,
+    /// Which older generations are kept.
+    pub retention: Retention,
+    /// Threads for walking and hashing; by default one per core.
+    pub threads: Option<NonZeroUsize>,
+    /// Whether large files are dropped from the page cache once read, so that a first index does not
+    /// evict what the host is using.
+    pub drop_cache: bool,
+    /// All that changed since the last run, when the caller knows: paths relative to the root, files or
+    /// whole directories, gone ones too. Nothing else is looked at. None: everything is walked. Without
+    /// an earlier generation everything is walked in any case.
+    pub changed_from: Option<Vec<Vec<u8>>>,
+}
+
+/// What happens to devices, fifos and sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Specials {
+    /// They are indexed.
+    #[default]
+    Keep,
+    /// They are left out.
+    Skip,
+}
+
+/// What happens to the entries of files and directories that cannot be read. They are reported in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unreadable {
+    /// The entry of the last generation stays, with all below it. A new one is left out.
+    #[default]
+    KeepOld,
+    /// They are left out, so mirrors that delete lose them.
+    LeaveOut,
+}
+
+impl Options {
+    /// The defaults: everything is indexed, with block checksums and without the optional digests; 24
+    /// generations of at most 30 days are kept.
+    pub fn new(root: impl Into<PathBuf>, store: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+        Self {
+            root: root.into(),
+            store: store.into(),
+            name: name.into(),
+            filter: Filter::default(),
+            xxh128: false,
+            md5: false,
+            sums: SumsPolicy::default(),
+            sums_for: Filter::default(),
+            specials: Specials::default(),
+            unreadable: Unreadable::default(),
+            retention: Retention { count: 24, age: Some(Duration::from_secs(30 * 24 * 3600)) },
+            threads: None,
+            drop_cache: true,
+            changed_from: None,
+        }
+    }
+
+    pub(crate) fn thread_count(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or(cores, NonZeroUsize::get)
+    }
+}

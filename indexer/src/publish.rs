@@ -1,0 +1,138 @@
+//! From changes to a generation.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use stillmirror_protocol::changes::{Applied, ApplyError, Changes, Source, apply};
+use stillmirror_protocol::entry::{Digest, Time};
+use stillmirror_protocol::head::{Counts, Head};
+use stillmirror_protocol::list::{self, FileType, ListRef};
+use stillmirror_protocol::local::{LocalTable, SumsAt};
+use stillmirror_store::{Draft, Generation, Store};
+
+use crate::error::IndexError;
+use crate::settle::{LocalFacts, Settled};
+use crate::walk::Old;
+
+/// Builds and publishes the generation that follows `before`. `old` is what the changes apply to: the same,
+/// or nothing when the changes are a whole tree.
+pub(crate) fn publish(
+    store: &Store,
+    draft: Draft,
+    before: Option<&Generation>,
+    old: Option<Old<'_>>,
+    settled: &Settled,
+    compact: bool,
+) -> Result<(u64, Counts), IndexError> {
+    let Applied { list, sources } = apply(old.map(|old| old.list), &settled.changes)?;
+    let encoded = list.encode();
+    drop(list);
+    let digest = list::digest(&encoded);
+    let unchanged = before.filter(|before| before.head().list_digest == digest);
+    match unchanged {
+        Some(before) => draft.link_list(before)?,
+        None => draft.write_list(&encoded)?,
+    }
+    let moved = match before.filter(|_| compact) {
+        Some(before) => compacted(before, &draft)?,
+        None => HashMap::new(),
+    };
+    draft.write_local(&local_table(&sources, old, settled, &moved).encode(digest))?;
+    let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);
+    if old.is_some() && is_worth_a_delta(&settled.changes, sources.len()) {
+        draft.write_delta(&settled.changes.encode(previous, digest))?;
+    }
+    let counts = counts(list_in(&encoded)?);
+    let head = Head {
+        repository: store.repository().to_owned(),
+        generation: draft.number(),
+        created: now(),
+        list_digest: digest,
+        list_len: encoded.len() as u64,
+        previous,
+        counts,
+    };
+    draft.write_head(&head.encode())?;
+    Ok((draft.publish()?, counts))
+}
+
+/// The list in bytes that were encoded here.
+fn list_in(encoded: &[u8]) -> Result<ListRef<'_>, IndexError> {
+    let list = rkyv::access::<list::ArchivedFileList, rkyv::rancor::Error>(&encoded[list::HEADER_BYTES..]);
+    Ok(ListRef::new(list.map_err(|_| ApplyError::TooLarge)?))
+}
+
+/// The local facts of the new list's rows, where each came from telling where its facts are.
+fn local_table(
+    sources: &[Source],
+    old: Option<Old<'_>>,
+    settled: &Settled,
+    moved: &HashMap<SumsAt, SumsAt>,
+) -> LocalTable {
+    let now_at = |sums: SumsAt| moved.get(&sums).copied().unwrap_or(sums);
+    let mut table = LocalTable::default();
+    for source in sources {
+        let facts = match (*source, old) {
+            (Source::Put(tag), _) => settled.put_facts[tag as usize],
+            (Source::Old(row), Some(old)) => match settled.row_facts.get(&row) {
+                Some(facts) => *facts,
+                None => {
+                    let file = old.list.row(row).file_number();
+                    let sums = file.map(|file| old.local.sums(file).unwrap_or_default());
+                    LocalFacts { identity: old.local.identity(row), sums }
+                }
+            },
+            (Source::Old(_), None) => continue,
+        };
+        table.push(facts.identity, facts.sums.map(now_at));
+    }
+    table
+}
+
+/// Carries the records of wasteful packs over into the draft's own; gives where each is now.
+fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<SumsAt, SumsAt>, IndexError> {
+    let packs = before.packs_to_compact();
+    let mut moved = HashMap::new();
+    if packs.is_empty() {
+        return Ok(moved);
+    }
+    for file in 0..before.list().files() {
+        let Some(at) = before.local().sums(file).filter(|at| packs.contains(&at.pack)) else { continue };
+        if moved.contains_key(&at) {
+            continue;
+        }
+        // A record that cannot be had any more is given up: it was a hint.
+        let now = before.sums(file).map_or(Ok(SumsAt::default()), |record| draft.append_sums(record))?;
+        moved.insert(at, now);
+    }
+    Ok(moved)
+}
+
+/// A delta that touches most of the list takes longer to make and to send than the list.
+fn is_worth_a_delta(changes: &Changes, entries: usize) -> bool {
+    changes.len() <= entries / 2
+}
+
+fn counts(list: ListRef<'_>) -> Counts {
+    let mut counts = Counts::default();
+    for row in (0..list.len()).map(|row| list.row(row)) {
+        match row.file_type() {
+            FileType::File => {
+                counts.files += 1;
+                // Each inode once: under its leader.
+                let once = row.link_leader().is_none_or(|leader| leader == row.number());
+                counts.bytes += if once { row.size() } else { 0 };
+            }
+            FileType::Directory => counts.directories += 1,
+            FileType::Symlink => counts.symlinks += 1,
+            _ => counts.specials += 1,
+        }
+    }
+    counts
+}
+
+fn now() -> Time {
+    // A clock before 1970 is a clock that is not set.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+}

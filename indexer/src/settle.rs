@@ -1,0 +1,281 @@
+//! From what a walk found and reading gave to changes of the list.
+
+use std::collections::HashMap;
+
+use stillmirror_protocol::changes::{Changes, Op, Put};
+use stillmirror_protocol::entry::{Digests, Entry, Kind, PERMISSIONS};
+use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::local::{Identity, SumsAt};
+use stillmirror_protocol::path;
+
+use crate::groups::{Member, Stays, regroup};
+use crate::hash::{Outcome, Outcomes};
+use crate::options::{Options, Unreadable};
+use crate::owners::Owners;
+use crate::report::Problem;
+use crate::tree::Facts;
+use crate::walk::{Findings, Found, Lost, Old};
+
+/// What becomes of the last generation.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    /// Changes of the list. Each put's tag is a place in `put_facts`.
+    pub(crate) changes: Changes,
+    /// Local facts of the puts.
+    pub(crate) put_facts: Vec<LocalFacts>,
+    /// Local facts of rows that stay in the list as they are, where those changed.
+    pub(crate) row_facts: HashMap<u32, LocalFacts>,
+    pub(crate) added: u64,
+    pub(crate) changed: u64,
+    pub(crate) torn: Vec<Vec<u8>>,
+    pub(crate) unreadable: Vec<Problem>,
+}
+
+/// What only this host knows of one entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LocalFacts {
+    pub(crate) identity: Identity,
+    /// Of regular files alone; pack 0 when there is no record.
+    pub(crate) sums: Option<SumsAt>,
+}
+
+/// Turns findings into changes.
+pub(crate) fn settle(
+    findings: Findings,
+    outcomes: &Outcomes,
+    old: Option<Old<'_>>,
+    owners: &Owners,
+    options: &Options,
+) -> Settled {
+    let mut settling = Settling {
+        old,
+        owners,
+        options,
+        settled: Settled { unreadable: findings.unreadable, ..Settled::default() },
+        members: Vec::new(),
+    };
+    if let Some(root) = findings.root {
+        let entry = settling.entry(&root.facts, Kind::Directory);
+        let tag = settling.tag(LocalFacts { identity: root.facts.identity, sums: None });
+        settling.settled.changes.root = Some(Put { entry, tag });
+    }
+    let mut at = 0;
+    for (dir, differs) in findings.dirs {
+        for found in differs.found {
+            settling.found(&dir, found, outcomes.of(at));
+            at += 1;
+        }
+        for name in differs.removed {
+            settling.remove(&dir, &name);
+        }
+    }
+    for (row, identity) in findings.moved {
+        settling.settled.row_facts.insert(row, LocalFacts { identity, sums: None });
+    }
+    settling.linked(&findings.linked);
+    settling.regroup();
+    findings.lost.iter().for_each(|lost| settling.lost(lost));
+    settling.count();
+    settling.settled
+}
+
+impl Settled {
+    /// Whether the last generation still says all there is to say.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.row_facts.is_empty()
+    }
+}
+
+struct Settling<'a> {
+    old: Option<Old<'a>>,
+    owners: &'a Owners,
+    options: &'a Options,
+    settled: Settled,
+    /// Names whose link groups may have changed, and where they are.
+    members: Vec<(Member, Place)>,
+}
+
+/// Where a member of a link group is.
+enum Place {
+    /// Among the puts.
+    Put(Vec<u8>, Vec<u8>),
+    /// In the old list.
+    Row(u32),
+}
+
+impl Settling<'_> {
+    fn found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>) {
+        let Found { name, facts, old, target } = found;
+        let kind = match facts.file_type() {
+            Some(FileType::Directory) => Kind::Directory,
+            Some(FileType::Symlink) => Kind::Symlink { target },
+            Some(FileType::CharDevice) => Kind::CharDevice(facts.device),
+            Some(FileType::BlockDevice) => Kind::BlockDevice(facts.device),
+            Some(FileType::Fifo) => Kind::Fifo,
+            Some(FileType::Socket) => Kind::Socket,
+            Some(FileType::File) => return self.file(dir, name, &facts, old, outcome),
+            None => return,
+        };
+        let local = LocalFacts { identity: facts.identity, sums: None };
+        self.put(dir, &name, &facts, kind, local);
+    }
+
+    fn file(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, outcome: Option<&Outcome>) {
+        let leave_out = self.options.unreadable == Unreadable::LeaveOut;
+        match outcome {
+            Some(Outcome::Read { digests, sums, facts: newer }) => {
+                self.read(dir, name, newer.as_deref().unwrap_or(facts), old, digests, *sums);
+            }
+            Some(Outcome::Unreadable(error)) => {
+                let path = path::join(dir, &name);
+                self.settled.unreadable.push(Problem { path, error: (*error).into() });
+                if old.is_some() && leave_out {
+                    self.remove(dir, &name);
+                }
+            }
+            Some(Outcome::Gone) if old.is_some() => self.remove(dir, &name),
+            Some(Outcome::Gone) => {}
+            Some(Outcome::Torn) | None => self.settled.torn.push(path::join(dir, &name)),
+        }
+    }
+
+    fn read(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, digests: &Digests, sums: SumsAt) {
+        let local = LocalFacts { identity: facts.identity, sums: Some(sums) };
+        let kind = Kind::File { size: facts.size, digests: *digests, link: None };
+        let row = old.and_then(|row| Some(self.old?.list.row(row)));
+        let (device, inode) = facts.inode();
+        let key = (device, inode, digests.sha256);
+        match row.filter(|row| is_entry(*row, &self.entry(facts, kind.clone()))) {
+            Some(row) => {
+                self.settled.row_facts.insert(row.number(), local);
+                let old_leader = row.link_leader();
+                if facts.links > 1 || old_leader.is_some() {
+                    self.members.push((Member { key, stays: Some(Stays { old_leader }) }, Place::Row(row.number())));
+                }
+            }
+            None => {
+                self.put(dir, &name, facts, kind, local);
+                if facts.links > 1 {
+                    self.members.push((Member { key, stays: None }, Place::Put(dir.to_vec(), name)));
+                }
+            }
+        }
+    }
+
+    fn linked(&mut self, linked: &[(u32, Facts)]) {
+        let Some(Old { list, .. }) = self.old else { return };
+        for (row, facts) in linked {
+            let (device, inode) = facts.inode();
+            let row = list.row(*row);
+            let key = (device, inode, row.sha256());
+            let stays = Some(Stays { old_leader: row.link_leader() });
+            self.members.push((Member { key, stays }, Place::Row(row.number())));
+        }
+    }
+
+    /// Puts every name whose link group is not simply what remains of its old one.
+    fn regroup(&mut self) {
+        let places = std::mem::take(&mut self.members);
+        let members: Vec<Member> = places.iter().map(|(member, _)| *member).collect();
+        let all_seen = self.settled.unreadable.is_empty() && self.settled.torn.is_empty();
+        for (at, link) in regroup(&members, all_seen) {
+            match &places[at].1 {
+                Place::Put(dir, name) => {
+                    let op = self.settled.changes.dirs.get_mut(dir).and_then(|ops| ops.get_mut(name));
+                    if let Some(Op::Put(put)) = op {
+                        set_link(&mut put.entry, link);
+                    }
+                }
+                Place::Row(row) => self.put_row(*row, link),
+            }
+        }
+    }
+
+    /// Puts a row as it is, in another link group.
+    fn put_row(&mut self, row: u32, link: Option<u64>) {
+        let Some(Old { list, local, .. }) = self.old else { return };
+        let mut entry = list.row(row).to_entry();
+        set_link(&mut entry, link);
+        let facts = self.settled.row_facts.remove(&row).unwrap_or_else(|| LocalFacts {
+            identity: local.identity(row),
+            sums: list.row(row).file_number().map(|file| local.sums(file).unwrap_or_default()),
+        });
+        let tag = self.tag(facts);
+        let dir = list.parent_of(row);
+        self.settled.changes.put(&dir.path(), dir.name_of(row), entry, tag);
+    }
+
+    /// Takes back what was found of a directory that could not be listed.
+    fn lost(&mut self, lost: &Lost) {
+        let (dir, name) = path::split(&lost.path);
+        let was = self.old.and_then(|old| old.list.find(&lost.path));
+        if lost.keeps_old && was.is_some_and(|row| row.is_dir()) {
+            return;
+        }
+        let changes = &mut self.settled.changes;
+        if let Some(ops) = changes.dirs.get_mut(dir) {
+            ops.remove(name);
+            if ops.is_empty() {
+                changes.dirs.remove(dir);
+            }
+        }
+        if was.is_some() && !lost.keeps_old {
+            changes.remove(dir, name);
+        }
+    }
+
+    fn put(&mut self, dir: &[u8], name: &[u8], facts: &Facts, kind: Kind, local: LocalFacts) {
+        let tag = self.tag(local);
+        let entry = self.entry(facts, kind);
+        self.settled.changes.put(dir, name, entry, tag);
+    }
+
+    /// A removal, unless the name is there as something else.
+    fn remove(&mut self, dir: &[u8], name: &[u8]) {
+        let is_put = self.settled.changes.dirs.get(dir).is_some_and(|ops| ops.contains_key(name));
+        if !is_put {
+            self.settled.changes.remove(dir, name);
+        }
+    }
+
+    fn entry(&self, facts: &Facts, kind: Kind) -> Entry {
+        let owner = self.owners.get(facts.uid, facts.gid);
+        Entry { mode: facts.mode & PERMISSIONS, mtime: facts.mtime, owner, kind }
+    }
+
+    fn tag(&mut self, facts: LocalFacts) -> u32 {
+        self.settled.put_facts.push(facts);
+        self.settled.put_facts.len() as u32 - 1
+    }
+
+    fn count(&mut self) {
+        for (path, ops) in &self.settled.changes.dirs {
+            let dir = self.old.and_then(|old| Some(old.list.dir(old.list.find(path)?.dir_number()?)));
+            for (name, op) in ops {
+                let Op::Put(Put { entry, .. }) = op else { continue };
+                match dir.and_then(|dir| dir.child(name)) {
+                    None => self.settled.added += 1,
+                    Some(row) => self.settled.changed += u64::from(!is_same_directory(row, entry)),
+                }
+            }
+        }
+    }
+}
+
+/// Whether a directory differs in its time at most.
+fn is_same_directory(row: Row<'_>, entry: &Entry) -> bool {
+    row.is_dir() && entry.kind.is_dir() && row.permissions() == entry.mode && row.owner() == entry.owner
+}
+
+/// Whether a row says what an entry says, link groups aside.
+fn is_entry(row: Row<'_>, entry: &Entry) -> bool {
+    let mut was = row.to_entry();
+    set_link(&mut was, None);
+    was == *entry
+}
+
+fn set_link(entry: &mut Entry, to: Option<u64>) {
+    if let Kind::File { link, .. } = &mut entry.kind {
+        *link = to;
+    }
+}

@@ -1,0 +1,217 @@
+//! The tree on disk. Every path is resolved beneath the root, and no symlink in it is followed.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use stillmirror_protocol::entry::{Device, Time};
+use stillmirror_protocol::list::FileType;
+use stillmirror_protocol::local::Identity;
+
+/// What `statx` says of one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Type and permission bits.
+    pub(crate) mode: u16,
+    pub(crate) links: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) size: u64,
+    pub(crate) mtime: Time,
+    pub(crate) identity: Identity,
+    pub(crate) device: Device,
+}
+
+impl Facts {
+    pub(crate) fn file_type(&self) -> Option<FileType> {
+        FileType::from_mode(u32::from(self.mode))
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        self.file_type() == Some(FileType::Directory)
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        self.file_type() == Some(FileType::File)
+    }
+
+    /// Device and inode: what hard links share.
+    pub(crate) fn inode(&self) -> (u64, u64) {
+        (self.identity.device, self.identity.inode)
+    }
+
+    /// Whether a file's content must be the same in both states.
+    pub(crate) fn same_content(&self, other: &Self) -> bool {
+        self.is_file() && other.is_file() && self.content_key() == other.content_key()
+    }
+
+    fn content_key(&self) -> (u64, Time, Identity) {
+        (self.size, self.mtime, self.identity)
+    }
+}
+
+impl From<Statx> for Facts {
+    fn from(stat: Statx) -> Self {
+        Self {
+            mode: stat.stx_mode,
+            links: stat.stx_nlink,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            size: stat.stx_size,
+            mtime: Time { sec: stat.stx_mtime.tv_sec, nsec: stat.stx_mtime.tv_nsec },
+            identity: Identity {
+                device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+                inode: stat.stx_ino,
+                ctime: Time { sec: stat.stx_ctime.tv_sec, nsec: stat.stx_ctime.tv_nsec },
+            },
+            device: Device { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor },
+        }
+    }
+}
+
+/// An open root.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    root: OwnedFd,
+}
+
+impl Tree {
+    /// Opens the root, which may itself be reached over symlinks.
+    pub(crate) fn open(root: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { root: rustix::fs::open(root, flags, Mode::empty())? })
+    }
+
+    /// Opens a directory for listing; the empty path is the root.
+    pub(crate) fn open_dir(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Opens a regular file for reading. Whatever else has taken its name is not waited for.
+    pub(crate) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
+        Ok(File::from(self.open_beneath(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY)?))
+    }
+
+    /// What is at a path; none when nothing is, or when the way there leads over something that is no
+    /// directory.
+    pub(crate) fn look(&self, path: &[u8]) -> Result<Option<Facts>, Errno> {
+        match self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(fd) => facts_of(&fd).map(Some),
+            Err(error) if is_gone(error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The target of the symlink at a path.
+    pub(crate) fn target(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        target_at(self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW)?, b"")
+    }
+
+    fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                // Something was renamed meanwhile, so the kernel could not tell whether it is beneath.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Whether the error says that the name is no longer there, or that the way to it leads over something
+/// that is no directory, such as a symlink.
+pub(crate) fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+}
+
+/// What an open file or directory is.
+pub(crate) fn facts_of(fd: impl AsFd) -> Result<Facts, Errno> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS)?.into())
+}
+
+/// What a name in an open directory is, itself and not what it may point to.
+pub(crate) fn facts_at(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Facts, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    Ok(rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?.into())
+}
+
+/// A symlink's target.
+pub(crate) fn target_at(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+}
+
+/// The names of one directory with their facts. Reused from directory to directory, so that the walk
+/// allocates nothing per entry.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    names: Vec<u8>,
+    children: Vec<Child>,
+    /// Names that are there and of which nothing could be learned.
+    pub(crate) blind: Vec<(Vec<u8>, Errno)>,
+}
+
+/// One name of a [`Listing`].
+#[derive(Debug, Clone)]
+pub(crate) struct Child {
+    name: Range<u32>,
+    pub(crate) facts: Facts,
+}
+
+impl Listing {
+    /// Reads a directory into this listing. `wanted` is asked about every name after its facts are known.
+    pub(crate) fn read(
+        &mut self,
+        dir: &OwnedFd,
+        mut wanted: impl FnMut(&[u8], &Facts) -> Result<bool, Errno>,
+    ) -> Result<(), Errno> {
+        self.names.clear();
+        self.children.clear();
+        self.blind.clear();
+        let mut buffer = [MaybeUninit::uninit(); 32 << 10];
+        let mut entries = RawDir::new(dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            let bytes = name.to_bytes();
+            if bytes == b"." || bytes == b".." {
+                continue;
+            }
+            match facts_at(dir, name).and_then(|facts| Ok(wanted(bytes, &facts)?.then_some(facts))) {
+                Ok(Some(facts)) => {
+                    let start = self.names.len() as u32;
+                    self.names.extend_from_slice(bytes);
+                    self.children.push(Child { name: start..self.names.len() as u32, facts });
+                }
+                Ok(None) => {}
+                Err(error) if is_gone(error) => {}
+                Err(error) => self.blind.push((bytes.to_vec(), error)),
+            }
+        }
+        let names = &self.names;
+        let name = |child: &Child| &names[child.name.start as usize..child.name.end as usize];
+        self.children.sort_unstable_by(|a, b| {
+            stillmirror_protocol::order::siblings(name(a), a.facts.is_dir(), name(b), b.facts.is_dir())
+        });
+        Ok(())
+    }
+
+    /// The children that are not directories, then those that are, each in the list's order.
+    pub(crate) fn split(&self) -> (&[Child], &[Child]) {
+        self.children.split_at(self.children.partition_point(|child| !child.facts.is_dir()))
+    }
+
+    pub(crate) fn name(&self, child: &Child) -> &[u8] {
+        &self.names[child.name.start as usize..child.name.end as usize]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.children.len()
+    }
+}
