@@ -38,7 +38,8 @@ impl Deref for Extent {
     }
 }
 
-type Outcome = Result<Arc<Extent>, ItemFailure>;
+/// An extent, or why it cannot be had.
+pub(crate) type Outcome = Result<Arc<Extent>, ItemFailure>;
 
 /// The cache of extents, and the gate through which all reads go.
 ///
@@ -67,6 +68,39 @@ pub(crate) enum Coming {
     Ready(Arc<Extent>),
     /// Somebody reads it.
     Reading(watch::Receiver<Option<Outcome>>),
+}
+
+/// What became of asking for an extent.
+pub(crate) enum Begun {
+    /// Somebody has it or reads it.
+    Coming(Coming),
+    /// The caller is to read it.
+    Mine(Lead),
+}
+
+/// The task of reading an extent for all that want it. Others wait until it is finished or dropped.
+pub(crate) struct Lead {
+    extents: Arc<Extents>,
+    key: Key,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Lead {
+    /// What others that want the extent wait for.
+    pub(crate) fn coming(&self) -> Coming {
+        Coming::Reading(self.outcome.subscribe())
+    }
+
+    /// Has `read` fill the buffer and say where in it the extent lies.
+    pub(crate) fn read<F>(self, mut buffer: Buffer, read: F) -> Outcome
+    where
+        F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure>,
+    {
+        let outcome = read(&mut buffer).map(|range| Arc::new(Extent { buffer, range }));
+        self.extents.settle(self.key, outcome.as_ref().ok());
+        self.outcome.send_replace(Some(outcome.clone()));
+        outcome
+    }
 }
 
 impl Coming {
@@ -99,24 +133,14 @@ impl Extents {
         }
     }
 
-    /// Has `read` fill the buffer and say where in it the extent lies, unless somebody else reads the
-    /// same one meanwhile. The read goes on even when nobody waits for it any more.
-    pub(crate) fn read<F>(self: &Arc<Self>, key: Key, mut buffer: Buffer, read: F) -> Coming
-    where
-        F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure> + Send + 'static,
-    {
+    /// An extent, or the task of reading it.
+    pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Begun {
         if let Some(coming) = self.find(key) {
-            return coming;
+            return Begun::Coming(coming);
         }
         let (sender, receiver) = watch::channel(None);
-        self.lock().by_key.insert(key, Slot::Reading(receiver.clone()));
-        let cache = Arc::clone(self);
-        drop(self.run(move || {
-            let outcome = read(&mut buffer).map(|range| Arc::new(Extent { buffer, range }));
-            cache.settle(key, outcome.as_ref().ok());
-            sender.send_replace(Some(outcome));
-        }));
-        Coming::Reading(receiver)
+        self.lock().by_key.insert(key, Slot::Reading(receiver));
+        Begun::Mine(Lead { extents: Arc::clone(self), key, outcome: sender })
     }
 
     /// Runs something that may wait for the disk, on a thread of its own, in the order of asking.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +61,7 @@ enum Dialect {
 /// The first bytes of rsync's daemon protocol.
 const RSYNC_GREETING: [u8; 8] = *b"@RSYNCD:";
 
-async fn connection(shared: &Shared, mut socket: TcpStream, peer: SocketAddr, stranger: Stranger) {
+async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr, stranger: Stranger) {
     let dialect = tokio::select! {
         dialect = timeout(shared.limits.handshake, greeting(&mut socket)) => dialect,
         () = stranger.evicted.cancelled() => return,
@@ -69,7 +69,10 @@ async fn connection(shared: &Shared, mut socket: TcpStream, peer: SocketAddr, st
     };
     drop(stranger);
     match dialect {
-        Ok(Ok(Dialect::Native(hello))) => session::serve(shared, &mut socket, peer, hello).await,
+        Ok(Ok(Dialect::Native(hello))) => {
+            let input = session::serve(shared, socket, peer, hello).await;
+            return read_out(input).await;
+        }
         Ok(Ok(Dialect::Rsync)) => {
             let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
         }
@@ -82,7 +85,8 @@ async fn connection(shared: &Shared, mut socket: TcpStream, peer: SocketAddr, st
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "the peer left before its hello"),
         Err(_) => return tracing::debug!(%peer, "no hello in time"),
     }
-    say_farewell(&mut socket).await;
+    let _ = socket.shutdown().await;
+    read_out(socket).await;
 }
 
 async fn greeting(socket: &mut TcpStream) -> std::io::Result<Dialect> {
@@ -105,16 +109,14 @@ async fn greeting(socket: &mut TcpStream) -> std::io::Result<Dialect> {
     Ok(ClientHello::decode(&hello).map_or(Dialect::Unknown, Dialect::Native))
 }
 
-/// Closes so that the peer can read what was sent last: a socket that is closed with unread bytes would
-/// be reset, and the peer would lose it.
-async fn say_farewell(socket: &mut TcpStream) {
-    let read_out = async {
+/// Reads what a peer still sends, for a while: a socket that is closed with unread bytes is reset, and
+/// the peer loses what it was sent last.
+async fn read_out(mut input: impl AsyncRead + Unpin) {
+    let all = async {
         let mut scrap = [0; 1024];
-        socket.shutdown().await?;
-        while socket.read(&mut scrap).await? > 0 {}
-        std::io::Result::Ok(())
+        while input.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
     };
-    let _ = timeout(FAREWELL, read_out).await;
+    let _ = timeout(FAREWELL, all).await;
 }
 
 /// Connections that have not said hello yet.

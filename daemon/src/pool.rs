@@ -10,7 +10,7 @@ use crate::direct::AlignedBytes;
 
 /// Bytes of one buffer, and of one extent of a file. By measurement: smaller ones cost more system calls
 /// and task switches for each byte, larger ones more memory for each session.
-pub(crate) const EXTENT: usize = 256 << 10;
+pub(crate) const EXTENT: usize = 512 << 10;
 
 /// Buffers of [`EXTENT`] bytes. Memory is allocated at first use and then kept.
 pub(crate) struct Pool {

@@ -18,6 +18,7 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, Reply, ServerHello, WireError};
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::interval;
 
@@ -44,6 +45,8 @@ enum Ended {
     TooSlow,
     #[error("a file changed in the middle of a frame")]
     Torn,
+    #[error("a thread of the daemon's own died")]
+    Panicked,
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
 }
@@ -61,30 +64,37 @@ struct UnderWay {
 }
 
 /// What the parts of a session share.
-struct Session<'a> {
-    shared: &'a Shared,
-    writer: Mutex<Writer<'a>>,
+struct Session {
+    shared: Arc<Shared>,
+    writer: Arc<Mutex<Writer>>,
     under_way: Arc<Semaphore>,
     tally: std::sync::Mutex<Tally>,
 }
 
-/// Serves a client that has said hello.
-pub(crate) async fn serve(shared: &Shared, socket: &mut TcpStream, peer: SocketAddr, hello: ClientHello) {
+/// Serves a client that has said hello. Gives back what is left of the connection: its reading half.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    hello: ClientHello,
+) -> OwnedReadHalf {
     let _ = socket.set_nodelay(true);
-    let (input, output) = socket.split();
-    let session = Session {
-        shared,
-        writer: Mutex::new(Writer::new(output, &shared.limits)),
+    let (mut input, output) = socket.into_split();
+    let session = Arc::new(Session {
+        shared: Arc::clone(shared),
+        writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
         under_way: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         tally: std::sync::Mutex::new(Tally::new(peer)),
-    };
-    let result = session.run(input, hello).await;
-    let sent = session.writer.lock().await.sent();
-    session.tally().report(sent, result.as_ref().err());
+    });
+    let result = session.run(&mut input, hello).await;
+    let mut writer = session.writer.lock().await;
+    writer.close().await;
+    session.tally().report(writer.sent(), result.as_ref().err());
+    input
 }
 
-impl Session<'_> {
-    async fn run(&self, input: tokio::net::tcp::ReadHalf<'_>, hello: ClientHello) -> Result<(), Ended> {
+impl Session {
+    async fn run(self: &Arc<Self>, input: &mut OwnedReadHalf, hello: ClientHello) -> Result<(), Ended> {
         let version = hello.negotiate();
         let ours = ServerHello {
             version: version.as_ref().copied().unwrap_or(0),

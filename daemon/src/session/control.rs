@@ -38,7 +38,7 @@ pub(super) enum Answer {
     Refusal(ErrorCode, String),
 }
 
-impl Session<'_> {
+impl Session {
     /// Answers one request after the other.
     pub(super) async fn answer_control(&self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Ended> {
         while let Some(Job { under_way, answer }) = jobs.recv().await {

@@ -11,15 +11,18 @@ use stillmirror_protocol::wire::{ErrorCode, Item, ItemFailure, Reply, Request, k
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::writer::Writer;
 use super::{Ended, Pinned, Session, UnderWay};
-use crate::extents::{Coming, Extent};
+use crate::extents::{Begun, Coming, Extent, Outcome};
 use crate::file::{FileState, OpenFile};
 use crate::pool::Buffer;
 use frames::Frames;
 use plan::{Part, Piece, Plan};
 
 /// Pieces that are read while another one is sent: with it they make the most that one session holds.
-const AHEAD: usize = 3;
+const AHEAD: usize = 1;
+/// Extents that are sent before the control lane gets its turn.
+const PUMPED: usize = 4;
 
 /// A request for data, not decoded yet: encoded it is smaller.
 pub(super) struct Job {
@@ -36,20 +39,24 @@ struct Order {
     items: Vec<Item>,
 }
 
-impl Session<'_> {
+impl Session {
     /// Sends what is asked for, one request after the other.
-    pub(super) async fn answer_data(&self, jobs: mpsc::Receiver<Job>) -> Result<(), Ended> {
-        let mut lane =
-            Lane { session: self, jobs, plans: VecDeque::new(), ahead: VecDeque::new(), failed: None, file: None };
-        while let Some(load) = lane.next().await? {
-            lane.send(load).await?;
+    pub(super) async fn answer_data(self: &Arc<Self>, jobs: mpsc::Receiver<Job>) -> Result<(), Ended> {
+        let session = Arc::clone(self);
+        let mut lane = Lane { session, jobs, plans: VecDeque::new(), ahead: VecDeque::new(), failed: None, file: None };
+        while lane.open_next().await? {
+            if lane.is_at_extent() {
+                lane = lane.pump().await?;
+            } else if let Some(load) = lane.next().await? {
+                lane.send(load).await?;
+            }
         }
         Ok(())
     }
 }
 
-struct Lane<'s, 'a> {
-    session: &'s Session<'a>,
+struct Lane {
+    session: Arc<Session>,
     jobs: mpsc::Receiver<Job>,
     /// Requests that are not read to their end yet.
     plans: VecDeque<Plan>,
@@ -89,38 +96,123 @@ enum Memory {
     Shared(Arc<Extent>),
 }
 
-impl Lane<'_, '_> {
-    /// The next piece to send, with those behind it on their way; `None` after the last.
-    async fn next(&mut self) -> Result<Option<Load>, Ended> {
-        while self.ahead.len() <= AHEAD {
-            if !self.open_next().await? {
-                break;
-            }
-            let Some(plan) = self.plans.front_mut() else { break };
-            let (order, before) = (Arc::clone(plan.order()), plan.cursor());
-            let piece = plan.next();
-            let is_last = plan.is_done();
-            // Only a session that holds nothing waits: so nobody waits for who waits.
-            let may_wait = self.ahead.is_empty();
-            let Some(coming) = self.start(&order, &piece, may_wait).await else {
-                if let Some(plan) = self.plans.front_mut() {
-                    plan.rewind(before);
-                }
+/// A piece of which not everything is sent.
+struct Stuck {
+    load: Load,
+    loaded: Loaded,
+    frames: Frames,
+    sent: usize,
+}
+
+impl Lane {
+    /// Whether the next thing to send is an extent that nobody has read.
+    fn is_at_extent(&mut self) -> bool {
+        let Some(plan) = self.plans.front_mut().filter(|_| self.ahead.is_empty()) else { return false };
+        plan.peek_extent().is_some_and(|key| self.session.shared.extents.find(key).is_none())
+    }
+
+    /// Reads extents and sends each at once, on one thread, for as long as the peer takes them and at
+    /// most [`PUMPED`]. While it takes no more, the socket's own buffer is what is read ahead: so most
+    /// bytes cost neither a task switch nor a buffer that waits.
+    async fn pump(self) -> Result<Self, Ended> {
+        let shared = Arc::clone(&self.session.shared);
+        let buffer = shared.pool.take().await;
+        let writer = Arc::clone(&self.session.writer).lock_owned().await;
+        let pumped = shared.extents.run(move || {
+            let (mut lane, mut writer) = (self, writer);
+            let result = lane.pump_now(&mut writer, buffer);
+            (lane, writer, result)
+        });
+        let Ok(Some((mut lane, mut writer, result))) = pumped.await else { return Err(Ended::Panicked) };
+        if let Some(stuck) = result? {
+            lane.finish(&mut writer, stuck).await?;
+        }
+        Ok(lane)
+    }
+
+    /// As much of it as goes without waiting for the peer or another reader.
+    fn pump_now(&mut self, writer: &mut Writer, buffer: Buffer) -> Result<Option<Stuck>, Ended> {
+        let shared = Arc::clone(&self.session.shared);
+        let mut buffer = Some(buffer);
+        for _ in 0..PUMPED {
+            let Some(mut load) = self.plan_next().filter(|load| matches!(load.piece, Piece::Extent { .. })) else {
                 break;
             };
-            if is_last {
-                self.plans.pop_front();
+            let Piece::Extent { row, key, span, .. } = &load.piece else { break };
+            let outcome = match shared.extents.begin(*key) {
+                Begun::Coming(Coming::Ready(extent)) => Ok(extent),
+                Begun::Coming(coming) => {
+                    load.coming = Arriving::Extent(coming);
+                    self.ahead.push_back(load);
+                    break;
+                }
+                Begun::Mine(lead) => {
+                    let Some(buffer) = buffer.take().or_else(|| shared.pool.try_take()) else {
+                        self.put_back(load);
+                        break;
+                    };
+                    let file = self.large_file(&load.order, *row, key.file);
+                    lead.read(buffer, |buffer| file.read(span, buffer))
+                }
+            };
+            let loaded = Loaded::extent(&load.piece, outcome);
+            let frames = self.frames(&load, &loaded);
+            let sent = writer.send_now(&mut frames.slices(loaded.bytes(), 0).as_mut_slice())?;
+            if sent < frames.len() {
+                return Ok(Some(Stuck { load, loaded, frames, sent }));
             }
-            self.ahead.push_back(Load { order, before, piece, is_last, coming });
+            self.settle(&load, &frames);
+        }
+        Ok(None)
+    }
+
+    /// Takes the next piece off the plan, without reading it.
+    fn plan_next(&mut self) -> Option<Load> {
+        let plan = self.plans.front_mut()?;
+        let (order, before) = (Arc::clone(plan.order()), plan.cursor());
+        let (piece, is_last) = (plan.next(), plan.is_done());
+        if is_last {
+            self.plans.pop_front();
+        }
+        Some(Load { order, before, piece, is_last, coming: Arriving::Nothing })
+    }
+
+    /// Puts the piece that was taken last back.
+    fn put_back(&mut self, load: Load) {
+        match self.plans.front_mut() {
+            Some(plan) if Arc::ptr_eq(plan.order(), &load.order) => plan.rewind(load.before),
+            _ => {
+                let mut plan = Plan::new(load.order);
+                plan.rewind(load.before);
+                self.plans.push_front(plan);
+            }
+        }
+    }
+
+    /// The next piece to send, with those behind it on their way.
+    async fn next(&mut self) -> Result<Option<Load>, Ended> {
+        while self.ahead.len() <= AHEAD && self.open_next().await? {
+            let Some(mut load) = self.plan_next() else { break };
+            // Only a session that holds nothing waits: so nobody waits for who waits.
+            let may_wait = self.ahead.is_empty();
+            match self.start(&load.order, &load.piece, may_wait).await {
+                Some(coming) => load.coming = coming,
+                None => {
+                    self.put_back(load);
+                    break;
+                }
+            }
+            self.ahead.push_back(load);
         }
         Ok(self.ahead.pop_front())
     }
 
-    /// Sees to it that there is a request to read for, and waits for one if nothing else is to do.
+    /// Sees to it that there is a request to read for, and waits for one if nothing else is to do. False
+    /// when nothing is left to do, or to be read.
     async fn open_next(&mut self) -> Result<bool, Ended> {
         while self.plans.is_empty() {
             let job = if self.ahead.is_empty() { self.jobs.recv().await } else { self.jobs.try_recv().ok() };
-            let Some(Job { under_way, pinned, request }) = job else { return Ok(false) };
+            let Some(Job { under_way, pinned, request }) = job else { return Ok(!self.ahead.is_empty()) };
             let number = under_way.number;
             let checked = self.session.blocking(&pinned, move |pinned| check(pinned, &request)).await;
             match checked.unwrap_or_else(|| Err((ErrorCode::Internal, "the daemon failed to answer".to_owned()))) {
@@ -133,7 +225,7 @@ impl Lane<'_, '_> {
 
     /// Starts reading a piece; `None` when that takes a buffer and there is none without waiting.
     async fn start(&mut self, order: &Arc<Order>, piece: &Piece, may_wait: bool) -> Option<Arriving> {
-        let shared = self.session.shared;
+        let shared = Arc::clone(&self.session.shared);
         if let Piece::Extent { key, .. } = piece
             && let Some(coming) = shared.extents.find(*key)
         {
@@ -149,12 +241,15 @@ impl Lane<'_, '_> {
                 let (order, parts) = (Arc::clone(order), parts.clone());
                 Arriving::Batch(shared.extents.run(move || read_batch(&order, parts, buffer)))
             }
-            Piece::Extent { row, key, span, .. } => {
-                let (file, span) = (self.large_file(order, *row, key.file), span.clone());
-                let read =
-                    move |buffer: &mut [u8]| file.open()?.read(span.start, (span.end - span.start) as usize, buffer);
-                Arriving::Extent(shared.extents.read(*key, buffer, read))
-            }
+            Piece::Extent { row, key, span, .. } => match shared.extents.begin(*key) {
+                Begun::Coming(coming) => Arriving::Extent(coming),
+                Begun::Mine(lead) => {
+                    let (file, span) = (self.large_file(order, *row, key.file), span.clone());
+                    let coming = lead.coming();
+                    drop(shared.extents.run(move || lead.read(buffer, |buffer| file.read(&span, buffer))));
+                    Arriving::Extent(coming)
+                }
+            },
         })
     }
 
@@ -170,16 +265,21 @@ impl Lane<'_, '_> {
         }
     }
 
-    /// Sends a piece. When the peer stops reading while others wait for buffers, it gives all of its
-    /// own back, and reads again once the peer goes on.
     async fn send(&mut self, mut load: Load) -> Result<(), Ended> {
-        let mut loaded = load.coming.take().wait(&load.piece).await;
-        let mut frames = self.frames(&load, &loaded);
-        let mut writer = self.session.writer.lock().await;
-        let mut sent = 0;
+        let loaded = load.coming.take().wait(&load.piece).await;
+        let frames = self.frames(&load, &loaded);
+        let mut writer = Arc::clone(&self.session.writer).lock_owned().await;
+        self.finish(&mut writer, Stuck { load, loaded, frames, sent: 0 }).await
+    }
+
+    /// Sends the rest of a piece. When the peer stops reading while others wait for buffers, this gives
+    /// all of the session's own back, and reads again once the peer goes on.
+    async fn finish(&mut self, writer: &mut Writer, stuck: Stuck) -> Result<(), Ended> {
+        let Stuck { mut load, mut loaded, mut frames, mut sent } = stuck;
+        let shared = Arc::clone(&self.session.shared);
         loop {
-            let pool = &self.session.shared.pool;
-            sent += writer.send_while(&mut frames.slices(loaded.bytes(), sent), || !pool.is_short()).await?;
+            let patient = || !shared.pool.is_short();
+            sent += writer.send_while(&mut frames.slices(loaded.bytes(), sent), patient).await?;
             if sent == frames.len() {
                 break;
             }
@@ -194,7 +294,6 @@ impl Lane<'_, '_> {
             }
             frames = again;
         }
-        drop(writer);
         self.settle(&load, &frames);
         Ok(())
     }
@@ -233,20 +332,14 @@ impl Lane<'_, '_> {
     /// Forgets what was read ahead; it is planned again.
     fn give_back(&mut self) {
         while let Some(load) = self.ahead.pop_back() {
-            match self.plans.front_mut() {
-                Some(plan) if Arc::ptr_eq(plan.order(), &load.order) => plan.rewind(load.before),
-                _ => {
-                    let mut plan = Plan::new(load.order);
-                    plan.rewind(load.before);
-                    self.plans.push_front(plan);
-                }
-            }
+            self.put_back(load);
         }
     }
 
     fn settle(&mut self, load: &Load, frames: &Frames) {
         let request = load.order.under_way.number;
-        let mut tally = self.session.tally();
+        let session = Arc::clone(&self.session);
+        let mut tally = session.tally();
         tally.literal += frames.literal();
         for &(item, reason) in frames.failures() {
             let list = load.order.pinned.edition.generation.list();
@@ -279,17 +372,21 @@ impl Arriving {
                     parts: parts.iter().map(|part| (part.item, Err(ItemFailure::Unreadable))).collect(),
                 },
             },
-            (Self::Extent(coming), Piece::Extent { item, within, .. }) => {
-                let outcome = coming.wait().await;
-                let parts = vec![(*item, outcome.as_ref().map(|_| within.clone()).map_err(|reason| *reason))];
-                Loaded { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts }
-            }
+            (Self::Extent(coming), piece) => Loaded::extent(piece, coming.wait().await),
             _ => Loaded { memory: Memory::Nothing, parts: Vec::new() },
         }
     }
 }
 
 impl Loaded {
+    fn extent(piece: &Piece, outcome: Outcome) -> Self {
+        let Piece::Extent { item, within, .. } = piece else {
+            return Self { memory: Memory::Nothing, parts: Vec::new() };
+        };
+        let part = outcome.as_ref().map(|_| within.clone()).map_err(|reason| *reason);
+        Self { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts: vec![(*item, part)] }
+    }
+
     fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Nothing => &[],
@@ -308,6 +405,10 @@ struct LargeFile {
 }
 
 impl LargeFile {
+    fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
+        self.open()?.read(span.start, (span.end - span.start) as usize, buffer)
+    }
+
     fn open(&self) -> Result<&OpenFile, ItemFailure> {
         let open = || open(&self.pinned, self.row, self.state);
         self.open.get_or_init(open).as_ref().map_err(|reason| *reason)

@@ -6,7 +6,7 @@ use stillmirror_protocol::codec::DecodeError;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Request, WireError};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::tcp::ReadHalf;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -24,10 +24,10 @@ pub(super) struct Lanes {
     pub(super) data: mpsc::Sender<data::Job>,
 }
 
-impl Session<'_> {
+impl Session {
     /// Reads requests until the peer has no more or the daemon stops. Reads none while as many are
     /// under way as may be.
-    pub(super) async fn read(&self, input: ReadHalf<'_>, lanes: Lanes) -> Result<(), Ended> {
+    pub(super) async fn read(&self, input: &mut OwnedReadHalf, lanes: Lanes) -> Result<(), Ended> {
         let mut input = BufReader::with_capacity(READ_AHEAD, input);
         let mut pins = Pins(Vec::new());
         loop {
@@ -58,7 +58,7 @@ impl Session<'_> {
     }
 
     /// Waits for the first byte of a request; false when there will be none.
-    async fn await_request(&self, input: &mut BufReader<ReadHalf<'_>>) -> Result<bool, Ended> {
+    async fn await_request(&self, input: &mut BufReader<&mut OwnedReadHalf>) -> Result<bool, Ended> {
         loop {
             tokio::select! {
                 biased;
@@ -73,7 +73,10 @@ impl Session<'_> {
         }
     }
 
-    async fn read_request(&self, input: &mut BufReader<ReadHalf<'_>>) -> Result<(u32, Request, Box<[u8]>), Ended> {
+    async fn read_request(
+        &self,
+        input: &mut BufReader<&mut OwnedReadHalf>,
+    ) -> Result<(u32, Request, Box<[u8]>), Ended> {
         let read = async {
             let mut header = [0; FRAME_HEADER_BYTES];
             input.read_exact(&mut header).await?;
@@ -95,7 +98,7 @@ impl Session<'_> {
         let code = match ended {
             Ended::Malformed(_) => ErrorCode::Malformed,
             Ended::Idle | Ended::HalfRequest => ErrorCode::Refused,
-            Ended::TooSlow | Ended::Torn | Ended::Broken(_) => return ended,
+            Ended::TooSlow | Ended::Torn | Ended::Panicked | Ended::Broken(_) => return ended,
         };
         let _ = self.refuse(code, &ended.to_string()).await;
         ended

@@ -4,7 +4,8 @@ use std::io::{self, IoSlice};
 use std::time::Duration;
 
 use stillmirror_protocol::wire::{FrameHeader, kind};
-use tokio::net::tcp::WriteHalf;
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, timeout};
 
 use super::Ended;
@@ -16,8 +17,8 @@ const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// Writes whole frames. Ends the session of a peer that takes less than the minimum rate while there
 /// is something to send; only the time spent waiting for it counts.
-pub(super) struct Writer<'a> {
-    socket: WriteHalf<'a>,
+pub(super) struct Writer {
+    socket: OwnedWriteHalf,
     minimum_rate: u64,
     window: Duration,
     sent: u64,
@@ -26,8 +27,8 @@ pub(super) struct Writer<'a> {
     taken_before: u64,
 }
 
-impl<'a> Writer<'a> {
-    pub(super) fn new(socket: WriteHalf<'a>, limits: &Limits) -> Self {
+impl Writer {
+    pub(super) fn new(socket: OwnedWriteHalf, limits: &Limits) -> Self {
         Self {
             socket,
             minimum_rate: limits.minimum_rate,
@@ -70,23 +71,35 @@ impl<'a> Writer<'a> {
         patient: impl Fn() -> bool,
     ) -> Result<usize, Ended> {
         let mut sent = 0;
+        loop {
+            sent += self.send_now(&mut slices)?;
+            if slices.is_empty() || (!self.wait().await? && !patient()) {
+                return Ok(sent);
+            }
+        }
+    }
+
+    /// Sends what the socket takes without waiting, and takes it off the slices.
+    pub(super) fn send_now(&mut self, slices: &mut &mut [IoSlice<'_>]) -> Result<usize, Ended> {
+        let mut sent = 0;
         while !slices.is_empty() {
             match self.socket.try_write_vectored(slices) {
                 Ok(written) => {
                     sent += written;
                     self.sent += written as u64;
-                    IoSlice::advance_slices(&mut slices, written);
+                    IoSlice::advance_slices(slices, written);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !self.wait().await? && !patient() {
-                        return Ok(sent);
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(sent)
+    }
+
+    /// Says that nothing more comes.
+    pub(super) async fn close(&mut self) {
+        let _ = self.socket.shutdown().await;
     }
 
     /// Waits until the peer has taken something.

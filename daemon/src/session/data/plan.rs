@@ -98,6 +98,14 @@ impl Plan {
         self.cursor.item >= self.order.items.len()
     }
 
+    /// The extent that comes next, if one does.
+    pub(super) fn peek_extent(&self) -> Option<Key> {
+        match (!self.is_done()).then(|| self.step()) {
+            Some(Step::Extent(Piece::Extent { key, .. })) => Some(key),
+            _ => None,
+        }
+    }
+
     /// Plans the next piece.
     pub(super) fn next(&mut self) -> Piece {
         let mut parts = Vec::new();
