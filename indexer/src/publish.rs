@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rkyv::util::AlignedVec;
 use stillmirror_protocol::changes::{Applied, ApplyError, Changes, Source, apply};
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head};
@@ -24,36 +25,70 @@ pub(crate) fn publish(
     settled: &Settled,
     compact: bool,
 ) -> Result<(u64, Counts), IndexError> {
-    let Applied { list, sources } = apply(old.map(|old| old.list), &settled.changes)?;
-    let encoded = list.encode();
-    drop(list);
-    let digest = list::digest(&encoded);
-    let unchanged = before.filter(|before| before.head().list_digest == digest);
-    match unchanged {
-        Some(before) => draft.link_list(before)?,
-        None => draft.write_list(&encoded)?,
-    }
-    let moved = match before.filter(|_| compact) {
-        Some(before) => compacted(before, &draft)?,
-        None => HashMap::new(),
-    };
-    draft.write_local(&local_table(&sources, old, settled, &moved).encode(digest))?;
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);
-    if old.is_some() && is_worth_a_delta(&settled.changes, sources.len()) {
+    let built = build(before, old, settled)?;
+    let encoded = built.encoded.as_deref();
+    // Writing and compressing the list takes as long as all the rest.
+    let (digest, written) = std::thread::scope(|scope| {
+        let list = scope.spawn(|| match (encoded, before) {
+            (Some(encoded), _) => draft.write_list(encoded),
+            (None, Some(before)) => draft.link_list(before),
+            (None, None) => Ok(()),
+        });
+        let digest = encoded.map_or(previous, list::digest);
+        let local = write_local(&draft, before.filter(|_| compact), old, settled, &built.sources, digest);
+        let list = list.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (digest, local.and(list.map_err(IndexError::from)))
+    });
+    written?;
+    if old.is_some() && is_worth_a_delta(&settled.changes, built.sources.len()) {
         draft.write_delta(&settled.changes.encode(previous, digest))?;
     }
-    let counts = counts(list_in(&encoded)?);
+    let (counts, list_len) = match (encoded, before) {
+        (None, Some(before)) => (before.head().counts, before.head().list_len),
+        _ => (counts(list_in(encoded.unwrap_or_default())?), encoded.map_or(0, <[u8]>::len) as u64),
+    };
     let head = Head {
         repository: store.repository().to_owned(),
         generation: draft.number(),
         created: now(),
         list_digest: digest,
-        list_len: encoded.len() as u64,
+        list_len,
         previous,
         counts,
     };
     draft.write_head(&head.encode())?;
     Ok((draft.publish()?, counts))
+}
+
+/// A list's bytes, and where each of its rows came from.
+struct Built {
+    /// None: the list is the one before.
+    encoded: Option<AlignedVec>,
+    sources: Vec<Source>,
+}
+
+fn build(before: Option<&Generation>, old: Option<Old<'_>>, settled: &Settled) -> Result<Built, IndexError> {
+    if let (Some(before), Some(_), true) = (before, old, settled.changes.is_empty()) {
+        return Ok(Built { encoded: None, sources: (0..before.list().len()).map(Source::Old).collect() });
+    }
+    let Applied { list, sources } = apply(old.map(|old| old.list), &settled.changes)?;
+    Ok(Built { encoded: Some(list.encode()), sources })
+}
+
+fn write_local(
+    draft: &Draft,
+    compact: Option<&Generation>,
+    old: Option<Old<'_>>,
+    settled: &Settled,
+    sources: &[Source],
+    digest: Digest,
+) -> Result<(), IndexError> {
+    let moved = match compact {
+        Some(before) => compacted(before, draft)?,
+        None => HashMap::new(),
+    };
+    Ok(draft.write_local(&local_table(sources, old, settled, &moved).encode(digest))?)
 }
 
 /// The list in bytes that were encoded here.

@@ -19,6 +19,9 @@ use crate::store::{Store, names, sync_dir};
 /// little: more than half of the bytes are digests, which do not compress at all.
 const LIST_ZSTD_LEVEL: i32 = 1;
 
+/// Files from this size on are synced as soon as they are written; the small ones together, at the end.
+const SYNCED_AT_ONCE: usize = 1 << 20;
+
 /// A generation that is being written, in a directory of its own. Dropped unpublished, it leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
@@ -60,16 +63,16 @@ impl Draft {
 
     /// Writes the encoded list, and compressed beside it.
     pub fn write_list(&self, encoded: &[u8]) -> Result<(), StoreError> {
-        let compressed = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let compressor = scope.spawn(|| {
                 let path = self.dir.join("list.zst");
-                zstd::bulk::compress(encoded, LIST_ZSTD_LEVEL).at("compress", &path)
+                let compressed = zstd::bulk::compress(encoded, LIST_ZSTD_LEVEL).at("compress", &path)?;
+                self.write("list.zst", &compressed)
             });
             self.write("list", encoded)?;
+            kill_point("list-written");
             compressor.join().unwrap_or_else(|panic| resume_unwind(panic))
-        })?;
-        kill_point("list-written");
-        self.write("list.zst", &compressed)
+        })
     }
 
     /// Takes the list of another generation of this store, which is the same.
@@ -168,7 +171,9 @@ impl Draft {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.dir.join(name);
         let mut file = File::create(&path).at("create", &path)?;
-        file.write_all(bytes).at("write", &path)
+        file.write_all(bytes).at("write", &path)?;
+        // The disk may as well begin: what follows is computing.
+        if bytes.len() >= SYNCED_AT_ONCE { file.sync_all().at("sync", &path) } else { Ok(()) }
     }
 
     fn link(&self, name: &str, from: &Generation) -> Result<(), StoreError> {
