@@ -17,13 +17,15 @@ const CHEAP: f64 = 1.0 / 2048.0;
 const PRIOR: f64 = 32.0;
 /// Groups shorter than this, in fine blocks, are not worth a sample.
 const MIN_GROUP: u64 = 64;
-/// Most items asked for in one step: bounds memory to about half a gigabyte.
-const MAX_ITEMS: u64 = 1 << 23;
+/// Items after which no more are asked for in one step: bounds memory to about 300 MB.
+const MAX_ITEMS: u64 = 1 << 22;
 /// Random matches that one pass is expected to let through at most.
 const RISK: f64 = 1.0 / 128.0;
-/// While the new file lacks at least this part of the bases' length, all of them is searched, and not only what
-/// no match used. Searching all of it always is slower by up to half and saves less than 0.1 % of the bytes.
-const WHOLE_BASIS: u64 = 8;
+/// All of the bases is searched for finer blocks, and not only what no match used, while the new file lacks at
+/// least this part of their length, or where they are small.
+const WHOLE_BASIS: u64 = 2;
+/// Bases that are small together, in bytes: searched within 50 ms.
+const SMALL_BASIS: u64 = 32 << 20;
 /// How far a lone match may lie from where its sure neighbour leads, in bytes, to be believed.
 const NEAR: u64 = 16 << 10;
 
@@ -125,8 +127,18 @@ struct Region {
     range: Range<u64>,
     /// The level to try next, or being tried.
     level: usize,
-    /// Its group's sample was taken.
-    sampled: bool,
+    sampling: Sampling,
+}
+
+/// What a region has to do with samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sampling {
+    /// Nothing so far.
+    No,
+    /// It is a stretch of a sample.
+    Sample,
+    /// A sample of its group was taken.
+    Done,
 }
 
 /// Blocks looked at and found.
@@ -159,22 +171,23 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(layout: Layout) -> Plan {
-        let open = vec![Region { range: 0..layout.size(), level: 0, sampled: false }];
+        let open = vec![Region { range: 0..layout.size(), level: 0, sampling: Sampling::No }];
         Plan { layout, matches: vec![], open, asked: vec![], samples: BTreeMap::new(), all_samples: Sample::default() }
     }
 
     /// Decides about the open regions. Returns what to fetch, ascending; nothing when the search has ended.
     pub(super) fn next_ranges(&mut self) -> Vec<SumsRange> {
         let mut items = 0;
-        for region in std::mem::take(&mut self.open) {
-            for part in self.split(region) {
-                if items >= MAX_ITEMS {
-                    self.open.push(part);
-                } else {
-                    items += self.decide(part);
-                }
+        for mut region in std::mem::take(&mut self.open) {
+            while !region.range.is_empty() && items < MAX_ITEMS {
+                let rest = self.end_of_part(&region)..region.range.end;
+                let part = Region { range: region.range.start..rest.start, ..region };
+                items += self.decide(part);
+                region.range = rest;
             }
+            self.open.push(region);
         }
+        self.open.retain(|region| !region.range.is_empty());
         self.asked.sort_by_key(|region| (region.level, region.range.start));
         let mut ranges: Vec<SumsRange> = Vec::new();
         for region in &self.asked {
@@ -189,32 +202,27 @@ impl Plan {
         ranges
     }
 
-    /// Cuts a region where parts of it are to be decided about on their own: at the ends of whole groups, and
-    /// where it has too many blocks for one step.
-    fn split(&self, region: Region) -> Vec<Region> {
-        let Some(level) = self.layout.levels().get(region.level) else { return Vec::new() };
-        let grouped = !region.sampled && self.is_dear(region.level);
+    /// Where the part of a region ends that is decided about on its own: at the end of a group when a sample may
+    /// be taken, else where it has too many blocks for one step.
+    fn end_of_part(&self, region: &Region) -> u64 {
+        let Some(level) = self.layout.levels().get(region.level) else { return region.range.end };
+        let grouped = region.sampling == Sampling::No && self.is_dear(region.level);
         let unit = if grouped { self.group_len() } else { MAX_ITEMS * u64::from(level.block_size) };
-        let mut parts: Vec<Region> = Vec::new();
-        let mut start = region.range.start;
-        while start < region.range.end {
-            let end = ((start / unit + 1) * unit).min(region.range.end);
-            parts.push(Region { range: start..end, ..region });
-            start = end;
-        }
-        parts
+        (region.range.start / unit + 1).saturating_mul(unit).min(region.range.end)
     }
 
     /// Asks for the next checksums of a region, if any promise to pay. Returns their number.
     fn decide(&mut self, mut region: Region) -> u64 {
-        let finest = self.layout.levels().len() - 1;
-        if self.is_dear(region.level) && !region.sampled && self.is_whole_group(&region.range) {
-            return self.ask_sample(region);
+        if region.level >= self.layout.levels().len() {
+            return 0;
         }
-        if region.sampled {
+        if region.sampling == Sampling::No && self.is_dear(region.level) && self.is_whole_group(&region.range) {
+            return self.ask_sample(&region);
+        }
+        if region.sampling == Sampling::Done {
+            let finest = self.layout.levels().len() - 1;
             let sample = self.estimate(region.range.start / self.group_len());
-            let fine = self.layout.levels()[finest];
-            if sample.fine.found * f64::from(fine.block_size) < 2.0 * fine.item_len() as f64 {
+            if sample.fine.found < 2.0 * self.rate(finest) {
                 return 0;
             }
             if sample.above.found * self.rate(finest) < self.rate(finest.saturating_sub(1)) {
@@ -226,21 +234,20 @@ impl Plan {
         count
     }
 
-    /// Asks for a sample of a group. The rest of it waits.
-    fn ask_sample(&mut self, region: Region) -> u64 {
+    /// Asks for a sample of a group: two stretches. The rest of the group waits.
+    fn ask_sample(&mut self, group: &Region) -> u64 {
         let finest = self.layout.levels().len() - 1;
-        let block = u64::from(self.layout.levels()[finest].block_size);
-        let (start, len) = (region.range.start, region.range.end - region.range.start);
+        let stretch_len = STRETCH * u64::from(self.layout.levels()[finest].block_size);
+        let Range { start, end } = group.range;
         let mut rest = start;
         for quarter in [1, 3] {
-            let stretch = start + len * quarter / 4 / (STRETCH * block) * (STRETCH * block);
-            let stretch = stretch..stretch + STRETCH * block;
-            self.open.push(Region { range: rest..stretch.start, sampled: true, ..region });
+            let at = start + (end - start) * quarter / 4 / stretch_len * stretch_len;
+            let stretch = at..at + stretch_len;
+            self.open.push(Region { range: rest..stretch.start, level: group.level, sampling: Sampling::Done });
             rest = stretch.end;
-            self.asked.push(Region { range: stretch, level: finest, sampled: true });
+            self.asked.push(Region { range: stretch, level: finest, sampling: Sampling::Sample });
         }
-        self.open.push(Region { range: rest..region.range.end, sampled: true, ..region });
-        self.samples.insert(start / self.group_len(), Sample::default());
+        self.open.push(Region { range: rest..end, level: group.level, sampling: Sampling::Done });
         2 * STRETCH
     }
 
@@ -248,21 +255,15 @@ impl Plan {
     pub(super) fn settle(&mut self) {
         for region in std::mem::take(&mut self.asked) {
             let unmatched = self.unmatched(&region.range);
-            let group = region.range.start / self.group_len();
-            let finest = self.layout.levels().len() - 1;
-            let is_sample = region.sampled
-                && region.level == finest
-                && self.samples.get(&group).is_some_and(|sample| sample.fine.tried < 2.0 * STRETCH as f64);
-            if is_sample {
-                self.count_sample(group, &region.range, &unmatched);
+            if region.sampling == Sampling::Sample {
+                self.count_sample(&region.range, &unmatched);
             }
             let level = region.level + 1;
             self.open.extend(unmatched.into_iter().map(|range| Region { range, level, ..region }));
         }
-        self.open.retain(|region| !region.range.is_empty());
     }
 
-    fn count_sample(&mut self, group: u64, range: &Range<u64>, unmatched: &[Range<u64>]) {
+    fn count_sample(&mut self, range: &Range<u64>, unmatched: &[Range<u64>]) {
         let levels = self.layout.levels();
         let count = |block: u64| {
             let touched: u64 = unmatched.iter().map(|r| r.end.div_ceil(block) - r.start / block).sum();
@@ -271,7 +272,7 @@ impl Plan {
         };
         let fine = count(u64::from(levels[levels.len() - 1].block_size));
         let above = if levels.len() > 1 { count(u64::from(levels[levels.len() - 2].block_size)) } else { fine };
-        let sample = self.samples.entry(group).or_default();
+        let sample = self.samples.entry(range.start / self.group_len()).or_default();
         for sum in [sample, &mut self.all_samples] {
             sum.fine.add(fine);
             sum.above.add(above);
@@ -356,7 +357,7 @@ impl Plan {
         let total: u64 = bases.iter().map(|basis| basis.len()).sum();
         let matched: u64 = self.matches.iter().map(|m| m.len).sum();
         let mut places: Vec<(u32, Range<u64>)> = Vec::new();
-        let all = self.layout.size() - matched >= total / WHOLE_BASIS;
+        let all = total <= SMALL_BASIS || self.layout.size() - matched >= total / WHOLE_BASIS;
         let mut used: Vec<Match> = if all { Vec::new() } else { self.matches.clone() };
         used.sort_by_key(|m| m.place);
         let mut used = used.into_iter().peekable();
@@ -480,7 +481,7 @@ impl Plan {
 
     fn is_whole_group(&self, range: &Range<u64>) -> bool {
         let group = self.group_len();
-        let end = (range.start + group).min(self.layout.size());
+        let end = range.start.saturating_add(group).min(self.layout.size());
         range.start.is_multiple_of(group) && range.end == end && (end - range.start) >= group / GROUP * MIN_GROUP
     }
 }

@@ -22,9 +22,8 @@ const MAX_WASTE: usize = 8;
 const LANES: usize = 4;
 /// Offsets that lanes roll over before their candidates are looked at. Their checksums stay in the L1 cache.
 const STRIP: usize = 1024;
-/// Words of the bitmap: within the L2 cache, or for many blocks 2 MiB.
-const SMALL_BITMAP: usize = 1 << 13;
-const LARGE_BITMAP: usize = 1 << 18;
+/// Words of the bitmap for few, many and very many blocks: within the L2 cache where that is possible.
+const BITMAPS: [usize; 3] = [1 << 13, 1 << 16, 1 << 20];
 
 /// A place where a wanted block was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +61,7 @@ pub(super) struct Wanted {
     /// `items` by the top bits of the weak checksum: bucket `b` is `starts[b]..starts[b + 1]`.
     starts: Vec<u32>,
     bucket_shift: u32,
-    /// One bit per value of the weak checksum's top bits: [`SMALL_BITMAP`] or [`LARGE_BITMAP`] words.
+    /// One bit per value of the weak checksum's top bits: one of [`BITMAPS`] words.
     bitmap: Vec<u64>,
 }
 
@@ -99,8 +98,8 @@ impl Wanted {
         let bucket_bits = (items.len().max(2) as u32).ilog2();
         let bucket_shift = 32 - bucket_bits;
         let mut starts = vec![0u32; (1 << bucket_bits) + 1];
-        let mut bitmap = vec![0u64; if items.len() <= 2 * SMALL_BITMAP { SMALL_BITMAP } else { LARGE_BITMAP }];
-        let words = bitmap.len();
+        let words = BITMAPS.into_iter().find(|words| items.len() <= *words).unwrap_or(BITMAPS[2]);
+        let mut bitmap = vec![0u64; words];
         for item in &items {
             starts[(item.weak >> bucket_shift) as usize + 1] += 1;
             let (word, bit) = bitmap_position(item.weak, words);
@@ -146,6 +145,18 @@ impl Wanted {
         let first = bucket.partition_point(|item| item.weak < weak);
         let count = bucket[first..].iter().take_while(|item| item.weak == weak).count();
         start + first..start + first + count
+    }
+
+    /// Collects the indices of the weak checksums that a wanted block may have. Returns their number.
+    fn candidates(&self, rolled: &[u32], candidates: &mut [u16; STRIP]) -> usize {
+        if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
+            candidates_of::<{ BITMAPS[0] }>(rolled, bitmap, candidates)
+        } else if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
+            candidates_of::<{ BITMAPS[1] }>(rolled, bitmap, candidates)
+        } else {
+            let bitmap = self.bitmap.first_chunk();
+            bitmap.map_or(0, |bitmap| candidates_of::<{ BITMAPS[2] }>(rolled, bitmap, candidates))
+        }
     }
 
     fn strong(&self, block: &[u8]) -> u64 {
@@ -320,11 +331,7 @@ impl<'a> Scan<'a> {
     /// Looks up what a lane rolled over and leaves it after the last block found, or at the last offset.
     fn look_at(&mut self, lane: &mut Lane, rolled: &[u32]) {
         let mut candidates = [0; STRIP];
-        let count = if let Some(bitmap) = self.wanted.bitmap.first_chunk::<LARGE_BITMAP>() {
-            candidates_of(rolled, bitmap, &mut candidates)
-        } else {
-            self.wanted.bitmap.first_chunk::<SMALL_BITMAP>().map_or(0, |b| candidates_of(rolled, b, &mut candidates))
-        };
+        let count = self.wanted.candidates(rolled, &mut candidates);
         let mut next = lane.pos;
         for &index in &candidates[..count] {
             let pos = lane.pos + 1 + usize::from(index);
@@ -370,6 +377,7 @@ fn roll_lanes<const N: usize>(
 ) {
     let count = windows[0].0.len().min(STRIP);
     let windows = windows.map(|(leaves, enters)| (&leaves[..count], &enters[..count]));
+    #[expect(clippy::needless_range_loop, reason = "the offset indexes all lanes")]
     for offset in 0..count {
         for i in 0..N {
             let (leaves, enters) = (windows[i].0[offset], windows[i].1[offset]);

@@ -1,0 +1,98 @@
+//! Speed of block checksums and of the search for them, per core.
+//!
+//! `cargo bench -p stillmirror-protocol --bench matching [-- OLD NEW]`: made-up data, and one real pair if given.
+//! Prints gigabytes (10^9) of basis per second of a whole search, all levels and passes, on one thread; best of
+//! five runs.
+
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use stillmirror_protocol::delta::{Assembly, Basis, Search, Step};
+use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy, SumsRef};
+
+const LEN: usize = 64 << 20;
+const RUNS: usize = 5;
+
+fn main() {
+    let paths: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    // One thread: the figures are per core.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
+    pool.install(|| run(&paths));
+}
+
+fn run(paths: &[String]) {
+    let old = noise(LEN, 1);
+    let mut edited = old.clone();
+    edited.chunks_mut(1_000_003).for_each(|chunk| chunk[chunk.len() / 2] ^= 1);
+    let shifted = [&old[..LEN / 3], b"inserted", &old[LEN / 3..]].concat();
+
+    report("SHA-256", LEN, || Sha256::digest(&old).len());
+    report("block checksums, default levels", LEN, || record(&old).len());
+    report("SHA-256 and block checksums", LEN, || Sha256::digest(&old).len() + record(&old).len());
+    for (name, new) in [
+        ("same", old.clone()),
+        ("8 bytes inserted", shifted),
+        ("one byte changed per MB", edited),
+        ("unlike", noise(LEN, 2)),
+    ] {
+        report_search(name, &old, &new);
+    }
+    if let [old, new] = paths {
+        let read = |path: &String| std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        report_search(&format!("{old} -> {new}"), &read(old), &read(new));
+    }
+}
+
+fn report_search(name: &str, old: &[u8], new: &[u8]) {
+    let record = record(new);
+    let basis = old.to_vec();
+    let assembly = search(&record, &basis);
+    report(&format!("search: {name}"), old.len(), || search(&record, &basis).pieces().len());
+    println!("    {} of {} bytes literal, {} of checksums", assembly.literal_bytes(), new.len(), assembly.sums_bytes());
+}
+
+fn report(name: &str, bytes: usize, mut work: impl FnMut() -> usize) {
+    let timed = |work: &mut dyn FnMut() -> usize| {
+        let start = Instant::now();
+        std::hint::black_box(work());
+        start.elapsed()
+    };
+    let best = (0..RUNS).map(|_| timed(&mut work)).min().unwrap_or(Duration::MAX);
+    println!("{:6.2} GB/s  {name}", bytes as f64 / 1e9 / best.as_secs_f64());
+}
+
+fn record(data: &[u8]) -> Vec<u8> {
+    let size = data.len() as u64;
+    let mut builder = SumsBuilder::new(Scheme::for_size(size, &SumsPolicy::default()), size);
+    data.chunks(256 << 10).for_each(|piece| builder.update(piece));
+    builder.finish()
+}
+
+fn search(record: &[u8], basis: &Vec<u8>) -> Assembly {
+    let sums = SumsRef::parse(record).expect("a valid record");
+    let mut search = Search::new(sums.layout().clone());
+    let mut step = search.start();
+    loop {
+        match step {
+            Step::Done(assembly) => return assembly,
+            Step::NeedSums(ranges) => {
+                for range in ranges {
+                    let items = sums.range(usize::from(range.level), range.first, range.count);
+                    search.supply(range, items.expect("within the record")).expect("asked for");
+                }
+                step = search.advance(&[basis as &dyn Basis]).expect("in memory");
+            }
+        }
+    }
+}
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
