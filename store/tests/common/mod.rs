@@ -1,0 +1,121 @@
+//! A small store to break.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use stillmirror_protocol::changes::{Changes, apply};
+use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
+use stillmirror_protocol::head::{Counts, Head};
+use stillmirror_protocol::list;
+use stillmirror_protocol::local::{Identity, LocalTable};
+use stillmirror_store::{Draft, Generation, Store, StoreError};
+
+/// The repository of every test store.
+pub(crate) const NAME: &str = "debian";
+
+/// What stands for a block checksum record: the store looks into none.
+pub(crate) fn record(generation: u64) -> Vec<u8> {
+    (0..100 + generation as u8).collect()
+}
+
+/// Publishes the next generation: a fixed small tree with one file whose size is the generation's number.
+pub(crate) fn publish(store: &Store) -> Result<u64, StoreError> {
+    let lock = store.lock()?;
+    let before = store.current()?;
+    let draft = store.begin(&lock)?;
+    fill(&draft, before.as_ref())?;
+    draft.publish()
+}
+
+/// Writes all that a generation needs.
+pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), StoreError> {
+    let number = draft.number();
+    let changes = tree(number);
+    let applied = apply(None, &changes).expect("a fixed tree");
+    let encoded = applied.list.encode();
+    let digest = list::digest(&encoded);
+    draft.write_list(&encoded)?;
+    let list = list::open(&encoded).expect("a list just built");
+    let sums = draft.append_sums(&record(number))?;
+    let mut local = LocalTable::default();
+    for row in 0..list.len() {
+        let identity = Identity { device: 1, inode: u64::from(row), ctime: Time { sec: 7, nsec: 8 } };
+        local.push(identity, list.row(row).is_file().then_some(sums));
+    }
+    draft.write_local(&local.encode(digest))?;
+    let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);
+    if before.is_some() {
+        draft.write_delta(&changes.encode(previous, digest))?;
+    }
+    let counts = Counts { files: u64::from(list.files()), directories: 2, symlinks: 1, specials: 1, bytes: number };
+    let head = Head {
+        repository: NAME.to_owned(),
+        generation: number,
+        created: Time { sec: 1_700_000_000, nsec: 0 },
+        list_digest: digest,
+        list_len: encoded.len() as u64,
+        previous,
+        counts,
+    };
+    draft.write_head(&head.encode())
+}
+
+/// The tree of a generation.
+pub(crate) fn tree(number: u64) -> Changes {
+    let owner = |uid, user: &str| Owner { uid, gid: uid, user: user.into(), group: user.into() };
+    let entry = |mode, kind| Entry {
+        mode,
+        mtime: Time { sec: 1_600_000_000, nsec: 123_456_789 },
+        owner: owner(0, "root"),
+        kind,
+    };
+    let file = |size, link| {
+        let digests = Digests { sha256: Digest([size as u8; 32]), ..Digests::default() };
+        Kind::File { size, digests, link }
+    };
+    let mut changes = Changes::default();
+    changes.root = Some(stillmirror_protocol::changes::Put { entry: entry(0o755, Kind::Directory), tag: 0 });
+    changes.put(b"", b"README", entry(0o644, file(number, None)), 1);
+    changes.put(b"", b"pool", entry(0o2775, Kind::Directory), 2);
+    changes.put(b"", b"stable", entry(0o777, Kind::Symlink { target: b"pool".to_vec() }), 3);
+    changes.put(b"pool", b"a", entry(0o644, file(77, Some(5))), 4);
+    changes.put(b"pool", b"b\xff", entry(0o644, file(77, Some(5))), 5);
+    let null = Kind::CharDevice(Device { major: 1, minor: 3 });
+    changes.put(b"pool", b"null", Entry { owner: owner(1000, "mirror"), ..entry(0o666, null) }, 6);
+    changes
+}
+
+/// A store with that many generations.
+pub(crate) fn store(dir: &Path, generations: u64) -> Store {
+    let store = Store::create(&dir.join("store"), NAME).expect("a new store");
+    for _ in 0..generations {
+        publish(&store).expect("a generation");
+    }
+    store
+}
+
+/// Every file of a store, those of the current generation and all packs.
+pub(crate) fn files(store: &Store) -> Vec<PathBuf> {
+    let generation = store.current().expect("a store").expect("a generation");
+    let mut files: Vec<PathBuf> = [generation.dir(), &store.dir().join("sums")]
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).expect("a directory"))
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.push(store.dir().join("repository"));
+    files.sort();
+    files
+}
+
+/// Everything that a generation says, so that two states can be compared.
+pub(crate) fn content(
+    generation: &Generation,
+) -> (Vec<u8>, Vec<u8>, Option<Vec<u8>>, Vec<Option<Vec<u8>>>, Vec<Identity>) {
+    let list = generation.list();
+    let sums = (0..list.files()).map(|file| generation.sums(file).map(<[u8]>::to_vec)).collect();
+    let identities = (0..list.len()).map(|row| generation.local().identity(row)).collect();
+    let head_and_list = [generation.head_bytes(), generation.list_bytes()].concat();
+    let delta = generation.delta().map(<[u8]>::to_vec);
+    (head_and_list, generation.list_zst().to_vec(), delta, sums, identities)
+}

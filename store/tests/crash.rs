@@ -1,0 +1,60 @@
+//! A writer that is killed at any named point leaves the old generation or the new one, whole, and the next
+//! run finishes the job.
+
+mod common;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use common::{content, publish, record, store};
+use stillmirror_store::{KILL_POINTS, Retention, Store};
+
+const STORE: &str = "STILLMIRROR_TEST_STORE";
+
+#[test]
+#[ignore = "the writer that the other test starts and kills"]
+fn writer_in_a_process_of_its_own() {
+    let dir = std::env::var_os(STORE).expect("a store to write to");
+    let store = Store::open(dir.as_ref()).unwrap();
+    publish(&store).unwrap();
+    let lock = store.lock().unwrap();
+    store.retain(&lock, Retention { count: 1, age: None }).unwrap();
+}
+
+#[test]
+fn a_kill_at_any_point_leaves_the_old_generation_or_the_new_one() {
+    for point in KILL_POINTS {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), 2);
+        let old = content(&store.current().unwrap().unwrap());
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "writer_in_a_process_of_its_own"])
+            .env(STORE, store.dir())
+            .env("STILLMIRROR_KILL_AT", point)
+            .output()
+            .unwrap()
+            .status;
+        assert_eq!(status.signal(), Some(9), "{point} was not reached");
+        let now = store.current().unwrap().unwrap();
+        let replaced = KILL_POINTS.iter().position(|name| name == point)
+            >= KILL_POINTS.iter().position(|name| *name == "after-current-rename");
+        assert_eq!(now.number(), if replaced { 3 } else { 2 }, "{point}");
+        if !replaced {
+            assert_eq!(content(&now), old, "{point}");
+        }
+        assert_eq!(now.sums(0), Some(&record(now.number())[..]), "{point}");
+        // The lock died with the process, and what was left behind is cleared away.
+        let next = publish(&store).unwrap_or_else(|error| panic!("after {point}: {error}"));
+        let lock = store.lock().unwrap();
+        store.retain(&lock, Retention { count: 1, age: None }).unwrap();
+        assert_eq!(names(&store, "generations"), [next.to_string()], "{point}");
+        assert_eq!(names(&store, "sums"), [format!("{next}.pack")], "{point}");
+        assert_eq!(store.current().unwrap().unwrap().sums(0), Some(&record(next)[..]), "{point}");
+    }
+}
+
+fn names(store: &Store, dir: &str) -> Vec<String> {
+    let entries = fs::read_dir(store.dir().join(dir)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}

@@ -1,0 +1,115 @@
+//! Any byte of a store flipped, any file cut: an error that names the file and says what to do, or, where
+//! the file is only a hint, contained. Never a panic, never another content, never a write.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{content, files, store};
+use stillmirror_store::{Store, StoreError};
+
+/// Files that a receiver checks by itself: what is in them decides nothing.
+fn is_hint(path: &Path) -> bool {
+    matches!(path.file_name().and_then(|name| name.to_str()), Some("list.zst" | "delta"))
+        || path.extension().is_some_and(|extension| extension == "pack")
+}
+
+fn check(store: &Store, path: &Path, whole: &impl Fn(&Store) -> Result<bool, StoreError>, what: &str) {
+    let shown = path.display();
+    match whole(store) {
+        Ok(same) => assert!(same || is_hint(path), "{what} {shown}: read as if it were right"),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!is_hint(path), "{what} {shown}: {text}");
+            let named = text.contains(path.to_str().unwrap()) || matches!(error, StoreError::OtherRepository { .. });
+            assert!(named, "{what} {shown}: {text}");
+            let remedy = ["delete", "store of its own"].iter().any(|remedy| text.contains(remedy));
+            assert!(remedy, "{what} {shown}: {text}");
+        }
+    }
+}
+
+#[test]
+fn no_flipped_byte_and_no_cut_is_taken_for_a_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 2);
+    let good = content(&store.current().unwrap().unwrap());
+    let whole = |store: &Store| {
+        let store = Store::open(store.dir())?;
+        let generation = store.current()?.expect("a generation");
+        // Whatever is in a hint, every access stays within bounds.
+        let found = content(&generation);
+        Ok(found.0 == good.0 && found.4 == good.4)
+    };
+    assert!(whole(&store).unwrap());
+    for path in files(&store) {
+        let bytes = fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            rewrite(&path, &damaged);
+            // Bytes that mean nothing may differ; no content does then.
+            check(&store, &path, &whole, &format!("byte {at} of"));
+        }
+        for len in (0..bytes.len()).step_by(1 + bytes.len() / 64) {
+            rewrite(&path, &bytes[..len]);
+            check(&store, &path, &whole, &format!("cut to {len}:"));
+        }
+        rewrite(&path, &[&bytes[..], b"x"].concat());
+        check(&store, &path, &whole, "a byte behind");
+        rewrite(&path, &bytes);
+    }
+    assert!(whole(&store).unwrap());
+}
+
+/// Under a new inode, as a restored backup would be: a mapped file is never written.
+fn rewrite(path: &Path, bytes: &[u8]) {
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_missing_file_is_damage_unless_it_may_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 2);
+    for path in files(&store).into_iter().filter(|path| !path.ends_with("repository")) {
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        match store.current() {
+            Ok(_) => assert!(is_hint(&path) && !path.ends_with("list.zst"), "{}", path.display()),
+            Err(error) => assert!(error.to_string().contains(path.to_str().unwrap()), "{error}"),
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_current_that_points_nowhere_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 2);
+    fs::remove_dir_all(store.dir().join("generations/2")).unwrap();
+    let error = store.current().err().unwrap().to_string();
+    assert!(error.contains("generations/2") && error.contains("delete") && error.contains("current"), "{error}");
+    for target in ["generations/0", "generations/x", "../elsewhere", "generations/02"] {
+        fs::remove_file(store.dir().join("current")).unwrap();
+        std::os::unix::fs::symlink(target, store.dir().join("current")).unwrap();
+        assert!(matches!(store.current(), Err(StoreError::Damaged { .. })), "{target}");
+    }
+}
+
+#[test]
+fn a_newer_format_is_told_apart_from_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    for (name, what) in [("list", "format 2"), ("head", "format 2"), ("packs", "another format version")] {
+        let path = store.dir().join("generations/1").join(name);
+        let bytes = fs::read(&path).unwrap();
+        let mut newer = bytes.clone();
+        newer[8] = 2;
+        rewrite(&path, &newer);
+        let error = store.current().err().unwrap().to_string();
+        assert!(error.contains(what), "{name}: {error}");
+        rewrite(&path, &bytes);
+    }
+}

@@ -1,0 +1,50 @@
+//! The bytes of a generation, for ever: files that an earlier build wrote are read, and written again alike.
+//! A change of format is a new version number and new golden files beside these. `STILLMIRROR_BLESS=1`
+//! writes them.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::store;
+use stillmirror_protocol::{head::Head, list, local};
+
+#[test]
+fn a_generation_is_written_as_it_always_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    for name in ["head", "list", "local", "packs", "1.pack"] {
+        let parent = if name.ends_with(".pack") { "sums" } else { "generations/1" };
+        let written = fs::read(store.dir().join(parent).join(name)).unwrap();
+        if std::env::var_os("STILLMIRROR_BLESS").is_some() {
+            fs::write(golden(name), &written).unwrap();
+        }
+        assert!(written == fs::read(golden(name)).unwrap(), "{name} differs from {}", golden(name).display());
+    }
+}
+
+#[test]
+fn a_generation_of_an_earlier_build_is_read() {
+    let head = Head::decode(&fs::read(golden("head")).unwrap()).unwrap();
+    let encoded = aligned("list");
+    let list = list::open(&encoded).unwrap();
+    assert_eq!((head.list_digest, head.list_len), (list::digest(&encoded), encoded.len() as u64));
+    let linked = list.find(b"pool/b\xff").unwrap();
+    assert_eq!(linked.link_leader(), list.find(b"pool/a").map(|row| row.number()));
+    assert_eq!(list.find(b"stable").unwrap().target(), Some(&b"pool"[..]));
+    assert_eq!(list.find(b"pool/null").unwrap().owner().user, b"mirror");
+    let facts = aligned("local");
+    let facts = local::open_body(&facts[local::HEADER_BYTES..], list.len(), list.files()).unwrap();
+    assert_eq!((facts.identity(2).inode, facts.sums(0).unwrap().offset), (2, 64));
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(name)
+}
+
+fn aligned(name: &str) -> rkyv::util::AlignedVec {
+    let mut bytes = rkyv::util::AlignedVec::new();
+    bytes.extend_from_slice(&fs::read(golden(name)).unwrap());
+    bytes
+}

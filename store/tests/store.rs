@@ -1,0 +1,192 @@
+//! What a store promises while nothing goes wrong, and what it says when it is asked for the impossible.
+
+mod common;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use common::{NAME, content, fill, publish, record, store};
+use stillmirror_store::{Retained, Retention, Store, StoreError};
+
+#[test]
+fn a_published_generation_is_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 2);
+    let generation = store.current().unwrap().unwrap();
+    assert_eq!((generation.number(), generation.head().generation), (2, 2));
+    assert_eq!(generation.list().find(b"README").unwrap().size(), 2);
+    assert_eq!(generation.sums(0), Some(&record(2)[..]));
+    assert_eq!(generation.local().identity(3).inode, 3);
+    assert_eq!(zstd::decode_all(generation.list_zst()).unwrap(), generation.list_bytes());
+    assert!(generation.digest_is_right());
+    assert!(generation.delta().is_some());
+    let head = store.current_head().unwrap().unwrap();
+    assert_eq!((head.number, &head.head, head.origin), (2, generation.head(), None));
+    assert_eq!(store.current_number().unwrap(), Some(2));
+    assert_eq!(store.generations().unwrap(), [1, 2]);
+}
+
+#[test]
+fn a_store_is_opened_and_shared_between_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    shared(&Arc::new(store.current().unwrap().unwrap()));
+    let again = Store::open(store.dir()).unwrap();
+    assert_eq!(again.repository(), NAME);
+    assert_eq!(again.current_number().unwrap(), Some(1));
+}
+
+#[test]
+fn a_partial_generation_tells_its_origin() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let whole = store.current().unwrap().unwrap();
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    fill(&draft, Some(&whole)).unwrap();
+    draft.write_origin(whole.head_bytes(), Some(whole.list_bytes())).unwrap();
+    draft.publish().unwrap();
+    let part = store.current().unwrap().unwrap();
+    let origin = part.origin().unwrap();
+    assert_eq!((origin.head, origin.list.find(b"README").unwrap().size()), (whole.head(), 1));
+    assert_eq!(store.current_head().unwrap().unwrap().origin.as_ref(), Some(whole.head()));
+}
+
+#[test]
+fn an_unchanged_list_is_linked_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let first = store.current().unwrap().unwrap();
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    draft.link_list(&first).unwrap();
+    draft.write_local(&fs::read(first.dir().join("local")).unwrap()).unwrap();
+    draft.write_head(first.head_bytes()).unwrap();
+    draft.publish().unwrap();
+    let second = store.current().unwrap().unwrap();
+    use std::os::unix::fs::MetadataExt;
+    let inode = |generation: &stillmirror_store::Generation| fs::metadata(generation.dir().join("list")).unwrap().ino();
+    assert_eq!(inode(&first), inode(&second));
+    assert_eq!(second.sums(0), first.sums(0));
+}
+
+#[test]
+fn two_writers_do_not_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let lock = store.lock().unwrap();
+    let error = store.lock().unwrap_err();
+    assert!(matches!(error, StoreError::Locked { holder: Some(pid), .. } if pid == std::process::id()), "{error}");
+    assert!(error.to_string().contains(store.dir().to_str().unwrap()), "{error}");
+    drop(lock);
+    store.lock().unwrap();
+}
+
+#[test]
+fn a_store_of_another_repository_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let before = content(&store.current().unwrap().unwrap());
+    let error = Store::create(store.dir(), "fedora").unwrap_err();
+    assert!(matches!(&error, StoreError::OtherRepository { found, wanted, .. } if found == NAME && wanted == "fedora"));
+    assert_eq!(content(&store.current().unwrap().unwrap()), before);
+}
+
+#[test]
+fn what_is_no_store_is_said_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    assert!(matches!(Store::open(&missing).unwrap_err(), StoreError::Missing(path) if path == missing));
+    assert!(!missing.exists());
+    fs::write(dir.path().join("precious"), "x").unwrap();
+    assert!(matches!(Store::create(dir.path(), NAME).unwrap_err(), StoreError::NotAStore(_)));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(matches!(Store::create(&missing, "../x").unwrap_err(), StoreError::Name(_)));
+    assert!(!missing.exists());
+}
+
+#[test]
+fn a_store_that_cannot_be_made_names_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    let error = Store::create(&dir.path().join("file/store"), NAME).unwrap_err();
+    assert!(matches!(&error, StoreError::Io { .. }) && error.to_string().contains("file/store"), "{error}");
+}
+
+#[test]
+fn an_empty_store_has_no_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 0);
+    assert!(store.current().unwrap().is_none() && store.current_head().unwrap().is_none());
+    assert!(store.generations().unwrap().is_empty());
+    assert!(matches!(store.generation(1).unwrap_err(), StoreError::NoGeneration { number: 1, .. }));
+}
+
+#[test]
+fn a_draft_that_is_dropped_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    fill(&draft, None).unwrap();
+    drop(draft);
+    assert_eq!(fs::read_dir(store.dir().join("generations")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(store.dir().join("sums")).unwrap().count(), 1);
+}
+
+#[test]
+fn retention_keeps_the_newest_and_collects_packs() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 4);
+    let lock = store.lock().unwrap();
+    let kept = store.generation(1).unwrap();
+    let before = content(&kept);
+    let removed = store.retain(&lock, Retention { count: 2, age: None }).unwrap();
+    assert_eq!((removed.generations, removed.packs), (vec![1, 2], vec![1, 2]));
+    assert_eq!(store.generations().unwrap(), [3, 4]);
+    // A session that has it open reads on.
+    assert_eq!(content(&kept), before);
+    // Nothing to do, and the current one stays whatever is asked.
+    assert_eq!(store.retain(&lock, Retention { count: 2, age: None }).unwrap(), Retained::default());
+    assert_eq!(store.retain(&lock, Retention { count: 0, age: Some(Duration::ZERO) }).unwrap().generations, [3]);
+    assert_eq!(store.current().unwrap().unwrap().sums(0), Some(&record(4)[..]));
+}
+
+#[test]
+fn retention_by_age_goes_by_the_time_of_publication() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 3);
+    let lock = store.lock().unwrap();
+    let old = fs::File::open(store.dir().join("generations/1")).unwrap();
+    old.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    let keep = Retention { count: 10, age: Some(Duration::from_secs(3600)) };
+    assert_eq!(store.retain(&lock, keep).unwrap().generations, [1]);
+}
+
+#[test]
+fn a_pack_that_an_older_generation_needs_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let first = store.current().unwrap().unwrap();
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    draft.link_list(&first).unwrap();
+    draft.write_local(&fs::read(first.dir().join("local")).unwrap()).unwrap();
+    draft.write_head(first.head_bytes()).unwrap();
+    draft.publish().unwrap();
+    let removed = store.retain(&lock, Retention { count: 1, age: None }).unwrap();
+    assert_eq!((removed.generations, removed.packs), (vec![1], Vec::<u32>::new()));
+    assert_eq!(store.current().unwrap().unwrap().sums(0), Some(&record(1)[..]));
+}
+
+#[test]
+fn numbers_go_on_after_a_current_that_was_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 3);
+    fs::remove_file(store.dir().join("current")).unwrap();
+    assert!(store.current().unwrap().is_none());
+    assert_eq!(publish(&store).unwrap(), 4);
+    assert_eq!(store.generations().unwrap(), [4]);
+}
