@@ -1,0 +1,447 @@
+//! Giving staged files their names: short, in order, each step by a rename.
+//!
+//! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever stands for less than a file.
+//! 2. Directories are made, with permissions that let the next steps work.
+//! 3. Files are renamed into place, then hard links, symlinks and specials. What points to others comes
+//!    after what it points to: see [`Rank`].
+//! 4. What the sender does not have is deleted.
+//! 5. Directories get their modes, owners and times, the deepest first.
+//!
+//! A reader sees an old file or a new one, whole, at any time; a killed commit is finished by the next pull.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType as RawType, Gid, Mode, OFlags, Uid, makedev};
+use rustix::io::Errno;
+use stillmirror_protocol::entry::Time;
+use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::local::Identity;
+use stillmirror_protocol::path;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{At as _, PullError};
+use crate::facts::Facts;
+use crate::fetch::{Staged, StagedFile};
+use crate::local::{self, Tree};
+use crate::owners::OwnerMap;
+use crate::plan::Plan;
+use crate::report::{Failure, Progress, Report};
+use crate::selection::Selection;
+use crate::stage::Stage;
+
+/// When a file gets its name. What lists or vouches for other files comes after them, so that a reader who
+/// fetches it finds what it names:
+///
+/// - *payload*: everything not named below;
+/// - *index*: below a `dists/`, `repodata/`, `by-hash/` or `indices/` directory, and `Packages*`, `Sources*`,
+///   `Contents-*`, `*.db`, `*.db.*`, `*.files`, `*.files.*`, `APKINDEX.*`, `index.*`, `ls-lR*`;
+/// - *head*: what names or signs the indices: `Release`, `InRelease`, `Release.gpg`, `repomd.xml*`,
+///   `SHA256SUMS*`, `SHA512SUMS*`, `*CHECKSUM*`, `TIMESTAMP`, `lastupdate`, `lastsync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    Payload,
+    Index,
+    Head,
+}
+
+/// The rank of a path.
+pub(crate) fn rank(file: &[u8]) -> Rank {
+    let (dir, name) = path::split(file);
+    let begins = |beginnings: &[&[u8]]| beginnings.iter().any(|beginning| name.starts_with(beginning));
+    let contains = |part: &[u8]| name.windows(part.len()).any(|window| window == part);
+    let heads: &[&[u8]] = &[b"repomd.xml", b"SHA256SUMS", b"SHA512SUMS"];
+    let is_head =
+        [&b"Release"[..], b"InRelease", b"Release.gpg", b"TIMESTAMP", b"lastupdate", b"lastsync"].contains(&name);
+    if is_head || begins(heads) || contains(b"CHECKSUM") {
+        return Rank::Head;
+    }
+    let directories: &[&[u8]] = &[b"dists", b"repodata", b"by-hash", b"indices"];
+    let indices: &[&[u8]] = &[b"Packages", b"Sources", b"Contents-", b"APKINDEX.", b"index.", b"ls-lR"];
+    let suffixed = |suffix: &[u8]| name.ends_with(suffix) || contains(&[suffix, b"."].concat());
+    if path::components(dir).any(|dir| directories.contains(&dir))
+        || begins(indices)
+        || suffixed(b".db")
+        || suffixed(b".files")
+    {
+        return Rank::Index;
+    }
+    Rank::Payload
+}
+
+/// What is needed to commit.
+pub(crate) struct Committer<'a> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) stage: &'a Stage,
+    pub(crate) selection: &'a Selection<'a>,
+    pub(crate) facts: &'a Facts,
+    pub(crate) owners: &'a OwnerMap,
+    /// Whether a directory full of files may make way for something else.
+    pub(crate) may_delete: bool,
+    pub(crate) sync: bool,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) cancel: &'a CancellationToken,
+}
+
+/// What a commit leaves behind for the store.
+#[derive(Debug, Default)]
+pub(crate) struct Committed {
+    /// Identities of all rows that changed, after the last change.
+    pub(crate) identities: HashMap<u32, Identity>,
+    /// Rows that could not be made.
+    pub(crate) failed: HashMap<u32, Failure>,
+    /// Something changed in the tree's root, whose time is still to be set.
+    root_touched: bool,
+}
+
+impl Committer<'_> {
+    /// Carries out a plan whose contents are staged, and counts into the report.
+    pub(crate) fn commit(self, plan: &Plan, staged: Staged, report: &mut Report) -> Result<Committed, PullError> {
+        if self.sync {
+            rustix::fs::syncfs(self.stage.fd()).at("sync", self.tree.shown(b""))?;
+        }
+        let mut run = Run {
+            context: &self,
+            report,
+            open: None,
+            touched: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            failed: staged.failed,
+            temporary: 0,
+        };
+        run.make_directories(plan)?;
+        run.place_files(staged.files)?;
+        run.link(plan)?;
+        run.make_others(plan)?;
+        run.set_metadata(plan)?;
+        run.delete(plan)?;
+        run.finish(plan)
+    }
+}
+
+struct Run<'a> {
+    context: &'a Committer<'a>,
+    report: &'a mut Report,
+    /// The directory last worked in.
+    open: Option<(Vec<u8>, OwnedFd)>,
+    /// Directories (by number) that something changed in, and so their times.
+    touched: BTreeSet<u32>,
+    /// Rows whose inode changed.
+    changed: BTreeSet<u32>,
+    failed: HashMap<u32, Failure>,
+    temporary: u32,
+}
+
+impl<'a> Run<'a> {
+    fn make_directories(&mut self, plan: &Plan) -> Result<(), PullError> {
+        for &row in &plan.directories {
+            let path = self.begin(row)?;
+            if self.context.facts_of(row).is_some() && !self.make_way(row, &path)? {
+                continue;
+            }
+            let (_, name) = path::split(&path);
+            let mode = Mode::from_raw_mode(u32::from(self.entry(row).permissions()) | 0o700);
+            match rustix::fs::mkdirat(self.parent(&path)?, name, mode) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).at("create", self.shown(&path)),
+            }
+            self.touch_parent(row);
+            self.touched.extend(self.entry(row).dir_number());
+            self.report.directories_made += 1;
+        }
+        Ok(())
+    }
+
+    fn place_files(&mut self, mut files: Vec<StagedFile>) -> Result<(), PullError> {
+        files.sort_by_cached_key(|file| (rank(&self.context.selection.path(file.row)), file.row));
+        for StagedFile { row, name, linked } in files {
+            let path = self.begin(row)?;
+            if !self.place(row, &path, &name)? {
+                continue;
+            }
+            if linked {
+                self.set_metadata_of(row, &path)?;
+            }
+            self.context.progress.advance(1, 0);
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, plan: &Plan) -> Result<(), PullError> {
+        for &(row, leader) in &plan.links {
+            let path = self.begin(row)?;
+            if let Some(&why) = self.failed.get(&leader) {
+                self.failed.insert(row, why);
+                continue;
+            }
+            let leader_path = self.context.selection.path(leader);
+            let (dir, leader_name) = path::split(&leader_path);
+            let dir = self.context.tree.dir(dir).at("open", self.shown(&leader_path))?;
+            let name = self.temporary();
+            rustix::fs::linkat(&dir, leader_name, self.context.stage.fd(), &name[..], AtFlags::empty())
+                .at("link", self.shown(&leader_path))?;
+            if self.place(row, &path, &name)? {
+                // rename(2) of one name of an inode over another one does nothing.
+                local::unlink(self.context.stage.fd(), &name).at("remove", self.context.stage.shown(&name))?;
+                self.changed.insert(leader);
+                self.report.files_linked += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_others(&mut self, plan: &Plan) -> Result<(), PullError> {
+        for &row in &plan.others {
+            let path = self.begin(row)?;
+            let name = self.temporary();
+            match self.make_other(row, &name) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    self.failed.insert(row, Failure::Refused);
+                    continue;
+                }
+                Err(error) => return Err(error).at("create", self.shown(&path)),
+            }
+            if self.place(row, &path, &name)? {
+                self.set_metadata_of(row, &path)?;
+                self.report.others_made += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_other(&self, row: u32, name: &[u8]) -> io::Result<()> {
+        let (entry, stage) = (self.entry(row), self.context.stage.fd());
+        let kind = match entry.file_type() {
+            FileType::Symlink => {
+                return Ok(rustix::fs::symlinkat(entry.target().unwrap_or_default(), stage, name)?);
+            }
+            FileType::CharDevice => RawType::CharacterDevice,
+            FileType::BlockDevice => RawType::BlockDevice,
+            FileType::Socket => RawType::Socket,
+            _ => RawType::Fifo,
+        };
+        let device = entry.device().unwrap_or_default();
+        Ok(rustix::fs::mknodat(stage, name, kind, Mode::RUSR | Mode::WUSR, makedev(device.major, device.minor))?)
+    }
+
+    fn set_metadata(&mut self, plan: &Plan) -> Result<(), PullError> {
+        for &row in &plan.metadata {
+            self.report.metadata_changed += 1;
+            match self.entry(row).dir_number() {
+                Some(number) => drop(self.touched.insert(number)),
+                None => {
+                    let path = self.begin(row)?;
+                    self.set_metadata_of(row, &path)?;
+                    self.changed.insert(row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, plan: &Plan) -> Result<(), PullError> {
+        for path in &plan.deletes {
+            self.check()?;
+            let keep = |below: &[u8], is_dir: bool| !self.context.selection.owns(&path::join(path, below), is_dir);
+            let (dir, name) = path::split(path);
+            let Some(parent) = local::optional(self.context.tree.dir(dir)).at("open", self.shown(dir))? else {
+                continue;
+            };
+            self.make_writable(parent.as_fd());
+            let removed = local::remove_all(parent.as_fd(), name, b"", &keep).at("delete", self.shown(path))?;
+            self.report.files_deleted += removed;
+            let number = if dir.is_empty() {
+                Some(self.context.selection.root.number())
+            } else {
+                self.context.selection.find(dir).and_then(|row| row.dir_number())
+            };
+            self.touched.extend(number);
+        }
+        Ok(())
+    }
+
+    /// Directories last, the deepest first; then what the store is to know.
+    fn finish(mut self, plan: &Plan) -> Result<Committed, PullError> {
+        self.open = None;
+        let root_touched = self.touched.remove(&self.context.selection.root.number());
+        for number in std::mem::take(&mut self.touched).into_iter().rev() {
+            let row = self.context.selection.list.dir(number).row();
+            if !self.failed.contains_key(&row) {
+                let path = self.context.selection.path(row);
+                self.set_metadata_of(row, &path)?;
+                self.changed.insert(row);
+            }
+        }
+        self.changed.extend(plan.links.iter().map(|&(row, _)| row));
+        let mut committed = Committed { failed: self.failed, root_touched, ..Committed::default() };
+        for row in self.changed {
+            self.context.check()?;
+            let path = self.context.selection.path(row);
+            if let Some(stat) = self.context.tree.stat(&path).at("stat", self.context.tree.shown(&path))? {
+                committed.identities.insert(row, stat.identity);
+            }
+        }
+        Ok(committed)
+    }
+
+    /// Renames a staged name into place. False: something is in the way that may not be deleted.
+    fn place(&mut self, row: u32, path: &[u8], staged: &[u8]) -> Result<bool, PullError> {
+        if self.context.facts_of(row) == Some(FileType::Directory) && !self.make_way(row, path)? {
+            local::unlink(self.context.stage.fd(), staged).at("remove", self.context.stage.shown(staged))?;
+            return Ok(false);
+        }
+        let (_, name) = path::split(path);
+        let stage = self.context.stage.fd();
+        local::rename(stage, staged, self.parent(path)?, name).at("rename to", self.shown(path))?;
+        self.touch_parent(row);
+        self.changed.insert(row);
+        Ok(true)
+    }
+
+    /// Takes away what has a name that becomes another type of thing. A directory full of files goes only
+    /// where deletions are allowed.
+    fn make_way(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
+        let (_, name) = path::split(path);
+        let parent = self.parent(path)?;
+        let gone = match local::rmdir(parent, name) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                if !self.context.may_delete {
+                    self.failed.insert(row, Failure::InTheWay);
+                    return Ok(false);
+                }
+                // Out of sight in one step, then away.
+                let (doomed, stage) = (self.temporary(), self.context.stage.fd());
+                local::rename_new(self.parent(path)?, name, stage, &doomed)
+                    .and_then(|()| local::remove_all(stage, &doomed, b"", &|_, _| false))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => local::unlink(parent, name).map(|()| 1),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            result => result.map(|()| 1),
+        };
+        self.report.files_deleted += gone.at("make way for", self.shown(path))?;
+        Ok(true)
+    }
+
+    /// Sets mode, owner and time by name; nothing is followed.
+    fn set_metadata_of(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
+        let (dir, name) = path::split(path);
+        let name = if path.is_empty() { b"." } else { name };
+        let (entry, owner) = (self.entry(row), self.context.owners.of(self.entry(row)));
+        let shown = self.shown(path);
+        if path.is_empty() {
+            return set_metadata_at(self.context.tree.root(), name, entry, owner).at("set the mode of", shown);
+        }
+        let parent = self.parent_dir(dir)?;
+        set_metadata_at(parent, name, entry, owner).at("set the mode of", shown)
+    }
+
+    fn begin(&self, row: u32) -> Result<Vec<u8>, PullError> {
+        self.check()?;
+        Ok(self.context.selection.path(row))
+    }
+
+    fn check(&self) -> Result<(), PullError> {
+        self.context.check()
+    }
+
+    fn entry(&self, row: u32) -> Row<'a> {
+        self.context.selection.list.row(row)
+    }
+
+    fn shown(&self, path: &[u8]) -> std::path::PathBuf {
+        self.context.tree.shown(path)
+    }
+
+    fn temporary(&mut self) -> Vec<u8> {
+        self.temporary += 1;
+        format!("new-{}", self.temporary).into_bytes()
+    }
+
+    fn touch_parent(&mut self, row: u32) {
+        self.touched.insert(self.context.selection.list.parent_of(row).number());
+    }
+
+    /// The directory that holds `path`, opened; the one last asked for stays open.
+    fn parent(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>, PullError> {
+        self.parent_dir(path::split(path).0)
+    }
+
+    fn parent_dir(&mut self, dir: &[u8]) -> Result<BorrowedFd<'_>, PullError> {
+        if self.open.as_ref().is_none_or(|(path, _)| path != dir) {
+            let opened = self.context.tree.dir(dir).at("open", self.shown(dir))?;
+            self.make_writable(opened.as_fd());
+            self.open = None;
+            return Ok(self.open.insert((dir.to_vec(), opened)).1.as_fd());
+        }
+        match &self.open {
+            Some((_, opened)) => Ok(opened.as_fd()),
+            None => Err(PullError::usage("no directory")),
+        }
+    }
+
+    /// Lets a user who is not root work in a directory of their own that is read-only. Its mode is set
+    /// right in the end.
+    fn make_writable(&self, dir: BorrowedFd<'_>) {
+        if rustix::process::geteuid().is_root() {
+            return;
+        }
+        if let Ok(stat) = local::stat(dir, b".") {
+            if stat.mode & 0o300 != 0o300 {
+                // Where this does not help, the change itself says why.
+                let _ = rustix::fs::fchmod(dir, Mode::from_raw_mode(u32::from(stat.mode) | 0o700));
+            }
+        }
+    }
+}
+
+impl Committed {
+    /// Sets the mode and time of the tree's root, the staging directory being gone.
+    pub(crate) fn finish_root(
+        &mut self,
+        tree: &Tree,
+        selection: &Selection<'_>,
+        owners: &OwnerMap,
+    ) -> Result<(), PullError> {
+        let row = selection.list.row(selection.root.row());
+        if self.root_touched && selection.sets_root() {
+            set_metadata_at(tree.root(), b".", row, owners.of(row)).at("set the mode of", tree.shown(b""))?;
+        }
+        let stat = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
+        self.identities.insert(row.number(), stat.identity);
+        Ok(())
+    }
+}
+
+impl Committer<'_> {
+    fn check(&self) -> Result<(), PullError> {
+        if self.cancel.is_cancelled() { Err(PullError::Interrupted) } else { Ok(()) }
+    }
+
+    /// What was at the path of a row.
+    fn facts_of(&self, row: u32) -> Option<FileType> {
+        self.facts.rows[self.selection.index(row)?].map(|fact| fact.kind)
+    }
+}
+
+/// Sets owner, mode and time of a name in a directory. The owner first: changing it takes setuid bits away.
+fn set_metadata_at(dir: BorrowedFd<'_>, name: &[u8], entry: Row<'_>, owner: Option<(u32, u32)>) -> io::Result<()> {
+    if let Some((user, group)) = owner {
+        rustix::fs::chownat(
+            dir,
+            name,
+            Some(Uid::from_raw(user)),
+            Some(Gid::from_raw(group)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+    }
+    let mtime: Time = entry.mtime();
+    if entry.file_type() != FileType::Symlink {
+        // There is no chmodat(2) that follows nothing before Linux 6.6; by the descriptor it cannot go astray.
+        let file = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(entry.permissions().into()))?;
+    }
+    Ok(rustix::fs::utimensat(dir, name, &local::times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+}

@@ -1,0 +1,243 @@
+//! Disk access beneath one directory, the local tree.
+//!
+//! Every path is opened by `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`, and every change is made
+//! by a `*at` call with one name below a directory opened that way. So whatever a list says and whatever
+//! symlinks lie in the tree, nothing outside of it is read or touched.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps,
+};
+use rustix::io::Errno;
+use stillmirror_protocol::entry::{Device, Time};
+use stillmirror_protocol::list::FileType;
+use stillmirror_protocol::local::Identity;
+use stillmirror_protocol::path;
+
+/// The local tree, opened.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+/// What `statx` says of one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) kind: FileType,
+    /// Permission bits.
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Names of the inode.
+    pub(crate) names: u32,
+    pub(crate) size: u64,
+    pub(crate) mtime: Time,
+    pub(crate) identity: Identity,
+    pub(crate) device: Device,
+}
+
+impl Tree {
+    /// Opens the tree. The caller names it, so a symlink there is followed.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
+    }
+
+    /// The root's descriptor.
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The path of a name in the tree, for messages.
+    pub(crate) fn shown(&self, path: &[u8]) -> PathBuf {
+        if path.is_empty() { self.path.clone() } else { self.path.join(OsStr::from_bytes(path)) }
+    }
+
+    /// Opens a directory.
+    pub(crate) fn dir(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        let path = if path.is_empty() { b"." } else { path };
+        open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Opens a regular file for reading. Nothing else is opened: a fifo would wait, a device might act.
+    pub(crate) fn file(&self, path: &[u8]) -> io::Result<File> {
+        let file = open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW)?;
+        regular(file)
+    }
+
+    /// What is at a path; None when nothing is, or a component is no directory.
+    pub(crate) fn stat(&self, path: &[u8]) -> io::Result<Option<Stat>> {
+        let (dir, name) = path::split(path);
+        match self.dir(dir) {
+            Ok(dir) if name.is_empty() => stat(dir.as_fd(), b".").map(Some),
+            Ok(dir) => optional(stat(dir.as_fd(), name)),
+            Err(error) => optional(Err(error)),
+        }
+    }
+
+    /// How many names deleting `path` would delete: itself and everything below.
+    pub(crate) fn count(&self, path: &[u8]) -> io::Result<u64> {
+        let mut count = 1;
+        let Ok(dir) = self.dir(path) else { return Ok(count) };
+        for (name, kind) in names(dir.as_fd())? {
+            count += if kind == Some(FileType::Directory) { self.count(&path::join(path, &name))? } else { 1 };
+        }
+        Ok(count)
+    }
+}
+
+/// Opens `path` without leaving `root` and without following any symlink.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        // EAGAIN: something was renamed while the kernel looked.
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// Opens a regular file by its name in a directory.
+pub(crate) fn open_file(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    regular(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
+}
+
+fn regular(file: OwnedFd) -> io::Result<File> {
+    let file = File::from(file);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
+}
+
+/// What a name in a directory is; a symlink is not followed.
+pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
+    let wanted = StatxFlags::BASIC_STATS;
+    let found = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, wanted)?;
+    let time = |at: rustix::fs::StatxTimestamp| Time { sec: at.tv_sec, nsec: at.tv_nsec };
+    Ok(Stat {
+        kind: FileType::from_mode(u32::from(found.stx_mode)).ok_or_else(|| io::Error::other("an unknown file type"))?,
+        mode: found.stx_mode & 0o7777,
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+        names: found.stx_nlink,
+        size: found.stx_size,
+        mtime: time(found.stx_mtime),
+        identity: Identity {
+            device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+            inode: found.stx_ino,
+            ctime: time(found.stx_ctime),
+        },
+        device: Device { major: found.stx_rdev_major, minor: found.stx_rdev_minor },
+    })
+}
+
+/// The names in a directory, with their types where the file system tells them cheaply.
+pub(crate) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Option<FileType>)>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            RawType::Unknown => optional(stat(dir, name))?.map(|stat| stat.kind),
+            kind => FileType::from_mode(kind.as_raw_mode()),
+        };
+        names.push((name.to_vec(), kind));
+    }
+    Ok(names)
+}
+
+/// A symlink's target.
+pub(crate) fn target(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+}
+
+/// Renames over whatever non-directory has the name.
+pub(crate) fn rename(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::renameat(from, name, to, new)?)
+}
+
+/// Renames to a name that must be free.
+pub(crate) fn rename_new(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
+    match rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
+        // Not every file system has the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => rename(from, name, to, new),
+        result => Ok(result?),
+    }
+}
+
+/// Removes a name that is no directory; one that is not there is as good.
+pub(crate) fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    optional(rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(io::Error::from)).map(drop)
+}
+
+/// Removes an empty directory.
+pub(crate) fn rmdir(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Removes a name and everything below it that `keep` does not hold back (paths relative to the name).
+/// Gives the number of names removed. A directory in which something is kept stays.
+pub(crate) fn remove_all(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    below: &[u8],
+    keep: &dyn Fn(&[u8], bool) -> bool,
+) -> io::Result<u64> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) => return Ok(1),
+        Err(Errno::NOENT) => return Ok(0),
+        // unlink(2) says EISDIR on Linux, and EPERM by POSIX.
+        Err(Errno::ISDIR | Errno::PERM | Errno::ACCESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let inner = open_beneath(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let mut removed = 0;
+    for (child, kind) in names(inner.as_fd())? {
+        let path = path::join(below, &child);
+        if !keep(&path, kind == Some(FileType::Directory)) {
+            removed += remove_all(inner.as_fd(), &child, &path, keep)?;
+        }
+    }
+    match rmdir(dir, name) {
+        Ok(()) => Ok(removed + 1),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(removed),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets a modification time and leaves the access time.
+pub(crate) fn times(mtime: Time) -> Timestamps {
+    let mtime = Timespec { tv_sec: mtime.sec, tv_nsec: mtime.nsec.into() };
+    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT }, last_modification: mtime }
+}
+
+/// Whether a local time is the one wanted: some file systems keep no nanoseconds.
+pub(crate) fn same_time(local: Time, wanted: Time) -> bool {
+    local.sec == wanted.sec && (local.nsec == wanted.nsec || local.nsec == 0)
+}
+
+/// A thing that need not be there.
+pub(crate) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_absence(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error says that the path is not there: nothing has the name, or a component is a file or a
+/// symlink.
+fn is_absence(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
+}

@@ -1,0 +1,301 @@
+//! Finding parts of new files in local ones: block checksums come from the sender, the search is here.
+//!
+//! Many files are searched side by side, so that a round trip serves all of them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use stillmirror_protocol::codec::{DecodeError, Reader};
+use stillmirror_protocol::delta::{Assembly, Basis, Search, Step, SumsRange};
+use stillmirror_protocol::sums::{Layout, Level, MAX_LEVELS, Scheme, SumsError, SumsPolicy};
+use stillmirror_protocol::wire::{Item, Reply, Request};
+
+use crate::error::PullError;
+use crate::local::Tree;
+use crate::source::{Event, Source};
+
+/// Bytes below which a file is fetched whole: its checksums and their round trips cost as much.
+pub(crate) const MIN_DELTA: u64 = 16 << 10;
+
+/// A new file, and local files that may have parts of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    /// The file's row at the sender.
+    pub(crate) row: u32,
+    pub(crate) size: u64,
+    /// Local paths.
+    pub(crate) bases: Vec<Vec<u8>>,
+}
+
+/// What is needed to search.
+pub(crate) struct Matcher<'a> {
+    pub(crate) source: &'a dyn Source,
+    pub(crate) handle: u32,
+    pub(crate) tree: &'a Tree,
+    /// Threads that search.
+    pub(crate) pool: &'a rayon::ThreadPool,
+    /// Bytes of block checksums that came.
+    pub(crate) checksums: &'a AtomicU64,
+}
+
+impl Matcher<'_> {
+    /// Searches the bases of all candidates at once. Gives how to build each file; None: wholly from the
+    /// sender.
+    pub(crate) fn search(&self, candidates: &[Candidate]) -> Result<Vec<Option<Assembly>>, PullError> {
+        let mut searches: Vec<Option<Searching>> = candidates.iter().map(|one| self.look_at_bases(one)).collect();
+        self.begin(candidates, &mut searches)?;
+        loop {
+            let mut wanted = Vec::new();
+            for (at, search) in searches.iter().enumerate() {
+                let Some(search) = search else { continue };
+                wanted.extend(search.ranges.iter().filter_map(|range| {
+                    let bytes = search.layout.as_ref()?.items(range.level.into(), range.first, range.count)?;
+                    let item = Item { row: candidates[at].row, offset: bytes.start, len: bytes.end - bytes.start };
+                    Some((at, *range, item))
+                }));
+            }
+            if wanted.is_empty() {
+                break;
+            }
+            let items: Vec<Item> = wanted.iter().map(|(_, _, item)| *item).collect();
+            for ((at, range, _), bytes) in wanted.into_iter().zip(self.fetch(&items)?) {
+                if let Some(search) = &mut searches[at] {
+                    search.ranges.retain(|other| *other != range);
+                    search.supply(range, &bytes);
+                }
+            }
+            self.advance(&mut searches);
+        }
+        Ok(searches.into_iter().map(|search| search?.assembly.filter(|found| found.matched_bytes() > 0)).collect())
+    }
+
+    fn look_at_bases(&self, candidate: &Candidate) -> Option<Searching> {
+        // A basis that is gone stays as an empty one, so that the numbers of the others hold.
+        let len = |path: &Vec<u8>| self.tree.stat(path).ok().flatten().map_or(0, |stat| stat.size);
+        let bases: Vec<(Vec<u8>, u64)> = candidate.bases.iter().map(|path| (path.clone(), len(path))).collect();
+        let worth = bases.iter().any(|&(_, len)| len > 0 && len >= candidate.size / MIN_SHARE);
+        (candidate.size >= MIN_DELTA && worth).then(|| Searching { bases, ..Searching::default() })
+    }
+
+    /// Fetches every record's header, and with it the coarsest checksums of files of the default policy.
+    fn begin(&self, candidates: &[Candidate], searches: &mut [Option<Searching>]) -> Result<(), PullError> {
+        let open: Vec<usize> = (0..searches.len()).filter(|&at| searches[at].is_some()).collect();
+        let items: Vec<Item> = open.iter().map(|&at| first_item(&candidates[at])).collect();
+        for (at, record) in open.into_iter().zip(self.fetch(&items)?) {
+            let begun = match layout(&record, candidates[at].size) {
+                Ok(Some(layout)) => searches[at].as_mut().map(|search| search.begin(layout, &record)),
+                Ok(None) => None,
+                Err(error) => {
+                    // They are a hint, and the sender's disk may be at fault: the whole file will do.
+                    tracing::warn!(row = candidates[at].row, %error, "block checksums are of no use");
+                    None
+                }
+            };
+            if begun.is_none() {
+                searches[at] = None;
+            }
+        }
+        self.advance(searches);
+        Ok(())
+    }
+
+    /// Goes on with every search that has what it asked for.
+    fn advance(&self, searches: &mut [Option<Searching>]) {
+        let ready = |search: &&mut Searching| search.ranges.is_empty();
+        self.pool.install(|| searches.par_iter_mut().flatten().filter(ready).for_each(|one| one.advance(self.tree)));
+    }
+
+    /// Fetches ranges of records, as many requests under way as a matcher may have.
+    fn fetch(&self, items: &[Item]) -> Result<Vec<Vec<u8>>, PullError> {
+        let mut fetched: Vec<Vec<u8>> = vec![Vec::new(); items.len()];
+        let mut requests = batches(items).into_iter();
+        let mut under_way = std::collections::VecDeque::new();
+        loop {
+            while under_way.len() < REQUESTS {
+                let Some(batch) = requests.next() else { break };
+                let items = batch.iter().map(|(_, item)| *item).collect();
+                under_way.push_back((self.source.ask(Request::Sums { handle: self.handle, items })?, batch));
+            }
+            let Some((mut answer, batch)) = under_way.pop_front() else { return Ok(fetched) };
+            let mut bytes = Vec::new();
+            loop {
+                match answer.wait()? {
+                    Event::Bytes(more) => bytes.extend_from_slice(&more),
+                    Event::Reply(Reply::End) => break,
+                    Event::Reply(_) => return Err(PullError::offence("no bytes in an answer of block checksums")),
+                }
+            }
+            let mut reader = Reader::new(&bytes);
+            for (at, item) in batch {
+                let len = reader.u32("block checksums")?;
+                if u64::from(len) > item.len {
+                    return Err(PullError::offence("more block checksums than were asked for"));
+                }
+                fetched[at].extend_from_slice(reader.take("block checksums", len as usize)?);
+                self.checksums.fetch_add(len.into(), Ordering::Relaxed);
+            }
+            reader.finish("block checksums")?;
+        }
+    }
+}
+
+/// Cuts items into requests, each a list of (the item's number, a part of it).
+fn batches(items: &[Item]) -> Vec<Vec<(usize, Item)>> {
+    let mut batches: Vec<Vec<(usize, Item)>> = Vec::new();
+    let mut room = 0;
+    for (at, &Item { row, mut offset, mut len }) in items.iter().enumerate() {
+        while len > 0 {
+            let full = batches.last().is_none_or(|batch| batch.len() >= stillmirror_protocol::wire::items_that_fit());
+            if full || room == 0 {
+                batches.push(Vec::new());
+                room = REQUEST_BYTES;
+            }
+            let part = len.min(room);
+            if let Some(batch) = batches.last_mut() {
+                batch.push((at, Item { row, offset, len: part }));
+            }
+            (offset, len, room) = (offset + part, len - part, room - part);
+        }
+    }
+    batches
+}
+
+/// The header, and the coarsest level as the default policy would have it.
+fn first_item(candidate: &Candidate) -> Item {
+    let scheme = Scheme::for_size(candidate.size, &SumsPolicy::default());
+    let guess = Layout::new(candidate.size, scheme).ok();
+    let coarse = guess.and_then(|layout| layout.items(0, 0, layout.blocks(0)?));
+    Item { row: candidate.row, offset: 0, len: coarse.map_or(MAX_HEADER, |items| items.end.max(MAX_HEADER)) }
+}
+
+/// Reads a record's header; the layout is in [`stillmirror_protocol::sums`]. None: there is no record, or it
+/// has no levels.
+fn layout(record: &[u8], size: u64) -> Result<Option<Layout>, SumsError> {
+    if record.is_empty() {
+        return Ok(None);
+    }
+    let broken = |_: DecodeError| SumsError::Truncated;
+    let mut reader = Reader::new(record);
+    if reader.array("magic").map_err(broken)? != *b"BS" {
+        return Err(SumsError::BadMagic);
+    }
+    let version = reader.u8("version").map_err(broken)?;
+    if version != 1 {
+        return Err(SumsError::UnknownVersion(version));
+    }
+    let count = usize::from(reader.u8("levels").map_err(broken)?);
+    if count > MAX_LEVELS {
+        return Err(SumsError::TooManyLevels(count));
+    }
+    let found = reader.u64("size").map_err(broken)?;
+    if found != size {
+        return Err(SumsError::TooLarge(found));
+    }
+    let level = |reader: &mut Reader<'_>| {
+        Ok(Level { block_size: reader.u32("block size")?, strong_len: reader.u8("strong length")? })
+    };
+    let levels = (0..count).map(|_| level(&mut reader)).collect::<Result<_, _>>().map_err(broken)?;
+    let layout = Layout::new(size, Scheme::new(levels)?)?;
+    Ok((count > 0).then_some(layout))
+}
+
+/// One file's search.
+#[derive(Default)]
+struct Searching {
+    /// Local paths, and their lengths when the search began.
+    bases: Vec<(Vec<u8>, u64)>,
+    layout: Option<Layout>,
+    search: Option<Search>,
+    /// What to fetch before the search goes on.
+    ranges: Vec<SumsRange>,
+    assembly: Option<Assembly>,
+}
+
+impl Searching {
+    fn begin(&mut self, layout: Layout, record: &[u8]) {
+        let mut search = Search::new(layout.clone());
+        let step = search.start();
+        (self.layout, self.search) = (Some(layout), Some(search));
+        self.take(step);
+        // What came with the header need not be fetched again.
+        for range in std::mem::take(&mut self.ranges) {
+            let items =
+                self.layout.as_ref().and_then(|layout| layout.items(range.level.into(), range.first, range.count));
+            match items.and_then(|items| record.get(items.start as usize..items.end as usize)) {
+                Some(bytes) => self.supply(range, bytes),
+                None => self.ranges.push(range),
+            }
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::NeedSums(ranges) => self.ranges = ranges,
+            Step::Done(assembly) => {
+                self.assembly = Some(assembly);
+                self.give_up();
+            }
+        }
+    }
+
+    fn supply(&mut self, range: SumsRange, bytes: &[u8]) {
+        // Cut short: the record is not what its header says.
+        if self.search.as_mut().is_some_and(|search| search.supply(range, bytes).is_err()) {
+            self.give_up();
+        }
+    }
+
+    fn advance(&mut self, tree: &Tree) {
+        let Some(search) = &mut self.search else { return };
+        // Open only while they are read: a batch has more bases than a process may have files.
+        let bases: Vec<LocalBasis> = self.bases.iter().map(|(path, len)| LocalBasis::open(tree, path, *len)).collect();
+        let bases: Vec<&dyn Basis> = bases.iter().map(|basis| basis as &dyn Basis).collect();
+        match search.advance(&bases) {
+            Ok(step) => self.take(step),
+            Err(error) => {
+                tracing::warn!(%error, "a search in local files failed");
+                self.give_up();
+            }
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.search = None;
+        self.ranges.clear();
+        self.bases.clear();
+    }
+}
+
+/// An open local file of a length that is fixed for the search.
+struct LocalBasis {
+    file: Option<File>,
+    len: u64,
+}
+
+impl LocalBasis {
+    fn open(tree: &Tree, path: &[u8], len: u64) -> Self {
+        Self { file: if len > 0 { tree.file(path).ok() } else { None }, len }
+    }
+}
+
+impl Basis for LocalBasis {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.as_ref().ok_or(io::ErrorKind::UnexpectedEof)?.read_exact_at(buffer, offset)
+    }
+}
+
+/// A basis of less than this part of the new file has too little of it.
+const MIN_SHARE: u64 = 64;
+/// Bytes in the longest header of a record.
+const MAX_HEADER: u64 = 12 + 5 * MAX_LEVELS as u64;
+/// Bytes of block checksums in one request.
+const REQUEST_BYTES: u64 = 2 << 20;
+/// Requests that one matcher has under way.
+const REQUESTS: usize = 2;

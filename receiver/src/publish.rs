@@ -1,0 +1,305 @@
+//! The receiver's own generation: what the local tree holds now, to be served on and to be compared with.
+//!
+//! A pull that took everything passes the sender's head, list and delta on byte for byte. A pull of a
+//! part, or one in which something failed, writes the list of what is there, and the sender's beside it.
+
+use std::collections::HashMap;
+
+use rkyv::util::AlignedVec;
+use stillmirror_protocol::changes::{self, Changes, Source as RowSource};
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::head::{Counts, Head};
+use stillmirror_protocol::list::{self, FileType, ListRef, Row};
+use stillmirror_protocol::local::{Identity, LocalTable, SumsAt};
+use stillmirror_protocol::path;
+use stillmirror_store::{Draft, Generation};
+
+use crate::commit::Committed;
+use crate::error::PullError;
+use crate::facts::Facts;
+use crate::report::Failure;
+use crate::selection::Selection;
+use crate::source::Pinned;
+
+/// What a generation is made from.
+pub(crate) struct Publisher<'a> {
+    pub(crate) pinned: &'a Pinned,
+    /// The sender's encoded list, when it came with this pull.
+    pub(crate) encoded: Option<&'a [u8]>,
+    /// The sender's delta to it, when that came.
+    pub(crate) delta: Option<&'a [u8]>,
+    pub(crate) held: Option<&'a Generation>,
+    pub(crate) selection: &'a Selection<'a>,
+    pub(crate) facts: &'a Facts,
+    pub(crate) committed: &'a Committed,
+    /// Block checksums of rows that came with this pull.
+    pub(crate) sums: &'a HashMap<u32, SumsAt>,
+    /// Rows that are not what the list says.
+    pub(crate) failed: &'a HashMap<u32, Failure>,
+    /// Whether devices, fifos and sockets were made.
+    pub(crate) specials: bool,
+    /// Local names of the last pull that were to go and did not.
+    pub(crate) kept: &'a [Vec<u8>],
+}
+
+/// A list that the tree has, when it is not the sender's.
+struct Own {
+    encoded: AlignedVec,
+    /// Where its rows are from: the sender's list, or the held one (by tag).
+    sources: Vec<RowSource>,
+}
+
+impl Publisher<'_> {
+    /// Writes the generation. Gives its number in the store.
+    pub(crate) fn publish(&self, draft: Draft) -> Result<u64, PullError> {
+        match self.own_list()? {
+            None => self.publish_whole(draft),
+            Some(own) => self.publish_own(draft, &own),
+        }
+    }
+
+    /// Whether the held generation says all of this already.
+    pub(crate) fn is_published(&self) -> Result<bool, PullError> {
+        let Some(held) = self.held else { return Ok(false) };
+        let digest = self.pinned.head.list_digest;
+        Ok(match (self.own_list()?, held.origin()) {
+            (None, None) => held.head().list_digest == digest,
+            (Some(own), Some(origin)) => {
+                origin.head.list_digest == digest && held.head().list_digest == list::digest(&own.encoded)
+            }
+            _ => false,
+        })
+    }
+
+    /// The list of what the tree has; None: it has all of the sender's.
+    fn own_list(&self) -> Result<Option<Own>, PullError> {
+        let differences = self.differences();
+        if differences.is_empty() && self.selection.is_whole() {
+            return Ok(None);
+        }
+        let applied = changes::apply_below(self.selection.list, self.selection.root, &differences)?;
+        Ok(Some(Own { encoded: applied.list.encode(), sources: applied.sources }))
+    }
+
+    /// What the tree lacks of the sender's list, as changes to it.
+    fn differences(&self) -> Changes {
+        let list = self.selection.list;
+        let mut changes = Changes::default();
+        for place in &self.selection.dirs {
+            for (name, row) in place.dir.children() {
+                let special = !matches!(row.file_type(), FileType::File | FileType::Directory | FileType::Symlink);
+                if self.selection.index(row.number()).is_none() || (special && !self.specials) {
+                    changes.remove(&place.path, name);
+                }
+            }
+        }
+        for &row in self.failed.keys() {
+            let path = self.selection.path(row);
+            let (dir, name) = path::split(&path);
+            match self.held_still(&path) {
+                Some(held) if !list.row(row).is_dir() && !held.is_dir() => {
+                    changes.put(dir, name, held.to_entry(), held.number());
+                }
+                _ => changes.remove(dir, name),
+            }
+        }
+        for path in self.kept {
+            self.keep(&mut changes, path);
+        }
+        changes
+    }
+
+    /// Puts a held name, and what is below it, beside the sender's.
+    fn keep(&self, changes: &mut Changes, local: &[u8]) {
+        let Some(held) = self.held.map(Generation::list) else { return };
+        let Some(row) = held.find(local) else { return };
+        let mut rows = vec![(local.to_vec(), row)];
+        while let Some((local, row)) = rows.pop() {
+            let (dir, name) = path::split(&local);
+            changes.put(dir, name, row.to_entry(), row.number());
+            if let Some(number) = row.dir_number() {
+                rows.extend(held.dir(number).children().map(|(name, row)| (path::join(&local, name), row)));
+            }
+        }
+    }
+
+    /// What the last pull left at a path, if the disk did not say otherwise.
+    fn held_still(&self, local: &[u8]) -> Option<Row<'_>> {
+        let held = self.held?.list().find(local)?;
+        let index = self.selection.index(self.selection.find(local)?.number())?;
+        let fact = self.facts.rows[index]?;
+        (fact.kind == held.file_type() && fact.size == held.size() && fact.mtime == held.mtime()).then_some(held)
+    }
+
+    fn publish_whole(&self, draft: Draft) -> Result<u64, PullError> {
+        let digest = self.pinned.head.list_digest;
+        match (self.held, self.encoded) {
+            (Some(held), _) if held.head().list_digest == digest => draft.link_list(held)?,
+            (_, Some(encoded)) => draft.write_list(encoded)?,
+            // It is the held generation's own origin.
+            (Some(held), None) => draft.write_list(&origin_list(held)?)?,
+            (None, None) => return Err(PullError::usage("no list to publish")),
+        }
+        let local = self.local_table(self.selection.list, |row| RowSource::Old(row), &draft)?;
+        draft.write_local(&local.encode(digest))?;
+        if let Some(delta) = self.delta_to_whole() {
+            draft.write_delta(&delta)?;
+        }
+        draft.write_head(&self.pinned.head_bytes)?;
+        Ok(draft.publish()?)
+    }
+
+    /// The delta that the sender's head promises: from its previous list to its list.
+    fn delta_to_whole(&self) -> Option<Vec<u8>> {
+        let head = &self.pinned.head;
+        if let Some(delta) = self.delta {
+            return Some(delta.to_vec());
+        }
+        let held = self.held?;
+        if held.head().list_digest == head.list_digest && held.head().previous == head.previous {
+            return held.delta().map(<[u8]>::to_vec);
+        }
+        let leads = held.head().list_digest == head.previous && head.previous != head.list_digest;
+        leads.then(|| changes::diff(held.list(), self.selection.list).encode(head.previous, head.list_digest))
+    }
+
+    fn publish_own(&self, draft: Draft, own: &Own) -> Result<u64, PullError> {
+        let list = list::open(&own.encoded)?;
+        let digest = list::digest(&own.encoded);
+        let origin = &self.pinned.head;
+        let before = self.held.map_or(Digest::NONE, |held| held.head().list_digest);
+        let same = self.held.filter(|_| before == digest);
+        match same {
+            Some(held) => draft.link_list(held)?,
+            None => draft.write_list(&own.encoded)?,
+        }
+        let local = self.local_table(list, |row| own.sources[row as usize], &draft)?;
+        draft.write_local(&local.encode(digest))?;
+        let head = Head {
+            repository: origin.repository.clone(),
+            generation: origin.generation,
+            created: origin.created,
+            list_digest: digest,
+            list_len: own.encoded.len() as u64,
+            previous: same.map_or(before, |held| held.head().previous),
+            counts: counts(list),
+        };
+        match (same, self.held) {
+            (Some(held), _) => held.delta().map_or(Ok(()), |delta| draft.write_delta(delta))?,
+            (None, Some(held)) => draft.write_delta(&changes::diff(held.list(), list).encode(before, digest))?,
+            (None, None) => {}
+        }
+        draft.write_head(&head.encode())?;
+        match (self.encoded, self.held) {
+            (Some(encoded), _) => draft.write_origin(&self.pinned.head_bytes, Some(encoded))?,
+            (None, Some(held)) => draft.write_origin(&self.pinned.head_bytes, Some(&origin_list(held)?))?,
+            (None, None) => return Err(PullError::usage("no list to publish")),
+        }
+        Ok(draft.publish()?)
+    }
+
+    /// Local facts for every row of a list. `source` says where a row is from.
+    fn local_table(
+        &self,
+        list: ListRef<'_>,
+        source: impl Fn(u32) -> RowSource,
+        draft: &Draft,
+    ) -> Result<LocalTable, PullError> {
+        let mut table = LocalTable::default();
+        let mut carried = Carried::new(self.held);
+        for number in 0..list.len() {
+            let row = list.row(number);
+            let (identity, sums) = match source(number) {
+                RowSource::Old(origin) => (self.identity(origin), self.sums.get(&origin).copied()),
+                RowSource::Put(held) => (self.held.map_or(Identity::UNKNOWN, |of| of.local().identity(held)), None),
+            };
+            let sums = match (row.is_file(), sums) {
+                (false, _) => None,
+                (true, Some(sums)) => Some(sums),
+                (true, None) => Some(carried.of(row.sha256(), draft)?),
+            };
+            table.push(identity, sums);
+        }
+        Ok(table)
+    }
+
+    /// The identity of what a row of the sender's list became.
+    fn identity(&self, row: u32) -> Identity {
+        let before = || match self.selection.index(row) {
+            Some(index) => self.facts.rows[index].map(|fact| fact.identity),
+            None => self.facts.root.map(|fact| fact.identity),
+        };
+        let changed = self.committed.identities.get(&row).copied();
+        changed.or_else(|| before().filter(|_| !self.failed.contains_key(&row))).unwrap_or(Identity::UNKNOWN)
+    }
+}
+
+/// Block checksums that the held generation has, by content.
+struct Carried<'a> {
+    held: Option<&'a Generation>,
+    files: HashMap<Digest, u32>,
+    /// Packs whose records move to the draft, so that the packs can be collected.
+    compacted: Vec<u32>,
+    moved: HashMap<Digest, SumsAt>,
+}
+
+impl<'a> Carried<'a> {
+    fn new(held: Option<&'a Generation>) -> Self {
+        let mut files = HashMap::new();
+        if let Some(held) = held {
+            let (list, local) = (held.list(), held.local());
+            for row in (0..list.len()).map(|row| list.row(row)) {
+                let Some(file) = row.file_number() else { continue };
+                if local.sums(file).is_some() {
+                    files.insert(row.sha256(), file);
+                }
+            }
+        }
+        let compacted = held.map(Generation::packs_to_compact).unwrap_or_default();
+        Self { held, files, compacted, moved: HashMap::new() }
+    }
+
+    /// Where the record of a content lies; the default for none.
+    fn of(&mut self, content: Digest, draft: &Draft) -> Result<SumsAt, PullError> {
+        let (Some(held), Some(&file)) = (self.held, self.files.get(&content)) else { return Ok(SumsAt::default()) };
+        let Some(at) = held.local().sums(file) else { return Ok(SumsAt::default()) };
+        if !self.compacted.contains(&at.pack) {
+            return Ok(at);
+        }
+        if let Some(&at) = self.moved.get(&content) {
+            return Ok(at);
+        }
+        let Some(record) = held.sums(file) else { return Ok(SumsAt::default()) };
+        let at = draft.append_sums(record)?;
+        self.moved.insert(content, at);
+        Ok(at)
+    }
+}
+
+/// The encoded list of a held generation's origin, made again from its bytes on disk.
+fn origin_list(held: &Generation) -> Result<Vec<u8>, PullError> {
+    let path = held.dir().join("origin-list");
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(held.list_bytes().to_vec()),
+        Err(error) => crate::error::At::at(Err(error), "read", &path),
+    }
+}
+
+fn counts(list: ListRef<'_>) -> Counts {
+    let mut counts = Counts::default();
+    for row in (0..list.len()).map(|row| list.row(row)) {
+        match row.file_type() {
+            FileType::File => {
+                counts.files += 1;
+                if row.link_leader().is_none_or(|leader| leader == row.number()) {
+                    counts.bytes += row.size();
+                }
+            }
+            FileType::Directory => counts.directories += 1,
+            FileType::Symlink => counts.symlinks += 1,
+            _ => counts.specials += 1,
+        }
+    }
+    counts
+}

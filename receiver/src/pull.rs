@@ -1,0 +1,423 @@
+//! A pull, from the first request to the published generation.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::head::check_repository_name;
+use stillmirror_protocol::list::{self, FileType, ListRef};
+use stillmirror_protocol::path;
+use stillmirror_store::{Generation, Store, StoreError, StoreLock};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::commit::{Committed, Committer};
+use crate::error::{At as _, PullError};
+use crate::facts::{Facts, Held, Looking};
+use crate::fetch::{Fetcher, Staged};
+use crate::listing;
+use crate::local::{self, Tree};
+use crate::owners::OwnerMap;
+use crate::plan::{Inputs, Plan, plan};
+use crate::publish::Publisher;
+use crate::report::{Check, Failed, Failure, Options, Phase, Progress, Report};
+use crate::selection::Selection;
+use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
+use crate::stage::Stage;
+
+/// Makes the local tree what the sender's current generation says.
+///
+/// Cancelled, it ends soon with [`PullError::Interrupted`]: every name in the tree stands for an old file
+/// or a new one, what was received waits in the staging directory, and the next pull goes on from there.
+pub async fn pull(
+    options: Options,
+    progress: Arc<dyn Progress>,
+    cancel: CancellationToken,
+) -> Result<Report, PullError> {
+    check_repository_name(&options.repository).map_err(|error| PullError::usage(error.to_string()))?;
+    path::check_relative(&options.path).map_err(|error| PullError::usage(error.to_string()))?;
+    // Ends the work below when this future is dropped.
+    let cancel = cancel.child_token();
+    let _guard = cancel.clone().drop_guard();
+    let source = NativeSource::connect(
+        &options.address,
+        SourceOptions {
+            connect_timeout: options.connect_timeout,
+            timeout: options.timeout,
+            bandwidth: options.bandwidth,
+            cancel: cancel.clone(),
+            progress: progress.clone(),
+        },
+    );
+    let source: Arc<dyn Source> = Arc::new(source.await?);
+    pull_from(source, options, progress, cancel).await
+}
+
+/// As [`pull`], from any source.
+pub async fn pull_from(
+    source: Arc<dyn Source>,
+    options: Options,
+    progress: Arc<dyn Progress>,
+    cancel: CancellationToken,
+) -> Result<Report, PullError> {
+    let runtime = Handle::current();
+    let work = move || {
+        let pull = Pull { source: &*source, options: &options, progress: &*progress, cancel: &cancel, runtime };
+        let result = pull.run();
+        source.close();
+        match result {
+            // Whatever failed while everything was ending, that was the reason.
+            Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
+            result => result,
+        }
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(PullError::Interrupted),
+    }
+}
+
+struct Pull<'a> {
+    source: &'a dyn Source,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    cancel: &'a CancellationToken,
+    runtime: Handle,
+}
+
+/// What the pull has of its own before it asks anything.
+struct Own {
+    tree: Option<Tree>,
+    store: Option<(Store, Option<StoreLock>)>,
+}
+
+impl Pull<'_> {
+    fn run(&self) -> Result<Report, PullError> {
+        let started = Instant::now();
+        let own = self.open()?;
+        self.progress.phase(Phase::List, 0, 0);
+        let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
+        let mut report = Report { generation: pinned.head.generation, ..Report::default() };
+        let result = if self.is_current(&own, &pinned)? {
+            report.unchanged = true;
+            Ok(())
+        } else {
+            self.update(&own, &pinned, &mut report)
+        };
+        let traffic = self.source.traffic();
+        report.bytes_received = traffic.received;
+        report.bytes_sent = traffic.sent;
+        report.round_trips = traffic.round_trips;
+        report.seconds = started.elapsed().as_secs_f64();
+        match result {
+            Err(PullError::DeleteLimit { wanted, limit, .. }) => {
+                Err(PullError::DeleteLimit { wanted, limit, report: Box::new(report) })
+            }
+            result => result.map(|()| report),
+        }
+    }
+
+    /// Opens the tree and the store. A dry run makes neither.
+    fn open(&self) -> Result<Own, PullError> {
+        let Options { dest, store, dry_run, repository, .. } = self.options;
+        let store = match store {
+            None => None,
+            Some(dir) if *dry_run => match Store::open(dir) {
+                Err(StoreError::Missing(_)) => None,
+                store => Some((store?, None)),
+            },
+            Some(dir) => {
+                let store = Store::create(dir, repository)?;
+                let lock = store.lock()?;
+                Some((store, Some(lock)))
+            }
+        };
+        Ok(Own { tree: open_tree(dest, !dry_run)?, store })
+    }
+
+    /// Whether the last pull took all of what is current, and that is to be believed. Reads small files only.
+    fn is_current(&self, own: &Own, pinned: &Pinned) -> Result<bool, PullError> {
+        let Options { check, path, filter, specials, .. } = self.options;
+        let (Some((store, _)), Some(tree)) = (&own.store, &own.tree) else { return Ok(false) };
+        if *check != Check::None || !path.is_empty() || !filter.is_empty() || !specials {
+            return Ok(false);
+        }
+        let Some(current) = store.current_head()? else { return Ok(false) };
+        if current.origin.is_some() || current.head.list_digest != pinned.head.list_digest {
+            return Ok(false);
+        }
+        // A tree that was emptied, or another directory, is no tree to believe in.
+        let expected = current.head.counts.files + current.head.counts.directories > 1;
+        Ok(!expected || !local::names(tree.root()).at("read", tree.shown(b""))?.is_empty())
+    }
+
+    fn update(&self, own: &Own, pinned: &Pinned, report: &mut Report) -> Result<(), PullError> {
+        let held = own.store.as_ref().map(|(store, _)| store.current()).transpose()?.flatten();
+        let before = held.as_ref().map(origin_of);
+        let listing = match before {
+            Some((digest, _)) if digest == pinned.head.list_digest => None,
+            before => self.runtime.block_on(listing::fetch(self.source, pinned, before))?,
+        };
+        report.bytes_list = listing.as_ref().map_or(0, |listing| listing.bytes);
+        let list = match (&listing, before) {
+            (Some(listing), _) => list::open(&listing.encoded)?,
+            (None, Some((_, list))) => list,
+            (None, None) => return Err(PullError::offence("no list")),
+        };
+        let pool = self.pool()?;
+        let selection = Selection::new(list, &self.options.path, &self.options.filter)?;
+        let owners = OwnerMap::new(list, self.options.owners);
+        let facts = pool.install(|| self.facts(own, held.as_ref(), &selection, &owners))?;
+        let refused = self.refused_deletions(own, &selection, &facts)?;
+        let delete = self.options.delete && refused.is_none();
+        let plan = plan(&Inputs {
+            selection: &selection,
+            facts: &facts,
+            held: held.as_ref().map(Generation::list),
+            delete,
+            specials: self.options.specials,
+            believe: self.options.check != Check::Hash,
+        });
+        report.unchanged = plan.is_empty();
+        if self.options.dry_run {
+            report.planned = plan.actions(&selection);
+            report.planned_bytes = plan.bytes_to_fetch(list);
+        } else {
+            let update = Update {
+                pull: self,
+                own,
+                pinned,
+                held: held.as_ref(),
+                listing: listing.as_ref(),
+                selection: &selection,
+                facts: &facts,
+                owners: &owners,
+                pool: &pool,
+                delete,
+                kept: if refused.is_some() {
+                    facts.extra.iter().map(|extra| extra.path.clone()).collect()
+                } else {
+                    Vec::new()
+                },
+            };
+            update.run(&plan, report)?;
+        }
+        match refused {
+            Some((wanted, limit)) => Err(PullError::DeleteLimit { wanted, limit, report: Box::default() }),
+            None => Ok(()),
+        }
+    }
+
+    fn pool(&self) -> Result<ThreadPool, PullError> {
+        let name = |number| format!("pull-{number}");
+        let built = ThreadPoolBuilder::new().num_threads(self.options.threads).thread_name(name).build();
+        built.map_err(io::Error::other).at("start threads for", &self.options.dest)
+    }
+
+    fn facts(
+        &self,
+        own: &Own,
+        held: Option<&Generation>,
+        selection: &Selection<'_>,
+        owners: &OwnerMap,
+    ) -> Result<Facts, PullError> {
+        self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
+        let held = held.map(|held| Held { list: held.list(), local: held.local() });
+        let looking = Looking {
+            selection,
+            held,
+            owners,
+            check: self.options.check,
+            progress: self.progress,
+            cancel: self.cancel,
+        };
+        match (held, &own.tree, self.options.check) {
+            (Some(held), Some(tree), Check::None) => {
+                let root = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
+                let known = held.local.identity(0);
+                if (known.device, known.inode) == (root.identity.device, root.identity.inode) {
+                    return Ok(looking.believe(held));
+                }
+                tracing::warn!(dest = %tree.shown(b"").display(), "not the tree of the last pull: checking it");
+                looking.look(Some(tree))
+            }
+            (_, tree, _) => looking.look(tree.as_ref()),
+        }
+    }
+
+    /// Counts what would be deleted, when there is a limit: (wanted, limit) if that is exceeded.
+    fn refused_deletions(
+        &self,
+        own: &Own,
+        selection: &Selection<'_>,
+        facts: &Facts,
+    ) -> Result<Option<(u64, u64)>, PullError> {
+        let (true, Some(limit), Some(tree)) = (self.options.delete, self.options.max_delete, &own.tree) else {
+            return Ok(None);
+        };
+        let count = |path: &[u8]| tree.count(path).at("read", tree.shown(path));
+        let mut wanted = 0;
+        for extra in &facts.extra {
+            wanted += if extra.is_dir { count(&extra.path)? } else { 1 };
+        }
+        for (&row, fact) in selection.rows.iter().zip(&facts.rows) {
+            if fact.is_some_and(|fact| fact.kind == FileType::Directory) && !selection.list.row(row).is_dir() {
+                wanted += count(&selection.path(row))?;
+            }
+        }
+        Ok((wanted > limit).then_some((wanted, limit)))
+    }
+
+    fn threads(&self) -> usize {
+        match self.options.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        }
+    }
+}
+
+/// Everything known before the first change.
+struct Update<'a> {
+    pull: &'a Pull<'a>,
+    own: &'a Own,
+    pinned: &'a Pinned,
+    held: Option<&'a Generation>,
+    listing: Option<&'a listing::Listing>,
+    selection: &'a Selection<'a>,
+    facts: &'a Facts,
+    owners: &'a OwnerMap,
+    pool: &'a ThreadPool,
+    delete: bool,
+    /// Names that were to be deleted and are too many.
+    kept: Vec<Vec<u8>>,
+}
+
+impl Update<'_> {
+    fn run(&self, plan: &Plan, report: &mut Report) -> Result<(), PullError> {
+        let draft = match &self.own.store {
+            Some((store, Some(lock))) => Some(store.begin(lock)?),
+            _ => None,
+        };
+        let mut sums = HashMap::new();
+        let mut committed = Committed::default();
+        if !plan.is_empty() {
+            let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
+            let stage = Stage::open(tree)?;
+            let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
+            self.pull.source.close();
+            sums = std::mem::take(&mut staged.sums);
+            committed = self.commit(tree, stage, plan, staged, report)?;
+        }
+        let failed = &committed.failed;
+        report.failed = failures(failed, self.selection);
+        let publisher = Publisher {
+            pinned: self.pinned,
+            encoded: self.listing.map(|listing| &listing.encoded[..]),
+            delta: self.listing.and_then(|listing| listing.delta.as_deref()),
+            held: self.held,
+            selection: self.selection,
+            facts: self.facts,
+            committed: &committed,
+            sums: &sums,
+            failed,
+            specials: self.pull.options.specials,
+            kept: &self.kept,
+        };
+        if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.own.store) {
+            self.pull.progress.phase(Phase::Publish, 0, 0);
+            if !plan.is_empty() || !publisher.is_published()? {
+                report.published = Some(publisher.publish(draft)?);
+                store.retain(lock, self.pull.options.retention)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        tree: &Tree,
+        stage: &Stage,
+        plan: &Plan,
+        draft: Option<&stillmirror_store::Draft>,
+        report: &mut Report,
+    ) -> Result<Staged, PullError> {
+        let list = self.selection.list;
+        let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).sum();
+        self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
+        let fetcher = Fetcher {
+            source: self.pull.source,
+            handle: self.pinned.handle,
+            tree,
+            stage,
+            selection: self.selection,
+            owners: self.owners,
+            draft,
+            sums: self.pull.options.sums,
+            threads: self.pull.threads(),
+            pool: self.pool,
+            progress: self.pull.progress,
+            cancel: self.pull.cancel,
+        };
+        fetcher.fetch(&plan.fetches, report)
+    }
+
+    fn commit(
+        &self,
+        tree: &Tree,
+        stage: Stage,
+        plan: &Plan,
+        staged: Staged,
+        report: &mut Report,
+    ) -> Result<Committed, PullError> {
+        self.pull.progress.phase(Phase::Commit, staged.files.len() as u64, 0);
+        let committer = Committer {
+            tree,
+            stage: &stage,
+            selection: self.selection,
+            facts: self.facts,
+            owners: self.owners,
+            may_delete: self.delete,
+            sync: self.pull.options.sync,
+            progress: self.pull.progress,
+            cancel: self.pull.cancel,
+        };
+        let mut committed = committer.commit(plan, staged, report)?;
+        stage.remove(tree)?;
+        committed.finish_root(tree, self.selection, self.owners)?;
+        if self.pull.options.sync && self.own.store.is_some() {
+            // The store must not remember names that a power failure takes back.
+            rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;
+        }
+        Ok(committed)
+    }
+}
+
+/// The list that the held generation was pulled from, and its digest.
+fn origin_of(held: &Generation) -> (Digest, ListRef<'_>) {
+    match held.origin() {
+        Some(origin) => (origin.head.list_digest, origin.list),
+        None => (held.head().list_digest, held.list()),
+    }
+}
+
+fn open_tree(dest: &Path, make: bool) -> Result<Option<Tree>, PullError> {
+    match Tree::open(dest) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
+            std::fs::create_dir(dest).at("create", dest)?;
+            Tree::open(dest).map(Some).at("open", dest)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some).at("open", dest),
+    }
+}
+
+fn failures(failed: &HashMap<u32, Failure>, selection: &Selection<'_>) -> Vec<Failed> {
+    let mut failed: Vec<Failed> = failed.iter().map(|(&row, &why)| Failed { path: selection.path(row), why }).collect();
+    failed.sort_by(|a, b| a.path.cmp(&b.path));
+    failed
+}

@@ -1,0 +1,118 @@
+//! Which rows of a list a pull takes, and where they land.
+
+use stillmirror_protocol::filter::Filter;
+use stillmirror_protocol::list::{Dir, ListRef, Row};
+use stillmirror_protocol::path;
+
+use crate::error::PullError;
+
+/// The name of the staging directory in the local tree. A repository that has the name itself is served
+/// without it.
+pub(crate) const STAGE: &[u8] = b".stillmirror-stage";
+
+/// The part of a list that is wanted: a directory, or one file of it, less what the filter leaves out.
+#[derive(Clone)]
+pub(crate) struct Selection<'a> {
+    pub(crate) list: ListRef<'a>,
+    /// The directory that becomes the local tree's root.
+    pub(crate) root: Dir<'a>,
+    /// The only name wanted in it.
+    only: Option<Vec<u8>>,
+    filter: &'a Filter,
+    /// Directories wanted, the root first, each before those below it.
+    pub(crate) dirs: Vec<Place<'a>>,
+    /// Rows wanted below the root, ascending.
+    pub(crate) rows: Vec<u32>,
+}
+
+/// A wanted directory.
+#[derive(Clone)]
+pub(crate) struct Place<'a> {
+    pub(crate) dir: Dir<'a>,
+    /// Its path in the local tree.
+    pub(crate) path: Vec<u8>,
+}
+
+impl<'a> Selection<'a> {
+    /// Walks the list.
+    pub(crate) fn new(list: ListRef<'a>, at: &[u8], filter: &'a Filter) -> Result<Self, PullError> {
+        let missing = || PullError::usage(format!("the repository has no '{}'", path::Escaped(at)));
+        let found = list.find(at).ok_or_else(missing)?;
+        let (root, only) = match found.dir_number() {
+            Some(number) => (list.dir(number), None),
+            None => (list.parent_of(found.number()), Some(path::split(at).1.to_vec())),
+        };
+        let mut selection = Self { list, root, only, filter, dirs: Vec::new(), rows: Vec::new() };
+        selection.walk();
+        Ok(selection)
+    }
+
+    fn walk(&mut self) {
+        self.dirs.push(Place { dir: self.root, path: Vec::new() });
+        let mut next = 0;
+        while let Some(Place { dir, path }) = self.dirs.get(next).cloned() {
+            next += 1;
+            for row in dir.files() {
+                if self.takes(&path, dir.name_of(row), false) {
+                    self.rows.push(row);
+                }
+            }
+            for row in dir.subdirs() {
+                let name = dir.name_of(row);
+                if self.takes(&path, name, true) {
+                    self.rows.push(row);
+                    let number = self.list.row(row).dir_number().unwrap_or_default();
+                    self.dirs.push(Place { dir: self.list.dir(number), path: path::join(&path, name) });
+                }
+            }
+        }
+        // Breadth first below one directory is ascending; the filter keeps the order.
+        debug_assert!(self.rows.is_sorted());
+    }
+
+    fn takes(&self, dir: &[u8], name: &[u8], is_dir: bool) -> bool {
+        if dir.is_empty() && (name == STAGE || self.only.as_ref().is_some_and(|only| only != name)) {
+            return false;
+        }
+        self.filter.is_empty() || self.filter.keeps(&path::join(dir, name), is_dir)
+    }
+
+    /// Whether a local name that the list does not have is the mirror's to delete: not the staging
+    /// directory, not what the filter leaves out, and nothing at all when one file is pulled.
+    pub(crate) fn owns(&self, path: &[u8], is_dir: bool) -> bool {
+        path != STAGE && self.only.is_none() && self.filter.keeps(path, is_dir)
+    }
+
+    /// Whether the tree's root is to have the mode and time of the list's directory.
+    pub(crate) fn sets_root(&self) -> bool {
+        self.only.is_none()
+    }
+
+    /// Whether this is everything that the list has.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.root.number() == 0 && self.rows.len() + 1 == self.list.len() as usize
+    }
+
+    /// Where a wanted row stands among [`Selection::rows`].
+    pub(crate) fn index(&self, row: u32) -> Option<usize> {
+        self.rows.binary_search(&row).ok()
+    }
+
+    /// The local path of a wanted row.
+    pub(crate) fn path(&self, row: u32) -> Vec<u8> {
+        let whole = self.list.path(row);
+        match self.root.number() {
+            0 => whole,
+            _ => whole.get(self.root.path().len() + 1..).unwrap_or_default().to_vec(),
+        }
+    }
+
+    /// The wanted row at a local path.
+    pub(crate) fn find(&self, local: &[u8]) -> Option<Row<'a>> {
+        let mut at = self.list.row(self.root.row());
+        for name in path::components(local) {
+            at = self.list.dir(at.dir_number()?).child(name)?;
+        }
+        self.index(at.number()).map(|_| at)
+    }
+}

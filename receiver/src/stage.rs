@@ -1,0 +1,402 @@
+//! The staging directory: files under construction, on the local tree's own file system.
+//!
+//! A content is built as `<sha256>.part`, written in order, and becomes `<sha256>` once its digest is
+//! right. Whatever a killed pull leaves here is used by the next one: the longest beginning of a content is
+//! read again and continued.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use stillmirror_protocol::delta::Piece;
+use stillmirror_protocol::entry::{Digest, Time};
+use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
+
+use crate::error::{At as _, PullError};
+use crate::local::{self, Tree};
+use crate::plan::Reuse;
+use crate::selection::STAGE;
+
+/// The staging directory, which one pull at a time has.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+/// Mode, owner and time of a file to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Metadata {
+    pub(crate) mode: u16,
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) mtime: Time,
+}
+
+/// One content to build.
+#[derive(Debug, Clone)]
+pub(crate) struct Task {
+    /// The caller's number.
+    pub(crate) number: usize,
+    pub(crate) sha256: Digest,
+    pub(crate) size: u64,
+    pub(crate) metadata: Metadata,
+    /// Bytes at the beginning of the part that a former pull left.
+    pub(crate) keep: u64,
+    /// What the rest is made of, in order, from `keep` on.
+    pub(crate) pieces: Vec<Piece>,
+    /// Local paths that the pieces refer to.
+    pub(crate) bases: Vec<Vec<u8>>,
+}
+
+impl Stage {
+    /// Makes or opens the staging directory, and takes it for this pull alone.
+    pub(crate) fn open(tree: &Tree) -> Result<Self, PullError> {
+        let path = tree.shown(STAGE);
+        match rustix::fs::mkdirat(tree.root(), STAGE, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).at("create", path),
+        }
+        let dir = tree.dir(STAGE).at("open", &path)?;
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { dir, path }),
+            Err(Errno::WOULDBLOCK) => {
+                Err(PullError::usage(format!("another pull into {} is running", tree.shown(b"").display())))
+            }
+            Err(error) => Err(error).at("lock", path),
+        }
+    }
+
+    /// Keeps the beginnings of wanted contents that a former pull left, and clears everything else away.
+    /// Gives their lengths.
+    pub(crate) fn survey(&self, wanted: &HashMap<Digest, u64>) -> Result<HashMap<Digest, u64>, PullError> {
+        let by_name: HashMap<Vec<u8>, (Digest, u64)> =
+            wanted.iter().map(|(digest, size)| (final_name(*digest), (*digest, *size))).collect();
+        let mut parts = HashMap::new();
+        for (name, _) in local::names(self.dir.as_fd()).at("read", &self.path)? {
+            let stem = name.strip_suffix(PART).unwrap_or(&name);
+            let stat = local::stat(self.dir.as_fd(), &name).at("stat", self.shown(&name))?;
+            let part = by_name.get(stem).filter(|(digest, size)| {
+                // A file with further names is a local one's, linked here to be renamed: easily done again.
+                stat.kind == local_file() && stat.names == 1 && stat.size <= *size && !parts.contains_key(digest)
+            });
+            match part {
+                Some(&(digest, _)) => {
+                    if stem == name {
+                        // Whole, or so it says; a power failure may know better, so it is read again.
+                        local::rename(self.fd(), &name, self.fd(), &part_name(digest))
+                            .at("rename", self.shown(&name))?;
+                    }
+                    parts.insert(digest, stat.size);
+                }
+                None => drop(local::remove_all(self.fd(), &name, b"", &|_, _| false).at("remove", self.shown(&name))?),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Removes the directory and whatever is left in it.
+    pub(crate) fn remove(self, tree: &Tree) -> Result<(), PullError> {
+        local::remove_all(tree.root(), STAGE, b"", &|_, _| false).at("remove", &self.path).map(drop)
+    }
+
+    /// The directory's descriptor.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The path of a name in it, for messages.
+    pub(crate) fn shown(&self, name: &[u8]) -> PathBuf {
+        self.path.join(String::from_utf8_lossy(name).as_ref())
+    }
+
+    /// Drops what there is of a content.
+    pub(crate) fn forget(&self, digest: Digest) -> Result<(), PullError> {
+        local::unlink(self.fd(), &part_name(digest)).at("remove", self.shown(&part_name(digest)))
+    }
+
+    /// Takes a local file by a hard link, if it still is what it was and has that one name only.
+    pub(crate) fn link(&self, tree: &Tree, reuse: &Reuse, digest: Digest) -> io::Result<bool> {
+        if !tree.stat(&reuse.path)?.is_some_and(|stat| stat.names == 1 && looks_like(&stat, reuse)) {
+            return Ok(false);
+        }
+        let (dir, name) = stillmirror_protocol::path::split(&reuse.path);
+        let dir = tree.dir(dir)?;
+        let staged = final_name(digest);
+        local::unlink(self.fd(), &staged)?;
+        Ok(rustix::fs::linkat(&dir, name, self.fd(), &staged[..], AtFlags::empty()).is_ok())
+    }
+
+    /// Takes a local file by sharing its blocks, where the file system can.
+    pub(crate) fn clone_blocks(
+        &self,
+        tree: &Tree,
+        reuse: &Reuse,
+        digest: Digest,
+        metadata: &Metadata,
+    ) -> io::Result<bool> {
+        if !tree.stat(&reuse.path)?.is_some_and(|stat| looks_like(&stat, reuse)) {
+            return Ok(false);
+        }
+        let source = tree.file(&reuse.path)?;
+        let staged = final_name(digest);
+        let file = self.create(&staged)?;
+        if rustix::fs::ioctl_ficlone(&file, &source).is_err() {
+            local::unlink(self.fd(), &staged)?;
+            return Ok(false);
+        }
+        set_metadata(&file, metadata)?;
+        Ok(true)
+    }
+
+    /// Makes a further file of a staged content, and gives its name.
+    pub(crate) fn duplicate(&self, digest: Digest, copy: usize, metadata: &Metadata) -> io::Result<Vec<u8>> {
+        let name = [&final_name(digest)[..], format!("-{copy}").as_bytes()].concat();
+        let mut source = local::open_file(self.fd(), &final_name(digest), OFlags::RDONLY)?;
+        let mut file = self.create(&name)?;
+        if rustix::fs::ioctl_ficlone(&file, &source).is_err() {
+            // copy_file_range(2) beneath, where the kernel can.
+            io::copy(&mut source, &mut file)?;
+        }
+        set_metadata(&file, metadata)?;
+        Ok(name)
+    }
+
+    fn create(&self, name: &[u8]) -> io::Result<File> {
+        local::open_file(self.fd(), name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)
+    }
+}
+
+/// The name of a finished content.
+pub(crate) fn final_name(digest: Digest) -> Vec<u8> {
+    digest.to_string().into_bytes()
+}
+
+fn part_name(digest: Digest) -> Vec<u8> {
+    [&final_name(digest)[..], PART].concat()
+}
+
+fn local_file() -> stillmirror_protocol::list::FileType {
+    stillmirror_protocol::list::FileType::File
+}
+
+fn looks_like(stat: &local::Stat, reuse: &Reuse) -> bool {
+    stat.kind == local_file() && stat.size == reuse.size && local::same_time(stat.mtime, reuse.mtime)
+}
+
+/// Sets mode, owner and time of an open file. The owner first: changing it takes setuid bits away.
+pub(crate) fn set_metadata(file: &File, metadata: &Metadata) -> io::Result<()> {
+    if let Some((user, group)) = metadata.owner {
+        rustix::fs::fchown(file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+    }
+    rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode.into()))?;
+    Ok(rustix::fs::futimens(file, &local::times(metadata.mtime))?)
+}
+
+/// How a content turned out.
+#[derive(Debug)]
+pub(crate) enum Built {
+    /// It has its digest; its block checksum record, when it has one.
+    Right(Option<Vec<u8>>),
+    /// It has another digest.
+    Wrong,
+}
+
+/// A content under construction: literals come in order, copies are made in between, everything is hashed
+/// on its way.
+pub(crate) struct Building<'a> {
+    stage: &'a Stage,
+    tree: &'a Tree,
+    task: Task,
+    hasher: Sha256,
+    sums: Option<SumsBuilder>,
+    /// None until there is more than [`BUFFER`]: a small file is written once and whole.
+    file: Option<File>,
+    buffer: Vec<u8>,
+    /// The piece under way, and what of it is done.
+    piece: usize,
+    done: u64,
+    /// The place after the last literal piece.
+    literals_end: usize,
+    bases: Vec<Option<File>>,
+    /// A basis could not be read: the content will be wrong.
+    spoilt: bool,
+}
+
+impl<'a> Building<'a> {
+    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task, sums: Option<&SumsPolicy>) -> Self {
+        let scheme = sums.map(|policy| Scheme::for_size(task.size, policy)).filter(|scheme| !scheme.is_empty());
+        Self {
+            stage,
+            tree,
+            sums: scheme.map(|scheme| SumsBuilder::new(scheme, task.size)),
+            bases: task.bases.iter().map(|_| None).collect(),
+            literals_end: task
+                .pieces
+                .iter()
+                .rposition(|piece| matches!(piece, Piece::Literal { .. }))
+                .map_or(0, |last| last + 1),
+            task,
+            hasher: Sha256::new(),
+            file: None,
+            buffer: Vec::new(),
+            piece: 0,
+            done: 0,
+            spoilt: false,
+        }
+    }
+
+    pub(crate) fn task(&self) -> &Task {
+        &self.task
+    }
+
+    pub(crate) fn shown(&self) -> PathBuf {
+        self.stage.shown(&part_name(self.task.sha256))
+    }
+
+    /// Whether every piece is there.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.piece == self.task.pieces.len()
+    }
+
+    /// Whether literals are still to come.
+    pub(crate) fn wants_literals(&self) -> bool {
+        self.piece < self.literals_end
+    }
+
+    /// Makes the copies that stand before the next literal.
+    pub(crate) fn copy(&mut self) -> io::Result<()> {
+        self.resume()?;
+        while let Some(&Piece::Copy { len, basis, offset, .. }) = self.task.pieces.get(self.piece) {
+            self.copy_piece(basis as usize, offset, len)?;
+            self.piece += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the next literal bytes, which end no later than their piece does.
+    pub(crate) fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.copy()?;
+        self.take(bytes)?;
+        self.done += bytes.len() as u64;
+        if self.task.pieces.get(self.piece).is_some_and(|piece| piece.len() == self.done) {
+            (self.piece, self.done) = (self.piece + 1, 0);
+        }
+        if !self.wants_literals() {
+            self.copy()?;
+        }
+        Ok(())
+    }
+
+    /// Checks the digest and gives the content its final staged name.
+    pub(crate) fn finish(mut self) -> io::Result<Built> {
+        self.resume()?;
+        let digest = Digest(std::mem::take(&mut self.hasher).finalize().into());
+        if digest != self.task.sha256 || self.spoilt {
+            local::unlink(self.stage.fd(), &part_name(self.task.sha256))?;
+            return Ok(Built::Wrong);
+        }
+        let (name, opened) = (final_name(self.task.sha256), self.file.is_some());
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.stage.create(&name)?,
+        };
+        (&file).write_all(&self.buffer)?;
+        set_metadata(&file, &self.task.metadata)?;
+        if opened {
+            local::rename(self.stage.fd(), &part_name(self.task.sha256), self.stage.fd(), &name)?;
+        }
+        Ok(Built::Right(self.sums.map(SumsBuilder::finish)))
+    }
+
+    /// Writes out what is buffered, so that a next pull can go on from here.
+    pub(crate) fn suspend(mut self) -> io::Result<()> {
+        if self.buffer.len() < WORTH_KEEPING && self.file.is_none() {
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    /// Reads the beginning that a former pull left, once.
+    fn resume(&mut self) -> io::Result<()> {
+        if self.task.keep == 0 || self.file.is_some() {
+            return Ok(());
+        }
+        let mut file = local::open_file(self.stage.fd(), &part_name(self.task.sha256), OFlags::RDWR)?;
+        file.set_len(self.task.keep)?;
+        let mut buffer = vec![0; BUFFER];
+        let mut left = self.task.keep;
+        while left > 0 {
+            let room = (left as usize).min(BUFFER);
+            file.read_exact(&mut buffer[..room])?;
+            self.digest(&buffer[..room]);
+            left -= room as u64;
+        }
+        file.seek(SeekFrom::Start(self.task.keep))?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn copy_piece(&mut self, basis: usize, mut offset: u64, mut len: u64) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER.min(len as usize)];
+        while len > 0 {
+            let room = buffer.len().min(len as usize);
+            if !self.read_basis(basis, offset, &mut buffer[..room]) {
+                // It changed under us, or its disk fails: the digest will tell, and the whole is fetched.
+                self.spoilt = true;
+                buffer[..room].fill(0);
+            }
+            self.take(&buffer[..room])?;
+            (offset, len) = (offset + room as u64, len - room as u64);
+        }
+        Ok(())
+    }
+
+    fn read_basis(&mut self, basis: usize, offset: u64, buffer: &mut [u8]) -> bool {
+        let (Some(slot), Some(path)) = (self.bases.get_mut(basis), self.task.bases.get(basis)) else { return false };
+        if slot.is_none() {
+            *slot = self.tree.file(path).ok();
+        }
+        slot.as_ref().is_some_and(|file| file.read_exact_at(buffer, offset).is_ok())
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.digest(bytes);
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
+    }
+
+    fn digest(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        if let Some(sums) = &mut self.sums {
+            sums.update(bytes);
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.file.is_none() {
+            self.file = Some(self.stage.create(&part_name(self.task.sha256))?);
+        }
+        if let Some(file) = &mut self.file {
+            file.write_all(&self.buffer)?;
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// The path of a part, relative to the local tree: it can serve as a basis.
+pub(crate) fn part_path(digest: Digest) -> Vec<u8> {
+    [STAGE, b"/", &part_name(digest)].concat()
+}
+
+const PART: &[u8] = b".part";
+/// Bytes gathered before they are written.
+const BUFFER: usize = 256 << 10;
+/// Bytes below which a beginning is not worth a file when a pull is interrupted.
+const WORTH_KEEPING: usize = 4 << 10;

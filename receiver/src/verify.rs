@@ -1,0 +1,174 @@
+//! Every file of a tree against the digests of the generation that a store has of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::Instant;
+
+use rayon::prelude::*;
+use stillmirror_protocol::filter::Filter;
+use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::path;
+use stillmirror_store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{At as _, PullError};
+use crate::facts;
+use crate::local::{self, Tree};
+use crate::report::{Phase, Progress};
+use crate::selection::{Place, Selection};
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VerifyReport {
+    /// The generation that the tree was compared with.
+    pub generation: u64,
+    /// Regular files read.
+    pub files: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is wrong, by path.
+    pub problems: Vec<(Vec<u8>, Problem)>,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// What is wrong with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Problem {
+    /// Nothing has the name.
+    Missing,
+    /// It is another type of thing.
+    Type,
+    /// Its content (or target, or device number) is another.
+    Content,
+    /// It is not the hard link that it should be.
+    Link,
+    /// It cannot be read.
+    Unreadable,
+}
+
+/// Compares `dest` with the current generation of the store: types, contents, link groups. Blocks.
+pub fn verify(
+    dest: &Path,
+    store: &Path,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<VerifyReport, PullError> {
+    let started = Instant::now();
+    let generation = Store::open(store)?.current()?;
+    let generation =
+        generation.ok_or_else(|| PullError::usage(format!("{} has no generation yet", store.display())))?;
+    let tree = Tree::open(dest).at("open", dest)?;
+    let filter = Filter::default();
+    let selection = Selection::new(generation.list(), b"", &filter)?;
+    let counts = generation.head().counts;
+    progress.phase(Phase::Verify, counts.files, counts.bytes);
+    let verifier = Verifier { tree: &tree, selection: &selection, progress, cancel };
+    let found: Vec<Found> =
+        selection.dirs.par_iter().map(|place| verifier.verify_dir(place)).collect::<Result<_, _>>()?;
+    let mut report = VerifyReport { generation: generation.head().generation, ..VerifyReport::default() };
+    let mut inodes = HashMap::new();
+    for found in found {
+        report.files += found.files;
+        report.bytes += found.bytes;
+        report.problems.extend(found.problems);
+        inodes.extend(found.inodes);
+    }
+    for (row, leader) in selection.list.links() {
+        if let (Some(own), Some(first)) = (inodes.get(&row), inodes.get(&leader)) {
+            if own != first {
+                report.problems.push((selection.path(row), Problem::Link));
+            }
+        }
+    }
+    report.problems.sort_by(|a, b| a.0.cmp(&b.0));
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+struct Verifier<'a> {
+    tree: &'a Tree,
+    selection: &'a Selection<'a>,
+    progress: &'a dyn Progress,
+    cancel: &'a CancellationToken,
+}
+
+#[derive(Default)]
+struct Found {
+    files: u64,
+    bytes: u64,
+    problems: Vec<(Vec<u8>, Problem)>,
+    /// Device and inode of the names in link groups.
+    inodes: Vec<(u32, (u64, u64))>,
+}
+
+impl Verifier<'_> {
+    fn verify_dir(&self, place: &Place<'_>) -> Result<Found, PullError> {
+        let shown = || self.tree.shown(&place.path);
+        let dir = local::optional(self.tree.dir(&place.path)).at("open", shown())?;
+        let rows: Vec<_> =
+            place.dir.children().filter(|(_, row)| self.selection.index(row.number()).is_some()).collect();
+        let verify = |(name, row): (&[u8], Row<'_>)| {
+            if self.cancel.is_cancelled() {
+                return Err(PullError::Interrupted);
+            }
+            let mut found = Found::default();
+            let problem = match &dir {
+                Some(dir) => self.verify_row(dir.as_fd(), name, row, &mut found),
+                None => Some(Problem::Missing),
+            };
+            self.progress.advance(found.files, found.bytes);
+            found.problems.extend(problem.map(|problem| (path::join(&place.path, name), problem)));
+            Ok(found)
+        };
+        let merge = |mut all: Found, one: Found| {
+            all.files += one.files;
+            all.bytes += one.bytes;
+            all.problems.extend(one.problems);
+            all.inodes.extend(one.inodes);
+            Ok(all)
+        };
+        rows.into_par_iter().map(verify).try_reduce(Found::default, merge)
+    }
+
+    fn verify_row(
+        &self,
+        dir: std::os::fd::BorrowedFd<'_>,
+        name: &[u8],
+        row: Row<'_>,
+        found: &mut Found,
+    ) -> Option<Problem> {
+        let stat = match local::optional(local::stat(dir, name)) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => return Some(Problem::Missing),
+            Err(_) => return Some(Problem::Unreadable),
+        };
+        if stat.kind != row.file_type() {
+            return Some(Problem::Type);
+        }
+        let right = match stat.kind {
+            FileType::File => {
+                if row.link_leader().is_some() {
+                    found.inodes.push((row.number(), (stat.identity.device, stat.identity.inode)));
+                }
+                found.files = 1;
+                found.bytes = stat.size;
+                let read = || -> io::Result<bool> {
+                    let file = local::open_file(dir, name, rustix::fs::OFlags::RDONLY)?;
+                    Ok(facts::hash(file, self.cancel)? == row.sha256())
+                };
+                if stat.size == row.size() { read() } else { Ok(false) }
+            }
+            FileType::Symlink => local::target(dir, name).map(|target| row.target() == Some(&target[..])),
+            FileType::CharDevice | FileType::BlockDevice => Ok(row.device() == Some(stat.device)),
+            FileType::Directory | FileType::Fifo | FileType::Socket => Ok(true),
+        };
+        match right {
+            Ok(true) => None,
+            Ok(false) => Some(Problem::Content),
+            Err(_) => Some(Problem::Unreadable),
+        }
+    }
+}
