@@ -103,11 +103,20 @@ fn of_pull(error: &PullError) -> Exit {
     }
 }
 
+fn of_daemon(error: &DaemonError) -> Exit {
+    match error {
+        DaemonError::Store(error) => of_store(error),
+        DaemonError::Listener(_) => Exit::Socket,
+        DaemonError::Root { .. } | DaemonError::Worker(_) => Exit::FileIo,
+    }
+}
+
 fn of_store(error: &StoreError) -> Exit {
     match error {
-        StoreError::Missing(_) | StoreError::NotAStore(_) | StoreError::OtherRepository { .. } | StoreError::Name(_) => {
-            Exit::Usage
-        }
+        StoreError::Missing(_)
+        | StoreError::NotAStore(_)
+        | StoreError::OtherRepository { .. }
+        | StoreError::Name(_) => Exit::Usage,
         _ => Exit::FileIo,
     }
 }

@@ -43,7 +43,10 @@ impl Args for FilterArgs {
                 .value_parser(clap::value_parser!(Pattern))
         };
         command
-            .arg(pattern("include", "Keep names that match; patterns as rsync has them, the first that matches decides"))
+            .arg(pattern(
+                "include",
+                "Keep names that match; patterns as rsync has them, the first that matches decides",
+            ))
             .arg(pattern("exclude", "Leave out names that match, and what is below them"))
     }
 

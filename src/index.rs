@@ -181,7 +181,9 @@ fn default_name(root: &Path, store: &Path) -> Result<String> {
     let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let checked = stillmirror_protocol::head::check_repository_name(&name);
-    checked.map(|()| name).with_context(|| UsageError("the root's name cannot be the repository's: give --name".to_owned()))
+    checked
+        .map(|()| name)
+        .with_context(|| UsageError("the root's name cannot be the repository's: give --name".to_owned()))
 }
 
 fn one(root: &Path, store: &Path, name: &str, settings: &Index) -> Result<Options> {

@@ -54,7 +54,7 @@ fn list_store(arguments: &Arguments, dir: &std::path::Path) -> Result<()> {
 }
 
 async fn list_remote(arguments: &Arguments, url: &Url) -> Result<()> {
-    let mut source = receiver::NativeSource::connect(&url.address, receiver::SourceOptions::default()).await?;
+    let source = receiver::NativeSource::connect(&url.address, receiver::SourceOptions::default()).await?;
     if url.repository.is_empty() {
         render::repositories(&source.list_repositories().await?, arguments.json);
         return Ok(());

@@ -9,7 +9,6 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_receiver::{self as receiver, Action, Failure, Options, Phase, PullError, Report};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{Bytes, Seconds};
 use crate::exit::Exit;
@@ -91,16 +90,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let options = options(&arguments)?;
     let bar = progress::bar(arguments.quiet || arguments.json);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
-    let result = runtime.block_on(async {
-        let cancel = CancellationToken::new();
-        let asked = signals::asked_to_end()?;
-        let raised = cancel.clone();
-        tokio::spawn(async move {
-            asked.await;
-            raised.cancel();
-        });
-        anyhow::Ok(receiver::pull(&options, Arc::new(Shown { bar: bar.clone() }), cancel).await)
-    })?;
+    let cancel = signals::stop_token()?;
+    let result = runtime.block_on(receiver::pull(options, Arc::new(shown(&bar)), cancel));
     bar.finish_and_clear();
     // Threads that still wait for the disk are not waited for.
     runtime.shutdown_background();
@@ -159,7 +150,9 @@ fn default_store(dest: &Path) -> Result<PathBuf> {
         _ if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/stillmirror"),
         (None, Some(home)) => PathBuf::from(home).join(".local/state/stillmirror"),
         (None, None) => {
-            return Err(crate::exit::UsageError("neither HOME nor XDG_STATE_HOME is set: give --store DIR".to_owned()).into());
+            return Err(
+                crate::exit::UsageError("neither HOME nor XDG_STATE_HOME is set: give --store DIR".to_owned()).into()
+            );
         }
     };
     let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -308,7 +301,7 @@ impl receiver::Progress for Shown {
     }
 }
 
-/// The progress of `verify`, which is the receiver's too.
+/// The receiver's progress on a bar; `verify` shows it too.
 pub(crate) fn shown(bar: &ProgressBar) -> impl receiver::Progress + use<> {
     Shown { bar: bar.clone() }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Completes at the first SIGINT or SIGTERM. Installs its handlers at once, not when it is first polled.
 pub(crate) fn asked_to_end() -> Result<impl Future<Output = ()>> {
@@ -18,18 +19,33 @@ pub(crate) fn asked_to_end() -> Result<impl Future<Output = ()>> {
     })
 }
 
-/// A flag that the first SIGINT or SIGTERM sets, for work that has no runtime of its own.
+/// A flag that the first SIGINT or SIGTERM sets.
 pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot start a runtime")?;
+    let raised = Arc::clone(&flag);
+    when_asked_to_end(move || raised.store(true, Ordering::Relaxed))?;
+    Ok(flag)
+}
+
+/// A token that the first SIGINT or SIGTERM cancels.
+pub(crate) fn stop_token() -> Result<CancellationToken> {
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    when_asked_to_end(move || cancelled.cancel())?;
+    Ok(token)
+}
+
+/// Runs `then` at the first SIGINT or SIGTERM, on a thread of its own: for work that has no runtime.
+fn when_asked_to_end(then: impl FnOnce() + Send + 'static) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot start a runtime")?;
     let ended = {
         let _entered = runtime.enter();
         asked_to_end()?
     };
-    let raised = Arc::clone(&flag);
     std::thread::spawn(move || {
         runtime.block_on(ended);
-        raised.store(true, Ordering::Relaxed);
+        then();
     });
-    Ok(flag)
+    Ok(())
 }

@@ -70,7 +70,14 @@ mod tests {
 
     #[test]
     fn what_is_no_url_is_refused() {
-        for text in ["rsync://h/x", "stillmirror:///x", "stillmirror://:1/x", "stillmirror://::1/x", "stillmirror://h/a/../b", "stillmirror://h:1/.."] {
+        for text in [
+            "rsync://h/x",
+            "stillmirror:///x",
+            "stillmirror://:1/x",
+            "stillmirror://::1/x",
+            "stillmirror://h/a/../b",
+            "stillmirror://h:1/..",
+        ] {
             assert!(parts(text).is_err(), "{text}");
         }
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use stillmirror_protocol::path::Escaped;
-use stillmirror_receiver as receiver;
+use stillmirror_receiver::{self as receiver, Problem};
 
 use crate::exit::Exit;
 use crate::output::{bytes, count, line};
@@ -30,22 +30,23 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let bar = progress::bar(arguments.quiet || arguments.json);
-    let stop = signals::stop_flag()?;
-    let report = receiver::verify(&arguments.dest, &arguments.store, &progress_of(&bar), &stop);
+    let stop = signals::stop_token()?;
+    let report = receiver::verify(&arguments.dest, &arguments.store, &crate::pull::shown(&bar), &stop);
     bar.finish_and_clear();
     let report = report?;
-    for (path, wrong) in &report.wrong {
-        eprintln!("stillmirror: {}: {wrong}", Escaped(path));
+    for (path, problem) in &report.problems {
+        eprintln!("stillmirror: {}: {}", Escaped(path), said(*problem));
     }
     if arguments.json {
-        let wrong = |(path, wrong): &(Vec<u8>, receiver::Wrong)| json!({ "path": Escaped(path).to_string(), "why": wrong.to_string() });
+        let wrong =
+            |(path, problem): &(Vec<u8>, Problem)| json!({ "path": Escaped(path).to_string(), "why": said(*problem) });
         line!(
             "{}",
             json!({
                 "generation": report.generation,
                 "files": report.files,
                 "bytes": report.bytes,
-                "wrong": report.wrong.iter().map(wrong).collect::<Vec<_>>(),
+                "wrong": report.problems.iter().map(wrong).collect::<Vec<_>>(),
             })
         );
     } else if !arguments.quiet {
@@ -54,12 +55,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
             report.generation,
             count(report.files, "file"),
             bytes(report.bytes),
-            report.wrong.len()
+            report.problems.len()
         );
     }
-    Ok(if report.wrong.is_empty() { Exit::Done } else { Exit::Partial })
+    Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Partial })
 }
 
-fn progress_of(bar: &indicatif::ProgressBar) -> impl receiver::Progress + use<> {
-    crate::pull::shown(bar)
+fn said(problem: Problem) -> &'static str {
+    match problem {
+        Problem::Missing => "is missing",
+        Problem::Type => "is another type of thing",
+        Problem::Content => "has another content",
+        Problem::Link => "is not the hard link that it should be",
+        Problem::Unreadable => "cannot be read",
+    }
 }

@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn modes_are_shown_as_ls_shows_them() {
-        for (bits, shown) in [(0o755, "-rwxr-xr-x"), (0o4755, "-rwsr-xr-x"), (0o2640, "-rw-r-S---"), (0o1777, "-rwxrwxrwt")] {
+        for (bits, shown) in
+            [(0o755, "-rwxr-xr-x"), (0o4755, "-rwsr-xr-x"), (0o2640, "-rw-r-S---"), (0o1777, "-rwxrwxrwt")]
+        {
             let kind = Kind::File { size: 0, digests: Default::default(), link: None };
             let entry = Entry { mode: bits, mtime: Time::default(), owner: Default::default(), kind };
             assert_eq!(mode(&entry), shown);
