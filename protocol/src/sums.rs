@@ -41,8 +41,12 @@ const MAGIC: [u8; 2] = *b"BS";
 const VERSION: u8 = 1;
 const FIXED_HEADER: usize = 12;
 const LEVEL_HEADER: usize = 5;
-/// Block size ratio of neighbouring levels: measured, see `Scheme::for_size`.
+/// Block size ratio of neighbouring levels. Wider, and a small change costs more finer checksums; narrower, and the
+/// additional levels cost more than they save.
 const RATIO: u32 = 8;
+/// Fewest blocks of the coarsest level, and its largest block size in bytes.
+const MIN_BLOCKS: u64 = 12;
+const COARSEST: u32 = 1 << 20;
 
 /// One level of checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,10 +97,8 @@ pub struct Scheme {
 }
 
 impl Scheme {
-    /// The scheme of a file of `size` bytes.
-    ///
-    /// Levels are eight times apart: wider, and a small change costs more finer checksums; narrower, and the
-    /// additional levels cost more than they save. The coarsest level has at least twelve blocks.
+    /// The scheme of a file of `size` bytes: for 20 MB blocks of 256 KiB, 32 KiB, 4 KiB and 512 bytes. Empty when
+    /// the policy says so.
     pub fn for_size(size: u64, policy: &SumsPolicy) -> Scheme {
         if !policy.enabled || size < policy.min_size.max(1) {
             return Scheme::default();
@@ -108,8 +110,7 @@ impl Scheme {
         let mut levels = vec![Level { block_size: finest, strong_len }];
         while levels.len() < MAX_LEVELS {
             let block_size = levels[levels.len() - 1].block_size.saturating_mul(RATIO);
-            let cap = if size > 1 << 30 { 2 << 20 } else { 256 << 10 };
-            if block_size > cap || size / u64::from(block_size) < 12 {
+            if block_size > COARSEST || size / u64::from(block_size) < MIN_BLOCKS {
                 break;
             }
             levels.push(Level { block_size, strong_len: strong_bytes(size, block_size, COARSE_SURE).max(2) });
@@ -181,7 +182,7 @@ impl Layout {
     /// The layout of the record of a file of `size` bytes.
     ///
     /// # Errors
-    /// [`SumsError::TooLarge`] when the record's length does not fit into 63 bits.
+    /// [`SumsError::TooLarge`] when the size or the record's length does not fit into 63 bits.
     pub fn new(size: u64, scheme: Scheme) -> Result<Layout, SumsError> {
         let layout = Layout { size, scheme };
         let header = layout.header_len() as u64;
@@ -190,7 +191,7 @@ impl Layout {
                 sum.checked_add(level.blocks(size).checked_mul(level.item_len() as u64)?)
             });
         match fits {
-            Some(len) if len <= i64::MAX as u64 => Ok(layout),
+            Some(len) if len.max(size) <= i64::MAX as u64 => Ok(layout),
             _ => Err(SumsError::TooLarge(size)),
         }
     }

@@ -451,10 +451,11 @@ impl Plan {
         let next = self.matches.partition_point(|m| m.target < target);
         let neighbours = self.matches[next.saturating_sub(1)..].iter().take(2);
         neighbours.filter(|m| m.place.basis == place.basis).any(|m| {
-            let shift = place.offset.abs_diff(m.place.offset);
-            let distance = target.abs_diff(m.target.max(target.min(m.end())));
-            let same_way = (place.offset >= m.place.offset) == (target >= m.target);
-            same_way && shift.abs_diff(target.abs_diff(m.target)) <= NEAR && distance <= 4 * NEAR
+            // How far the basis is ahead of the new file, here and there.
+            let ahead = |place: Place, target: u64| place.offset.wrapping_sub(target);
+            let drift = ahead(place, target).wrapping_sub(ahead(m.place, m.target)) as i64;
+            let distance = target.abs_diff(target.clamp(m.target, m.end()));
+            drift.unsigned_abs() <= NEAR && distance <= 4 * NEAR
         })
     }
 
