@@ -91,13 +91,14 @@ impl Lead {
         Coming::Reading(self.outcome.subscribe())
     }
 
-    /// Has `read` fill the buffer and say where in it the extent lies.
-    pub(crate) fn read<F>(self, mut buffer: Buffer, read: F) -> Outcome
+    /// Has `read` fill the buffer and say where in it the extent lies. Who waits gets it in any case;
+    /// `keep` is for those who come later.
+    pub(crate) fn read<F>(self, mut buffer: Buffer, keep: bool, read: F) -> Outcome
     where
         F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure>,
     {
         let outcome = read(&mut buffer).map(|range| Arc::new(Extent { buffer, range }));
-        self.extents.settle(self.key, outcome.as_ref().ok());
+        self.extents.settle(self.key, outcome.as_ref().ok().filter(|_| keep));
         self.outcome.send_replace(Some(outcome.clone()));
         outcome
     }

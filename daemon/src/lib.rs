@@ -6,6 +6,7 @@
 //! session     the native protocol: one reader of requests, two lanes of replies, one writer
 //! registry    the repositories and their current generations, replaced while sessions go on
 //! extents     parts of files in memory, read once for all that want them
+//! pack        keeps together who wants the same file at the same time
 //! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
 //! direct      the one module with `unsafe`: aligned memory, and questions to the kernel
 //! ```
@@ -19,6 +20,7 @@ mod direct;
 mod extents;
 mod file;
 mod listener;
+mod pack;
 mod pool;
 mod registry;
 mod session;
@@ -40,7 +42,8 @@ pub use config::{Config, DirectPolicy, Limits, Memory, RepositoryConfig};
 
 use admission::Admission;
 use extents::Extents;
-use pool::Pool;
+use pack::Packs;
+use pool::{EXTENT, Pool};
 use registry::Registry;
 
 /// Why a daemon does not start or ends.
@@ -88,6 +91,7 @@ struct Shared {
     limits: Limits,
     pool: Arc<Pool>,
     extents: Arc<Extents>,
+    packs: Arc<Packs>,
     admission: Arc<Admission>,
     /// The daemon stops: nothing new is begun.
     stopping: CancellationToken,
@@ -107,6 +111,7 @@ impl Daemon {
             // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
             extents: Extents::new(config.memory.cache),
+            packs: Packs::new(config.memory.cache / EXTENT),
             admission: Admission::new(config.limits.connections, config.limits.queue),
             stopping: CancellationToken::new(),
             ending: CancellationToken::new(),

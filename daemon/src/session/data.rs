@@ -6,21 +6,28 @@ mod plan;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use stillmirror_protocol::wire::{ErrorCode, Item, ItemFailure, Reply, Request, kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use super::writer::Writer;
 use super::{Ended, Pinned, Session, UnderWay};
-use crate::extents::{Begun, Coming, Extent, Outcome};
+use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile};
+use crate::pack::Place;
 use crate::pool::Buffer;
 use frames::Frames;
 use plan::{Part, Piece, Plan};
 
 /// Pieces that are read while another one is sent: with it they make the most that one session holds.
 const AHEAD: usize = 1;
+/// Files up to this size (bytes) are kept for the next client although nobody else wants them yet.
+const KEPT: u64 = 8 << 20;
+/// How long the first of a pack waits before it looks again.
+const WAIT: Duration = Duration::from_millis(2);
 /// Extents that are sent before the control lane gets its turn.
 const PUMPED: usize = 4;
 
@@ -106,16 +113,25 @@ struct Stuck {
 
 impl Lane {
     /// Whether the next thing to send is an extent that nobody has read.
-    fn is_at_extent(&mut self) -> bool {
-        let Some(plan) = self.plans.front_mut().filter(|_| self.ahead.is_empty()) else { return false };
-        plan.peek_extent().is_some_and(|key| self.session.shared.extents.find(key).is_none())
+    fn is_at_extent(&self) -> bool {
+        self.ahead.is_empty() && self.comes_to_extent()
+    }
+
+    /// Whether the next thing to read is an extent that nobody has read.
+    fn comes_to_extent(&self) -> bool {
+        let key = self.plans.front().and_then(Plan::peek_extent);
+        key.is_some_and(|key| self.session.shared.extents.find(key).is_none())
     }
 
     /// Reads extents and sends each at once, on one thread, for as long as the peer takes them and at
     /// most [`PUMPED`]. While it takes no more, the socket's own buffer is what is read ahead: so most
     /// bytes cost neither a task switch nor a buffer that waits.
-    async fn pump(self) -> Result<Self, Ended> {
+    async fn pump(mut self) -> Result<Self, Ended> {
         let shared = Arc::clone(&self.session.shared);
+        if self.should_wait() {
+            sleep(WAIT).await;
+            return Ok(self);
+        }
         let buffer = shared.pool.take().await;
         let writer = Arc::clone(&self.session.writer).lock_owned().await;
         let pumped = shared.extents.run(move || {
@@ -130,6 +146,12 @@ impl Lane {
         Ok(lane)
     }
 
+    /// Whether to let the rest of the pack come closer before the next extent is read.
+    fn should_wait(&self) -> bool {
+        let Some(key) = self.plans.front().and_then(Plan::peek_extent) else { return false };
+        self.file.as_ref().is_some_and(|file| file.state == key.file && file.place.should_wait(key.number))
+    }
+
     /// As much of it as goes without waiting for the peer or another reader.
     fn pump_now(&mut self, writer: &mut Writer, buffer: Buffer) -> Result<Option<Stuck>, Ended> {
         let shared = Arc::clone(&self.session.shared);
@@ -139,20 +161,24 @@ impl Lane {
                 break;
             };
             let Piece::Extent { row, key, span, .. } = &load.piece else { break };
+            let file = self.large_file(&load.order, *row, *key);
+            let wait = file.place.should_wait(key.number) && shared.extents.find(*key).is_none();
+            let Some(free) = buffer.take().or_else(|| shared.pool.try_take()).filter(|_| !wait) else {
+                self.put_back(load);
+                break;
+            };
             let outcome = match shared.extents.begin(*key) {
-                Begun::Coming(Coming::Ready(extent)) => Ok(extent),
+                Begun::Mine(lead) => lead.read(free, file.is_kept(), |buffer| file.read(span, buffer)),
                 Begun::Coming(coming) => {
-                    load.coming = Arriving::Extent(coming);
-                    self.ahead.push_back(load);
-                    break;
-                }
-                Begun::Mine(lead) => {
-                    let Some(buffer) = buffer.take().or_else(|| shared.pool.try_take()) else {
-                        self.put_back(load);
-                        break;
-                    };
-                    let file = self.large_file(&load.order, *row, key.file);
-                    lead.read(buffer, |buffer| file.read(span, buffer))
+                    buffer = Some(free);
+                    match coming {
+                        Coming::Ready(extent) => Ok(extent),
+                        coming => {
+                            load.coming = Arriving::Extent(coming);
+                            self.ahead.push_back(load);
+                            break;
+                        }
+                    }
                 }
             };
             let loaded = Loaded::extent(&load.piece, outcome);
@@ -192,6 +218,10 @@ impl Lane {
     /// The next piece to send, with those behind it on their way.
     async fn next(&mut self) -> Result<Option<Load>, Ended> {
         while self.ahead.len() <= AHEAD && self.open_next().await? {
+            // Extents are read when it is their turn, and sent at once.
+            if !self.ahead.is_empty() && self.comes_to_extent() {
+                break;
+            }
             let Some(mut load) = self.plan_next() else { break };
             // Only a session that holds nothing waits: so nobody waits for who waits.
             let may_wait = self.ahead.is_empty();
@@ -226,10 +256,11 @@ impl Lane {
     /// Starts reading a piece; `None` when that takes a buffer and there is none without waiting.
     async fn start(&mut self, order: &Arc<Order>, piece: &Piece, may_wait: bool) -> Option<Arriving> {
         let shared = Arc::clone(&self.session.shared);
-        if let Piece::Extent { key, .. } = piece
-            && let Some(coming) = shared.extents.find(*key)
-        {
-            return Some(Arriving::Extent(coming));
+        if let Piece::Extent { key, row, .. } = piece {
+            self.large_file(order, *row, *key);
+            if let Some(coming) = shared.extents.find(*key) {
+                return Some(Arriving::Extent(coming));
+            }
         }
         if matches!(piece, Piece::Nothing) {
             return Some(Arriving::Nothing);
@@ -244,21 +275,27 @@ impl Lane {
             Piece::Extent { row, key, span, .. } => match shared.extents.begin(*key) {
                 Begun::Coming(coming) => Arriving::Extent(coming),
                 Begun::Mine(lead) => {
-                    let (file, span) = (self.large_file(order, *row, key.file), span.clone());
+                    let (file, span) = (self.large_file(order, *row, *key), span.clone());
                     let coming = lead.coming();
-                    drop(shared.extents.run(move || lead.read(buffer, |buffer| file.read(&span, buffer))));
+                    drop(
+                        shared
+                            .extents
+                            .run(move || lead.read(buffer, file.is_kept(), |buffer| file.read(&span, buffer))),
+                    );
                     Arriving::Extent(coming)
                 }
             },
         })
     }
 
-    fn large_file(&mut self, order: &Arc<Order>, row: u32, state: FileState) -> Arc<LargeFile> {
+    /// The file of an extent, which stays the same from extent to extent.
+    fn large_file(&mut self, order: &Arc<Order>, row: u32, key: Key) -> Arc<LargeFile> {
         match &self.file {
             Some(file) if file.row == row && Arc::ptr_eq(&file.pinned, &order.pinned) => Arc::clone(file),
             _ => {
                 let pinned = Arc::clone(&order.pinned);
-                let file = Arc::new(LargeFile { pinned, row, state, open: OnceLock::new() });
+                let place = self.session.shared.packs.join(key.file, key.number);
+                let file = Arc::new(LargeFile { pinned, row, state: key.file, place, open: OnceLock::new() });
                 self.file = Some(Arc::clone(&file));
                 file
             }
@@ -349,6 +386,11 @@ impl Lane {
                 plan.skip(item);
             }
         }
+        if let (Piece::Extent { key, .. }, Some(file)) = (&load.piece, &self.file)
+            && file.state == key.file
+        {
+            file.place.advance(key.number + 1);
+        }
         if load.is_last {
             let rows = load.order.items.iter().map(|item| item.row);
             tally.files += rows.clone().zip(rows.skip(1)).filter(|(one, next)| one != next).count() as u64 + 1;
@@ -401,10 +443,17 @@ struct LargeFile {
     pinned: Arc<Pinned>,
     row: u32,
     state: FileState,
+    place: Place,
     open: OnceLock<Result<OpenFile, ItemFailure>>,
 }
 
 impl LargeFile {
+    /// Whether its extents are kept for others: somebody else is on the way through it, or it is so
+    /// small that the next one may well come while it is still there.
+    fn is_kept(&self) -> bool {
+        self.state.size() <= KEPT || self.place.has_company()
+    }
+
     fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
         self.open()?.read(span.start, (span.end - span.start) as usize, buffer)
     }

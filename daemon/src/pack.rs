@@ -1,0 +1,117 @@
+//! Sessions that stream the same file at the same time keep together, so that one read of the disk
+//! serves them all.
+//!
+//! The cache holds what was read in the last moments. As long as the first of a pack is not too far
+//! ahead, the others find everything there. So the one who is about to read waits a moment for those
+//! who would lose touch, if that costs it little: they are moving, and not much slower than itself.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::file::FileState;
+
+/// Who has not moved for so long is not waited for.
+const MOVING: Duration = Duration::from_millis(300);
+/// Nor who is slower than this part of the one who would wait.
+const SLOWEST: f64 = 0.25;
+
+/// All packs.
+pub(crate) struct Packs {
+    /// Extents that the cache holds.
+    window: u64,
+    began: Instant,
+    by_file: Mutex<HashMap<FileState, Vec<Arc<Runner>>>>,
+}
+
+/// One session's way through one file.
+struct Runner {
+    began: Instant,
+    /// The first extent, and the next one.
+    start: u64,
+    next: AtomicU64,
+    /// When it moved last: milliseconds since the packs began.
+    moved: AtomicU64,
+}
+
+/// A session's place in a pack. Dropping it leaves the pack.
+pub(crate) struct Place {
+    packs: Arc<Packs>,
+    file: FileState,
+    runner: Arc<Runner>,
+}
+
+impl Packs {
+    /// For a cache of `window` extents.
+    pub(crate) fn new(window: usize) -> Arc<Self> {
+        Arc::new(Self { window: window as u64, began: Instant::now(), by_file: Mutex::default() })
+    }
+
+    /// Joins the pack of a file, at the extent that is wanted first.
+    pub(crate) fn join(self: &Arc<Self>, file: FileState, start: u64) -> Place {
+        let (next, moved) = (AtomicU64::new(start), AtomicU64::new(self.now()));
+        let runner = Arc::new(Runner { began: Instant::now(), start, next, moved });
+        self.lock().entry(file).or_default().push(Arc::clone(&runner));
+        Place { packs: Arc::clone(self), file, runner }
+    }
+
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    fn is_moving(&self, runner: &Runner) -> bool {
+        self.now().saturating_sub(runner.moved.load(Ordering::Relaxed)) <= MOVING.as_millis() as u64
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<FileState, Vec<Arc<Runner>>>> {
+        self.by_file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// The session has sent everything before this extent.
+    pub(crate) fn advance(&self, next: u64) {
+        self.runner.next.store(next, Ordering::Relaxed);
+        self.runner.moved.store(self.packs.now(), Ordering::Relaxed);
+    }
+
+    /// Whether anybody else is on the way through the same file.
+    pub(crate) fn has_company(&self) -> bool {
+        let packs = self.packs.lock();
+        packs.get(&self.file).is_some_and(|pack| pack.len() > 1)
+    }
+
+    /// Whether somebody would lose touch if the session read this extent now.
+    pub(crate) fn should_wait(&self, extent: u64) -> bool {
+        let packs = self.packs.lock();
+        let Some(pack) = packs.get(&self.file).filter(|pack| pack.len() > 1) else { return false };
+        let several = packs.values().filter(|pack| pack.len() > 1).count() as u64;
+        let window = self.packs.window / several.max(1);
+        let own_rate = self.runner.rate();
+        pack.iter().any(|other| {
+            let behind = extent.saturating_sub(other.next.load(Ordering::Relaxed));
+            behind >= window / 2 && behind < window && self.packs.is_moving(other) && other.rate() >= own_rate * SLOWEST
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut packs = self.packs.lock();
+        if let Some(pack) = packs.get_mut(&self.file) {
+            pack.retain(|runner| !Arc::ptr_eq(runner, &self.runner));
+            if pack.is_empty() {
+                packs.remove(&self.file);
+            }
+        }
+    }
+}
+
+impl Runner {
+    /// Extents a second, over the whole way.
+    fn rate(&self) -> f64 {
+        let done = self.next.load(Ordering::Relaxed).saturating_sub(self.start);
+        done as f64 / self.began.elapsed().as_secs_f64().max(0.001)
+    }
+}
