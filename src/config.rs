@@ -182,10 +182,10 @@ impl Config {
             return Ok(self.repository.iter().collect());
         }
         let find = |name: &String| self.repository.iter().find(|repository| repository.name == *name);
-        names
-            .iter()
-            .map(|name| find(name).with_context(|| format!("no [[repository]] has the name '{name}'")))
-            .collect()
+        let known = |name: &String| {
+            find(name).ok_or_else(|| UsageError(format!("no [[repository]] has the name '{name}'")).into())
+        };
+        names.iter().map(known).collect()
     }
 
     fn check(&self) -> Result<()> {

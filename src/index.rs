@@ -181,9 +181,8 @@ fn default_name(root: &Path, store: &Path) -> Result<String> {
     let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let checked = stillmirror_protocol::head::check_repository_name(&name);
-    checked
-        .map(|()| name)
-        .with_context(|| UsageError("the root's name cannot be the repository's: give --name".to_owned()))
+    checked.map_err(|error| UsageError(format!("{error}: give --name")))?;
+    Ok(name)
 }
 
 fn one(root: &Path, store: &Path, name: &str, settings: &Index) -> Result<Options> {
@@ -248,7 +247,7 @@ fn below_root(names: &[Vec<u8>], root: &Path) -> Result<Vec<Vec<u8>>> {
     let relative = |name: &Vec<u8>| {
         let path = Path::new(std::ffi::OsStr::from_bytes(name));
         let below = if path.is_absolute() { path.strip_prefix(root).ok() } else { Some(path) };
-        let below = below.with_context(|| {
+        let below = below.ok_or_else(|| {
             UsageError(format!("the changed path {} is not below the root {}", path.display(), root.display()))
         })?;
         // `./a//b/` is what shells and find(1) write for `a/b`.

@@ -35,7 +35,8 @@ fn any_damage_to_a_generation_is_named_and_no_tree_is_served_from_it() {
             let mut bad = good.clone();
             bad[at] ^= 0x55;
             std::fs::write(&path, &bad).unwrap();
-            let output = stillmirror(&["verify", "--store"]).arg(world.path("store")).arg(world.src()).output().unwrap();
+            let output =
+                stillmirror(&["verify", "--store"]).arg(world.path("store")).arg(world.src()).output().unwrap();
             assert_fails(&output, 11, &[path.to_str().unwrap()]);
         }
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();

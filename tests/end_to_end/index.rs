@@ -38,8 +38,13 @@ fn changed_from_gives_the_list_that_a_whole_walk_gives() {
     write(&src.join("README"), b"other");
     std::fs::remove_file(src.join("pool/a/alpha_1.0.deb")).unwrap();
     std::fs::remove_dir_all(src.join("odd")).unwrap();
-    let mut child =
-        world.index_command().args(["--changed-from", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = world
+        .index_command()
+        .args(["--changed-from", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(b"pool/new\nREADME\npool/a/alpha_1.0.deb\nodd\n").unwrap();
     let report = json(&child.wait_with_output().unwrap());
     assert_eq!(report["generation"], 2, "{report}");
@@ -65,7 +70,7 @@ fn a_second_run_at_the_same_time_says_who_is_first() {
     let lock = std::fs::File::open(world.path("store/lock")).unwrap();
     lock.lock().unwrap();
     let output = world.index_command().output().unwrap();
-    assert_fails(&output, 11, &["store", "lock"]);
+    assert_fails(&output, 11, &["store", "another process"]);
     drop(lock);
     world.index();
 }

@@ -130,7 +130,7 @@ fn files_of_ones_own_stay_unless_delete_is_asked_for() {
     assert!(world.dest().join("my/own").exists());
     let report = world.pull(&server);
     assert!(!world.dest().join("my").exists());
-    assert_eq!(report["files_deleted"], 1, "{report}");
+    assert_eq!(report["files_deleted"], 2, "the file and its directory: {report}");
 }
 
 #[test]
@@ -165,8 +165,7 @@ fn a_part_of_a_repository_can_be_pulled() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
-    let output =
-        stillmirror(&["pull", "--json", &server.url("repo/dists/stable")]).arg(world.dest()).output().unwrap();
+    let output = stillmirror(&["pull", "--json", &server.url("repo/dists/stable")]).arg(world.dest()).output().unwrap();
     json(&output);
     assert_same_tree(&world.src().join("dists/stable"), &world.dest());
 }
@@ -298,7 +297,7 @@ fn pull_when_reloaded(world: &World, server: &Server, generation: u64) -> serde_
     world.pull(server)
 }
 
-pub fn wait_for_generation(server: &Server, generation: u64) {
+pub(crate) fn wait_for_generation(server: &Server, generation: u64) {
     for _ in 0..100 {
         let listed = json(&stillmirror(&["list", "--json", &server.url("")]).output().unwrap());
         if listed["repositories"][0]["generation"] == generation {
@@ -309,7 +308,7 @@ pub fn wait_for_generation(server: &Server, generation: u64) {
     panic!("the daemon never served generation {generation}");
 }
 
-pub fn signal(name: &str, pid: u32) {
+pub(crate) fn signal(name: &str, pid: u32) {
     let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().expect("kill runs");
     assert!(status.success());
 }

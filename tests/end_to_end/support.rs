@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_stillmirror");
+const BINARY: &str = env!("CARGO_BIN_EXE_stillmirror");
 
 /// A publisher's tree and store, and a downstream's, in one temporary directory.
-pub struct World {
+pub(crate) struct World {
     dir: TempDir,
 }
 
 impl World {
     /// An empty world: `src` is there, nothing else.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = Self { dir: tempfile::tempdir().expect("a temporary directory") };
         std::fs::create_dir(world.src()).expect("src");
         world
     }
 
     /// A world whose tree has directories, files of many sizes, links of both kinds and odd names.
-    pub fn with_tree() -> Self {
+    pub(crate) fn with_tree() -> Self {
         let world = Self::new();
         let src = world.src();
         for (path, len) in [
@@ -49,60 +49,60 @@ impl World {
         world
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn src(&self) -> PathBuf {
+    pub(crate) fn src(&self) -> PathBuf {
         self.path("src")
     }
 
-    pub fn dest(&self) -> PathBuf {
+    pub(crate) fn dest(&self) -> PathBuf {
         self.path("dest")
     }
 
     /// Indexes the tree; it must succeed.
-    pub fn index(&self) -> Value {
+    pub(crate) fn index(&self) -> Value {
         json(&self.index_command().output().expect("index runs"))
     }
 
-    pub fn index_command(&self) -> Command {
+    pub(crate) fn index_command(&self) -> Command {
         let mut command = stillmirror(&["index", "--json", "--name", "repo"]);
         command.arg("--root").arg(self.src()).arg("--store").arg(self.path("store"));
         command
     }
 
     /// Serves the tree.
-    pub fn serve(&self) -> Server {
+    pub(crate) fn serve(&self) -> Server {
         Server::start(&self.src(), &self.path("store"))
     }
 
-    pub fn pull_command(&self, server: &Server) -> Command {
+    pub(crate) fn pull_command(&self, server: &Server) -> Command {
         let mut command = stillmirror(&["pull", "--json"]);
         command.arg(server.url("repo")).arg(self.dest()).arg("--store").arg(self.path("dest-store"));
         command
     }
 
     /// Pulls with deletion; it must succeed.
-    pub fn pull(&self, server: &Server) -> Value {
+    pub(crate) fn pull(&self, server: &Server) -> Value {
         json(&self.pull_command(server).arg("--delete").output().expect("pull runs"))
     }
 }
 
 /// A daemon on a loopback port of its own choice; ended when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
-    pub fn start(root: &Path, store: &Path) -> Self {
+    pub(crate) fn start(root: &Path, store: &Path) -> Self {
         let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", "repo"]);
         command.arg("--root").arg(root).arg("--store").arg(store);
         Self::spawn(command)
     }
 
-    pub fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("serve starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let address = lines
@@ -115,16 +115,16 @@ impl Server {
         Self { child, address }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("stillmirror://{}/{path}", self.address)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for it to end by itself.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -144,29 +144,31 @@ impl Drop for Server {
 }
 
 /// The binary with arguments, and an environment without surprises.
-pub fn stillmirror(arguments: &[&str]) -> Command {
+pub(crate) fn stillmirror(arguments: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     command.args(arguments).env_remove("STILLMIRROR_LOG").stdin(Stdio::null());
+    // Where stores go that nobody names.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
 /// The report of a command that must have succeeded.
 #[track_caller]
-pub fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     assert_exit(output, 0);
     let text = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 
 #[track_caller]
-pub fn assert_exit(output: &Output, code: i32) {
+pub(crate) fn assert_exit(output: &Output, code: i32) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert_eq!(output.status.code(), Some(code), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
 /// Fails unless a command ended with `code` and its message has all of `words`.
 #[track_caller]
-pub fn assert_fails(output: &Output, code: i32, words: &[&str]) {
+pub(crate) fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     assert_exit(output, code);
     let message = String::from_utf8_lossy(&output.stderr);
     for word in words {
@@ -177,7 +179,7 @@ pub fn assert_fails(output: &Output, code: i32, words: &[&str]) {
 /// Lets the real rsync compare two trees: contents, types, modes, times, owners, hard links. It is silent
 /// when they are equal.
 #[track_caller]
-pub fn assert_same_tree(a: &Path, b: &Path) {
+pub(crate) fn assert_same_tree(a: &Path, b: &Path) {
     let slashed = |path: &Path| [path.as_os_str().as_bytes(), b"/"].concat();
     let output = Command::new("rsync")
         .args(["-naiHc", "--delete", "--specials", "--devices"])
@@ -190,13 +192,13 @@ pub fn assert_same_tree(a: &Path, b: &Path) {
 }
 
 /// Writes a file and the directories above it.
-pub fn write(path: &Path, content: &[u8]) {
+pub(crate) fn write(path: &Path, content: &[u8]) {
     std::fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
     std::fs::write(path, content).expect("a file");
 }
 
 /// Bytes that do not compress, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
         state ^= state << 13;
@@ -208,7 +210,7 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 /// All paths below `dir`, with the bytes of regular files.
-pub fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(at) = dirs.pop() {
