@@ -292,47 +292,46 @@ impl Plan {
         }
     }
 
-    /// Turns hits into matches. A lone hit is taken only if random ones are improbable.
+    /// Turns hits into matches. A lone hit is taken only if random ones are improbable, or near a sure match.
     pub(super) fn accept(&mut self, wanted: &Wanted, hits: &[Hit], offsets_searched: u64) {
         let random = offsets_searched as f64 * wanted.distinct() as f64 / wanted.item_values();
-        let all_sure = random <= RISK;
-        let hits_of = |item: u32| {
-            let start = hits.partition_point(|hit| hit.item < item);
-            &hits[start..start + hits[start..].partition_point(|hit| hit.item == item)]
-        };
         let len = wanted.block_size();
-        let (mut sure, mut lone) = (Vec::new(), Vec::new());
-        let mut before: Option<Match> = None;
+        let (mut sure, mut lone) = (Vec::<Match>::new(), Vec::new());
         for (index, &(block, item)) in wanted.blocks().iter().enumerate() {
-            let hits = hits_of(item);
-            let Some(first) = hits.first() else { continue };
+            let Some(first) = hits_of(hits, item).first() else { continue };
             let target = block * len;
-            let at = |place| Match { target, len, place };
-            let expected = before.filter(|b| b.end() == target).or_else(|| self.match_ending(target));
-            let expected = expected.map(|b| b.place_of_end());
-            let follows = hits.iter().find(|hit| Some(hit.place) == expected);
-            let next = wanted.blocks().get(index + 1).filter(|next| next.0 == block + 1).map(|next| hits_of(next.1));
-            let next_match = self.match_starting(target + len);
-            let leads = |hit: &&Hit| {
-                let end = at(hit.place).place_of_end();
-                next_match.is_some_and(|m| m.place == end) || next.is_some_and(|n| n.iter().any(|n| n.place == end))
-            };
-            let supported = follows.or_else(|| hits.iter().find(leads));
-            let found = at(supported.unwrap_or(first).place);
-            if all_sure || supported.is_some() {
-                sure.push(found);
-                before = Some(found);
+            let supported = self.supported(wanted, hits, index, sure.last());
+            if supported.is_some() || random <= RISK {
+                sure.push(Match { target, len, place: supported.unwrap_or(first.place) });
             } else {
                 lone.push((target, item));
             }
         }
         self.insert(sure);
-        let near = lone.into_iter().filter_map(|(target, item)| {
-            let near = hits_of(item).iter().find(|hit| self.is_near(target, hit.place))?;
+        let near = |(target, item)| {
+            let near = hits_of(hits, item).iter().find(|hit| self.is_near(target, hit.place))?;
             Some(Match { target, len, place: near.place })
-        });
-        let near = near.collect();
+        };
+        let near = lone.into_iter().filter_map(near).collect();
         self.insert(near);
+    }
+
+    /// Where a block was found such that it continues what precedes it, or leads to what follows it.
+    /// `last` is the last match of this pass.
+    fn supported(&self, wanted: &Wanted, hits: &[Hit], index: usize, last: Option<&Match>) -> Option<Place> {
+        let (block, item) = wanted.blocks()[index];
+        let (start, len) = (block * wanted.block_size(), wanted.block_size());
+        let before = last.copied().filter(|m| m.end() == start).or_else(|| self.match_ending(start));
+        let before = before.map(|m| m.place_of_end());
+        let after = self.match_starting(start + len).map(|m| m.place);
+        let next = wanted.blocks().get(index + 1).filter(|next| next.0 == block + 1);
+        let next = next.map_or(&[][..], |&(_, item)| hits_of(hits, item));
+        let leads_on = |place: &Place| {
+            let end = Place { offset: place.offset + len, ..*place };
+            after == Some(end) || next.iter().any(|hit| hit.place == end)
+        };
+        let mut places = hits_of(hits, item).iter().map(|hit| hit.place);
+        places.clone().find(|place| Some(*place) == before).or_else(|| places.find(leads_on))
     }
 
     /// Adds the short last block.
@@ -485,6 +484,13 @@ impl Plan {
         let end = range.start.saturating_add(group).min(self.layout.size());
         range.start.is_multiple_of(group) && range.end == end && (end - range.start) >= group / GROUP * MIN_GROUP
     }
+}
+
+/// The hits of an item. `hits` are ascending.
+fn hits_of(hits: &[Hit], item: u32) -> &[Hit] {
+    let start = hits.partition_point(|hit| hit.item < item);
+    let count = hits[start..].iter().take_while(|hit| hit.item == item).count();
+    &hits[start..start + count]
 }
 
 impl Tally {
