@@ -271,3 +271,86 @@ fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, Er
     }
     Ok(filled)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::direct::AlignedBytes;
+
+    /// The state of some file.
+    pub(crate) fn state(inode: u64) -> FileState {
+        let identity = Identity { device: 1, inode, ctime: Time::default() };
+        FileState { identity, mtime: Time::default(), size: 1 << 30 }
+    }
+
+    /// A tree with one file of `len` bytes, and what is in it.
+    fn tree(policy: DirectPolicy, len: usize) -> (TempDir, Arc<Tree>, FileState, Vec<u8>) {
+        let dir = tempfile::Builder::new().prefix("direct").tempdir().unwrap();
+        let content: Vec<u8> = (0..len).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect();
+        let mut file = std::fs::File::create(dir.path().join("file")).unwrap();
+        file.write_all(&content).unwrap();
+        let indexed = FileState::of(&OwnedFd::from(file)).unwrap().unwrap();
+        let tree = Arc::new(Tree::open("repo", dir.path(), policy).unwrap());
+        (dir, tree, indexed, content)
+    }
+
+    fn read(file: &OpenFile, offset: u64, len: usize) -> Result<Vec<u8>, ItemFailure> {
+        let mut buffer = AlignedBytes::new(OpenFile::room(offset, len));
+        let range = file.read(offset, len, &mut buffer)?;
+        Ok(buffer[range].to_vec())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn direct_reads_of_odd_ranges_give_what_plain_reads_give(
+            size in 1..200_000usize,
+            ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 8),
+        ) {
+            let (_dir, tree, indexed, content) = tree(DirectPolicy::Always, size);
+            let file = tree.open_file(b"file", indexed).unwrap();
+            for (start, end) in ranges {
+                let (start, end) = (start.index(size + 1), end.index(size + 1));
+                let (start, end) = (start.min(end), start.max(end));
+                let bytes = read(&file, start as u64, end - start);
+                prop_assert!(bytes.as_deref() == Ok(&content[start..end]), "{start}..{end} of {size}: {bytes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn direct_reads_leave_nothing_in_the_page_cache() {
+        let (dir, tree, indexed, content) = tree(DirectPolicy::Always, 1 << 20);
+        let file = std::fs::File::open(dir.path().join("file")).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        let open = tree.open_file(b"file", indexed).unwrap();
+        assert!(read(&open, 0, content.len()).as_deref() == Ok(&content));
+        if open.direct.get().is_some_and(Option::is_some) {
+            assert!(!direct::is_cached(&file, 0, 4096));
+        }
+    }
+
+    #[test]
+    fn where_direct_reads_are_refused_files_are_read_all_the_same() {
+        let (_dir, tree, indexed, content) = tree(DirectPolicy::Always, 10_001);
+        tree.learn(indexed.identity.device, None);
+        let file = tree.open_file(b"file", indexed).unwrap();
+        assert_eq!(read(&file, 5_000, 5_001).as_deref(), Ok(&content[5_000..]));
+    }
+
+    #[test]
+    fn a_file_that_changes_after_it_was_opened_gives_no_bytes() {
+        let (dir, tree, indexed, _) = tree(DirectPolicy::Auto, 10_000);
+        let file = tree.open_file(b"file", indexed).unwrap();
+        let mut other = std::fs::OpenOptions::new().append(true).open(dir.path().join("file")).unwrap();
+        other.write_all(b"x").unwrap();
+        assert_eq!(read(&file, 0, 100), Err(ItemFailure::Stale));
+    }
+}

@@ -21,7 +21,8 @@ const SLOWEST: f64 = 0.25;
 pub(crate) struct Packs {
     /// Extents that the cache holds.
     window: u64,
-    began: Instant,
+    /// What times are counted from.
+    epoch: Instant,
     by_file: Mutex<HashMap<FileState, Vec<Arc<Runner>>>>,
 }
 
@@ -31,7 +32,7 @@ struct Runner {
     /// The first extent, and the next one.
     start: u64,
     next: AtomicU64,
-    /// When it moved last: milliseconds since the packs began.
+    /// When it moved last: milliseconds since the epoch.
     moved: AtomicU64,
 }
 
@@ -45,23 +46,23 @@ pub(crate) struct Place {
 impl Packs {
     /// For a cache of `window` extents.
     pub(crate) fn new(window: usize) -> Arc<Self> {
-        Arc::new(Self { window: window as u64, began: Instant::now(), by_file: Mutex::default() })
+        Arc::new(Self { window: window as u64, epoch: Instant::now(), by_file: Mutex::default() })
     }
 
     /// Joins the pack of a file, at the extent that is wanted first.
-    pub(crate) fn join(self: &Arc<Self>, file: FileState, start: u64) -> Place {
-        let (next, moved) = (AtomicU64::new(start), AtomicU64::new(self.now()));
-        let runner = Arc::new(Runner { began: Instant::now(), start, next, moved });
+    pub(crate) fn join(self: &Arc<Self>, file: FileState, start: u64, now: Instant) -> Place {
+        let (next, moved) = (AtomicU64::new(start), AtomicU64::new(self.millis(now)));
+        let runner = Arc::new(Runner { began: now, start, next, moved });
         self.lock().entry(file).or_default().push(Arc::clone(&runner));
         Place { packs: Arc::clone(self), file, runner }
     }
 
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
+    fn millis(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_millis() as u64
     }
 
-    fn is_moving(&self, runner: &Runner) -> bool {
-        self.now().saturating_sub(runner.moved.load(Ordering::Relaxed)) <= MOVING.as_millis() as u64
+    fn is_moving(&self, runner: &Runner, now: Instant) -> bool {
+        self.millis(now).saturating_sub(runner.moved.load(Ordering::Relaxed)) <= MOVING.as_millis() as u64
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FileState, Vec<Arc<Runner>>>> {
@@ -71,9 +72,9 @@ impl Packs {
 
 impl Place {
     /// The session has sent everything before this extent.
-    pub(crate) fn advance(&self, next: u64) {
+    pub(crate) fn advance(&self, next: u64, now: Instant) {
         self.runner.next.store(next, Ordering::Relaxed);
-        self.runner.moved.store(self.packs.now(), Ordering::Relaxed);
+        self.runner.moved.store(self.packs.millis(now), Ordering::Relaxed);
     }
 
     /// Whether anybody else is on the way through the same file.
@@ -83,15 +84,19 @@ impl Place {
     }
 
     /// Whether somebody would lose touch if the session read this extent now.
-    pub(crate) fn should_wait(&self, extent: u64) -> bool {
+    pub(crate) fn should_wait(&self, extent: u64, now: Instant) -> bool {
         let packs = self.packs.lock();
         let Some(pack) = packs.get(&self.file).filter(|pack| pack.len() > 1) else { return false };
         let several = packs.values().filter(|pack| pack.len() > 1).count() as u64;
         let window = self.packs.window / several.max(1);
-        let own_rate = self.runner.rate();
-        pack.iter().any(|other| {
+        let own_rate = self.runner.rate(now);
+        let mut others = pack.iter().filter(|other| !Arc::ptr_eq(other, &self.runner));
+        others.any(|other| {
             let behind = extent.saturating_sub(other.next.load(Ordering::Relaxed));
-            behind >= window / 2 && behind < window && self.packs.is_moving(other) && other.rate() >= own_rate * SLOWEST
+            behind >= window / 2
+                && behind < window
+                && self.packs.is_moving(other, now)
+                && other.rate(now) >= own_rate * SLOWEST
         })
     }
 }
@@ -110,8 +115,61 @@ impl Drop for Place {
 
 impl Runner {
     /// Extents a second, over the whole way.
-    fn rate(&self) -> f64 {
+    fn rate(&self, now: Instant) -> f64 {
         let done = self.next.load(Ordering::Relaxed).saturating_sub(self.start);
-        done as f64 / self.began.elapsed().as_secs_f64().max(0.001)
+        done as f64 / now.saturating_duration_since(self.began).as_secs_f64().max(0.001)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::tests::state;
+
+    /// A second after the start of all packs of a test.
+    fn later(packs: &Packs, millis: u64) -> Instant {
+        packs.epoch + Duration::from_millis(1000 + millis)
+    }
+
+    #[test]
+    fn the_first_waits_for_who_would_lose_touch_and_for_nobody_else() {
+        let packs = Packs::new(100);
+        let (start, now) = (packs.epoch, later(&packs, 0));
+        let first = packs.join(state(1), 0, start);
+        assert!(!first.should_wait(1000, now) && !first.has_company(), "alone");
+        let second = packs.join(state(1), 0, start);
+        first.advance(60, now);
+        second.advance(50, now);
+        assert!(!first.should_wait(60, now), "close enough");
+        assert!(first.should_wait(110, now), "about to leave the second behind");
+        assert!(!first.should_wait(160, now), "the second is lost already");
+        assert!(!second.should_wait(50, now), "nobody is behind the second");
+        assert!(!first.should_wait(110, later(&packs, 301)), "the second does not move");
+        drop(second);
+        assert!(!first.should_wait(110, now) && !first.has_company());
+    }
+
+    #[test]
+    fn a_much_slower_one_is_left_behind() {
+        let packs = Packs::new(100);
+        let now = later(&packs, 0);
+        let (first, slow) = (packs.join(state(1), 0, packs.epoch), packs.join(state(1), 0, packs.epoch));
+        first.advance(51, now);
+        slow.advance(1, now);
+        assert!(!first.should_wait(51, now));
+        slow.advance(13, now);
+        assert!(first.should_wait(63, now));
+    }
+
+    #[test]
+    fn packs_of_several_files_share_the_window() {
+        let packs = Packs::new(100);
+        let now = later(&packs, 0);
+        let members = [1, 1, 2, 2].map(|file| packs.join(state(file), 0, packs.epoch));
+        members[0].advance(30, now);
+        members[1].advance(20, now);
+        assert!(!members[0].should_wait(44, now));
+        assert!(members[0].should_wait(45, now));
+        assert!(!members[0].should_wait(70, now));
     }
 }

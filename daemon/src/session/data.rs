@@ -6,7 +6,7 @@ mod plan;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillmirror_protocol::wire::{ErrorCode, Item, ItemFailure, Reply, Request, kind};
 use tokio::sync::mpsc;
@@ -126,7 +126,7 @@ impl Lane {
     /// Reads extents and sends each at once, on one thread, for as long as the peer takes them and at
     /// most [`PUMPED`]. While it takes no more, the socket's own buffer is what is read ahead: so most
     /// bytes cost neither a task switch nor a buffer that waits.
-    async fn pump(mut self) -> Result<Self, Ended> {
+    async fn pump(self) -> Result<Self, Ended> {
         let shared = Arc::clone(&self.session.shared);
         if self.should_wait() {
             sleep(WAIT).await;
@@ -149,7 +149,9 @@ impl Lane {
     /// Whether to let the rest of the pack come closer before the next extent is read.
     fn should_wait(&self) -> bool {
         let Some(key) = self.plans.front().and_then(Plan::peek_extent) else { return false };
-        self.file.as_ref().is_some_and(|file| file.state == key.file && file.place.should_wait(key.number))
+        self.file
+            .as_ref()
+            .is_some_and(|file| file.state == key.file && file.place.should_wait(key.number, Instant::now()))
     }
 
     /// As much of it as goes without waiting for the peer or another reader.
@@ -157,12 +159,13 @@ impl Lane {
         let shared = Arc::clone(&self.session.shared);
         let mut buffer = Some(buffer);
         for _ in 0..PUMPED {
-            let Some(mut load) = self.plan_next().filter(|load| matches!(load.piece, Piece::Extent { .. })) else {
+            if self.plans.front().and_then(Plan::peek_extent).is_none() {
                 break;
-            };
+            }
+            let Some(mut load) = self.plan_next() else { break };
             let Piece::Extent { row, key, span, .. } = &load.piece else { break };
             let file = self.large_file(&load.order, *row, *key);
-            let wait = file.place.should_wait(key.number) && shared.extents.find(*key).is_none();
+            let wait = file.place.should_wait(key.number, Instant::now()) && shared.extents.find(*key).is_none();
             let Some(free) = buffer.take().or_else(|| shared.pool.try_take()).filter(|_| !wait) else {
                 self.put_back(load);
                 break;
@@ -294,7 +297,7 @@ impl Lane {
             Some(file) if file.row == row && Arc::ptr_eq(&file.pinned, &order.pinned) => Arc::clone(file),
             _ => {
                 let pinned = Arc::clone(&order.pinned);
-                let place = self.session.shared.packs.join(key.file, key.number);
+                let place = self.session.shared.packs.join(key.file, key.number, Instant::now());
                 let file = Arc::new(LargeFile { pinned, row, state: key.file, place, open: OnceLock::new() });
                 self.file = Some(Arc::clone(&file));
                 file
@@ -389,7 +392,7 @@ impl Lane {
         if let (Piece::Extent { key, .. }, Some(file)) = (&load.piece, &self.file)
             && file.state == key.file
         {
-            file.place.advance(key.number + 1);
+            file.place.advance(key.number + 1, Instant::now());
         }
         if load.is_last {
             let rows = load.order.items.iter().map(|item| item.row);

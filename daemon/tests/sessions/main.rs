@@ -1,4 +1,11 @@
 //! Whole sessions over loopback: a real daemon, real files, a real store.
 
+/// What clients ask for and get.
 mod answers;
+/// Clients that break the rules, and what others notice of them: nothing.
+mod hostile;
+/// Starting, stopping, new generations, waiting for a place.
+mod service;
+/// Files that are not what was indexed.
+mod stale;
 mod support;

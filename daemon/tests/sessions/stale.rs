@@ -1,0 +1,65 @@
+use std::os::unix::fs::symlink;
+
+use stillmirror_protocol::wire::{Item, ItemFailure};
+
+use crate::support::{Fixture, noise, soon};
+
+#[tokio::test]
+async fn a_changed_file_is_not_sent_and_those_around_it_are() {
+    let fixture = Fixture::with(&[("a", b"first"), ("b", b"second"), ("c", b"third"), ("d", b"fourth")]);
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    fixture.write("b", b"sEcond");
+    std::fs::remove_file(fixture.root().join("c")).unwrap();
+    let items = ["a", "b", "c", "d"].map(|name| fixture.whole(name)).to_vec();
+    let answer = soon(client.data(handle, items)).await;
+    assert_eq!(answer.bytes, b"firstfourth");
+    assert_eq!(answer.failures, [(5, 1, ItemFailure::Stale), (5, 2, ItemFailure::Vanished)]);
+}
+
+#[tokio::test]
+async fn a_large_file_that_is_replaced_is_not_sent_from_what_took_its_place() {
+    let fixture = Fixture::with(&[("big", &noise(5 << 20)), ("small", b"small")]);
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let items = vec![fixture.whole("big"), fixture.whole("small")];
+    fixture.write("other", &noise(5 << 20));
+    std::fs::rename(fixture.root().join("other"), fixture.root().join("big")).unwrap();
+    let answer = soon(client.data(handle, items)).await;
+    assert_eq!(answer.bytes, b"small");
+    assert_eq!(answer.failures, [(0, 0, ItemFailure::Stale)]);
+}
+
+#[tokio::test]
+async fn a_symlink_in_the_place_of_a_directory_or_a_file_is_never_followed() {
+    let fixture = Fixture::with(&[("dir/file", b"content"), ("plain", b"plain")]);
+    let items: Vec<Item> = ["dir/file", "plain"].map(|name| fixture.whole(name)).to_vec();
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    // The very same inodes, reached through a symlink: only the way to them differs.
+    let (root, outside) = (fixture.root(), fixture.dir.path().join("outside"));
+    std::fs::rename(root.join("dir"), &outside).unwrap();
+    symlink(&outside, root.join("dir")).unwrap();
+    std::fs::rename(root.join("plain"), outside.join("plain")).unwrap();
+    symlink("../outside/plain", root.join("plain")).unwrap();
+    let answer = soon(client.data(handle, items)).await;
+    assert_eq!(answer.bytes, b"");
+    assert_eq!(answer.failures, [(0, 0, ItemFailure::Stale), (0, 1, ItemFailure::Stale)]);
+}
+
+#[tokio::test]
+async fn a_fifo_in_the_place_of_a_file_stalls_nobody() {
+    let fixture = Fixture::with(&[("a", b"content"), ("b", b"other")]);
+    let items = vec![fixture.whole("a"), fixture.whole("b")];
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let path = fixture.root().join("a");
+    std::fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let answer = soon(client.data(handle, items)).await;
+    assert_eq!((answer.bytes.as_slice(), answer.failures), (&b"other"[..], vec![(0, 0, ItemFailure::Stale)]));
+}
