@@ -91,8 +91,6 @@ pub(crate) struct Committed {
     pub(crate) identities: HashMap<u32, Identity>,
     /// Rows that could not be made.
     pub(crate) failed: HashMap<u32, Failure>,
-    /// Something changed in the tree's root, whose time is still to be set.
-    root_touched: bool,
 }
 
 impl Committer<'_> {
@@ -116,7 +114,7 @@ impl Committer<'_> {
         run.make_others(plan)?;
         run.set_metadata(plan)?;
         run.delete(plan)?;
-        run.finish(plan)
+        run.finish()
     }
 }
 
@@ -263,9 +261,10 @@ impl<'a> Run<'a> {
     }
 
     /// Directories last, the deepest first; then what the store is to know.
-    fn finish(mut self, plan: &Plan) -> Result<Committed, PullError> {
+    fn finish(mut self) -> Result<Committed, PullError> {
         self.open = None;
-        let root_touched = self.touched.remove(&self.context.selection.root.number());
+        // The root comes once the staging directory is gone: see `finish_root`.
+        self.touched.remove(&self.context.selection.root.number());
         for number in std::mem::take(&mut self.touched).into_iter().rev() {
             let row = self.context.selection.list.dir(number).row();
             if !self.failed.contains_key(&row) {
@@ -274,8 +273,10 @@ impl<'a> Run<'a> {
                 self.changed.insert(row);
             }
         }
-        self.changed.extend(plan.links.iter().map(|&(row, _)| row));
-        let mut committed = Committed { failed: self.failed, root_touched, ..Committed::default() };
+        let Committer { selection, facts, .. } = self.context;
+        let shared = selection.rows.iter().zip(&facts.rows).filter(|(_, fact)| fact.is_some_and(|fact| fact.shared));
+        self.changed.extend(shared.map(|(&row, _)| row));
+        let mut committed = Committed { failed: self.failed, ..Committed::default() };
         for row in self.changed {
             self.context.check()?;
             let path = self.context.selection.path(row);
@@ -387,17 +388,18 @@ impl<'a> Run<'a> {
         if rustix::process::geteuid().is_root() {
             return;
         }
-        if let Ok(stat) = local::stat(dir, b".") {
-            if stat.mode & 0o300 != 0o300 {
-                // Where this does not help, the change itself says why.
-                let _ = rustix::fs::fchmod(dir, Mode::from_raw_mode(u32::from(stat.mode) | 0o700));
-            }
+        if let Ok(stat) = local::stat(dir, b".")
+            && stat.mode & 0o300 != 0o300
+        {
+            // Where this does not help, the change itself says why.
+            let _ = rustix::fs::fchmod(dir, Mode::from_raw_mode(u32::from(stat.mode) | 0o700));
         }
     }
 }
 
 impl Committed {
-    /// Sets the mode and time of the tree's root, the staging directory being gone.
+    /// Sets the mode and time of the tree's root. Always: the staging directory, which is gone by now, has
+    /// moved its time.
     pub(crate) fn finish_root(
         &mut self,
         tree: &Tree,
@@ -405,7 +407,7 @@ impl Committed {
         owners: &OwnerMap,
     ) -> Result<(), PullError> {
         let row = selection.list.row(selection.root.row());
-        if self.root_touched && selection.sets_root() {
+        if selection.sets_root() {
             set_metadata_at(tree.root(), b".", row, owners.of(row)).at("set the mode of", tree.shown(b""))?;
         }
         let stat = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
@@ -444,4 +446,33 @@ fn set_metadata_at(dir: BorrowedFd<'_>, name: &[u8], entry: Row<'_>, owner: Opti
         rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(entry.permissions().into()))?;
     }
     Ok(rustix::fs::utimensat(dir, name, &local::times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_points_to_others_comes_after_them() {
+        for (path, expected) in [
+            ("pool/main/a/apt_2.0_amd64.deb", Rank::Payload),
+            ("iso/debian-12.iso", Rank::Payload),
+            ("dists/stable/main/binary-amd64/Packages.xz", Rank::Index),
+            ("dists/stable/main/by-hash/SHA256/abc", Rank::Index),
+            ("dists/stable/Release", Rank::Head),
+            ("dists/stable/InRelease", Rank::Head),
+            ("fedora/40/repodata/abc-primary.xml.zst", Rank::Index),
+            ("fedora/40/repodata/repomd.xml", Rank::Head),
+            ("fedora/40/repodata/repomd.xml.asc", Rank::Head),
+            ("core/os/x86_64/core.db", Rank::Index),
+            ("core/os/x86_64/core.db.tar.gz", Rank::Index),
+            ("core/os/x86_64/linux-6.1.pkg.tar.zst", Rank::Payload),
+            ("alpine/v3.20/main/x86_64/APKINDEX.tar.gz", Rank::Index),
+            ("iso/SHA256SUMS", Rank::Head),
+            ("iso/Fedora-40-CHECKSUM", Rank::Head),
+            ("lastsync", Rank::Head),
+        ] {
+            assert_eq!(rank(path.as_bytes()), expected, "{path}");
+        }
+    }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Fact {
     pub(crate) content: bool,
     /// It has the wanted mode, owner and time.
     pub(crate) metadata: bool,
+    /// Its inode has more than one name: what happens to another one changes this one's ctime.
+    pub(crate) shared: bool,
 }
 
 /// A local name that the list does not have.
@@ -134,6 +136,7 @@ impl Looking<'_> {
             metadata: was.mode() == is.mode()
                 && was.mtime() == is.mtime()
                 && self.owners.of(is).is_none_or(|_| was.owner() == is.owner()),
+            shared: was.link_leader().is_some(),
         }
     }
 
@@ -209,7 +212,7 @@ impl Looking<'_> {
             return Ok(hash(file, self.cancel)? == row.sha256());
         }
         // The last pull knows the digest of what it left; else the quick check decides, as with rsync.
-        let held = held.and_then(|held| held.child(name)).filter(|held| held.is_file());
+        let held = held.and_then(|held| held.child(name)).filter(stillmirror_protocol::list::Row::is_file);
         let untouched = held.filter(|held| held.size() == stat.size && same_time(stat.mtime, held.mtime()));
         Ok(match untouched {
             Some(held) => held.sha256() == row.sha256(),
@@ -227,6 +230,7 @@ impl Looking<'_> {
             identity: stat.identity,
             content,
             metadata: mode && owner && same_time(stat.mtime, row.mtime()),
+            shared: stat.kind != FileType::Directory && stat.names > 1,
         }
     }
 }

@@ -445,7 +445,7 @@ impl Tasks<'_> {
             size: row.size(),
             metadata: self.fetcher.metadata(row.number()),
             keep,
-            pieces: if rest.len() > 0 { vec![rest] } else { Vec::new() },
+            pieces: if !rest.is_empty() { vec![rest] } else { Vec::new() },
             bases: Vec::new(),
         }
     }
@@ -703,3 +703,30 @@ const BATCH: usize = 512;
 const BATCH_BYTES: u64 = 256 << 20;
 /// Orders that wait for one builder: at most so many frames' parts.
 const BUILDER_QUEUE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_before_what_is_kept_fall_away_and_the_one_across_is_cut() {
+        let copy = Piece::Copy { target: 100, len: 50, basis: 1, offset: 7 };
+        assert_eq!(cut(copy, 100), Some(copy));
+        assert_eq!(cut(copy, 120), Some(Piece::Copy { target: 120, len: 30, basis: 1, offset: 27 }));
+        assert_eq!(cut(copy, 150), None);
+        let literal = Piece::Literal { target: 0, len: 10 };
+        assert_eq!(cut(literal, 3), Some(Piece::Literal { target: 3, len: 7 }));
+    }
+
+    #[test]
+    fn bytes_of_an_answer_are_dealt_to_the_items_in_their_order() {
+        let item = |len| Item { row: 0, offset: 0, len };
+        let mut request = Progressing { items: vec![(item(3), 7), (item(2), 8)], at: 0, done: 0 };
+        let mut bytes = Bytes::from_static(b"abcd");
+        assert_eq!(request.take(&mut bytes).unwrap(), (7, Bytes::from_static(b"abc")));
+        assert_eq!(request.take(&mut bytes).unwrap(), (8, Bytes::from_static(b"d")));
+        assert!(request.fail(0).is_err(), "that one came");
+        assert_eq!(request.fail(1).unwrap(), 8);
+        assert!(request.take(&mut Bytes::from_static(b"e")).is_err());
+    }
+}

@@ -12,7 +12,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps,
+    AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec,
+    Timestamps,
 };
 use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
@@ -48,6 +49,17 @@ impl Tree {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
+    }
+
+    /// Takes the tree for this process alone, as long as it is open. False: another one has it.
+    pub(crate) fn lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            // A file system without such locks: then nobody has it.
+            Err(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The root's descriptor.
@@ -240,4 +252,44 @@ pub(crate) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 fn is_absence(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn no_symlink_and_no_dots_lead_out_of_the_tree() {
+        let outer = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(outer.path().join("tree/real")).unwrap();
+        std::fs::write(outer.path().join("secret"), "s").unwrap();
+        symlink("..", outer.path().join("tree/up")).unwrap();
+        symlink("real", outer.path().join("tree/alias")).unwrap();
+        symlink("../secret", outer.path().join("tree/file")).unwrap();
+        let tree = Tree::open(&outer.path().join("tree")).unwrap();
+        for path in [&b"up"[..], b"alias", b"..", b"real/../..", b"/tmp"] {
+            assert!(tree.dir(path).is_err(), "{}", String::from_utf8_lossy(path));
+        }
+        assert!(tree.file(b"file").is_err() && tree.file(b"up/secret").is_err());
+        assert_eq!(tree.stat(b"up/secret").unwrap(), None);
+        assert_eq!(tree.stat(b"file").unwrap().unwrap().kind, FileType::Symlink);
+        assert!(tree.dir(b"real").is_ok() && tree.dir(b"").is_ok());
+    }
+
+    #[test]
+    fn removing_counts_names_and_spares_what_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        for name in ["a/one", "a/b/two", "a/b/keep"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let tree = Tree::open(dir.path()).unwrap();
+        assert_eq!(tree.count(b"a").unwrap(), 5);
+        let removed = remove_all(tree.root(), b"a", b"", &|path, _| path == b"b/keep").unwrap();
+        assert_eq!(removed, 2);
+        assert!(dir.path().join("a/b/keep").exists() && !dir.path().join("a/one").exists());
+        assert_eq!(remove_all(tree.root(), b"a", b"", &|_, _| false).unwrap(), 3);
+        assert_eq!(remove_all(tree.root(), b"a", b"", &|_, _| false).unwrap(), 0);
+    }
 }

@@ -299,3 +299,40 @@ const MAX_HEADER: u64 = 12 + 5 * MAX_LEVELS as u64;
 const REQUEST_BYTES: u64 = 2 << 20;
 /// Requests that one matcher has under way.
 const REQUESTS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_range_is_asked_for_in_parts_that_lie_together() {
+        let items = [Item { row: 1, offset: 10, len: REQUEST_BYTES + 5 }, Item { row: 2, offset: 0, len: 100 }];
+        let batches = batches(&items);
+        let parts: Vec<_> = batches.iter().flatten().copied().collect();
+        assert_eq!(
+            parts,
+            [
+                (0, Item { row: 1, offset: 10, len: REQUEST_BYTES }),
+                (0, Item { row: 1, offset: 10 + REQUEST_BYTES, len: 5 }),
+                (1, Item { row: 2, offset: 0, len: 100 }),
+            ]
+        );
+        assert_eq!(batches.len(), 2);
+    }
+
+    #[test]
+    fn a_header_that_promises_anything_is_read_or_refused() {
+        let record = |levels: u8, size: u64, block: u32| {
+            let mut record = [&b"BS\x01"[..], &[levels], &size.to_le_bytes()].concat();
+            (0..levels).for_each(|_| record.extend_from_slice(&[&block.to_le_bytes()[..], &[2]].concat()));
+            record
+        };
+        assert!(matches!(layout(&[], 9), Ok(None)));
+        assert!(matches!(layout(&record(0, 9, 0), 9), Ok(None)));
+        assert!(matches!(layout(&record(1, 1 << 20, 1024), 1 << 20), Ok(Some(_))));
+        assert!(layout(&record(1, 1 << 20, 1024), 5).is_err(), "of another file");
+        assert!(layout(&record(1, 1 << 20, 0), 1 << 20).is_err(), "blocks of nothing");
+        assert!(layout(&record(200, 1 << 20, 1024), 1 << 20).is_err(), "too many levels");
+        assert!(layout(&record(1, 1 << 20, 1024)[..14], 1 << 20).is_err(), "cut short");
+    }
+}

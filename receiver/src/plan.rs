@@ -194,7 +194,7 @@ fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<
     };
     if let Some(held) = inputs.held.filter(|_| inputs.believe) {
         let extra: HashSet<&[u8]> = inputs.facts.extra.iter().map(|extra| extra.path.as_slice()).collect();
-        for row in (0..held.len()).map(|row| held.row(row)).filter(|row| row.is_file()) {
+        for row in (0..held.len()).map(|row| held.row(row)).filter(stillmirror_protocol::list::Row::is_file) {
             let Some(&at) = by_digest.get(&row.sha256()) else { continue };
             let path = held.path(row.number());
             let goes = match inputs.selection.find(&path) {
@@ -297,3 +297,31 @@ const MAX_FAMILY: usize = 64;
 const MIN_STEM: usize = 3;
 /// Bytes below which a similar file is not worth looking at.
 const MIN_SIMILAR: u64 = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_a_file_are_of_one_family() {
+        let family = |path: &str| family(path.as_bytes());
+        assert_eq!(family("pool/foo_1.2-1.deb"), family("pool/foo_1.2-2.deb"));
+        assert_eq!(family("pool/foo_1.2-1.deb"), family("pool/foo_10.deb"));
+        assert_ne!(family("pool/foo_1.deb"), family("other/foo_1.deb"));
+        assert_ne!(family("pool/foo_1.deb"), family("pool/foo_1.dsc"));
+        assert_eq!(family("by-hash/0123abcd"), None, "a hash is no version");
+        assert_eq!(family("pool/README"), None);
+    }
+
+    #[test]
+    fn of_a_family_the_closest_name_is_the_basis() {
+        let siblings = Siblings {
+            names: HashMap::from([(
+                family(b"p/linux-6.1.3.tar").unwrap(),
+                ["p/linux-5.10.tar", "p/linux-6.1.2.tar", "p/linux-6.0.tar"].map(std::convert::Into::into).to_vec(),
+            )]),
+        };
+        assert_eq!(siblings.most_like(b"p/linux-6.1.3.tar"), Some(b"p/linux-6.1.2.tar".to_vec()));
+        assert_eq!(siblings.most_like(b"p/README"), None);
+    }
+}

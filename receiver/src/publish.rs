@@ -63,11 +63,21 @@ impl Publisher<'_> {
         let Some(held) = self.held else { return Ok(false) };
         let digest = self.pinned.head.list_digest;
         Ok(match (self.own_list()?, held.origin()) {
-            (None, None) => held.head().list_digest == digest,
+            (None, None) => held.head().list_digest == digest && self.knows_files(held, RowSource::Old),
             (Some(own), Some(origin)) => {
-                origin.head.list_digest == digest && held.head().list_digest == list::digest(&own.encoded)
+                origin.head.list_digest == digest
+                    && held.head().list_digest == list::digest(&own.encoded)
+                    && self.knows_files(held, |row| own.sources[row as usize])
             }
             _ => false,
+        })
+    }
+
+    /// Whether the held local facts are still those of the disk: a sender compares them with what it opens.
+    fn knows_files(&self, held: &Generation, source: impl Fn(u32) -> RowSource) -> bool {
+        (0..held.list().len()).filter(|&row| held.list().row(row).is_file()).all(|row| match source(row) {
+            RowSource::Old(origin) => self.identity(origin) == held.local().identity(row),
+            RowSource::Put(_) => true,
         })
     }
 
@@ -140,7 +150,7 @@ impl Publisher<'_> {
             (Some(held), None) => draft.write_list(&origin_list(held)?)?,
             (None, None) => return Err(PullError::usage("no list to publish")),
         }
-        let local = self.local_table(self.selection.list, |row| RowSource::Old(row), &draft)?;
+        let local = self.local_table(self.selection.list, RowSource::Old, &draft)?;
         draft.write_local(&local.encode(digest))?;
         if let Some(delta) = self.delta_to_whole() {
             draft.write_delta(&delta)?;
@@ -286,7 +296,8 @@ fn origin_list(held: &Generation) -> Result<Vec<u8>, PullError> {
     }
 }
 
-fn counts(list: ListRef<'_>) -> Counts {
+/// What a list holds, for its head.
+pub(crate) fn counts(list: ListRef<'_>) -> Counts {
     let mut counts = Counts::default();
     for row in (0..list.len()).map(|row| list.row(row)) {
         match row.file_type() {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use stillmirror_protocol::entry::Digest;
-use stillmirror_protocol::head::check_repository_name;
+use stillmirror_protocol::head::{Counts, Head, check_repository_name};
 use stillmirror_protocol::list::{self, FileType, ListRef};
 use stillmirror_protocol::path;
 use stillmirror_store::{Generation, Store, StoreError, StoreLock};
@@ -23,7 +23,7 @@ use crate::listing;
 use crate::local::{self, Tree};
 use crate::owners::OwnerMap;
 use crate::plan::{Inputs, Plan, plan};
-use crate::publish::Publisher;
+use crate::publish::{self, Publisher};
 use crate::report::{Check, Failed, Failure, Options, Phase, Progress, Report};
 use crate::selection::Selection;
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
@@ -137,7 +137,15 @@ impl Pull<'_> {
                 Some((store, Some(lock)))
             }
         };
-        Ok(Own { tree: open_tree(dest, !dry_run)?, store })
+        let tree = open_tree(dest, !dry_run)?;
+        let free = match &tree {
+            Some(tree) if !dry_run => tree.lock().at("lock", dest)?,
+            _ => true,
+        };
+        if !free {
+            return Err(PullError::usage(format!("another pull into {} is running", dest.display())));
+        }
+        Ok(Own { tree, store })
     }
 
     /// Whether the last pull took all of what is current, and that is to be believed. Reads small files only.
@@ -169,6 +177,7 @@ impl Pull<'_> {
             (None, Some((_, list))) => list,
             (None, None) => return Err(PullError::offence("no list")),
         };
+        check_counts(list, &pinned.head)?;
         let pool = self.pool()?;
         let selection = Selection::new(list, &self.options.path, &self.options.filter)?;
         let owners = OwnerMap::new(list, self.options.owners);
@@ -403,6 +412,15 @@ fn origin_of(held: &Generation) -> (Digest, ListRef<'_>) {
         Some(origin) => (origin.head.list_digest, origin.list),
         None => (held.head().list_digest, held.list()),
     }
+}
+
+/// The store relies on the numbers in a head.
+fn check_counts(list: ListRef<'_>, head: &Head) -> Result<(), PullError> {
+    let bytes = head.counts.bytes;
+    if (Counts { bytes, ..publish::counts(list) }) == head.counts {
+        return Ok(());
+    }
+    Err(PullError::offence("a head that counts other entries than its list has"))
 }
 
 fn open_tree(dest: &Path, make: bool) -> Result<Option<Tree>, PullError> {

@@ -170,6 +170,6 @@ impl NativeSource {
     /// The whole encoded list of a pinned generation, of the digest that its head names.
     pub async fn whole_list(&self, pinned: &Pinned) -> Result<rkyv::util::AlignedVec, PullError> {
         let answer = self.ask(Request::List { handle: pinned.handle, have: Digest::NONE })?;
-        Ok(listing::whole(answer, &pinned.head).await?)
+        listing::whole(answer, &pinned.head).await
     }
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use stillmirror_protocol::delta::Piece;
@@ -23,7 +23,7 @@ use crate::local::{self, Tree};
 use crate::plan::Reuse;
 use crate::selection::STAGE;
 
-/// The staging directory, which one pull at a time has.
+/// The staging directory.
 #[derive(Debug)]
 pub(crate) struct Stage {
     dir: OwnedFd,
@@ -55,7 +55,7 @@ pub(crate) struct Task {
 }
 
 impl Stage {
-    /// Makes or opens the staging directory, and takes it for this pull alone.
+    /// Makes or opens the staging directory. The tree is locked: it is this pull's alone.
     pub(crate) fn open(tree: &Tree) -> Result<Self, PullError> {
         let path = tree.shown(STAGE);
         match rustix::fs::mkdirat(tree.root(), STAGE, Mode::RWXU) {
@@ -63,13 +63,7 @@ impl Stage {
             Err(error) => return Err(error).at("create", path),
         }
         let dir = tree.dir(STAGE).at("open", &path)?;
-        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { dir, path }),
-            Err(Errno::WOULDBLOCK) => {
-                Err(PullError::usage(format!("another pull into {} is running", tree.shown(b"").display())))
-            }
-            Err(error) => Err(error).at("lock", path),
-        }
+        Ok(Self { dir, path })
     }
 
     /// Keeps the beginnings of wanted contents that a former pull left, and clears everything else away.

@@ -77,10 +77,10 @@ pub fn verify(
         inodes.extend(found.inodes);
     }
     for (row, leader) in selection.list.links() {
-        if let (Some(own), Some(first)) = (inodes.get(&row), inodes.get(&leader)) {
-            if own != first {
-                report.problems.push((selection.path(row), Problem::Link));
-            }
+        if let (Some(own), Some(first)) = (inodes.get(&row), inodes.get(&leader))
+            && own != first
+        {
+            report.problems.push((selection.path(row), Problem::Link));
         }
     }
     report.problems.sort_by(|a, b| a.0.cmp(&b.0));

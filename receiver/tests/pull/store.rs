@@ -1,0 +1,143 @@
+use stillmirror_protocol::list;
+use stillmirror_receiver::{Check, Options, Problem, PullError, Silent, verify};
+use stillmirror_store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::sender::{Sender, record};
+use crate::tree::{Tree, noise};
+use crate::{Place, run};
+
+fn sample() -> Tree {
+    Tree::default()
+        .file("a/big", noise(400_000, 1))
+        .file("a/small", "s")
+        .linked("l/one", noise(20_000, 2), 1)
+        .linked("l/two", noise(20_000, 2), 1)
+        .symlink("s", "a")
+}
+
+#[test]
+fn a_pulled_generation_is_the_senders_byte_for_byte() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let next = sample().file("a/big", noise(400_001, 1)).without("s").file("t", "t");
+    sender.publish(&next);
+    let report = run(place.mirror(&sender)).unwrap();
+    let store = Store::open(&place.store()).unwrap();
+    let held = store.current().unwrap().unwrap();
+    assert_eq!(report.published, Some(held.number()));
+    assert_eq!(held.head_bytes(), sender.current().head.encode());
+    assert_eq!(held.list_bytes(), &sender.current().encoded[..]);
+    let (from, to, _) = stillmirror_protocol::changes::Changes::decode(held.delta().unwrap()).unwrap();
+    assert_eq!((from, to), (held.head().previous, held.head().list_digest));
+}
+
+#[test]
+fn block_checksums_travel_on_though_only_what_came_was_read() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let next = sample().renamed("a/big", "renamed").file("new", noise(30_000, 7));
+    sender.publish(&next);
+    run(place.mirror(&sender)).unwrap();
+    let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
+    for (path, content) in next.contents() {
+        let row = held.list().find(&path).unwrap();
+        let sums = held.sums(row.file_number().unwrap()).unwrap_or_default();
+        assert!(sums == record(&content), "checksums of {}", String::from_utf8_lossy(&path));
+    }
+}
+
+#[test]
+fn local_facts_are_those_of_the_disk_after_the_last_change() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    // Names that go change the inodes of those that stay; renames change inodes too.
+    sender.publish(&sample().without("l/one").renamed("a/big", "a/other"));
+    run(place.mirror(&sender)).unwrap();
+    let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
+    for row in 0..held.list().len() {
+        let path = held.list().path(row);
+        let stat = std::fs::symlink_metadata(place.file(std::str::from_utf8(&path).unwrap())).unwrap();
+        let known = held.local().identity(row);
+        assert_eq!(
+            (known.device, known.inode, known.ctime.sec, i64::from(known.ctime.nsec)),
+            (stat.dev(), stat.ino(), stat.ctime(), stat.ctime_nsec()),
+            "{}",
+            String::from_utf8_lossy(&path)
+        );
+    }
+}
+
+#[test]
+fn facts_that_changed_on_disk_are_published_anew() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let file = place.file("a/small");
+    // Away and back: only ctime tells.
+    for mode in [0o600, 0o644] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let report = run(place.mirror(&sender)).unwrap();
+    assert!(report.unchanged);
+    assert_eq!(report.published, Some(2));
+    let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
+    let known = held.local().identity(held.list().find(b"a/small").unwrap().number());
+    assert_eq!(i64::from(known.ctime.nsec), std::fs::metadata(&file).unwrap().ctime_nsec());
+    assert_eq!(run(place.mirror(&sender)).unwrap().published, None);
+}
+
+#[test]
+fn a_pull_of_a_part_lists_the_part_and_remembers_the_whole() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    let mut options = Options { path: b"a".to_vec(), ..place.mirror(&sender) };
+    options.filter.exclude(b"small").unwrap();
+    run(options.clone()).unwrap();
+    let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
+    let paths: Vec<_> = (0..held.list().len()).map(|row| held.list().path(row)).collect();
+    assert_eq!(paths, [b"".to_vec(), b"big".to_vec()]);
+    let origin = held.origin().unwrap();
+    assert_eq!(origin.head.list_digest, sender.current().head.list_digest);
+    assert_eq!(list::open(&sender.current().encoded).unwrap().len(), origin.list.len());
+    // The next list comes as a delta to the whole.
+    sender.publish(&sample().file("a/big", noise(400_002, 1)));
+    let report = run(Options { check: Check::None, ..options }).unwrap();
+    assert_eq!(report.files_updated, 1);
+    assert!(report.bytes_list < 500, "{report:?}");
+}
+
+#[test]
+fn a_store_of_another_repository_is_refused() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    Store::create(&place.store(), "another").unwrap();
+    let error = run(place.mirror(&sender)).unwrap_err();
+    assert!(matches!(error, PullError::Store(_)), "{error}");
+    assert_eq!(std::fs::read_dir(place.dest()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_store_that_is_trusted_for_another_tree_is_not_believed() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let elsewhere = place.dir.path().join("elsewhere");
+    let report = run(Options { check: Check::None, dest: elsewhere.clone(), ..place.mirror(&sender) }).unwrap();
+    assert!(!report.unchanged);
+    crate::tree::assert_same(&elsewhere, &sample());
+}
+
+#[test]
+fn verification_finds_what_differs() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let check = || verify(&place.dest(), &place.store(), &Silent, &CancellationToken::new()).unwrap();
+    let report = check();
+    assert!(report.problems.is_empty() && report.files == 4, "{report:?}");
+    std::fs::write(place.file("a/small"), "x").unwrap();
+    std::fs::remove_file(place.file("s")).unwrap();
+    std::fs::remove_file(place.file("l/two")).unwrap();
+    std::fs::write(place.file("l/two"), noise(20_000, 2)).unwrap();
+    let problems = check().problems;
+    let expected = [("a/small", Problem::Content), ("l/two", Problem::Link), ("s", Problem::Missing)];
+    assert_eq!(problems, expected.map(|(path, problem)| (path.as_bytes().to_vec(), problem)));
+}

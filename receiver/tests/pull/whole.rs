@@ -1,0 +1,264 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use stillmirror_protocol::wire::ItemFailure;
+use stillmirror_receiver::{Action, Check, Failed, Failure, Options, PullError};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::sender::{Behaviour, Sender};
+use crate::tree::{Tree, assert_same, noise};
+use crate::{Place, run, run_until, staging_is_gone};
+
+fn sample() -> Tree {
+    Tree::default()
+        .file("README", "hello")
+        .file("empty", "")
+        .file("pool/a/a_1.0.deb", noise(300_000, 1))
+        .file("pool/b/b_1.0.deb", noise(2_500_000, 2))
+        .linked("links/one", noise(70_000, 3), 1)
+        .linked("links/two", noise(70_000, 3), 1)
+        .linked("z/three", noise(70_000, 3), 1)
+        .symlink("current", "pool/a")
+        .symlink("dangling", "../../outside")
+        .dir("empty-dir")
+        .fifo("queue")
+        .mode("pool/a", 0o2750)
+        .mode("README", 0o4755)
+}
+
+#[test]
+fn a_first_pull_makes_the_tree_that_the_list_describes() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    let report = run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &sample());
+    assert_eq!((report.files_updated, report.files_linked), (5, 2));
+    assert_eq!(report.bytes_literal, 5 + 300_000 + 2_500_000 + 70_000, "a link group is transferred once");
+    assert!(staging_is_gone(&place.dest()));
+}
+
+#[test]
+fn a_pull_needs_no_store() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.options(&sender)).unwrap();
+    assert_same(&place.dest(), &sample());
+    assert!(run(place.options(&sender)).unwrap().unchanged);
+}
+
+#[test]
+fn adds_changes_removals_and_renames_arrive() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let next = sample()
+        .file("README", "hello again")
+        .file("new/deep/down", "x")
+        .without("links/one")
+        .without("empty-dir")
+        .renamed("pool/b", "pool/c")
+        .symlink("current", "pool/c")
+        .mode("pool/a/a_1.0.deb", 0o600);
+    sender.publish(&next);
+    let report = run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &next);
+    assert_eq!(report.bytes_literal, "hello again".len() as u64 + 1, "the renamed file is not fetched");
+    // links/one, empty-dir, pool/b and the name in it.
+    assert_eq!(report.files_deleted, 4);
+}
+
+#[test]
+fn without_delete_what_the_sender_lacks_stays() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    fs::write(place.file("mine"), "own").unwrap();
+    run(Options { delete: false, ..place.options(&sender) }).unwrap();
+    assert_eq!(fs::read(place.file("mine")).unwrap(), b"own");
+}
+
+#[test]
+fn more_deletions_than_allowed_delete_nothing_and_the_rest_is_done() {
+    let before = sample();
+    let (sender, place) = (Sender::of(&before), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let next = before.clone().without("pool").without("links").file("README", "broken upstream");
+    sender.publish(&next);
+    let error = run(Options { max_delete: Some(3), ..place.mirror(&sender) }).unwrap_err();
+    let PullError::DeleteLimit { wanted, limit, report } = error else { panic!("{error}") };
+    // pool, a, b and a file each; links and two names.
+    assert_eq!((wanted, limit, report.files_deleted), (8, 3, 0));
+    assert!(place.file("pool/a/a_1.0.deb").exists());
+    assert_eq!(fs::read(place.file("README")).unwrap(), b"broken upstream");
+    // The store still knows them: a pull that trusts it deletes them once that is allowed.
+    run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
+    assert_same(&place.dest(), &next);
+}
+
+#[test]
+fn a_filter_leaves_out_and_protects() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    fs::create_dir_all(place.file("local")).unwrap();
+    fs::write(place.file("local/notes"), "mine").unwrap();
+    let mut options = place.mirror(&sender);
+    options.filter.exclude(b"/pool/b").unwrap();
+    options.filter.exclude(b"/local/").unwrap();
+    run(options.clone()).unwrap();
+    assert!(!place.file("pool/b").exists() && place.file("local/notes").exists());
+    let report = run(options.clone()).unwrap();
+    assert!(report.unchanged && report.published.is_none());
+    options.check = Check::None;
+    assert!(run(options).unwrap().unchanged);
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &sample());
+}
+
+#[test]
+fn a_directory_or_a_single_file_can_be_pulled() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(Options { path: b"pool".to_vec(), ..place.options(&sender) }).unwrap();
+    assert_eq!(fs::read(place.file("a/a_1.0.deb")).unwrap(), noise(300_000, 1));
+    run(Options { path: b"links/two".to_vec(), ..place.options(&sender) }).unwrap();
+    assert_eq!(fs::read(place.file("two")).unwrap(), noise(70_000, 3));
+    assert!(place.file("a/a_1.0.deb").exists(), "a single file's pull deletes nothing");
+    let error = run(Options { path: b"nowhere".to_vec(), ..place.options(&sender) }).unwrap_err();
+    assert!(matches!(&error, PullError::Usage(text) if text.contains("nowhere")), "{error}");
+}
+
+#[test]
+fn a_local_symlink_is_replaced_and_never_followed() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    let outside = place.dir.path().join("outside");
+    fs::create_dir_all(outside.join("a")).unwrap();
+    fs::write(outside.join("a/precious"), "keep").unwrap();
+    symlink(&outside, place.file("pool")).unwrap();
+    symlink(outside.join("a/precious"), place.file("README")).unwrap();
+    run(place.options(&sender)).unwrap();
+    assert_same(&place.dest(), &sample());
+    assert_eq!(fs::read(outside.join("a/precious")).unwrap(), b"keep");
+    assert_eq!(fs::read_dir(outside.join("a")).unwrap().count(), 1);
+}
+
+#[test]
+fn every_type_can_become_every_other() {
+    let kinds: [fn(Tree) -> Tree; 4] = [
+        |tree| tree.file("x", "a file"),
+        |tree| tree.dir("x").file("x/inside", "deep"),
+        |tree| tree.symlink("x", "elsewhere"),
+        |tree| tree.fifo("x"),
+    ];
+    for from in kinds {
+        for to in kinds {
+            let (sender, place) = (Sender::of(&from(Tree::default())), Place::new());
+            run(place.mirror(&sender)).unwrap();
+            sender.publish(&to(Tree::default()));
+            run(place.mirror(&sender)).unwrap();
+            assert_same(&place.dest(), &to(Tree::default()));
+        }
+    }
+}
+
+#[test]
+fn a_full_directory_makes_way_only_where_deletions_are_allowed() {
+    let (sender, place) = (Sender::of(&Tree::default().file("x", "new")), Place::new());
+    fs::create_dir(place.file("x")).unwrap();
+    fs::write(place.file("x/mine"), "own").unwrap();
+    let report = run(Options { delete: false, ..place.mirror(&sender) }).unwrap();
+    assert_eq!(report.failed, [Failed { path: b"x".to_vec(), why: Failure::InTheWay }]);
+    assert_eq!(fs::read(place.file("x/mine")).unwrap(), b"own");
+    run(place.mirror(&sender)).unwrap();
+    assert_eq!(fs::read(place.file("x")).unwrap(), b"new");
+}
+
+#[test]
+fn a_later_name_that_is_right_leads_its_link_group() {
+    let tree = Tree::default().linked("a", noise(50_000, 9), 1).linked("b", noise(50_000, 9), 1);
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    fs::remove_file(place.file("a")).unwrap();
+    let report = run(place.mirror(&sender)).unwrap();
+    assert_eq!((report.bytes_literal, report.files_linked), (0, 1));
+    assert_same(&place.dest(), &tree);
+}
+
+#[test]
+fn names_that_are_linked_no_longer_become_files_of_their_own() {
+    let tree = Tree::default().linked("a", "same", 1).linked("b", "same", 1).file("c", "same");
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let next = tree.file("b", "another").linked("c", "same", 2).linked("d", "same", 2);
+    sender.publish(&next);
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &next);
+}
+
+#[test]
+fn what_the_sender_cannot_deliver_is_reported_and_the_old_file_stays() {
+    let old = Tree::default().file("a", noise(40_000, 1)).file("b", "old b").file("c", "old c").file("d", "d");
+    let (sender, place) = (Sender::of(&old), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let new = Tree::default().file("a", noise(40_000, 2)).file("b", "new b").file("c", "new c").file("e", "new e");
+    let failing = [("a", ItemFailure::Stale), ("b", ItemFailure::Vanished), ("e", ItemFailure::Unreadable)];
+    sender.publish_failing(&new, &failing);
+    let report = run(place.mirror(&sender)).unwrap();
+    let failed = |path: &str, why| Failed { path: path.into(), why };
+    assert_eq!(
+        report.failed,
+        [failed("a", Failure::Stale), failed("b", Failure::Vanished), failed("e", Failure::Unreadable)]
+    );
+    let now = old.clone().file("c", "new c").without("d");
+    let root = new.0[&b""[..]].clone();
+    let mut now = now;
+    now.0.insert(Vec::new(), root);
+    assert_same(&place.dest(), &now);
+    // The store says what is there, and the next pull brings the rest.
+    sender.publish(&new);
+    let report = run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
+    assert!(report.failed.is_empty());
+    assert_same(&place.dest(), &new);
+}
+
+#[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    let report = run(Options { dry_run: true, ..place.mirror(&sender) }).unwrap();
+    assert_eq!(fs::read_dir(place.dest()).unwrap().count(), 0);
+    assert!(!place.store().exists());
+    assert_eq!(report.planned_bytes, 5 + 300_000 + 2_500_000 + 70_000);
+    assert!(report.planned.contains(&(Action::Symlink, b"current".to_vec())));
+    assert!(report.planned.contains(&(Action::MakeDirectory, b"pool/a".to_vec())));
+    run(place.mirror(&sender)).unwrap();
+    sender.publish(&sample().without("README"));
+    let report = run(Options { dry_run: true, ..place.mirror(&sender) }).unwrap();
+    assert_eq!(report.planned, [(Action::Delete, b"README".to_vec())]);
+    assert_same(&place.dest(), &sample());
+}
+
+#[test]
+fn checking_by_digest_repairs_what_size_and_time_do_not_show() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let damaged = place.file("pool/a/a_1.0.deb");
+    let time = fs::metadata(&damaged).unwrap().modified().unwrap();
+    let mut content = noise(300_000, 1);
+    content[77] ^= 1;
+    fs::write(&damaged, content).unwrap();
+    fs::File::options().write(true).open(&damaged).unwrap().set_modified(time).unwrap();
+    assert!(run(place.mirror(&sender)).unwrap().unchanged, "the quick check cannot see it");
+    run(Options { check: Check::Hash, ..place.mirror(&sender) }).unwrap();
+    assert_same(&place.dest(), &sample());
+}
+
+#[test]
+fn two_pulls_into_one_tree_do_not_mix() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    sender.behave(Behaviour { mute: true, ..Behaviour::default() });
+    let cancel = CancellationToken::new();
+    let first = {
+        let (options, cancel) = (place.options(&sender), cancel.clone());
+        std::thread::spawn(move || run_until(options, cancel))
+    };
+    while sender.requests().is_empty() {
+        std::thread::yield_now();
+    }
+    let error = run(place.options(&sender)).unwrap_err();
+    assert!(matches!(&error, PullError::Usage(text) if text.contains("another pull")), "{error}");
+    cancel.cancel();
+    assert!(matches!(first.join().unwrap(), Err(PullError::Interrupted)));
+}
