@@ -143,9 +143,9 @@ fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<SumsAt, SumsA
     Ok(moved)
 }
 
-/// A delta that touches most of the list takes longer to make and to send than the list.
+/// A delta that touches most of a large list takes longer to make and to send than the list.
 fn is_worth_a_delta(changes: &Changes, entries: usize) -> bool {
-    changes.len() <= entries / 2
+    changes.len() <= (entries / 2).max(1000)
 }
 
 fn counts(list: ListRef<'_>) -> Counts {

@@ -180,6 +180,8 @@ impl<'a> Walk<'a> {
                 }
             };
             if !is_dir {
+                // Nothing is below what is no directory: the path itself counts as looked at.
+                seen.looked.entry(path.to_vec()).or_insert(false);
                 return None;
             }
             let number = old.list.find(here).and_then(|row| row.dir_number());

@@ -1,0 +1,505 @@
+//! What a run of the indexer does to a store, on real files.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{Site, set_mtime, sha256};
+use stillmirror_indexer::{IndexError, Progress, STAGING, Specials, Unreadable, index};
+use stillmirror_protocol::list::FileType;
+use stillmirror_protocol::sums::SumsRef;
+use stillmirror_store::{Store, StoreError};
+
+#[test]
+fn the_first_index_says_what_the_disk_says() {
+    let site = Site::new();
+    let content: Vec<u8> = (0..50_000u32).flat_map(u32::to_le_bytes).collect();
+    site.write("pool/a.deb", &content);
+    site.write("README", b"");
+    symlink("pool/a.deb", site.path("latest")).unwrap();
+    fs::set_permissions(site.path("pool"), fs::Permissions::from_mode(0o2775)).unwrap();
+    set_mtime(&site.path("latest"), -5);
+    let report = site.index();
+    assert!(report.published && report.generation == 1);
+    assert_eq!((report.added, report.changed, report.removed), (4, 0, 0));
+    assert_eq!((report.hashed_files, report.hashed_bytes), (2, 200_000));
+    let counts = report.counts;
+    assert_eq!((counts.files, counts.directories, counts.symlinks, counts.bytes), (2, 2, 1, 200_000));
+
+    let generation = site.current();
+    let list = generation.list();
+    let stat = fs::metadata(site.path("pool/a.deb")).unwrap();
+    let row = list.find(b"pool/a.deb").unwrap();
+    assert_eq!((row.size(), row.sha256().0), (200_000, sha256(&content)));
+    assert_eq!((row.mtime().sec, i64::from(row.mtime().nsec)), (stat.mtime(), stat.mtime_nsec()));
+    assert_eq!((row.owner().uid, row.owner().gid), (stat.uid(), stat.gid()));
+    assert_eq!(generation.local().identity(row.number()).inode, stat.ino());
+    let sums = SumsRef::parse(generation.sums(row.file_number().unwrap()).unwrap()).unwrap();
+    assert_eq!(sums.size(), 200_000);
+    assert_eq!(list.find(b"README").unwrap().sha256().0, sha256(b""));
+    assert_eq!(list.find(b"pool").unwrap().permissions(), 0o2775);
+    let link = list.find(b"latest").unwrap();
+    assert_eq!((link.target(), link.mtime().sec), (Some(&b"pool/a.deb"[..]), -5));
+    assert!(generation.digest_is_right() && generation.delta().is_none());
+}
+
+#[test]
+fn owners_have_the_names_that_the_host_gives_them() {
+    let site = Site::new();
+    site.write("a", "x");
+    site.index();
+    let uid = fs::metadata(site.path("a")).unwrap().uid();
+    let name = Command::new("id").args(["-nu", &uid.to_string()]).output().unwrap().stdout;
+    assert_eq!(site.current().list().find(b"a").unwrap().owner().user, name.trim_ascii_end());
+}
+
+#[test]
+fn an_unchanged_tree_publishes_nothing_and_reads_no_file() {
+    let site = Site::new();
+    site.write("a/b", "x");
+    site.write("a/c", "y");
+    site.link("a/b", "a/d");
+    symlink("b", site.path("a/l")).unwrap();
+    site.index();
+    let report = site.index();
+    assert!(!report.published);
+    assert_eq!((report.generation, report.hashed_files, report.counts.files), (1, 0, 3));
+    assert_eq!((report.added, report.changed, report.removed), (0, 0, 0));
+    assert_eq!(Store::open(&site.options.store).unwrap().generations().unwrap(), [1]);
+}
+
+#[test]
+fn additions_changes_and_removals_are_counted_and_the_delta_leads_there() {
+    let site = Site::new();
+    for name in ["a", "b", "c", "d/e", "d/f"] {
+        site.write(name, name);
+    }
+    site.index();
+    let before = site.current();
+    site.write("a", "changed");
+    site.write("new/file", "n");
+    site.remove("b");
+    fs::remove_dir_all(site.path("d")).unwrap();
+    let report = site.index();
+    assert_eq!((report.added, report.changed, report.removed), (2, 1, 4));
+    assert_eq!(report.hashed_files, 2);
+    assert_eq!(site.paths(), ["a", "c", "new", "new/file"]);
+    site.assert_as_fresh("after changes");
+
+    let after = site.current();
+    assert_eq!(after.head().previous, before.head().list_digest);
+    let (from, to, changes) = stillmirror_protocol::changes::Changes::decode(after.delta().unwrap()).unwrap();
+    assert_eq!((from, to), (before.head().list_digest, after.head().list_digest));
+    let rebuilt = stillmirror_protocol::changes::apply(Some(before.list()), &changes).unwrap().list.encode();
+    assert_eq!(&rebuilt[..], after.list_bytes());
+}
+
+#[test]
+fn a_changed_file_of_equal_size_and_time_is_noticed() {
+    let site = Site::new();
+    site.write("a", "one");
+    set_mtime(&site.path("a"), 1_000_000);
+    site.index();
+    site.write("a", "two");
+    set_mtime(&site.path("a"), 1_000_000);
+    let report = site.index();
+    assert_eq!((report.changed, report.hashed_files), (1, 1));
+    assert_eq!(site.current().list().find(b"a").unwrap().sha256().0, sha256(b"two"));
+}
+
+#[test]
+fn a_file_that_is_only_touched_inside_is_read_and_its_list_entry_stays() {
+    let site = Site::new();
+    site.write("a", "x");
+    site.index();
+    let first = site.current();
+    fs::rename(site.path("a"), site.path("b")).unwrap();
+    fs::rename(site.path("b"), site.path("a")).unwrap();
+    set_mtime(&site.options.root, first.list().row(0).mtime().sec);
+    site.index();
+    site.write("b", "y");
+    site.remove("b");
+    // The list may differ in the root's time alone; the file's entry is what it was.
+    let second = site.current();
+    assert_eq!(second.list().find(b"a").unwrap().to_entry(), first.list().find(b"a").unwrap().to_entry());
+    let ctime = fs::metadata(site.path("a")).unwrap().ctime_nsec();
+    assert_eq!(i64::from(second.local().identity(1).ctime.nsec), ctime);
+}
+
+#[test]
+fn facts_of_this_host_alone_make_a_generation_with_the_same_list() {
+    let site = Site::new();
+    site.write("d/a", "x");
+    site.index();
+    let first = site.current();
+    let mode = fs::metadata(site.path("d/a")).unwrap().permissions();
+    fs::set_permissions(site.path("d/a"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(site.path("d/a"), mode).unwrap();
+    let report = site.index();
+    let second = site.current();
+    assert_eq!((report.published, report.generation, report.changed, report.hashed_files), (true, 2, 0, 1));
+    assert_eq!(second.head().list_digest, first.head().list_digest);
+    assert_ne!(second.local().identity(2), first.local().identity(2));
+    let inode = |generation: &stillmirror_store::Generation| fs::metadata(generation.dir().join("list")).unwrap().ino();
+    assert_eq!(inode(&first), inode(&second));
+    assert_eq!(site.index().generation, 2);
+}
+
+#[test]
+fn a_renamed_file_keeps_its_block_checksums() {
+    let site = Site::new();
+    site.write("a", vec![7; 10_000]);
+    site.index();
+    fs::rename(site.path("a"), site.path("b")).unwrap();
+    site.index();
+    let generation = site.current();
+    assert!(generation.sums(0).is_some());
+    assert_eq!(generation.local().sums(0).unwrap().pack, 1);
+    assert!(!site.options.store.join("sums/2.pack").exists());
+}
+
+#[test]
+fn names_that_change_their_type_are_followed() {
+    let site = Site::new();
+    site.write("x", "file");
+    site.write("y/below", "file");
+    symlink("x", site.path("z")).unwrap();
+    site.index();
+    site.remove("x");
+    site.write("x/below/deep", "now a directory");
+    fs::remove_dir_all(site.path("y")).unwrap();
+    site.write("y", "now a file");
+    site.remove("z");
+    fs::create_dir(site.path("z")).unwrap();
+    site.index();
+    assert_eq!(site.paths(), ["y", "x", "z", "x/below", "x/below/deep"]);
+    site.assert_as_fresh("after type changes");
+}
+
+#[test]
+fn link_groups_are_formed_broken_and_moved() {
+    let site = Site::new();
+    site.write("a", "one");
+    site.write("b", "two");
+    site.index();
+    assert_eq!(site.group("a"), Vec::<String>::new());
+
+    site.link("a", "c");
+    let report = site.index();
+    assert_eq!(site.group("a"), ["a", "c"]);
+    assert_eq!(report.hashed_files, 1, "an inode is read once");
+    site.assert_as_fresh("formed");
+
+    site.link("a", "e");
+    site.index();
+    assert_eq!(site.group("e"), ["a", "c", "e"]);
+    site.assert_as_fresh("grown");
+
+    site.remove("a");
+    site.index();
+    assert_eq!(site.group("c"), ["c", "e"]);
+    site.assert_as_fresh("its leader lost");
+
+    site.remove("c");
+    site.link("b", "c");
+    site.index();
+    assert_eq!((site.group("c"), site.group("e")), (vec!["b".to_owned(), "c".to_owned()], vec![]));
+    site.assert_as_fresh("moved");
+
+    fs::write(site.path("x"), "two").unwrap();
+    fs::rename(site.path("x"), site.path("c")).unwrap();
+    site.index();
+    assert_eq!(site.group("b"), Vec::<String>::new());
+    site.assert_as_fresh("broken");
+    assert_eq!(site.current().head().counts.bytes, 9);
+}
+
+#[test]
+fn a_link_that_leads_out_of_the_tree_makes_no_group() {
+    let site = Site::new();
+    site.write("a", "x");
+    fs::hard_link(site.path("a"), site.dir.path().join("outside")).unwrap();
+    site.index();
+    assert_eq!(site.current().list().links().len(), 0);
+    site.assert_as_fresh("with a name outside");
+}
+
+#[test]
+fn names_are_bytes() {
+    let site = Site::new();
+    let names: [&[u8]; 6] = [b"caf\xe9", b"new\nline", b"\xff\xfe", b" ", b"-rf", b"a\\b"];
+    for name in names {
+        site.write(name, name);
+        site.write([name, b".d/", name].concat(), name);
+    }
+    site.index();
+    let generation = site.current();
+    for name in names {
+        assert_eq!(generation.list().find(name).unwrap().sha256().0, sha256(name));
+        assert!(generation.list().find(&[name, b".d/", name].concat()).is_some());
+    }
+    assert!(!site.index().published);
+}
+
+#[test]
+fn symlinks_are_never_followed() {
+    let site = Site::new();
+    let outside = site.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret"), "s").unwrap();
+    symlink(&outside, site.path("dir")).unwrap();
+    symlink(outside.join("secret"), site.path("file")).unwrap();
+    symlink("dir", site.path("loop")).unwrap();
+    site.index();
+    assert_eq!(site.paths(), ["dir", "file", "loop"]);
+    // Not even when the path of a changed file leads over one.
+    site.index_changed(&[b"dir/secret", b"loop/secret"]);
+    assert_eq!(site.paths(), ["dir", "file", "loop"]);
+}
+
+#[test]
+fn specials_are_kept_or_skipped() {
+    let mut site = Site::new();
+    rustix::fs::mkfifoat(rustix::fs::CWD, site.path("fifo"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(site.path("socket")).unwrap();
+    assert_eq!(site.index().counts.specials, 2);
+    assert_eq!(site.current().list().find(b"fifo").unwrap().file_type(), FileType::Fifo);
+    assert!(!site.index().published);
+    site.options.specials = Specials::Skip;
+    assert_eq!(site.index().removed, 2);
+    assert!(site.paths().is_empty());
+}
+
+#[test]
+fn filters_decide_what_is_indexed() {
+    let mut site = Site::new();
+    for name in ["keep", "drop.tmp", "dir/keep", "dir/x.tmp", "build/all", "deep/build"] {
+        site.write(name, name);
+    }
+    site.options.filter.exclude(b"*.tmp").unwrap();
+    site.options.filter.exclude(b"/build/").unwrap();
+    site.index();
+    assert_eq!(site.paths(), ["keep", "deep", "dir", "deep/build", "dir/keep"]);
+    assert!(!site.index().published);
+    site.index_changed(&[b"build/all", b"drop.tmp"]);
+    assert_eq!(site.paths(), ["keep", "deep", "dir", "deep/build", "dir/keep"]);
+}
+
+#[test]
+fn staging_and_a_store_below_the_root_are_left_out() {
+    let mut site = Site::new();
+    site.options.store = site.path("meta/store");
+    site.write([STAGING, "/half"].concat(), "x");
+    site.write(["deep/", STAGING].concat(), "a name like any other");
+    site.index();
+    assert!(!site.index().published, "the run's own writing is no change");
+    assert_eq!(site.paths(), ["deep", "meta", "deep/.stillmirror-stage"]);
+    site.options.store = site.options.root.clone();
+    assert!(matches!(site.try_index(), Err(IndexError::StoreIsRoot(_))));
+}
+
+#[test]
+fn optional_digests_are_made_for_all_files_once_they_are_asked_for() {
+    let mut site = Site::new();
+    site.write("a", "abc");
+    site.write("b", "x");
+    site.index();
+    site.options.md5 = true;
+    site.options.xxh128 = true;
+    assert_eq!(site.index().hashed_files, 2);
+    let generation = site.current();
+    let digests = generation.list().find(b"a").unwrap().digests().unwrap();
+    assert_eq!(
+        digests.md5,
+        [0x90, 1, 0x50, 0x98, 0x3c, 0xd2, 0x4f, 0xb0, 0xd6, 0x96, 0x3f, 0x7d, 0x28, 0xe1, 0x7f, 0x72]
+    );
+    assert_eq!(digests.xxh128, twox_hash::XxHash3_128::oneshot(b"abc").to_le_bytes());
+    assert!(generation.delta().is_none(), "no delta can add a column");
+    site.assert_as_fresh("with all digests");
+    assert!(!site.index().published);
+}
+
+#[test]
+fn block_checksums_can_be_turned_off_by_pattern() {
+    let mut site = Site::new();
+    site.write("a.iso", vec![1; 9000]);
+    site.write("a.gz", vec![2; 9000]);
+    site.options.sums_for.exclude(b"*.gz").unwrap();
+    site.index();
+    let generation = site.current();
+    let sums = |path: &[u8]| generation.sums(generation.list().find(path).unwrap().file_number().unwrap());
+    assert!(sums(b"a.iso").is_some() && sums(b"a.gz").is_none());
+}
+
+#[test]
+fn a_file_in_motion_is_reported_and_never_indexed_torn() {
+    let site = Site::new();
+    site.write("calm", "x");
+    site.write("log", vec![0; 64 << 20]);
+    let written = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use std::os::unix::fs::FileExt;
+            let file = fs::OpenOptions::new().write(true).open(site.path("log")).unwrap();
+            for at in 0u64.. {
+                file.write_at(b"x", at % 4096).unwrap();
+                if written.load(Ordering::Relaxed) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let report = site.try_index();
+        written.store(true, Ordering::Relaxed);
+        assert_eq!(report.unwrap().torn, [b"log"]);
+    });
+    assert_eq!(site.paths(), ["calm"]);
+    let report = site.index();
+    assert!(report.torn.is_empty());
+    assert_eq!(site.paths(), ["calm", "log"]);
+}
+
+/// Runs `work` as a user who may not read everything, whoever runs the tests.
+fn as_nobody(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if rustix::process::geteuid().is_root() {
+                let nobody = rustix::process::Uid::from_raw(65534);
+                // Of this thread alone, and of those that it starts.
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            work();
+        });
+    });
+}
+
+#[test]
+fn what_cannot_be_read_is_reported_and_kept_or_left_out() {
+    let mut site = Site::new();
+    for path in [site.dir.path(), &site.options.root] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    site.write("file", "one");
+    site.write("dir/below", "two");
+    let mode = |mode| {
+        for path in ["file", "dir"] {
+            let mode = if path == "dir" { mode | (mode & 0o444) >> 2 } else { mode };
+            fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    as_nobody(|| drop(site.index()));
+    let old = site.current().list().find(b"file").unwrap().to_entry();
+    mode(0);
+    site.write("new", "n");
+    fs::set_permissions(site.path("new"), fs::Permissions::from_mode(0)).unwrap();
+    as_nobody(|| {
+        let report = site.index();
+        let paths: Vec<&[u8]> = report.unreadable.iter().map(|problem| &problem.path[..]).collect();
+        assert_eq!(paths, [&b"dir"[..], b"file", b"new"]);
+    });
+    assert_eq!(site.paths(), ["file", "dir", "dir/below"]);
+    assert_eq!(site.current().list().find(b"file").unwrap().to_entry(), old);
+    site.options.unreadable = Unreadable::LeaveOut;
+    as_nobody(|| assert_eq!(site.index().unreadable.len(), 3));
+    assert!(site.paths().is_empty());
+}
+
+#[test]
+fn a_missing_root_or_one_that_is_no_directory_makes_no_store() {
+    let mut site = Site::new();
+    site.options.root = site.dir.path().join("nowhere");
+    assert!(matches!(site.try_index(), Err(IndexError::NoRoot(path)) if path == site.options.root));
+    fs::write(&site.options.root, "x").unwrap();
+    assert!(matches!(site.try_index(), Err(IndexError::RootNotADirectory(_))));
+    assert!(!site.options.store.exists());
+}
+
+#[test]
+fn the_stores_own_refusals_come_through() {
+    let mut site = Site::new();
+    site.index();
+    let lock = Store::open(&site.options.store).unwrap().lock().unwrap();
+    assert!(matches!(site.try_index(), Err(IndexError::Store(StoreError::Locked { .. }))));
+    drop(lock);
+    site.options.name = "fedora".to_owned();
+    assert!(matches!(site.try_index(), Err(IndexError::Store(StoreError::OtherRepository { .. }))));
+}
+
+#[test]
+fn a_stopped_run_publishes_nothing() {
+    struct StopAt<'a>(&'a AtomicBool, AtomicU64);
+    impl Progress for StopAt<'_> {
+        fn to_hash(&self, files: u64, bytes: u64) {
+            self.1.store(files * 1000 + bytes, Ordering::Relaxed);
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let site = Site::new();
+    site.write("a", "x");
+    site.write("b", "y");
+    let stop = AtomicBool::new(false);
+    let progress = StopAt(&stop, AtomicU64::new(0));
+    assert!(matches!(index(&site.options, &progress, &stop), Err(IndexError::Stopped)));
+    assert_eq!(progress.1.into_inner(), 2002);
+    let store = Store::open(&site.options.store).unwrap();
+    assert_eq!(store.current_number().unwrap(), None);
+    assert_eq!(fs::read_dir(store.dir().join("generations")).unwrap().count(), 0);
+}
+
+#[test]
+fn old_generations_go_with_their_packs() {
+    let mut site = Site::new();
+    site.options.retention.count = 2;
+    for round in 0u8..5 {
+        site.write("big", vec![round; 20_000]);
+        site.index();
+    }
+    assert_eq!(Store::open(&site.options.store).unwrap().generations().unwrap(), [4, 5]);
+    let mut packs: Vec<_> =
+        fs::read_dir(site.options.store.join("sums")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    packs.sort();
+    assert_eq!(packs, ["4.pack", "5.pack"]);
+}
+
+#[test]
+fn a_pack_that_is_mostly_dead_is_carried_over_and_collected() {
+    let mut site = Site::new();
+    site.options.retention.count = 1;
+    for name in ["a", "b", "c", "d"] {
+        site.write(name, name.repeat(20_000));
+    }
+    site.index();
+    for name in ["a", "b", "c"] {
+        site.write(name, format!("{name}!").repeat(20_000));
+    }
+    // The pack is seen to be mostly dead after this one, and carried over by the next.
+    site.index();
+    site.write("a", "another".repeat(20_000));
+    site.index();
+    assert!(!site.options.store.join("sums/1.pack").exists());
+    let generation = site.current();
+    for file in 0..4 {
+        SumsRef::parse(generation.sums(file).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_that_vanishes_below_is_no_error() {
+    let site = Site::new();
+    for at in 0..50 {
+        site.write(format!("d{at}/file"), "x");
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..50).for_each(|at| fs::remove_dir_all(site.path(format!("d{at}"))).unwrap()));
+        for _ in 0..5 {
+            let report = site.index();
+            assert!(report.unreadable.is_empty() && report.torn.is_empty(), "{report:?}");
+        }
+    });
+    site.index();
+    assert!(site.paths().is_empty());
+}
