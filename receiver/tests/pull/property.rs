@@ -40,7 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn build(tree: Tree, step: &Step) -> Tree {
     let clear = |tree: Tree, path: &str| {
         let tree = path.match_indices('/').fold(tree, |tree, (end, _)| {
-            let is_dir = tree.0.get(path[..end].as_bytes()).is_none_or(|at| at.node == crate::tree::Node::Dir);
+            let is_dir = tree.0.get(&path.as_bytes()[..end]).is_none_or(|at| at.node == crate::tree::Node::Dir);
             if is_dir { tree } else { tree.without(&path[..end]) }
         });
         tree.without(path)
