@@ -395,7 +395,7 @@ fn what_cannot_be_read_is_reported_and_kept_or_left_out() {
     let old = site.current().list().find(b"file").unwrap().to_entry();
     mode(0);
     site.write("new", "n");
-    fs::set_permissions(site.path("new"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(site.path("new"), fs::Permissions::from_mode(0o000)).unwrap();
     as_nobody(|| {
         let report = site.index();
         let paths: Vec<&[u8]> = report.unreadable.iter().map(|problem| &problem.path[..]).collect();

@@ -108,10 +108,11 @@ pub(crate) fn files(store: &Store) -> Vec<PathBuf> {
     files
 }
 
-/// Everything that a generation says, so that two states can be compared.
-pub(crate) fn content(
-    generation: &Generation,
-) -> (Vec<u8>, Vec<u8>, Option<Vec<u8>>, Vec<Option<Vec<u8>>>, Vec<Identity>) {
+/// Everything that a generation says: head and list, compressed list, delta, block checksums, local facts.
+pub(crate) type Content = (Vec<u8>, Vec<u8>, Option<Vec<u8>>, Vec<Option<Vec<u8>>>, Vec<Identity>);
+
+/// Copies it, so that two states can be compared.
+pub(crate) fn content(generation: &Generation) -> Content {
     let list = generation.list();
     let sums = (0..list.files()).map(|file| generation.sums(file).map(<[u8]>::to_vec)).collect();
     let identities = (0..list.len()).map(|row| generation.local().identity(row)).collect();
