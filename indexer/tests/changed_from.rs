@@ -130,19 +130,20 @@ fn take(site: &Site, step: &Step, changed: &mut BTreeSet<Vec<u8>>) {
     };
     if done {
         // A path over a symlink names another place; the publisher tells the real one.
-        changed.extend(paths.into_iter().filter_map(|path| real(site, path)));
+        let writes = matches!(step, Step::Write(..));
+        changed.extend(paths.into_iter().filter_map(|path| real(site, path, writes)));
     }
 }
 
 /// The path without symlinks in its parent, relative to the root.
-fn real(site: &Site, path: &str) -> Option<Vec<u8>> {
+fn real(site: &Site, path: &str, writes: bool) -> Option<Vec<u8>> {
     use std::os::unix::ffi::OsStrExt;
     let full = site.path(path);
     let root = site.options.root.canonicalize().unwrap();
     let parent = full.parent()?.canonicalize().ok()?;
     let real = parent.join(full.file_name()?);
     // A write through a symlink changes its target.
-    let target = real.canonicalize().ok().filter(|_| real.is_symlink());
+    let target = real.canonicalize().ok().filter(|_| writes && real.is_symlink());
     let real = target.unwrap_or(real);
     Some(real.strip_prefix(&root).ok()?.as_os_str().as_bytes().to_vec())
 }
