@@ -26,9 +26,8 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     /// `len` zero bytes, at least one.
     pub(crate) fn new(len: usize) -> Self {
-        let layout = match Layout::from_size_align(len.max(1), ALIGNMENT) {
-            Ok(layout) => layout,
-            Err(_) => handle_alloc_error(Layout::new::<u8>()),
+        let Ok(layout) = Layout::from_size_align(len.max(1), ALIGNMENT) else {
+            handle_alloc_error(Layout::new::<u8>());
         };
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
