@@ -105,7 +105,7 @@ fn local_table(
     moved: &HashMap<SumsAt, SumsAt>,
 ) -> LocalTable {
     let now_at = |sums: SumsAt| moved.get(&sums).copied().unwrap_or(sums);
-    let mut table = LocalTable::default();
+    let mut table = LocalTable::with_capacity(sources.len(), sources.len());
     for source in sources {
         let facts = match (*source, old) {
             (Source::Put(tag), _) => settled.put_facts[tag as usize],

@@ -170,7 +170,7 @@ impl Header {
 impl FileList {
     /// The encoded list: header and body.
     pub fn encode(&self) -> AlignedVec {
-        let mut out = AlignedVec::new();
+        let mut out = AlignedVec::with_capacity(self.encoded_len());
         out.extend_from_slice(&[0; HEADER_BYTES]);
         // Serializing plain columns into memory has no way to fail.
         let Ok(mut out) = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Panic>(self, out);
@@ -178,6 +178,36 @@ impl FileList {
         let header = Header { body_len: body.len() as u64, checksum: XxHash3_128::oneshot(body) };
         out[..HEADER_BYTES].copy_from_slice(&header.encode());
         out
+    }
+
+    /// An empty list with room for so many entries, which are mostly those of `old`.
+    pub(crate) fn with_capacity(entries: usize, old: Option<ListRef<'_>>) -> Self {
+        let names = old.map_or(0, |old| old.list.names.len());
+        Self {
+            name_end: Vec::with_capacity(entries),
+            mode: Vec::with_capacity(entries),
+            flags: Vec::with_capacity(entries),
+            owner: Vec::with_capacity(entries),
+            size: Vec::with_capacity(entries),
+            mtime_sec: Vec::with_capacity(entries),
+            mtime_nsec: Vec::with_capacity(entries),
+            aux: Vec::with_capacity(entries),
+            names: Vec::with_capacity(names + names / 8),
+            sha256: Vec::with_capacity(entries),
+            ..Self::default()
+        }
+    }
+
+    /// Bytes that the encoded list takes, a little more than less: growing by doubling would touch, and
+    /// copy, twice as many.
+    fn encoded_len(&self) -> usize {
+        const PER_ENTRY: usize = 4 + 2 + 1 + 4 + 8 + 8 + 4 + 4;
+        const PER_DIRECTORY: usize = 5 * 4 + 8;
+        let digests = 32 * self.sha256.len() + 16 * (self.xxh128.len() + self.md5.len());
+        let names = self.names.len() + self.targets.len() + self.owner_names.len();
+        let tables = 8 * (self.target_end.len() + self.major.len() + self.link_row.len()) + 16 * self.uid.len();
+        let columns_and_padding = 4096;
+        PER_ENTRY * self.len() + PER_DIRECTORY * self.dir_row.len() + digests + names + tables + columns_and_padding
     }
 
     /// Entries, the root included.

@@ -100,6 +100,19 @@ impl Header {
 }
 
 impl LocalTable {
+    /// An empty table with room for so many rows, of which so many are regular files.
+    pub fn with_capacity(rows: usize, files: usize) -> Self {
+        Self {
+            device: Vec::with_capacity(rows),
+            inode: Vec::with_capacity(rows),
+            ctime_sec: Vec::with_capacity(rows),
+            ctime_nsec: Vec::with_capacity(rows),
+            sums_pack: Vec::with_capacity(files),
+            sums_offset: Vec::with_capacity(files),
+            sums_len: Vec::with_capacity(files),
+        }
+    }
+
     /// Appends the facts of the next row; `sums` is `Some` exactly for regular files.
     pub fn push(&mut self, identity: Identity, sums: Option<SumsAt>) {
         self.device.push(identity.device);
@@ -115,7 +128,7 @@ impl LocalTable {
 
     /// The encoded table for the list with that digest.
     pub fn encode(&self, list_digest: Digest) -> AlignedVec {
-        let mut out = AlignedVec::new();
+        let mut out = AlignedVec::with_capacity(28 * self.inode.len() + 20 * self.sums_pack.len() + 1024);
         out.extend_from_slice(&[0; HEADER_BYTES]);
         // Serializing plain columns into memory has no way to fail.
         let Ok(mut out) = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Panic>(self, out);

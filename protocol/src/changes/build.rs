@@ -156,10 +156,7 @@ impl<'a> Builder<'a> {
     fn new(old: Option<ListRef<'a>>, changes: &Changes) -> Self {
         let (xxh128, md5) = carried(old, changes);
         let entries = old.map_or(0, |list| list.len() as usize) + changes.len();
-        let mut list = FileList::default();
-        list.mode.reserve(entries);
-        list.size.reserve(entries);
-        list.mtime_sec.reserve(entries);
+        let list = FileList::with_capacity(entries, old);
         Self {
             list,
             sources: Vec::with_capacity(entries),
