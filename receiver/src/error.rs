@@ -17,7 +17,8 @@ use thiserror::Error;
 
 use crate::report::Report;
 
-/// Why a pull ends early. Cheap to clone: every request under way learns why its connection ended.
+/// Why a pull ends early. Cheap to clone: every request under way learns why its connection ended. The
+/// message is whole: it has the system's reason in it, which therefore is no `source()` of its own.
 #[derive(Debug, Clone, Error)]
 pub enum PullError {
     // The caller's.
@@ -40,20 +41,20 @@ pub enum PullError {
 
     // The network's.
     /// No connection could be made.
-    #[error("cannot connect to {address}: {source}")]
+    #[error("cannot connect to {address}: {reason}")]
     Connect {
         /// The sender, `HOST:PORT`.
         address: String,
         /// The system's reason.
-        source: Arc<io::Error>,
+        reason: Arc<io::Error>,
     },
     /// The connection broke.
-    #[error("connection to {address}: {source}")]
+    #[error("connection to {address}: {reason}")]
     Socket {
         /// The sender.
         address: String,
         /// The system's reason.
-        source: Arc<io::Error>,
+        reason: Arc<io::Error>,
     },
     /// The sender was silent for too long.
     #[error("{address} was silent for {} seconds", .silence.as_secs())]
@@ -89,14 +90,14 @@ pub enum PullError {
 
     // The host's.
     /// A file or directory of this host.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {reason}", .path.display())]
     File {
         /// What was tried.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: Arc<io::Error>,
+        reason: Arc<io::Error>,
     },
     /// The receiver's own store.
     #[error(transparent)]
@@ -139,6 +140,6 @@ pub(crate) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T, PullError> {
-        self.map_err(|error| PullError::File { action, path: path.as_ref().to_owned(), source: Arc::new(error.into()) })
+        self.map_err(|error| PullError::File { action, path: path.as_ref().to_owned(), reason: Arc::new(error.into()) })
     }
 }

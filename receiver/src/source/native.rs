@@ -37,7 +37,7 @@ pub struct NativeSource {
 impl NativeSource {
     /// Connects. The hello goes out with the first request, and its answer is not waited for.
     pub async fn connect(address: &str, options: SourceOptions) -> Result<Self, PullError> {
-        let failed = |source: io::Error| PullError::Connect { address: address.to_owned(), source: Arc::new(source) };
+        let failed = |reason: io::Error| PullError::Connect { address: address.to_owned(), reason: Arc::new(reason) };
         let connecting = timeout(options.connect_timeout, TcpStream::connect(address));
         let socket = tokio::select! {
             () = options.cancel.cancelled() => return Err(PullError::Interrupted),
@@ -155,8 +155,11 @@ impl Shared {
             return Err(failure.clone());
         }
         if session.under_way.is_empty() && events.is_some() {
-            self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
             session.active = Instant::now();
+            // With answers still to be taken, nobody waits for this one.
+            if self.unread.available_permits() == UNREAD_BYTES {
+                self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
+            }
         }
         // Zero is the session's own; a number comes round again after four billion requests.
         session.last_number = session.last_number.checked_add(1).unwrap_or(1);
@@ -390,9 +393,9 @@ impl Reader {
                 Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the sender")),
                 read => read,
             };
-            let read = read.map_err(|source| PullError::Socket {
+            let read = read.map_err(|reason| PullError::Socket {
                 address: self.shared.address.clone(),
-                source: Arc::new(source),
+                reason: Arc::new(reason),
             })?;
             self.shared.counters.received.fetch_add(read as u64, Ordering::Relaxed);
             if let Some(pace) = &mut self.pace {
