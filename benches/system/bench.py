@@ -146,8 +146,9 @@ class Stillmirror:
         """Pull until the daemon serves `generation`: it notices a new one by itself, a little later."""
         deadline = time.monotonic() + patience
         while True:
-            report = self.pull(*pull, **options)
-            if report.get('generation') == generation:
+            # Until then its files may be newer than the generation that it serves: code 24.
+            report = self.pull(*pull, accept=(0, 24), **options)
+            if report.get('generation') == generation and report['exit'] == 0:
                 return report
             if time.monotonic() > deadline:
                 raise SystemExit(f'generation {generation} is still not served after {patience} s: {report}')
