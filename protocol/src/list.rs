@@ -32,7 +32,7 @@ pub const VERSION: u16 = 1;
 /// Bytes of the header; the archived body begins here, so it is also the body's alignment.
 pub const HEADER_BYTES: usize = 64;
 
-/// The row of a link group's member in [`FileList::flags`].
+/// In the column of flags: the row is a member of a link group.
 pub const FLAG_LINKED: u8 = 1;
 
 /// A whole list, as columns. Built by [`crate::changes::apply`], serialized once, then only read in

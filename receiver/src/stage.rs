@@ -71,15 +71,21 @@ impl Stage {
     pub(crate) fn survey(&self, wanted: &HashMap<Digest, u64>) -> Result<HashMap<Digest, u64>, PullError> {
         let by_name: HashMap<Vec<u8>, (Digest, u64)> =
             wanted.iter().map(|(digest, size)| (final_name(*digest), (*digest, *size))).collect();
+        let mut names: Vec<Vec<u8>> =
+            local::names(self.dir.as_fd()).at("read", &self.path)?.into_iter().map(|(name, _)| name).collect();
+        // Finished contents first: they take the names of their parts, which then are to be left alone.
+        names.sort_by_key(|name| name.ends_with(PART));
         let mut parts = HashMap::new();
-        for (name, _) in local::names(self.dir.as_fd()).at("read", &self.path)? {
+        for name in names {
             let stem = name.strip_suffix(PART).unwrap_or(&name);
+            let known = by_name.get(stem);
+            if known.is_some_and(|(digest, _)| parts.contains_key(digest)) {
+                continue;
+            }
             let stat = local::stat(self.dir.as_fd(), &name).at("stat", self.shown(&name))?;
-            let part = by_name.get(stem).filter(|(digest, size)| {
-                // A file with further names is a local one's, linked here to be renamed: easily done again.
-                stat.kind == local_file() && stat.names == 1 && stat.size <= *size && !parts.contains_key(digest)
-            });
-            match part {
+            // A file with further names is a local one's, linked here to be renamed: easily done again.
+            let usable = |size: u64| stat.kind == local_file() && stat.names == 1 && stat.size <= size;
+            match known.filter(|(_, size)| usable(*size)) {
                 Some(&(digest, _)) => {
                     if stem == name {
                         // Whole, or so it says; a power failure may know better, so it is read again.
@@ -394,3 +400,31 @@ const PART: &[u8] = b".part";
 const BUFFER: usize = 256 << 10;
 /// Bytes below which a beginning is not worth a file when a pull is interrupted.
 const WORTH_KEEPING: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A killed pull can leave both: it had finished the content once, and began it anew.
+    #[test]
+    fn of_a_finished_content_and_its_part_the_finished_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path()).unwrap();
+        let stage = Stage::open(&tree).unwrap();
+        let digests = [Digest([1; 32]), Digest([2; 32])];
+        for (number, digest) in digests.into_iter().enumerate() {
+            let mut names = [(final_name(digest), 9), (part_name(digest), 4)];
+            if number == 1 {
+                names.reverse();
+            }
+            for (name, len) in names {
+                stage.create(&name).unwrap().write_all(&vec![0; len]).unwrap();
+            }
+        }
+        let parts = stage.survey(&digests.map(|digest| (digest, 9)).into()).unwrap();
+        assert_eq!(parts, HashMap::from(digests.map(|digest| (digest, 9))));
+        for digest in digests {
+            assert_eq!(local::stat(stage.fd(), &part_name(digest)).unwrap().size, 9);
+        }
+    }
+}
