@@ -208,8 +208,12 @@ impl Looking<'_> {
             return Ok(false);
         }
         if self.check == Check::Hash {
-            let file = local::open_file(dir, name, OFlags::RDONLY)?;
-            return Ok(hash(file, self.cancel)? == row.sha256());
+            let found = local::open_file(dir, name, OFlags::RDONLY).and_then(|file| hash(file, self.cancel));
+            return match found {
+                Err(error) if self.cancel.is_cancelled() => Err(error),
+                // What cannot be read is not right; the sender has it.
+                found => Ok(found.is_ok_and(|digest| digest == row.sha256())),
+            };
         }
         // The last pull knows the digest of what it left; else the quick check decides, as with rsync.
         let held = held.and_then(|held| held.child(name)).filter(stillmirror_protocol::list::Row::is_file);

@@ -88,7 +88,10 @@ impl Stage {
             match known.filter(|(_, size)| usable(*size)) {
                 Some(&(digest, _)) => {
                     if stem == name {
-                        // Whole, or so it says; a power failure may know better, so it is read again.
+                        // Whole, or so it says; a power failure may know better, so it is read again. It has
+                        // its final mode, which need not let its owner do so.
+                        rustix::fs::chmodat(self.fd(), &name[..], Mode::RUSR | Mode::WUSR, AtFlags::empty())
+                            .at("set the mode of", self.shown(&name))?;
                         local::rename(self.fd(), &name, self.fd(), &part_name(digest))
                             .at("rename", self.shown(&name))?;
                     }
@@ -143,7 +146,8 @@ impl Stage {
         if !tree.stat(&reuse.path)?.is_some_and(|stat| looks_like(&stat, reuse)) {
             return Ok(false);
         }
-        let source = tree.file(&reuse.path)?;
+        // Gone meanwhile, or unreadable: the content comes another way.
+        let Ok(source) = tree.file(&reuse.path) else { return Ok(false) };
         let staged = final_name(digest);
         let file = self.create(&staged)?;
         if rustix::fs::ioctl_ficlone(&file, &source).is_err() {
