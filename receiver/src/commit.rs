@@ -247,15 +247,10 @@ impl<'a> Run<'a> {
             let Some(parent) = local::optional(self.context.tree.dir(dir)).at("open", self.shown(dir))? else {
                 continue;
             };
-            self.make_writable(parent.as_fd());
+            local::make_writable(parent.as_fd());
             let removed = local::remove_all(parent.as_fd(), name, b"", &keep).at("delete", self.shown(path))?;
             self.report.files_deleted += removed;
-            let number = if dir.is_empty() {
-                Some(self.context.selection.root.number())
-            } else {
-                self.context.selection.find(dir).and_then(|row| row.dir_number())
-            };
-            self.touched.extend(number);
+            self.touched.extend(self.number_of(dir));
         }
         Ok(())
     }
@@ -295,7 +290,22 @@ impl<'a> Run<'a> {
         }
         let (_, name) = path::split(path);
         let stage = self.context.stage.fd();
-        local::rename(stage, staged, self.parent(path)?, name).at("rename to", self.shown(path))?;
+        match local::rename(stage, staged, self.parent(path)?, name) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                // Nobody knew of it, so nobody counted what is in it: only an empty one goes.
+                if let Err(error) = local::rmdir(self.parent(path)?, name) {
+                    if error.kind() != io::ErrorKind::DirectoryNotEmpty {
+                        return Err(error).at("make way for", self.shown(path));
+                    }
+                    local::unlink(stage, staged).at("remove", self.context.stage.shown(staged))?;
+                    self.failed.insert(row, Failure::InTheWay);
+                    return Ok(false);
+                }
+                local::rename(stage, staged, self.parent(path)?, name)
+            }
+            renamed => renamed,
+        }
+        .at("rename to", self.shown(path))?;
         self.touch_parent(row);
         self.changed.insert(row);
         Ok(true)
@@ -312,6 +322,13 @@ impl<'a> Run<'a> {
                     self.failed.insert(row, Failure::InTheWay);
                     return Ok(false);
                 }
+                if self.context.selection.protects() {
+                    return self.make_way_around_protected(row, path);
+                }
+                // To move a directory is to write to it.
+                if let Ok(doomed) = self.context.tree.dir(path) {
+                    local::make_writable(doomed.as_fd());
+                }
                 // Out of sight in one step, then away.
                 let (doomed, stage) = (self.temporary(), self.context.stage.fd());
                 local::rename_new(self.parent(path)?, name, stage, &doomed)
@@ -323,6 +340,23 @@ impl<'a> Run<'a> {
         };
         self.report.files_deleted += gone.at("make way for", self.shown(path))?;
         Ok(true)
+    }
+
+    /// Deletes what may be deleted in a directory that has another's name. What the filter protects stays,
+    /// and then the directory does.
+    fn make_way_around_protected(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
+        let (_, name) = path::split(path);
+        let selection = self.context.selection;
+        let keep = |below: &[u8], is_dir: bool| !selection.owns(&path::join(path, below), is_dir);
+        let shown = self.shown(path);
+        let parent = self.parent(path)?;
+        let removed = local::remove_all(parent, name, b"", &keep).at("make way for", &shown)?;
+        let gone = local::optional(local::stat(parent, name)).at("stat", &shown)?.is_none();
+        self.report.files_deleted += removed;
+        if !gone {
+            self.failed.insert(row, Failure::InTheWay);
+        }
+        Ok(gone)
     }
 
     /// Sets mode, owner and time by name; nothing is followed.
@@ -360,6 +394,12 @@ impl<'a> Run<'a> {
         format!("new-{}", self.temporary).into_bytes()
     }
 
+    /// The number of the directory at a local path.
+    fn number_of(&self, dir: &[u8]) -> Option<u32> {
+        let selection = self.context.selection;
+        if dir.is_empty() { Some(selection.root.number()) } else { selection.find(dir)?.dir_number() }
+    }
+
     fn touch_parent(&mut self, row: u32) {
         self.touched.insert(self.context.selection.list.parent_of(row).number());
     }
@@ -372,27 +412,16 @@ impl<'a> Run<'a> {
     fn parent_dir(&mut self, dir: &[u8]) -> Result<BorrowedFd<'_>, PullError> {
         if self.open.as_ref().is_none_or(|(path, _)| path != dir) {
             let opened = self.context.tree.dir(dir).at("open", self.shown(dir))?;
-            self.make_writable(opened.as_fd());
+            if local::make_writable(opened.as_fd()) {
+                // Its mode is set right in the end.
+                self.touched.extend(self.number_of(dir));
+            }
             self.open = None;
             return Ok(self.open.insert((dir.to_vec(), opened)).1.as_fd());
         }
         match &self.open {
             Some((_, opened)) => Ok(opened.as_fd()),
             None => Err(PullError::usage("no directory")),
-        }
-    }
-
-    /// Lets a user who is not root work in a directory of their own that is read-only. Its mode is set
-    /// right in the end.
-    fn make_writable(&self, dir: BorrowedFd<'_>) {
-        if rustix::process::geteuid().is_root() {
-            return;
-        }
-        if let Ok(stat) = local::stat(dir, b".")
-            && stat.mode & 0o300 != 0o300
-        {
-            // Where this does not help, the change itself says why.
-            let _ = rustix::fs::fchmod(dir, Mode::from_raw_mode(u32::from(stat.mode) | 0o700));
         }
     }
 }

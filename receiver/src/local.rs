@@ -213,6 +213,7 @@ pub(crate) fn remove_all(
         Err(error) => return Err(error.into()),
     }
     let inner = open_beneath(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    make_writable(inner.as_fd());
     let mut removed = 0;
     for (child, kind) in names(inner.as_fd())? {
         let path = path::join(below, &child);
@@ -225,6 +226,17 @@ pub(crate) fn remove_all(
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(removed),
         Err(error) => Err(error),
     }
+}
+
+/// Lets a user who is not root work in a directory of their own that is read-only. Whether its mode changed.
+pub(crate) fn make_writable(dir: BorrowedFd<'_>) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return false;
+    }
+    // Where this does not help, the change itself says why.
+    stat(dir, b".").is_ok_and(|stat| {
+        stat.mode & 0o300 != 0o300 && rustix::fs::fchmod(dir, Mode::from_raw_mode(u32::from(stat.mode) | 0o700)).is_ok()
+    })
 }
 
 /// Sets a modification time and leaves the access time.

@@ -199,7 +199,7 @@ fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<
             let path = held.path(row.number());
             let goes = match inputs.selection.find(&path) {
                 Some(now) => replaced.contains(&now.number()),
-                None => inputs.delete && has_ancestor_in(&path, &extra),
+                None => inputs.delete && has_ancestor_in(&path, &extra) && inputs.selection.owns_deep(&path),
             };
             add(at, Reuse { path, size: row.size(), mtime: row.mtime(), goes, sure: true });
         }

@@ -103,9 +103,15 @@ impl Publisher<'_> {
                 }
             }
         }
-        for &row in self.failed.keys() {
+        for (&row, &why) in self.failed {
             let path = self.selection.path(row);
             let (dir, name) = path::split(&path);
+            let before = self.held.and_then(|held| held.list().find(&path));
+            if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir()) {
+                // What is in it is nobody's any more, but the next pull must know that it is there.
+                changes.put(dir, name, held.to_entry(), held.number());
+                continue;
+            }
             match self.held_still(&path) {
                 Some(held) if !list.row(row).is_dir() && !held.is_dir() => {
                     changes.put(dir, name, held.to_entry(), held.number());

@@ -316,6 +316,10 @@ impl Update<'_> {
         let mut committed = Committed::default();
         if !plan.is_empty() {
             let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
+            if self.selection.sets_root() {
+                // Until `finish_root`, which is what gives it its mode.
+                local::make_writable(tree.root());
+            }
             let stage = Stage::open(tree)?;
             let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
             self.pull.source.close();

@@ -83,6 +83,16 @@ impl<'a> Selection<'a> {
         path != STAGE && self.only.is_none() && self.filter.keeps(path, is_dir)
     }
 
+    /// As [`Selection::owns`], for a file of whose directories none has been asked about.
+    pub(crate) fn owns_deep(&self, path: &[u8]) -> bool {
+        self.only.is_none() && self.filter.keeps_below_root(path, false)
+    }
+
+    /// Whether there may be local names that are not the mirror's to delete.
+    pub(crate) fn protects(&self) -> bool {
+        self.only.is_some() || !self.filter.is_empty()
+    }
+
     /// Whether the tree's root is to have the mode and time of the list's directory.
     pub(crate) fn sets_root(&self) -> bool {
         self.only.is_none()

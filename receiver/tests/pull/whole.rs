@@ -110,6 +110,69 @@ fn a_filter_leaves_out_and_protects() {
 }
 
 #[test]
+fn what_the_filter_protects_stays_where_a_file_takes_its_directorys_name() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    let mut options = place.mirror(&sender);
+    options.filter.exclude(b"*.keep").unwrap();
+    run(options.clone()).unwrap();
+    fs::write(place.file("pool/a/mine.keep"), "own").unwrap();
+    sender.publish(&sample().without("pool").file("pool", "a file now").file("README", "new"));
+    for check in [Check::Stat, Check::None, Check::Stat] {
+        let report = run(Options { check, ..options.clone() }).unwrap();
+        assert_eq!(report.failed, [Failed { path: b"pool".to_vec(), why: Failure::InTheWay }]);
+        assert_eq!(fs::read(place.file("pool/a/mine.keep")).unwrap(), b"own");
+        assert_eq!(fs::read(place.file("README")).unwrap(), b"new");
+        assert!(!place.file("pool/b").exists());
+    }
+    fs::remove_file(place.file("pool/a/mine.keep")).unwrap();
+    run(options).unwrap();
+    assert_eq!(fs::read(place.file("pool")).unwrap(), b"a file now");
+}
+
+#[test]
+fn a_directory_in_the_way_is_told_every_time_and_stops_nothing_else() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let next = sample().without("pool").file("pool", "a file now");
+    sender.publish(&next);
+    let kept = Options { delete: false, ..place.mirror(&sender) };
+    for (check, readme) in [(Check::Stat, "1"), (Check::None, "2"), (Check::None, "3")] {
+        sender.publish(&next.clone().file("README", readme));
+        let report = run(Options { check, ..kept.clone() }).unwrap();
+        assert_eq!(report.failed, [Failed { path: b"pool".to_vec(), why: Failure::InTheWay }]);
+        assert_eq!(fs::read(place.file("README")).unwrap(), readme.as_bytes());
+        assert!(place.file("pool/a/a_1.0.deb").exists());
+    }
+    // What the last pull could not do counts as a deletion of this one.
+    let limited = Options { check: Check::None, max_delete: Some(3), ..place.mirror(&sender) };
+    assert!(matches!(run(limited), Err(PullError::DeleteLimit { wanted: 5, .. })));
+    run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
+    assert_same(&place.dest(), &next.file("README", "3"));
+}
+
+/// For root nothing is read-only: it passes there whatever happens.
+#[test]
+fn read_only_directories_and_files_are_kept_up_by_a_user_who_is_not_root() {
+    let tree = |text: &str| {
+        let tree = Tree::default().file("ro/file", text).file("ro/deep/er", "x").file("gone/deep/file", "x");
+        let tree = tree.file("becomes/deep/file", "x").file("quiet/file", "x").mode("quiet/file", 0o444);
+        let modes = ["", "ro", "ro/deep", "gone", "gone/deep", "becomes", "becomes/deep", "quiet"];
+        modes.into_iter().fold(tree, |tree, dir| tree.mode(dir, 0o555))
+    };
+    let (sender, place) = (Sender::of(&tree("old")), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &tree("old"));
+    let next = tree("new").without("gone").without("becomes").file("becomes", "a file").mode("quiet/file", 0o400);
+    sender.publish(&next);
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &next);
+    assert!(run(place.mirror(&sender)).unwrap().unchanged);
+    // So that the directory of this test can be removed.
+    sender.publish(&["", "ro", "ro/deep", "quiet"].into_iter().fold(next, |tree, dir| tree.mode(dir, 0o755)));
+    run(place.mirror(&sender)).unwrap();
+}
+
+#[test]
 fn a_directory_or_a_single_file_can_be_pulled() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(Options { path: b"pool".to_vec(), ..place.options(&sender) }).unwrap();
