@@ -144,7 +144,8 @@ class Gate:
             self.all_here.set()
         with contextlib.suppress(TimeoutError):  # some may never come
             await asyncio.wait_for(self.all_here.wait(), self.patience)
-        await asyncio.gather(self.pump(reader, below, heard=True), self.pump(above, writer))
+        with contextlib.suppress(asyncio.CancelledError):  # the gate closes
+            await asyncio.gather(self.pump(reader, below, heard=True), self.pump(above, writer))
         self.open -= 1
 
     async def pump(self, reader, writer, heard=False):

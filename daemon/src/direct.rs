@@ -3,36 +3,42 @@
 //! The one module of this crate with `unsafe`; each use states its contract.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The alignment of every buffer (bytes): a page, which no file system exceeds.
 pub(crate) const ALIGNMENT: usize = 4096;
 
+/// Bytes of a slab: one huge page. The kernel pins, maps and copies one large page for a fraction of what
+/// hundreds of small ones cost, once for every read and every send.
+const SLAB: usize = 2 << 20;
+
 /// A fixed piece of memory whose start is aligned to [`ALIGNMENT`].
 pub(crate) struct AlignedBytes {
     start: NonNull<u8>,
-    layout: Layout,
+    len: usize,
+    /// Keeps the memory alive.
+    _slab: Arc<Slab>,
 }
 
-// SAFETY: the memory belongs to this value alone, as a boxed slice's would.
+// SAFETY: the bytes belong to this value alone, as a boxed slice's would.
 unsafe impl Send for AlignedBytes {}
 // SAFETY: a shared reference gives only shared access to the bytes.
 unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
-    /// `len` zero bytes, at least one.
-    pub(crate) fn new(len: usize) -> Self {
-        let Ok(layout) = Layout::from_size_align(len.max(1), ALIGNMENT) else {
-            handle_alloc_error(Layout::new::<u8>());
-        };
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, layout }
+    /// As many pieces of `len` zero bytes as one slab holds. `len` is a multiple of [`ALIGNMENT`], and a
+    /// slab holds at least one.
+    pub(crate) fn slab(len: usize) -> Vec<Self> {
+        assert!(len > 0 && len <= SLAB && len.is_multiple_of(ALIGNMENT), "a piece of {len} bytes");
+        let slab = Arc::new(Slab::new());
+        // SAFETY: every piece ends within the slab.
+        let piece = |at: usize| Self { start: unsafe { slab.start.add(at * len) }, len, _slab: Arc::clone(&slab) };
+        (0..SLAB / len).map(piece).collect()
     }
 }
 
@@ -40,23 +46,53 @@ impl Deref for AlignedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` is an allocation of `layout.size()` initialised bytes that lives as long as
-        // `self`, and the shared borrow of `self` keeps writers away.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+        // SAFETY: the piece is `len` initialised bytes of a slab that lives as long as `self`, no other
+        // piece overlaps it, and the shared borrow of `self` keeps writers away.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`; the exclusive borrow of `self` keeps everyone else away.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
-impl Drop for AlignedBytes {
+/// Memory of [`SLAB`] bytes, aligned to as many.
+struct Slab {
+    start: NonNull<u8>,
+}
+
+// SAFETY: a slab is an address and its deallocation; its bytes are reached through pieces alone.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    const LAYOUT: Layout = match Layout::from_size_align(SLAB, SLAB) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a slab has no layout"),
+    };
+
+    fn new() -> Self {
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc(Self::LAYOUT) };
+        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(Self::LAYOUT));
+        // SAFETY: the range is the allocation's own. The advice changes no content, and where the kernel
+        // does not take it, small pages do. It comes before the bytes are touched for the first time.
+        unsafe {
+            libc::madvise(start.as_ptr().cast(), SLAB, libc::MADV_HUGEPAGE);
+            start.write_bytes(0, SLAB);
+        }
+        Self { start }
+    }
+}
+
+impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: `start` came from `alloc` with this very layout, and the last piece is gone.
+        unsafe { dealloc(self.start.as_ptr(), Self::LAYOUT) }
     }
 }
 
@@ -116,13 +152,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_aligned_zeroed_and_writable() {
-        for len in [1, 4096, 10_000] {
-            let mut bytes = AlignedBytes::new(len);
-            assert_eq!((bytes.len(), bytes.as_ptr() as usize % ALIGNMENT), (len, 0));
-            assert!(bytes.iter().all(|&byte| byte == 0));
-            bytes[len - 1] = 7;
-            assert_eq!(bytes[len - 1], 7);
+    fn pieces_of_a_slab_are_aligned_zeroed_and_apart() {
+        for len in [4096, SLAB / 2, SLAB] {
+            let mut pieces = AlignedBytes::slab(len);
+            assert_eq!(pieces.len(), SLAB / len);
+            for (at, piece) in (1..).zip(&mut pieces) {
+                assert_eq!((piece.len(), piece.as_ptr() as usize % ALIGNMENT), (len, 0));
+                assert!(piece.iter().all(|&byte| byte == 0));
+                piece.fill(at as u8);
+            }
+            let last = pieces.pop().expect("at least one");
+            drop(pieces);
+            assert!(last.iter().all(|&byte| byte == (SLAB / len) as u8));
         }
     }
 }

@@ -300,8 +300,8 @@ pub(crate) mod tests {
     }
 
     fn read(file: &OpenFile, offset: u64, len: usize) -> Result<Vec<u8>, ItemFailure> {
-        let mut buffer = AlignedBytes::new(OpenFile::room(offset, len));
-        let range = file.read(offset, len, &mut buffer)?;
+        let mut buffer = AlignedBytes::slab(2 << 20).remove(0);
+        let range = file.read(offset, len, &mut buffer[..OpenFile::room(offset, len)])?;
         Ok(buffer[range].to_vec())
     }
 

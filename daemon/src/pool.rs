@@ -10,7 +10,7 @@ use crate::direct::AlignedBytes;
 
 /// Bytes of one buffer, and of one extent of a file. By measurement: smaller ones cost more system calls
 /// and task switches for each byte, larger ones more memory for each session.
-pub(crate) const EXTENT: usize = 512 << 10;
+pub(crate) const EXTENT: usize = 1 << 20;
 
 /// Buffers of [`EXTENT`] bytes. Memory is allocated at first use and then kept.
 pub(crate) struct Pool {
@@ -52,8 +52,11 @@ impl Pool {
     }
 
     fn buffer(self: &Arc<Self>) -> Buffer {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Buffer { bytes: Some(free.unwrap_or_else(|| AlignedBytes::new(EXTENT))), pool: Arc::clone(self) }
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.is_empty() {
+            free.extend(AlignedBytes::slab(EXTENT));
+        }
+        Buffer { bytes: free.pop(), pool: Arc::clone(self) }
     }
 
     #[cfg(test)]

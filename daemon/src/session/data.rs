@@ -29,7 +29,11 @@ const KEPT: u64 = 8 << 20;
 /// How long the first of a pack waits before it looks again.
 const WAIT: Duration = Duration::from_millis(2);
 /// Extents that are sent before the control lane gets its turn.
-const PUMPED: usize = 4;
+const PUMPED: usize = 8;
+
+/// Bytes of a request that is checked where it is found: a few looks into mapped pages cost less than a
+/// task switch, many may wait for the disk.
+const CHECKED_AT_ONCE: usize = 128;
 
 /// A request for data, not decoded yet: encoded it is smaller.
 pub(super) struct Job {
@@ -247,8 +251,13 @@ impl Lane {
             let job = if self.ahead.is_empty() { self.jobs.recv().await } else { self.jobs.try_recv().ok() };
             let Some(Job { under_way, pinned, request }) = job else { return Ok(!self.ahead.is_empty()) };
             let number = under_way.number;
-            let checked = self.session.blocking(&pinned, move |pinned| check(pinned, &request)).await;
-            match checked.unwrap_or_else(|| Err((ErrorCode::Internal, "the daemon failed to answer".to_owned()))) {
+            let checked = if request.len() <= CHECKED_AT_ONCE {
+                check(&pinned, &request)
+            } else {
+                let checked = self.session.blocking(&pinned, move |pinned| check(pinned, &request)).await;
+                checked.unwrap_or_else(|| Err((ErrorCode::Internal, "the daemon failed to answer".to_owned())))
+            };
+            match checked {
                 Ok(items) => self.plans.push_back(Plan::new(Arc::new(Order { under_way, pinned, items }))),
                 Err((code, message)) => self.session.reply(number, &Reply::Error { code, message }).await?,
             }

@@ -268,10 +268,10 @@ impl Progressing {
 }
 
 /// Bytes of file data in one request.
-const REQUEST_BYTES: u64 = 2 << 20;
+const REQUEST_BYTES: u64 = 8 << 20;
 /// Data requests under way, so that with the matchers' it is no more than a sender reads at once. Times
 /// [`REQUEST_BYTES`] it is what may be on its way, and so the speed over a long link.
-const REQUESTS: usize = 12;
+const REQUESTS: usize = 6;
 
 #[cfg(test)]
 mod tests {
