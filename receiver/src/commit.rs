@@ -426,23 +426,14 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Committed {
-    /// Sets the mode and time of the tree's root. Always: the staging directory, which is gone by now, has
-    /// moved its time.
-    pub(crate) fn finish_root(
-        &mut self,
-        tree: &Tree,
-        selection: &Selection<'_>,
-        owners: &OwnerMap,
-    ) -> Result<(), PullError> {
-        let row = selection.list.row(selection.root.row());
-        if selection.sets_root() {
-            set_metadata_at(tree.root(), b".", row, owners.of(row)).at("set the mode of", tree.shown(b""))?;
-        }
-        let stat = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
-        self.identities.insert(row.number(), stat.identity);
-        Ok(())
+/// Sets the mode and time of the tree's root. Always: the staging directory, which is gone by now, has
+/// moved its time.
+pub(crate) fn finish_root(tree: &Tree, selection: &Selection<'_>, owners: &OwnerMap) -> Result<(), PullError> {
+    if !selection.sets_root() {
+        return Ok(());
     }
+    let row = selection.list.row(selection.root.row());
+    set_metadata_at(tree.root(), b".", row, owners.of(row)).at("set the mode of", tree.shown(b""))
 }
 
 impl Committer<'_> {

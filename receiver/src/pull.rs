@@ -15,7 +15,7 @@ use stillmirror_store::{Generation, Store, StoreError, StoreLock};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::commit::{Committed, Committer};
+use crate::commit::{self, Committed, Committer};
 use crate::error::{At as _, PullError};
 use crate::facts::{Facts, Held, Looking};
 use crate::fetch::{Fetcher, Staged};
@@ -155,6 +155,9 @@ impl Pull<'_> {
         if *check != Check::None || !path.is_empty() || !filter.is_empty() || !specials {
             return Ok(false);
         }
+        if Stage::is_left(tree)? {
+            return Ok(false);
+        }
         let Some(current) = store.current_head()? else { return Ok(false) };
         if current.origin.is_some() || current.head.list_digest != pinned.head.list_digest {
             return Ok(false);
@@ -246,6 +249,10 @@ impl Pull<'_> {
             cancel: self.cancel,
         };
         match (held, &own.tree, self.options.check) {
+            (Some(_), Some(tree), Check::None) if Stage::is_left(tree)? => {
+                tracing::warn!(dest = %tree.shown(b"").display(), "the last pull did not end: checking the tree");
+                looking.look(Some(tree))
+            }
             (Some(held), Some(tree), Check::None) => {
                 let root = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
                 let known = held.local.identity(0);
@@ -314,8 +321,8 @@ impl Update<'_> {
         };
         let mut sums = HashMap::new();
         let mut committed = Committed::default();
+        let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
         if !plan.is_empty() {
-            let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
             if self.selection.sets_root() {
                 // Until `finish_root`, which is what gives it its mode.
                 local::make_writable(tree.root());
@@ -324,7 +331,7 @@ impl Update<'_> {
             let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
             self.pull.source.close();
             sums = std::mem::take(&mut staged.sums);
-            committed = self.commit(tree, stage, plan, staged, report)?;
+            committed = self.commit(tree, &stage, plan, staged, report)?;
         }
         let failed = &committed.failed;
         report.failed = failures(failed, self.selection);
@@ -345,10 +352,22 @@ impl Update<'_> {
             self.pull.progress.phase(Phase::Publish, 0, 0);
             if !plan.is_empty() || !publisher.is_published()? {
                 report.published = Some(publisher.publish(draft)?);
+                self.clear_stage(tree)?;
                 store.retain(lock, self.pull.options.retention)?;
             }
         }
-        Ok(())
+        self.clear_stage(tree)
+    }
+
+    /// Removes the staging directory. It is what tells the next pull that this one did not end, so it goes
+    /// once the store knows what the tree holds.
+    fn clear_stage(&self, tree: &Tree) -> Result<(), PullError> {
+        if !Stage::is_left(tree)? {
+            return Ok(());
+        }
+        local::make_writable(tree.root());
+        Stage::open(tree)?.remove(tree)?;
+        commit::finish_root(tree, self.selection, self.owners)
     }
 
     fn fetch(
@@ -382,7 +401,7 @@ impl Update<'_> {
     fn commit(
         &self,
         tree: &Tree,
-        stage: Stage,
+        stage: &Stage,
         plan: &Plan,
         staged: Staged,
         report: &mut Report,
@@ -390,7 +409,7 @@ impl Update<'_> {
         self.pull.progress.phase(Phase::Commit, staged.files.len() as u64, 0);
         let committer = Committer {
             tree,
-            stage: &stage,
+            stage,
             selection: self.selection,
             facts: self.facts,
             owners: self.owners,
@@ -399,9 +418,7 @@ impl Update<'_> {
             progress: self.pull.progress,
             cancel: self.pull.cancel,
         };
-        let mut committed = committer.commit(plan, staged, report)?;
-        stage.remove(tree)?;
-        committed.finish_root(tree, self.selection, self.owners)?;
+        let committed = committer.commit(plan, staged, report)?;
         if self.pull.options.sync && self.own.store.is_some() {
             // The store must not remember names that a power failure takes back.
             rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;

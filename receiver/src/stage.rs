@@ -66,6 +66,11 @@ impl Stage {
         Ok(Self { dir, path })
     }
 
+    /// Whether there is one: a pull that ends takes it away.
+    pub(crate) fn is_left(tree: &Tree) -> Result<bool, PullError> {
+        Ok(tree.stat(STAGE).at("stat", tree.shown(STAGE))?.is_some())
+    }
+
     /// Keeps the beginnings of wanted contents that a former pull left, and clears everything else away.
     /// Gives their lengths.
     pub(crate) fn survey(&self, wanted: &HashMap<Digest, u64>) -> Result<HashMap<Digest, u64>, PullError> {
