@@ -9,7 +9,7 @@
 //!
 //! A reader sees an old file or a new one, whole, at any time; a killed commit is finished by the next pull.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -26,10 +26,10 @@ use crate::facts::Facts;
 use crate::fetch::{Staged, StagedFile};
 use crate::local::{self, Tree};
 use crate::owners::OwnerMap;
-use crate::plan::Plan;
+use crate::plan::{Plan, Reuse};
 use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
-use crate::stage::Stage;
+use crate::stage::{Metadata, Stage};
 
 /// When a file gets its name. What lists or vouches for other files comes after them, so that a reader who
 /// fetches it finds what it names:
@@ -109,7 +109,7 @@ impl Committer<'_> {
             temporary: 0,
         };
         run.make_directories(plan)?;
-        run.place_files(staged.files)?;
+        run.place_files(plan, staged.files)?;
         run.link(plan)?;
         run.make_others(plan)?;
         run.set_metadata(plan)?;
@@ -151,10 +151,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn place_files(&mut self, mut files: Vec<StagedFile>) -> Result<(), PullError> {
+    fn place_files(&mut self, plan: &Plan, mut files: Vec<StagedFile>) -> Result<(), PullError> {
         files.sort_by_cached_key(|file| (rank(&self.context.selection.path(file.row)), file.row));
-        for StagedFile { row, name, linked } in files {
+        let shared = self.shared_with_what_stays(plan);
+        for StagedFile { row, mut name, linked } in files {
             let path = self.begin(row)?;
+            if linked && shared.contains(&row) {
+                name = self.copy_of(row, &name)?;
+            }
             if !self.place(row, &path, &name)? {
                 continue;
             }
@@ -164,6 +168,29 @@ impl<'a> Run<'a> {
             self.context.progress.advance(1, 0);
         }
         Ok(())
+    }
+
+    /// Rows whose staged files may be further names of local files that stay, since what was to take their
+    /// names did not come.
+    fn shared_with_what_stays(&self, plan: &Plan) -> HashSet<u32> {
+        if self.failed.is_empty() {
+            return HashSet::new();
+        }
+        let links = plan.links.iter().filter(|(_, leader)| self.failed.contains_key(leader)).map(|&(row, _)| row);
+        let stays: HashSet<u32> = self.failed.keys().copied().chain(links).collect();
+        let find = |path: &[u8]| self.context.selection.find(path).map(|row| row.number());
+        let shares = |reuse: &Reuse| reuse.goes && find(&reuse.path).is_some_and(|row| stays.contains(&row));
+        plan.fetches.iter().filter(|fetch| fetch.reuse.iter().any(shares)).map(|fetch| fetch.row).collect()
+    }
+
+    /// A file of its own instead of a staged name of a local one, which keeps its mode and time.
+    fn copy_of(&mut self, row: u32, staged: &[u8]) -> Result<Vec<u8>, PullError> {
+        let (stage, entry) = (self.context.stage, self.entry(row));
+        let owner = self.context.owners.of(entry);
+        let metadata = Metadata { mode: entry.permissions(), owner, mtime: entry.mtime() };
+        let copy = stage.duplicate(entry.sha256(), usize::MAX, &metadata).at("copy", stage.shown(staged))?;
+        local::unlink(stage.fd(), staged).at("remove", stage.shown(staged))?;
+        Ok(copy)
     }
 
     fn link(&mut self, plan: &Plan) -> Result<(), PullError> {

@@ -278,6 +278,22 @@ fn what_the_sender_cannot_deliver_is_reported_and_the_old_file_stays() {
 }
 
 #[test]
+fn a_file_that_could_not_be_replaced_is_itself_though_its_content_got_another_name_too() {
+    let old = Tree::default().file("log", noise(40_000, 1)).file("log.1", noise(40_000, 2));
+    let (sender, place) = (Sender::of(&old), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let rotated = old.clone().renamed("log", "log.1").mode("log.1", 0o600);
+    let mut next = rotated.clone().file("log", noise(40_000, 3));
+    next.0.get_mut(&b"log.1"[..]).unwrap().mtime.sec += 7;
+    sender.publish_failing(&next, &[("log", ItemFailure::Stale)]);
+    let report = run(place.mirror(&sender)).unwrap();
+    assert_eq!((report.failed.len(), report.bytes_literal), (1, 20_000), "{report:?}");
+    let mut now = next.clone();
+    now.0.insert(b"log".to_vec(), old.0[&b"log"[..]].clone());
+    assert_same(&place.dest(), &now);
+}
+
+#[test]
 fn a_dry_run_tells_and_writes_nothing() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     let report = run(Options { dry_run: true, ..place.mirror(&sender) }).unwrap();
