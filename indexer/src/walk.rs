@@ -165,6 +165,9 @@ impl<'a> Walk<'a> {
     /// Looks at every directory on the way to a path and at the path itself; gives the first of them that
     /// is to be listed whole: the path, or a directory that the old list does not have.
     fn look_along(&self, old: Old<'_>, path: &[u8], seen: &mut Seen, findings: &mut Findings) -> Option<Pending> {
+        if seen.listed.contains(&b""[..]) {
+            return None;
+        }
         let slashes = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
         for end in slashes.chain([path.len()]) {
             let here = &path[..end];

@@ -27,6 +27,18 @@ fn only_what_is_named_is_looked_at() {
 }
 
 #[test]
+fn a_path_below_another_named_one_is_looked_at_once() {
+    let site = Site::new();
+    site.write("a/one", "1");
+    fs::hard_link(site.path("a/one"), site.dir.path().join("outside")).unwrap();
+    site.index();
+    assert!(!site.index_changed(&[b"", b"a", b"a/one", b"a/one"]).published);
+    site.write("a/one", "changed");
+    assert_eq!(site.index_changed(&[b"", b"a/one"]).hashed_files, 1);
+    site.assert_as_fresh("named twice");
+}
+
+#[test]
 fn a_vanished_path_is_a_removal_and_a_new_one_brings_its_directories() {
     let site = Site::new();
     site.write("gone/deep/file", "x");
