@@ -128,6 +128,8 @@ struct UnderWay {
     kind: u8,
     /// Bytes that may still come.
     allowed: u64,
+    /// Replies with structure that may still come before the last one.
+    replies: usize,
     /// None for one whose answer nobody wants.
     events: Option<mpsc::UnboundedSender<Delivery>>,
 }
@@ -164,7 +166,15 @@ impl Shared {
         // Zero is the session's own; a number comes round again after four billion requests.
         session.last_number = session.last_number.checked_add(1).unwrap_or(1);
         let number = session.last_number;
-        session.under_way.insert(number, UnderWay { kind: request.kind(), allowed: allowed_bytes(request), events });
+        session.under_way.insert(
+            number,
+            UnderWay {
+                kind: request.kind(),
+                allowed: allowed_bytes(request),
+                replies: allowed_replies(request),
+                events,
+            },
+        );
         Ok(number)
     }
 
@@ -192,6 +202,15 @@ fn allowed_bytes(request: &Request) -> u64 {
         Request::Dir { .. } => DIR_BYTES,
         Request::Sums { items, .. } => items.iter().map(|item| item.len.saturating_add(4)).fold(0, u64::saturating_add),
         Request::Data { items, .. } => items.iter().map(|item| item.len).fold(0, u64::saturating_add),
+    }
+}
+
+/// The most replies with structure that an honest answer has before its last one.
+fn allowed_replies(request: &Request) -> usize {
+    match request {
+        Request::Head { .. } | Request::List { .. } => 1,
+        Request::Data { items, .. } => items.len(),
+        Request::Repositories | Request::Dir { .. } | Request::Sums { .. } => 0,
     }
 }
 
@@ -339,6 +358,13 @@ impl Reader {
         let Some(under_way) = session.under_way.get_mut(&request) else {
             return Err(self.shared.offends(format!("a reply to request {request}, which is not under way")));
         };
+        let ends = matches!(reply, Reply::End | Reply::Error { .. });
+        if !ends {
+            under_way.replies = under_way
+                .replies
+                .checked_sub(1)
+                .ok_or_else(|| self.shared.offends(format!("too many replies to request {request}")))?;
+        }
         match (&reply, under_way.kind) {
             (Reply::End | Reply::Error { .. }, _) | (Reply::ItemFailed { .. }, kind::DATA) => {}
             (Reply::Pinned { .. }, kind::HEAD) => {}
@@ -351,7 +377,6 @@ impl Reader {
                 )));
             }
         }
-        let ends = matches!(reply, Reply::End | Reply::Error { .. });
         let pinned = if let Reply::Pinned { handle, .. } = &reply { Some(*handle) } else { None };
         let event = match reply {
             Reply::Error { code, message } => Err(refusal(&self.shared.address, code, message)),

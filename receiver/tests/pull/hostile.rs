@@ -31,6 +31,7 @@ fn offences() -> Vec<(&'static str, Tamper, &'static str)> {
             on(kind::HEAD, move |n, _| vec![Reply::Pinned { handle: 3, head: vec![7; 99] }.frame(n), end(n)]),
             "generation's head",
         ),
+        ("a head twice", on(kind::HEAD, |_, honest| [vec![honest[0].clone()], honest].concat()), "too many replies"),
         ("no head at all", on(kind::HEAD, move |n, _| vec![end(n)]), "no head"),
         (
             "a reply to what was not asked",
