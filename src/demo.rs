@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let changes = tree::release(&demo.path("origin"))?;
     changes.iter().for_each(|change| line!("   {change}"));
     let again = demo.index()?;
-    line!("   Only {} were read again.\n", bytes(number(&again, "hashed_bytes")));
+    line!("   {} were read again.\n", bytes(number(&again, "hashed_bytes")));
     ended()?;
 
     line!("5. The downstream pulls what changed.");

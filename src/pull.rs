@@ -215,7 +215,8 @@ fn tell_done(report: &Report) {
 
 fn tell_plan(report: &Report) {
     for (action, path) in &report.planned {
-        line!("{:<14} {}", verb(*action), Escaped(path));
+        let shown: &[u8] = if path.is_empty() { b"." } else { path };
+        line!("{:<14} {}", verb(*action), Escaped(shown));
     }
     line!("generation {}: at most {} of data would be fetched", report.generation, bytes(report.planned_bytes));
 }

@@ -37,7 +37,8 @@ pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
             ),
             Err(_) => "not indexed yet".to_owned(),
         };
-        line!("{:<20} {state}  {}", repository.name, Escaped(repository.comment.as_bytes()));
+        let comment = Escaped(repository.comment.as_bytes()).to_string();
+        line!("{}", format!("{:<20} {state}  {comment}", repository.name).trim_end());
     }
 }
 
