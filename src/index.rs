@@ -244,9 +244,10 @@ fn read_names(from: &Path, null: bool) -> Result<Vec<Vec<u8>>> {
 /// Makes absolute names relative to the root; a name elsewhere is a mistake.
 fn below_root(names: &[Vec<u8>], root: &Path) -> Result<Vec<Vec<u8>>> {
     use std::os::unix::ffi::OsStrExt;
+    let root = std::path::absolute(root).with_context(|| format!("cannot tell the path of {}", root.display()))?;
     let relative = |name: &Vec<u8>| {
         let path = Path::new(std::ffi::OsStr::from_bytes(name));
-        let below = if path.is_absolute() { path.strip_prefix(root).ok() } else { Some(path) };
+        let below = if path.is_absolute() { path.strip_prefix(&root).ok() } else { Some(path) };
         let below = below.ok_or_else(|| {
             UsageError(format!("the changed path {} is not below the root {}", path.display(), root.display()))
         })?;
