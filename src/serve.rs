@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     /// Its name in URLs [default: the store's]
     #[arg(long, requires = "root")]
     name: Option<String>,
-    /// Where to listen; port 0 takes a free one [default: [::]:8730, or the file's]
+    /// Where to listen; port 0 takes a free one [default: port 8730 of all addresses, or the file's]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<Listen>,
     /// How files are read [default: auto, or the file's]

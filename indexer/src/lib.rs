@@ -4,11 +4,11 @@
 //! the generation before and keeps the differences alone; a file whose size, times, inode and device are
 //! those of the last run is not read. The stages stand in one file each:
 //!
-//! 1. [`walk`]: directories in parallel, differences out; or, when the caller knows what changed, those
+//! 1. `walk`: directories in parallel, differences out; or, when the caller knows what changed, those
 //!    paths alone;
-//! 2. [`hash`]: every new or touched file, read once for all its digests and block checksums;
-//! 3. [`settle`]: differences become [`stillmirror_protocol::changes::Changes`], link groups whole;
-//! 4. [`publish`]: list, local facts and delta are built, written and made current.
+//! 2. `hash`: every new or touched file, read once for all its digests and block checksums;
+//! 3. `settle`: differences become [`stillmirror_protocol::changes::Changes`], link groups whole;
+//! 4. `publish`: list, local facts and delta are built, written and made current.
 #![forbid(unsafe_code)]
 
 mod error;
