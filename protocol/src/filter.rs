@@ -184,9 +184,10 @@ fn class(bytes: &[u8]) -> Option<(Token, &[u8])> {
         match byte {
             b']' if !ranges.is_empty() => return Some((Token::Class { negated, ranges }, rest)),
             b'[' if rest.first() == Some(&b':') => {
-                let end = rest.windows(2).position(|pair| pair == b":]")?;
-                ranges.extend_from_slice(named_class(&rest[1..end])?);
-                rest = &rest[end + 2..];
+                let named = &rest[1..];
+                let end = named.windows(2).position(|pair| pair == b":]")?;
+                ranges.extend_from_slice(named_class(&named[..end])?);
+                rest = &named[end + 2..];
             }
             _ => {
                 let low = if byte == b'\\' { take(&mut rest)? } else { byte };
@@ -323,6 +324,8 @@ mod tests {
 
     #[test]
     fn an_unclosed_class_is_refused() {
-        assert!(matches!(Filter::default().exclude(b"a[bc"), Err(FilterError::Class(_))));
+        for pattern in [&b"a[bc"[..], b"[[:]", b"[[:digit:]", b"[[:nonsense:]]", b"[a-\\"] {
+            assert!(matches!(Filter::default().exclude(pattern), Err(FilterError::Class(_))), "{pattern:?}");
+        }
     }
 }
