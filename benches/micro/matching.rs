@@ -68,6 +68,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     builder.finish()
 }
 
+#[expect(clippy::ptr_arg, reason = "a trait object needs a sized type")]
 fn search(record: &[u8], basis: &Vec<u8>) -> Assembly {
     let sums = SumsRef::parse(record).expect("a valid record");
     let mut search = Search::new(sums.layout().clone());
