@@ -15,5 +15,6 @@ pub mod list;
 pub mod local;
 pub mod order;
 pub mod path;
+pub mod rsync;
 pub mod sums;
 pub mod wire;

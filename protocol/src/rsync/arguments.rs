@@ -1,0 +1,1 @@
+//! What the client asks for: the server's command line.

@@ -1,0 +1,1 @@
+//! Integers, strings and file indices.

@@ -1,0 +1,1 @@
+//! The file list, as stock clients read it.

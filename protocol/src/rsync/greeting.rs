@@ -1,0 +1,1 @@
+//! The text lines before `@RSYNCD: OK`.

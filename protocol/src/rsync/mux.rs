@@ -1,0 +1,1 @@
+//! Frames that carry data and messages.

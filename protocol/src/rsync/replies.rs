@@ -1,0 +1,1 @@
+//! What follows a request: echoes, literal data, phases, statistics.

@@ -1,0 +1,1 @@
+//! What the client sends once it has the list.

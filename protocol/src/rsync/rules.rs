@@ -1,0 +1,1 @@
+//! Filter rules in a client's or a module's words.

@@ -1,0 +1,1 @@
+//! What part of the repository a client asked for.

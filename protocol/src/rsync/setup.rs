@@ -1,0 +1,1 @@
+//! The binary negotiation after the arguments.
