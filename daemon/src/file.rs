@@ -189,6 +189,7 @@ impl OpenFile {
     /// `None` when the bytes should come through the page cache.
     fn read_directly(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Option<Result<Range<usize>, Errno>> {
         match self.tree.policy {
+            _ if len == 0 => return Some(Ok(0..0)),
             DirectPolicy::Never => return None,
             DirectPolicy::Auto if direct::is_cached(&self.plain, offset, len as u64) => return None,
             DirectPolicy::Auto | DirectPolicy::Always => {}

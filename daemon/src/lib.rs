@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! listener    accepts, tells the dialect by the first bytes, admits or queues
-//! session     the native protocol: one reader of requests, two lanes of replies, one writer
+//! session     native: one reader of requests, a lane of answers from the index, a lane of data
+//! stream      the data lane of every dialect: read ahead, sent in order, never copied
 //! registry    the repositories and their current generations, replaced while sessions go on
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
@@ -24,6 +25,7 @@ mod pack;
 mod pool;
 mod registry;
 mod session;
+mod stream;
 
 use std::future::Future;
 use std::io;

@@ -70,7 +70,7 @@ async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAdd
     drop(stranger);
     match dialect {
         Ok(Ok(Dialect::Native(hello))) => {
-            let input = session::serve(shared, socket, peer, hello).await;
+            let input = session::native::serve(shared, socket, peer, hello).await;
             return read_out(input).await;
         }
         Ok(Ok(Dialect::Rsync)) => {

@@ -77,10 +77,13 @@ impl Place {
         self.runner.moved.store(self.packs.millis(now), Ordering::Relaxed);
     }
 
-    /// Whether anybody else is on the way through the same file.
-    pub(crate) fn has_company(&self) -> bool {
+    /// Whether anybody else has this extent still before them. What a straggler reads for itself alone must
+    /// not push out what the pack in front of it still shares.
+    pub(crate) fn is_followed(&self, extent: u64) -> bool {
         let packs = self.packs.lock();
-        packs.get(&self.file).is_some_and(|pack| pack.len() > 1)
+        let follows =
+            |other: &Arc<Runner>| !Arc::ptr_eq(other, &self.runner) && other.next.load(Ordering::Relaxed) <= extent;
+        packs.get(&self.file).is_some_and(|pack| pack.iter().any(follows))
     }
 
     /// Whether somebody would lose touch if the session read this extent now.
@@ -136,7 +139,7 @@ mod tests {
         let packs = Packs::new(100);
         let (start, now) = (packs.epoch, later(&packs, 0));
         let first = packs.join(state(1), 0, start);
-        assert!(!first.should_wait(1000, now) && !first.has_company(), "alone");
+        assert!(!first.should_wait(1000, now) && !first.is_followed(1000), "alone");
         let second = packs.join(state(1), 0, start);
         first.advance(60, now);
         second.advance(50, now);
@@ -146,7 +149,16 @@ mod tests {
         assert!(!second.should_wait(50, now), "nobody is behind the second");
         assert!(!first.should_wait(110, later(&packs, 301)), "the second does not move");
         drop(second);
-        assert!(!first.should_wait(110, now) && !first.has_company());
+        assert!(!first.should_wait(110, now) && !first.is_followed(110));
+    }
+
+    #[test]
+    fn what_others_have_still_before_them_is_kept_for_them() {
+        let packs = Packs::new(100);
+        let (first, second) = (packs.join(state(1), 0, packs.epoch), packs.join(state(1), 5, packs.epoch));
+        assert!(first.is_followed(5) && !first.is_followed(4), "the second wants nothing before 5");
+        second.advance(20, later(&packs, 0));
+        assert!(second.is_followed(20) && !first.is_followed(19));
     }
 
     #[test]

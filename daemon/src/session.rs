@@ -1,40 +1,18 @@
-//! One native session: a reader of requests, two lanes that answer them, one writer.
-//!
-//! The control lane answers what is small or comes from the index, the data lane sends files. They
-//! take turns at the writer frame by frame, so a head or a directory never waits behind gigabytes.
+//! Sessions: what those of every dialect have in common.
 
-mod control;
-mod data;
-mod reader;
-mod tally;
-mod writer;
+pub(crate) mod native;
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use stillmirror_protocol::limits;
-use stillmirror_protocol::wire::{ClientHello, ErrorCode, Reply, ServerHello, WireError};
+use stillmirror_protocol::wire::WireError;
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::interval;
 
-use crate::Shared;
-use crate::admission::{Arrival, Place, Ticket};
-use crate::pool::EXTENT;
 use crate::registry::{Edition, Repository};
-use tally::Tally;
-use writer::Writer;
-
-/// How often a waiting connection is told its place.
-const QUEUE_NEWS: Duration = Duration::from_secs(10);
 
 /// Why a session ends before its time.
 #[derive(Debug, Error)]
-enum Ended {
+pub(crate) enum Ended {
     #[error("{0}")]
     Malformed(#[from] WireError),
     #[error("no request for too long")]
@@ -52,110 +30,7 @@ enum Ended {
 }
 
 /// A generation that a session holds on to.
-struct Pinned {
-    repository: Arc<Repository>,
-    edition: Arc<Edition>,
-}
-
-/// A request that is under way until this is dropped.
-struct UnderWay {
-    number: u32,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// What the parts of a session share.
-struct Session {
-    shared: Arc<Shared>,
-    writer: Arc<Mutex<Writer>>,
-    under_way: Arc<Semaphore>,
-    tally: std::sync::Mutex<Tally>,
-}
-
-/// Serves a client that has said hello. Gives back what is left of the connection: its reading half.
-pub(crate) async fn serve(
-    shared: &Arc<Shared>,
-    socket: TcpStream,
-    peer: SocketAddr,
-    hello: ClientHello,
-) -> OwnedReadHalf {
-    let _ = socket.set_nodelay(true);
-    let (mut input, output) = socket.into_split();
-    let session = Arc::new(Session {
-        shared: Arc::clone(shared),
-        writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
-        under_way: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
-        tally: std::sync::Mutex::new(Tally::new(peer)),
-    });
-    let result = session.run(&mut input, hello).await;
-    let mut writer = session.writer.lock().await;
-    writer.close().await;
-    session.tally().report(writer.sent(), result.as_ref().err());
-    input
-}
-
-impl Session {
-    async fn run(self: &Arc<Self>, input: &mut OwnedReadHalf, hello: ClientHello) -> Result<(), Ended> {
-        let version = hello.negotiate();
-        let ours = ServerHello {
-            version: version.as_ref().copied().unwrap_or(0),
-            requests: limits::REQUESTS_UNDER_WAY as u16,
-            capabilities: 0,
-            reply_payload: EXTENT as u32,
-        };
-        self.writer.lock().await.send_bytes(&ours.encode()).await?;
-        version?;
-        let Some(_place) = self.admit().await? else { return Ok(()) };
-        self.tally().begin();
-        let (to_control, control) = mpsc::channel(limits::REQUESTS_UNDER_WAY);
-        let (to_data, data) = mpsc::channel(limits::REQUESTS_UNDER_WAY);
-        let lanes = reader::Lanes { control: to_control, data: to_data };
-        tokio::try_join!(self.read(input, lanes), self.answer_control(control), self.answer_data(data))?;
-        if self.shared.stopping.is_cancelled() {
-            self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;
-        }
-        Ok(())
-    }
-
-    /// Waits for a place; `None` when there is none to be had.
-    async fn admit(&self) -> Result<Option<Place>, Ended> {
-        match self.shared.admission.arrive() {
-            Arrival::Admitted(place) => Ok(Some(place)),
-            Arrival::Queued(ticket) => self.queue(ticket).await,
-            Arrival::Refused => {
-                self.refuse(ErrorCode::Refused, "too many connections, and too many wait already").await?;
-                Ok(None)
-            }
-        }
-    }
-
-    async fn queue(&self, ticket: Ticket) -> Result<Option<Place>, Ended> {
-        let admitted = ticket.wait();
-        tokio::pin!(admitted);
-        let mut news = interval(QUEUE_NEWS);
-        loop {
-            tokio::select! {
-                biased;
-                place = &mut admitted => return Ok(Some(place)),
-                () = self.shared.stopping.cancelled() => {
-                    self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;
-                    return Ok(None);
-                }
-                _ = news.tick() => self.reply(0, &Reply::Queued { place: ticket.place() }).await?,
-            }
-        }
-    }
-
-    /// Sends one reply frame.
-    async fn reply(&self, request: u32, reply: &Reply) -> Result<(), Ended> {
-        self.writer.lock().await.send_bytes(&reply.frame(request)).await
-    }
-
-    /// Sends the frame that ends a session.
-    async fn refuse(&self, code: ErrorCode, message: &str) -> Result<(), Ended> {
-        self.reply(0, &Reply::Error { code, message: message.to_owned() }).await
-    }
-
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+pub(crate) struct Pinned {
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) edition: Arc<Edition>,
 }

@@ -3,21 +3,20 @@
 use std::io::{self, IoSlice};
 use std::time::Duration;
 
-use stillmirror_protocol::wire::{FrameHeader, kind};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, timeout};
 
-use super::Ended;
 use crate::config::Limits;
 use crate::direct::unacknowledged;
+use crate::session::Ended;
 
 /// How often a writer that waits for its peer looks up.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
-/// Writes whole frames. Ends the session of a peer that takes less than the minimum rate while there
+/// Ends the session of a peer that takes less than the minimum rate while there
 /// is something to send; only the time spent waiting for it counts.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     socket: OwnedWriteHalf,
     minimum_rate: u64,
     window: Duration,
@@ -28,7 +27,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(socket: OwnedWriteHalf, limits: &Limits) -> Self {
+    pub(crate) fn new(socket: OwnedWriteHalf, limits: &Limits) -> Self {
         Self {
             socket,
             minimum_rate: limits.minimum_rate,
@@ -40,32 +39,23 @@ impl Writer {
     }
 
     /// Bytes sent so far.
-    pub(super) fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Sends bytes that are whole frames.
-    pub(super) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+    /// Sends bytes.
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), Ended> {
         self.send(&mut [IoSlice::new(bytes)]).await
     }
 
-    /// Sends one frame of an answer's bytes.
-    pub(super) async fn send_answer(&mut self, request: u32, payload: &[IoSlice<'_>]) -> Result<(), Ended> {
-        let len = payload.iter().map(|slice| slice.len()).sum::<usize>() as u32;
-        let header = FrameHeader { len, request, kind: kind::BYTES }.encode();
-        let mut slices = Vec::with_capacity(payload.len() + 1);
-        slices.push(IoSlice::new(&header));
-        slices.extend_from_slice(payload);
-        self.send(&mut slices).await
-    }
-
-    async fn send(&mut self, slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
+    /// Sends what is in the slices.
+    pub(crate) async fn send(&mut self, slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
         self.send_while(slices, || true).await.map(drop)
     }
 
     /// Sends for as long as `patient`, which is asked whenever the peer has taken nothing for a while.
     /// Says how many bytes went out.
-    pub(super) async fn send_while(
+    pub(crate) async fn send_while(
         &mut self,
         mut slices: &mut [IoSlice<'_>],
         patient: impl Fn() -> bool,
@@ -80,7 +70,7 @@ impl Writer {
     }
 
     /// Sends what the socket takes without waiting, and takes it off the slices.
-    pub(super) fn send_now(&mut self, slices: &mut &mut [IoSlice<'_>]) -> Result<usize, Ended> {
+    pub(crate) fn send_now(&mut self, slices: &mut &mut [IoSlice<'_>]) -> Result<usize, Ended> {
         let mut sent = 0;
         while !slices.is_empty() {
             match self.socket.try_write_vectored(slices) {
@@ -98,12 +88,12 @@ impl Writer {
     }
 
     /// Says that nothing more comes.
-    pub(super) async fn close(&mut self) {
+    pub(crate) async fn close(&mut self) {
         let _ = self.socket.shutdown().await;
     }
 
     /// Waits until the peer has taken something.
-    pub(super) async fn writable(&mut self) -> Result<(), Ended> {
+    pub(crate) async fn writable(&mut self) -> Result<(), Ended> {
         while !self.wait().await? {}
         Ok(())
     }

@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::control::{self, Answer};
-use super::{Ended, Pinned, Session, UnderWay, data};
+use super::{Session, UnderWay, data};
+use crate::session::{Ended, Pinned};
 
 /// Bytes read ahead of the requests: many small ones.
 const READ_AHEAD: usize = 4 << 10;

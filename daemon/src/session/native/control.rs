@@ -8,7 +8,8 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Reply, Request, kind};
 use tokio::sync::mpsc;
 
-use super::{Ended, Pinned, Session, UnderWay};
+use super::{Session, UnderWay};
+use crate::session::{Ended, Pinned};
 
 /// Payload bytes of one frame of a control answer.
 const CHUNK: usize = 256 << 10;
@@ -165,7 +166,7 @@ impl Session {
                     room -= now.len();
                     piece = later;
                     if room == 0 {
-                        self.writer.lock().await.send_answer(number, &frame).await?;
+                        self.send_answer(number, &frame).await?;
                         frame.clear();
                         room = CHUNK;
                     }
@@ -175,13 +176,13 @@ impl Session {
         if frame.is_empty() {
             return Ok(());
         }
-        self.writer.lock().await.send_answer(number, &frame).await
+        self.send_answer(number, &frame).await
     }
 
     /// Sends an answer's bytes in frames, letting the data lane in between.
     async fn send_chunks(&self, number: u32, bytes: &[u8]) -> Result<(), Ended> {
         for chunk in bytes.chunks(CHUNK) {
-            self.writer.lock().await.send_answer(number, &[IoSlice::new(chunk)]).await?;
+            self.send_answer(number, &[IoSlice::new(chunk)]).await?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use stillmirror_protocol::path;
 use stillmirror_protocol::wire::ItemFailure;
 
-use super::Ended;
+use crate::session::Ended;
 
 /// Names of failed files that one session's log line shows.
 const NAMES_SHOWN: usize = 5;

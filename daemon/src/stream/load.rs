@@ -1,0 +1,186 @@
+//! Pieces on their way from disk.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use stillmirror_protocol::wire::ItemFailure;
+use tokio::task::JoinHandle;
+
+use super::plan::{Cursor, ExtentPiece, Part, Piece};
+use super::{Framing, Got, Lane, Order};
+use crate::Shared;
+use crate::extents::{Begun, Coming, Extent, Key, Outcome};
+use crate::file::{FileState, OpenFile};
+use crate::pack::Place;
+use crate::pool::Buffer;
+use crate::session::Pinned;
+
+/// Files up to this size (bytes) are kept for the next client although nobody else wants them yet.
+const KEPT: u64 = 8 << 20;
+
+/// A piece on its way.
+pub(super) struct Load<O> {
+    pub(super) order: Arc<O>,
+    /// Where the plan stood before this piece, to return to.
+    pub(super) before: Cursor,
+    pub(super) piece: Piece,
+    pub(super) is_last: bool,
+    pub(super) coming: Arriving,
+}
+
+/// How it comes.
+pub(super) enum Arriving {
+    /// There is nothing to read.
+    Words,
+    Batch(JoinHandle<Option<Loaded>>),
+    Extent(Coming),
+}
+
+/// A piece in memory.
+pub(super) struct Loaded {
+    memory: Memory,
+    pub(super) parts: Vec<Got>,
+}
+
+enum Memory {
+    Nothing,
+    Own(Buffer),
+    Shared(Arc<Extent>),
+}
+
+impl Arriving {
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Words)
+    }
+
+    pub(super) async fn wait(self, piece: &Piece) -> Loaded {
+        match (self, piece) {
+            (Self::Extent(coming), piece) => Loaded::extent(piece, coming.wait().await),
+            (Self::Batch(reading), Piece::Batch(parts)) => match reading.await {
+                Ok(Some(loaded)) => loaded,
+                // The reader died: none of its parts comes.
+                _ => Loaded::nothing(parts, Err(ItemFailure::Unreadable)),
+            },
+            (_, Piece::Batch(parts)) => Loaded::nothing(parts, Ok(0..0)),
+            (_, Piece::Extent(_)) => Loaded { memory: Memory::Nothing, parts: Vec::new() },
+        }
+    }
+}
+
+impl Loaded {
+    pub(super) fn extent(piece: &Piece, outcome: Outcome) -> Self {
+        let Piece::Extent(extent) = piece else {
+            return Self { memory: Memory::Nothing, parts: Vec::new() };
+        };
+        let bytes = outcome.as_ref().map(|_| extent.within.clone()).map_err(|reason| *reason);
+        let got = Got { item: extent.item, before: extent.before, bytes };
+        Self { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts: vec![got] }
+    }
+
+    fn nothing(parts: &[Part], bytes: Result<Range<usize>, ItemFailure>) -> Self {
+        let got = |part: &Part| {
+            let bytes = if part.is_words() { Ok(0..0) } else { bytes.clone() };
+            Got { item: part.item, before: part.before, bytes }
+        };
+        Self { memory: Memory::Nothing, parts: parts.iter().map(got).collect() }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Nothing => &[],
+            Memory::Own(buffer) => buffer,
+            Memory::Shared(extent) => extent,
+        }
+    }
+}
+
+/// Gets hold of an extent: out of the cache, from who reads it already, or by reading it. `None` when that
+/// takes a buffer and there is none without waiting.
+pub(super) async fn start_extent(
+    shared: &Arc<Shared>,
+    file: Arc<LargeFile>,
+    extent: &ExtentPiece,
+    may_wait: bool,
+) -> Option<Coming> {
+    if let Some(coming) = shared.extents.find(extent.key) {
+        return Some(coming);
+    }
+    let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
+    Some(match shared.extents.begin(extent.key) {
+        Begun::Coming(coming) => coming,
+        Begun::Mine(lead) => {
+            let (span, number, coming) = (extent.span.clone(), extent.key.number, lead.coming());
+            let read = move || lead.read(buffer, file.is_kept(number), |buffer| file.read(&span, buffer));
+            drop(shared.extents.run(read));
+            coming
+        }
+    })
+}
+
+/// Reads parts of files, each behind the other in one buffer.
+pub(super) fn read_batch(pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
+    let generation = &pinned.edition.generation;
+    let mut file: Option<(u32, Result<OpenFile, ItemFailure>)> = None;
+    let mut used = 0;
+    let mut read = |part: &Part| {
+        let Some(row) = part.row else { return Ok(0..0) };
+        if file.as_ref().is_none_or(|(of, _)| *of != row) {
+            file = Some((row, open(pinned, row, FileState::indexed(generation, row))));
+        }
+        let Some((_, opened)) = &file else { return Err(ItemFailure::Unreadable) };
+        let opened = opened.as_ref().map_err(|reason| *reason)?;
+        let start = used;
+        used += OpenFile::room(part.offset, part.len);
+        let range = opened.read(part.offset, part.len, &mut buffer[start..used])?;
+        Ok(start + range.start..start + range.end)
+    };
+    let parts = parts.iter().map(|part| Got { item: part.item, before: part.before, bytes: read(part) }).collect();
+    Loaded { memory: Memory::Own(buffer), parts }
+}
+
+/// A large file, opened when the first of its extents is read.
+pub(super) struct LargeFile {
+    pinned: Arc<Pinned>,
+    row: u32,
+    pub(super) state: FileState,
+    pub(super) place: Place,
+    open: OnceLock<Result<OpenFile, ItemFailure>>,
+}
+
+impl LargeFile {
+    /// Whether an extent is kept for others: somebody else has it still before them, or the file is so
+    /// small that the next one may well come while it is still there.
+    pub(super) fn is_kept(&self, extent: u64) -> bool {
+        self.state.size() <= KEPT || self.place.is_followed(extent)
+    }
+
+    pub(super) fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
+        self.open()?.read(span.start, (span.end - span.start) as usize, buffer)
+    }
+
+    fn open(&self) -> Result<&OpenFile, ItemFailure> {
+        let open = || open(&self.pinned, self.row, self.state);
+        self.open.get_or_init(open).as_ref().map_err(|reason| *reason)
+    }
+}
+
+fn open(pinned: &Pinned, row: u32, state: FileState) -> Result<OpenFile, ItemFailure> {
+    pinned.repository.tree.open_file(&pinned.edition.generation.list().path(row), state)
+}
+
+impl<F: Framing> Lane<F> {
+    /// The file of an extent, which stays the same from extent to extent.
+    pub(super) fn large_file(&mut self, order: &Arc<F::Order>, row: u32, key: Key) -> Arc<LargeFile> {
+        match &self.file {
+            Some(file) if file.row == row && Arc::ptr_eq(&file.pinned, order.pinned()) => Arc::clone(file),
+            _ => {
+                let pinned = Arc::clone(order.pinned());
+                let place = self.shared.packs.join(key.file, key.number, Instant::now());
+                let file = Arc::new(LargeFile { pinned, row, state: key.file, place, open: OnceLock::new() });
+                self.file = Some(Arc::clone(&file));
+                file
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Cutting an order into pieces of one buffer each.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Asked, Order};
+use crate::extents::Key;
+use crate::file::{FileState, OpenFile};
+use crate::pool::EXTENT;
+
+/// Files up to this size (bytes) are read beside each other and not kept for other clients: the next
+/// one would have to ask within milliseconds for that to pay.
+const SMALL: u64 = 64 << 10;
+/// Files in one batch: they are read one after the other, while other batches are read beside it.
+const BATCH: usize = 32;
+/// Parts of one batch, those without a file included: their words go out in one call.
+const PARTS: usize = 256;
+
+/// What is read into one buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Small files, small ranges of large ones, and words; nothing at all for an order without items.
+    Batch(Vec<Part>),
+    /// All or most of an extent of a large file.
+    Extent(ExtentPiece),
+}
+
+/// All or most of an extent of a large file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExtentPiece {
+    /// The item's place in its order.
+    pub(super) item: u32,
+    /// Bytes of the item that come before.
+    pub(super) before: u64,
+    /// The file's row.
+    pub(super) row: u32,
+    /// The extent.
+    pub(super) key: Key,
+    /// Bytes of the file that the extent covers.
+    pub(super) span: Range<u64>,
+    /// The part of the extent that is asked for.
+    pub(super) within: Range<usize>,
+}
+
+/// A range of a file, or a place for words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The item's place in its order.
+    pub(super) item: u32,
+    /// Bytes of the item that come before.
+    pub(super) before: u64,
+    /// The file's row; none for words.
+    pub(super) row: Option<u32>,
+    /// First byte, in the file.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) len: usize,
+}
+
+impl Part {
+    /// Whether there is nothing to read.
+    pub(super) fn is_words(&self) -> bool {
+        self.row.is_none()
+    }
+}
+
+/// How far an order is planned: items, and bytes of the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Cursor {
+    item: u32,
+    done: u64,
+}
+
+/// The rest of an order.
+pub(super) struct Plan<O> {
+    order: Arc<O>,
+    cursor: Cursor,
+}
+
+impl<O: Order> Plan<O> {
+    /// All of an order.
+    pub(super) fn new(order: Arc<O>) -> Self {
+        Self { order, cursor: Cursor::default() }
+    }
+
+    /// The order.
+    pub(super) fn order(&self) -> &Arc<O> {
+        &self.order
+    }
+
+    /// Where the plan stands.
+    pub(super) fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Goes back to where it stood before.
+    pub(super) fn rewind(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+    }
+
+    /// Plans nothing more of an item.
+    pub(super) fn skip(&mut self, item: u32) {
+        if self.cursor.item == item && !self.is_done() {
+            self.cursor = Cursor { item: item + 1, done: 0 };
+        }
+    }
+
+    /// Whether all is planned.
+    pub(super) fn is_done(&self) -> bool {
+        self.cursor.item >= self.order.len()
+    }
+
+    /// The extent that comes next, if one does.
+    pub(super) fn peek_extent(&self) -> Option<Key> {
+        match (!self.is_done()).then(|| self.step()) {
+            Some(Step::Extent(extent)) => Some(extent.key),
+            _ => None,
+        }
+    }
+
+    /// Plans the next piece.
+    pub(super) fn next(&mut self) -> Piece {
+        let mut parts = Vec::new();
+        let (mut room, mut files) = (EXTENT, 0);
+        while !self.is_done() && parts.len() < PARTS {
+            match self.step() {
+                Step::Extent(extent) if parts.is_empty() => {
+                    self.advance(extent.within.len());
+                    return Piece::Extent(extent);
+                }
+                Step::Part(part) if part.is_words() => {
+                    self.advance(0);
+                    parts.push(part);
+                }
+                Step::Part(part) if files < BATCH && OpenFile::room(part.offset, part.len) <= room => {
+                    room -= OpenFile::room(part.offset, part.len);
+                    files += 1;
+                    self.advance(part.len);
+                    parts.push(part);
+                }
+                Step::Extent(_) | Step::Part(_) => break,
+            }
+        }
+        Piece::Batch(parts)
+    }
+
+    /// What comes next: the rest of the item within one extent of its file. Most of the extent of a
+    /// large file is read as a whole, for others to use.
+    fn step(&self) -> Step {
+        let Cursor { item, done } = self.cursor;
+        let Asked::Bytes { row, offset, len } = self.order.asked(item) else {
+            return Step::Part(Part { item, before: 0, row: None, offset: 0, len: 0 });
+        };
+        let file = FileState::indexed(&self.order.pinned().edition.generation, row);
+        let begin = offset + done;
+        let extent = EXTENT as u64;
+        let start = begin - begin % extent;
+        let span = start..(start + extent).min(file.size());
+        let end = (offset + len).min(span.end);
+        if file.size() <= SMALL || begin == end || (end - begin) * 2 < span.end - span.start {
+            return Step::Part(Part { item, before: done, row: Some(row), offset: begin, len: (end - begin) as usize });
+        }
+        let within = (begin - start) as usize..(end - start) as usize;
+        let key = Key { file, number: start / extent };
+        Step::Extent(ExtentPiece { item, before: done, row, key, span, within })
+    }
+
+    /// Leaves bytes of the item behind, and the item once nothing is left of it.
+    fn advance(&mut self, len: usize) {
+        self.cursor.done += len as u64;
+        let wanted = match self.order.asked(self.cursor.item) {
+            Asked::Words => 0,
+            Asked::Bytes { len, .. } => len,
+        };
+        if self.cursor.done >= wanted {
+            self.cursor = Cursor { item: self.cursor.item + 1, done: 0 };
+        }
+    }
+}
+
+enum Step {
+    Extent(ExtentPiece),
+    Part(Part),
+}

@@ -1,0 +1,104 @@
+//! Extents that nobody has read yet: read and sent on one thread.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::load::{Arriving, Loaded};
+use super::plan::{Piece, Plan};
+use super::{Framing, Lane, Stuck, Writer};
+use crate::extents::{Begun, Coming};
+use crate::pool::Buffer;
+use crate::session::Ended;
+
+/// How long the first of a pack waits before it looks again.
+const WAIT: Duration = Duration::from_millis(2);
+/// Extents that are sent before others get their turn at the writer.
+const PUMPED: usize = 8;
+
+impl<F: Framing> Lane<F> {
+    /// Whether the next thing to send is an extent that nobody has read.
+    pub(super) fn is_at_extent(&self) -> bool {
+        self.ahead.is_empty() && self.comes_to_extent()
+    }
+
+    /// Whether the next thing to read is an extent that nobody has read.
+    pub(super) fn comes_to_extent(&self) -> bool {
+        let key = self.plans.front().and_then(Plan::peek_extent);
+        key.is_some_and(|key| self.shared.extents.find(key).is_none())
+    }
+
+    /// Reads extents and sends each at once, on one thread, for as long as the peer takes them and at
+    /// most [`PUMPED`]. While it takes no more, the socket's own buffer is what is read ahead: so most
+    /// bytes cost neither a task switch nor a buffer that waits.
+    pub(super) async fn pump(self) -> Result<Self, Ended> {
+        let shared = Arc::clone(&self.shared);
+        if self.should_wait() {
+            sleep(WAIT).await;
+            return Ok(self);
+        }
+        let buffer = shared.pool.take().await;
+        let writer = Arc::clone(&self.writer).lock_owned().await;
+        let pumped = shared.extents.run(move || {
+            let (mut lane, mut writer) = (self, writer);
+            let result = lane.pump_now(&mut writer, buffer);
+            (lane, writer, result)
+        });
+        let Ok(Some((mut lane, mut writer, result))) = pumped.await else { return Err(Ended::Panicked) };
+        if let Some(stuck) = result? {
+            lane.finish(&mut writer, stuck).await?;
+        }
+        Ok(lane)
+    }
+
+    /// Whether to let the rest of the pack come closer before the next extent is read.
+    fn should_wait(&self) -> bool {
+        let Some(key) = self.plans.front().and_then(Plan::peek_extent) else { return false };
+        self.file
+            .as_ref()
+            .is_some_and(|file| file.state == key.file && file.place.should_wait(key.number, Instant::now()))
+    }
+
+    /// As much of it as goes without waiting for the peer or another reader.
+    fn pump_now(&mut self, writer: &mut Writer, buffer: Buffer) -> Result<Option<Stuck<F>>, Ended> {
+        let shared = Arc::clone(&self.shared);
+        let mut buffer = Some(buffer);
+        for _ in 0..PUMPED {
+            if self.plans.front().and_then(Plan::peek_extent).is_none() {
+                break;
+            }
+            let Some(mut load) = self.plan_next() else { break };
+            let Piece::Extent(extent) = &load.piece else { break };
+            let (key, span) = (extent.key, &extent.span);
+            let file = self.large_file(&load.order, extent.row, key);
+            let wait = file.place.should_wait(key.number, Instant::now()) && shared.extents.find(key).is_none();
+            let Some(free) = buffer.take().or_else(|| shared.pool.try_take()).filter(|_| !wait) else {
+                self.put_back(load);
+                break;
+            };
+            let outcome = match shared.extents.begin(key) {
+                Begun::Mine(lead) => lead.read(free, file.is_kept(key.number), |buffer| file.read(span, buffer)),
+                Begun::Coming(coming) => {
+                    buffer = Some(free);
+                    match coming {
+                        Coming::Ready(extent) => Ok(extent),
+                        coming => {
+                            load.coming = Arriving::Extent(coming);
+                            self.ahead.push_back(load);
+                            break;
+                        }
+                    }
+                }
+            };
+            let loaded = Loaded::extent(&load.piece, outcome);
+            let (frames, after) = self.frames(&load, &loaded);
+            let sent = writer.send_now(&mut frames.slices(loaded.bytes(), 0).as_mut_slice())?;
+            if sent < frames.len() {
+                return Ok(Some(Stuck { load, loaded, frames, after, sent }));
+            }
+            self.settle(&load, &frames, after);
+        }
+        Ok(None)
+    }
+}
