@@ -1,1 +1,14 @@
 //! The file list, as stock clients read it.
+//!
+//! A list is written from the rows of a [`crate::list`] in the order in which the client numbers them:
+//! depth first as one list, or breadth first as one list a directory ("incremental recursion"). Nothing
+//! is sorted and nothing allocated per entry; what a session keeps is at most one `u32` per entry, and
+//! nothing at all for an incremental list without filters ([`Numbers`]).
+
+mod class;
+mod numbers;
+mod writer;
+
+pub use class::{Class, ListDigest};
+pub use numbers::Numbers;
+pub use writer::{ListWriter, Written};

@@ -73,6 +73,9 @@ impl Version {
     /// 32, the newest that is spoken.
     pub const NEWEST: Self = Self(32);
 
+    /// 31, of which 32 differs in the greeting alone.
+    pub const BEFORE_NEWEST: Self = Self(31);
+
     /// From a number; none outside 27 to 32.
     pub fn new(number: u32) -> Option<Self> {
         (27..=32).contains(&number).then_some(Self(number as u8))
