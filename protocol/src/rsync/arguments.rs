@@ -1,1 +1,177 @@
-//! What the client asks for: the server's command line.
+//! What the client asks for: the server's command line, as a puller sends it.
+
+use crate::rsync::digest::Algorithm;
+use crate::rsync::fault::Fault;
+use crate::rsync::version::Version;
+
+/// Arguments of one client. Thousands of paths on one command line are real; more than a shell
+/// can pass are not.
+pub const COUNT: usize = 16 << 10;
+/// Bytes of all arguments: an eighth of what Linux lets a shell pass.
+pub const BYTES: usize = 1 << 20;
+
+/// What a client asked for.
+///
+/// Paths are relative to the module, `a/sub/` keeping its slash and the module itself being empty; their wildcards (`* ? [ ]`)
+/// and backslashes are left as they came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The version in force.
+    pub version: Version,
+    /// What to send.
+    pub paths: Vec<Vec<u8>>,
+    /// `r`: directories with all below them.
+    pub recurse: bool,
+    /// `d`: directories without their contents (those of an argument `dir/` one level deep).
+    pub dirs: bool,
+    /// `R`: names keep the requested path.
+    pub relative: bool,
+    /// Not `--no-implied-dirs`: with `relative`, the requested path's directories are entries.
+    pub implied_dirs: bool,
+    /// `x`.
+    pub one_file_system: bool,
+    /// `l`: symlinks travel with their targets.
+    pub links: bool,
+    /// `L`.
+    pub copy_links: bool,
+    /// `k`.
+    pub copy_dirlinks: bool,
+    /// `--copy-unsafe-links`.
+    pub copy_unsafe_links: bool,
+    /// `H`.
+    pub hard_links: bool,
+    /// `o`.
+    pub owner: bool,
+    /// `g`.
+    pub group: bool,
+    /// `D`, as far as devices go.
+    pub devices: bool,
+    /// `D` or `--specials`, unless `--no-specials`.
+    pub specials: bool,
+    /// `U`.
+    pub atimes: bool,
+    /// `A`.
+    pub acls: bool,
+    /// `X`.
+    pub xattrs: bool,
+    /// `c`: the list carries digests.
+    pub checksum: bool,
+    /// `C`: the sender adds CVS's excludes.
+    pub cvs_exclude: bool,
+    /// `n`: no data is wanted.
+    pub dry_run: bool,
+    /// `--list-only`: nothing will be requested.
+    pub list_only: bool,
+    /// `--numeric-ids`: no names of users and groups.
+    pub numeric_ids: bool,
+    /// `--ignore-missing-args`: a missing path is no error.
+    pub ignore_missing_args: bool,
+    /// `--delete-missing-args`: a missing path is an entry of mode 0.
+    pub delete_missing_args: bool,
+    /// `--ignore-errors`.
+    pub ignore_errors: bool,
+    /// `--inplace`.
+    pub inplace: bool,
+    /// `--append`, possibly twice.
+    pub append: Append,
+    /// `--files-from`.
+    pub files_from: FilesFrom,
+    /// `--from0`: names in a file of names end with NUL, not with a newline.
+    pub from0: bool,
+    /// `--checksum-choice`: for transfers and for the list.
+    pub checksum_choice: Option<(Algorithm, Algorithm)>,
+    /// Whether data is to be compressed and how.
+    pub compress: Compress,
+    /// `--checksum-seed`, unless 0.
+    pub seed: Option<i32>,
+    /// `--timeout`, in seconds, unless 0.
+    pub timeout: Option<u32>,
+    /// `--bwlimit`, in KiB a second, unless 0.
+    pub bwlimit: Option<u64>,
+    /// What the client can do.
+    pub capabilities: Capabilities,
+    /// Every option that was given, by its long name, for `refuse options`.
+    pub used: Vec<Used>,
+    /// Why the session must end once its setup block is sent, if it must.
+    pub fault: Option<Fault>,
+}
+
+/// An option that a client gave, as `refuse options` may name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// The long name without dashes.
+    pub name: &'static str,
+    /// The letter, for options that have one.
+    pub letter: Option<char>,
+}
+
+/// How far `--append` goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Append {
+    /// Not.
+    #[default]
+    No,
+    /// The digest covers what is sent (what was there is not checked), from protocol 30 on.
+    Blind,
+    /// The digest covers the whole file.
+    Verified,
+}
+
+/// Where names to send come from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum FilesFrom {
+    /// Only from the paths.
+    #[default]
+    No,
+    /// The client sends them after its filter rules.
+    Client,
+    /// They stand in a file of the module.
+    Path(Vec<u8>),
+}
+
+/// What the client said about compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compress {
+    /// None wanted.
+    #[default]
+    No,
+    /// `z` alone: negotiated, or zlib with clients that cannot.
+    Negotiated,
+    /// Chosen by the client.
+    Chosen(Compression),
+}
+
+/// How literal data is wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// Plain.
+    #[default]
+    None,
+    /// Deflate with matched data in the dictionary; for literal data the same as `Zlibx`.
+    Zlib,
+    /// Deflate.
+    Zlibx,
+    /// Zstandard.
+    Zstd,
+    /// LZ4 blocks.
+    Lz4,
+}
+
+/// What a client of protocol 30 or later can do, from the letters after `e.`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// `i`: takes the list in parts.
+    pub incremental: bool,
+    /// `f`: takes an I/O error on the list's end mark.
+    pub safe_list: bool,
+    /// `x`: extended attributes of hard links need no short cut.
+    pub plain_xattr_links: bool,
+    /// `C`: the seed precedes the data in block sums.
+    pub seed_first: bool,
+    /// `I`: `--inplace` together with a partial directory.
+    pub inplace_partial: bool,
+    /// `v`: varint list flags and negotiated names.
+    pub varint_flags: bool,
+    /// `u`: names of user and group 0 in the id lists.
+    pub id0_names: bool,
+}

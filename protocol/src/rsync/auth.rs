@@ -1,1 +1,99 @@
-//! Challenge and response.
+//! Challenge and response: a client proves that it knows a password without sending it.
+//!
+//! Source: stock releases 2.6.0 to 3.5.0. The response is base64, without `=`, of a digest over the
+//! password and the challenge's text; which digest depends on what the client announced.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use md4::Md4;
+use md5::Md5;
+use sha1::Sha1;
+use sha2::{Digest, Sha256, Sha512};
+use subtle::ConstantTimeEq;
+
+use crate::rsync::version::Version;
+
+/// Random bytes in a challenge.
+pub const CHALLENGE_BYTES: usize = 32;
+
+/// The digest of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// SHA-512.
+    Sha512,
+    /// SHA-256.
+    Sha256,
+    /// SHA-1.
+    Sha1,
+    /// MD5: implied for clients of protocol 30 and later that announce nothing.
+    Md5,
+    /// MD4.
+    Md4,
+    /// MD4 with four zero bytes in front: implied before protocol 30.
+    OldMd4,
+}
+
+impl Method {
+    /// What a client may announce, the strongest first.
+    pub const NAMED: [Self; 5] = [Self::Sha512, Self::Sha256, Self::Sha1, Self::Md5, Self::Md4];
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha512 => "sha512",
+            Self::Sha256 => "sha256",
+            Self::Sha1 => "sha1",
+            Self::Md5 => "md5",
+            Self::Md4 | Self::OldMd4 => "md4",
+        }
+    }
+
+    /// The first name in the client's list that is offered here; none when nothing is in common.
+    pub fn choose(announced: &[u8]) -> Option<Self> {
+        let named = |name: &[u8]| Self::NAMED.into_iter().find(|method| method.name().as_bytes() == name);
+        announced.split(|&byte| byte == b' ').find_map(named)
+    }
+
+    /// What a client that announced nothing means.
+    pub fn implied(version: Version) -> Self {
+        if version.number() >= 30 { Self::Md5 } else { Self::OldMd4 }
+    }
+
+    /// What a client that knows the password answers to the challenge.
+    pub fn response(self, password: &[u8], challenge: &str) -> String {
+        let parts: [&[u8]; 3] = [if self == Self::OldMd4 { &[0; 4] } else { &[] }, password, challenge.as_bytes()];
+        match self {
+            Self::Sha512 => encoded::<Sha512>(parts),
+            Self::Sha256 => encoded::<Sha256>(parts),
+            Self::Sha1 => encoded::<Sha1>(parts),
+            Self::Md5 => encoded::<Md5>(parts),
+            Self::Md4 | Self::OldMd4 => encoded::<Md4>(parts),
+        }
+    }
+}
+
+/// A challenge's text, from bytes that nobody can foresee.
+pub fn challenge(random: &[u8; CHALLENGE_BYTES]) -> String {
+    STANDARD_NO_PAD.encode(random)
+}
+
+/// A client's answer to a challenge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    pub(super) method: Method,
+    pub(super) challenge: String,
+    pub(super) response: Vec<u8>,
+}
+
+impl Proof {
+    /// Whether the client knows this password. Takes the same time wherever the answer is wrong.
+    pub fn knows(&self, password: &[u8]) -> bool {
+        self.method.response(password, &self.challenge).as_bytes().ct_eq(&self.response).into()
+    }
+}
+
+fn encoded<D: Digest>(parts: [&[u8]; 3]) -> String {
+    let mut state = D::new();
+    parts.into_iter().for_each(|part| state.update(part));
+    STANDARD_NO_PAD.encode(state.finalize())
+}

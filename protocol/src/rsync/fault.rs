@@ -1,0 +1,203 @@
+//! What can be wrong with a client's side of a session, the exit code it means, and how the client is told.
+
+use thiserror::Error;
+
+use crate::codec::DecodeError;
+use crate::rsync::version::Version;
+
+/// Rsync's exit codes, as far as a sender has a use for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All went well.
+    Ok = 0,
+    /// Syntax or usage error.
+    Syntax = 1,
+    /// Protocol incompatibility.
+    Protocol = 2,
+    /// Requested action not supported.
+    Unsupported = 4,
+    /// Error starting client-server protocol.
+    Startup = 5,
+    /// Error in socket I/O.
+    Socket = 10,
+    /// Error in file I/O.
+    File = 11,
+    /// Error in the protocol data stream.
+    Stream = 12,
+    /// Status of a process that was told to end.
+    Signal = 20,
+    /// Partial transfer due to error.
+    Partial = 23,
+    /// Partial transfer due to vanished source files.
+    Vanished = 24,
+    /// Timeout in data send/receive.
+    Timeout = 30,
+}
+
+/// How a client learns why its session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// A line `@ERROR: …`, then close: [`super::greeting::Greeting::refuse`].
+    Line,
+    /// Error text and exit code in frames, then close: [`super::replies::Replies::fatal`]. The setup block
+    /// must have been sent.
+    Frames,
+}
+
+/// What a client did that ends its session. Every fault is the client's, not this host's.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Fault {
+    /// The first line is not rsync's greeting.
+    #[error("protocol startup error: no greeting")]
+    Greeting,
+    /// No common version of the protocol.
+    #[error("protocol {0} is not spoken here: it must be {old} to {new}", old = Version::OLDEST, new = Version::NEWEST)]
+    Version(u32),
+    /// A line is over its limit, or holds a NUL.
+    #[error("protocol startup error: a line of over {limit} bytes, or with a NUL", limit = super::greeting::LINE)]
+    Line,
+    /// `#early_input` with a length that is none, or over its limit.
+    #[error("invalid length of early input")]
+    EarlyInput,
+    /// A command that is none.
+    #[error("Unknown command '{0}'")]
+    Command(String),
+    /// No common digest for the answer to a challenge.
+    #[error("no digest for authentication in common")]
+    AuthDigest,
+    /// The answer to a challenge is not `user response`.
+    #[error("malformed credentials")]
+    Credentials,
+    /// Arguments beyond number or bytes.
+    #[error("arguments are too many or too long")]
+    ArgumentsTooLong,
+
+    /// The client wants to send.
+    #[error("module is read only")]
+    ReadOnly,
+    /// An option that would change the repository.
+    #[error("--{0} cannot be used with a read-only module")]
+    WritingOption(&'static str),
+    /// An option that this server refuses.
+    #[error("The server is configured to refuse --{0}")]
+    Refused(String),
+    /// An option that is none.
+    #[error("{0}: unknown option")]
+    UnknownOption(String),
+    /// An option's value.
+    #[error("--{option}: invalid value '{value}'")]
+    OptionValue {
+        /// The long name.
+        option: &'static str,
+        /// What the client said.
+        value: String,
+    },
+    /// An option that the version in force does not have.
+    #[error("--{option} requires protocol {least} or higher (negotiated {version})")]
+    OptionVersion {
+        /// The long name.
+        option: &'static str,
+        /// The version that brought it.
+        least: u32,
+        /// The version in force.
+        version: Version,
+    },
+    /// A digest or compression by a name that is not offered here.
+    #[error("{what} '{name}' is not supported")]
+    Choice {
+        /// `checksum` or `compress`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// The client's list and ours share no name.
+    #[error("no {what} choice in common")]
+    NothingInCommon {
+        /// `checksum` or `compress`.
+        what: &'static str,
+    },
+
+    /// A frame that may not come from a client.
+    #[error("unexpected frame: tag {tag}, {len} bytes")]
+    Frame {
+        /// The tag.
+        tag: u8,
+        /// Bytes of its payload.
+        len: usize,
+    },
+    /// Bytes follow the filter rules in a frame where raw names must begin (protocol 30).
+    #[error("names of --files-from inside a frame")]
+    NamesInFrame,
+    /// Filter rules over their limit in number or bytes.
+    #[error("filter rules are too many or too long")]
+    RulesTooLong,
+    /// A name in the list of names that is too long.
+    #[error("a name of over {limit} bytes in --files-from", limit = crate::limits::PATH)]
+    NameTooLong,
+    /// An index that no request can have.
+    #[error("invalid file index {0}")]
+    Index(i32),
+    /// Block checksums that the version or digest cannot have.
+    #[error("invalid block checksums: {field} is {value}")]
+    SumHead {
+        /// The field of the head.
+        field: &'static str,
+        /// Its value.
+        value: i32,
+    },
+    /// The client asks for values of extended attributes; none were offered.
+    #[error("request for extended attributes that were not offered")]
+    Xattrs,
+    /// A list is called finished that was not sent, or an end after the end.
+    #[error("more phases ended than there are")]
+    Phases,
+    /// A field does not decode.
+    #[error("{0}")]
+    Decode(#[from] DecodeError),
+}
+
+impl Fault {
+    /// The exit code that stock rsync has for it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Greeting
+            | Self::Line
+            | Self::EarlyInput
+            | Self::Command(_)
+            | Self::Credentials
+            | Self::AuthDigest
+            | Self::ArgumentsTooLong => Exit::Startup,
+            Self::ReadOnly
+            | Self::WritingOption(_)
+            | Self::UnknownOption(_)
+            | Self::OptionValue { .. }
+            | Self::Choice { .. } => Exit::Syntax,
+            Self::Refused(_) | Self::NothingInCommon { .. } => Exit::Unsupported,
+            Self::Version(_)
+            | Self::OptionVersion { .. }
+            | Self::Index(_)
+            | Self::SumHead { .. }
+            | Self::Xattrs
+            | Self::Phases => Exit::Protocol,
+            Self::Frame { .. } | Self::NamesInFrame | Self::RulesTooLong | Self::NameTooLong | Self::Decode(_) => {
+                Exit::Stream
+            }
+        }
+    }
+
+    /// How the client is told.
+    pub fn farewell(&self) -> Farewell {
+        match self {
+            Self::Greeting
+            | Self::Version(_)
+            | Self::Line
+            | Self::EarlyInput
+            | Self::Command(_)
+            | Self::AuthDigest
+            | Self::Credentials
+            | Self::ArgumentsTooLong => Farewell::Line,
+            _ => Farewell::Frames,
+        }
+    }
+}
