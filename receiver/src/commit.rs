@@ -3,19 +3,21 @@
 //! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever stands for less than a file.
 //! 2. Directories are made, with permissions that let the next steps work.
 //! 3. Files are renamed into place, then hard links, symlinks and specials. What points to others comes
-//!    after what it points to: see [`Rank`].
+//!    after what it points to: see [`rank::Rank`].
 //! 4. What the sender does not have is deleted.
 //! 5. Directories get their modes, owners and times, the deepest first.
 //!
 //! A reader sees an old file or a new one, whole, at any time; a killed commit is finished by the next pull.
 
+mod place;
+mod rank;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType as RawType, Gid, Mode, OFlags, Uid, makedev};
+use rustix::fs::{AtFlags, FileType as RawType, Mode, makedev};
 use rustix::io::Errno;
-use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::list::{FileType, Row};
 use stillmirror_protocol::local::Identity;
 use stillmirror_protocol::path;
@@ -31,44 +33,8 @@ use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
 use crate::stage::{Metadata, Stage};
 
-/// When a file gets its name. What lists or vouches for other files comes after them, so that a reader who
-/// fetches it finds what it names:
-///
-/// - *payload*: everything not named below;
-/// - *index*: below a `dists/`, `repodata/`, `by-hash/` or `indices/` directory, and `Packages*`, `Sources*`,
-///   `Contents-*`, `*.db`, `*.db.*`, `*.files`, `*.files.*`, `APKINDEX.*`, `index.*`, `ls-lR*`;
-/// - *head*: what names or signs the indices: `Release`, `InRelease`, `Release.gpg`, `repomd.xml*`,
-///   `SHA256SUMS*`, `SHA512SUMS*`, `*CHECKSUM*`, `TIMESTAMP`, `lastupdate`, `lastsync`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Rank {
-    Payload,
-    Index,
-    Head,
-}
-
-/// The rank of a path.
-pub(crate) fn rank(file: &[u8]) -> Rank {
-    let (dir, name) = path::split(file);
-    let begins = |beginnings: &[&[u8]]| beginnings.iter().any(|beginning| name.starts_with(beginning));
-    let contains = |part: &[u8]| name.windows(part.len()).any(|window| window == part);
-    let heads: &[&[u8]] = &[b"repomd.xml", b"SHA256SUMS", b"SHA512SUMS"];
-    let is_head =
-        [&b"Release"[..], b"InRelease", b"Release.gpg", b"TIMESTAMP", b"lastupdate", b"lastsync"].contains(&name);
-    if is_head || begins(heads) || contains(b"CHECKSUM") {
-        return Rank::Head;
-    }
-    let directories: &[&[u8]] = &[b"dists", b"repodata", b"by-hash", b"indices"];
-    let indices: &[&[u8]] = &[b"Packages", b"Sources", b"Contents-", b"APKINDEX.", b"index.", b"ls-lR"];
-    let suffixed = |suffix: &[u8]| name.ends_with(suffix) || contains(&[suffix, b"."].concat());
-    if path::components(dir).any(|dir| directories.contains(&dir))
-        || begins(indices)
-        || suffixed(b".db")
-        || suffixed(b".files")
-    {
-        return Rank::Index;
-    }
-    Rank::Payload
-}
+use place::set_metadata_at;
+use rank::rank;
 
 /// What is needed to commit.
 pub(crate) struct Committer<'a> {
@@ -309,96 +275,6 @@ impl<'a> Run<'a> {
         Ok(committed)
     }
 
-    /// Renames a staged name into place. False: something is in the way that may not be deleted.
-    fn place(&mut self, row: u32, path: &[u8], staged: &[u8]) -> Result<bool, PullError> {
-        if self.context.facts_of(row) == Some(FileType::Directory) && !self.make_way(row, path)? {
-            local::unlink(self.context.stage.fd(), staged).at("remove", self.context.stage.shown(staged))?;
-            return Ok(false);
-        }
-        let (_, name) = path::split(path);
-        let stage = self.context.stage.fd();
-        match local::rename(stage, staged, self.parent(path)?, name) {
-            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                // Nobody knew of it, so nobody counted what is in it: only an empty one goes.
-                if let Err(error) = local::rmdir(self.parent(path)?, name) {
-                    if error.kind() != io::ErrorKind::DirectoryNotEmpty {
-                        return Err(error).at("make way for", self.shown(path));
-                    }
-                    local::unlink(stage, staged).at("remove", self.context.stage.shown(staged))?;
-                    self.failed.insert(row, Failure::InTheWay);
-                    return Ok(false);
-                }
-                local::rename(stage, staged, self.parent(path)?, name)
-            }
-            renamed => renamed,
-        }
-        .at("rename to", self.shown(path))?;
-        self.touch_parent(row);
-        self.changed.insert(row);
-        Ok(true)
-    }
-
-    /// Takes away what has a name that becomes another type of thing. A directory full of files goes only
-    /// where deletions are allowed.
-    fn make_way(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
-        let (_, name) = path::split(path);
-        let parent = self.parent(path)?;
-        let gone = match local::rmdir(parent, name) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                if !self.context.may_delete {
-                    self.failed.insert(row, Failure::InTheWay);
-                    return Ok(false);
-                }
-                if self.context.selection.protects() {
-                    return self.make_way_around_protected(row, path);
-                }
-                // To move a directory is to write to it.
-                if let Ok(doomed) = self.context.tree.dir(path) {
-                    local::make_writable(doomed.as_fd());
-                }
-                // Out of sight in one step, then away.
-                let (doomed, stage) = (self.temporary(), self.context.stage.fd());
-                local::rename_new(self.parent(path)?, name, stage, &doomed)
-                    .and_then(|()| local::remove_all(stage, &doomed, b"", &|_, _| false))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => local::unlink(parent, name).map(|()| 1),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            result => result.map(|()| 1),
-        };
-        self.report.files_deleted += gone.at("make way for", self.shown(path))?;
-        Ok(true)
-    }
-
-    /// Deletes what may be deleted in a directory that has another's name. What the filter protects stays,
-    /// and then the directory does.
-    fn make_way_around_protected(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
-        let (_, name) = path::split(path);
-        let selection = self.context.selection;
-        let keep = |below: &[u8], is_dir: bool| !selection.owns(&path::join(path, below), is_dir);
-        let shown = self.shown(path);
-        let parent = self.parent(path)?;
-        let removed = local::remove_all(parent, name, b"", &keep).at("make way for", &shown)?;
-        let gone = local::optional(local::stat(parent, name)).at("stat", &shown)?.is_none();
-        self.report.files_deleted += removed;
-        if !gone {
-            self.failed.insert(row, Failure::InTheWay);
-        }
-        Ok(gone)
-    }
-
-    /// Sets mode, owner and time by name; nothing is followed.
-    fn set_metadata_of(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
-        let (dir, name) = path::split(path);
-        let name = if path.is_empty() { b"." } else { name };
-        let (entry, owner) = (self.entry(row), self.context.owners.of(self.entry(row)));
-        let shown = self.shown(path);
-        if path.is_empty() {
-            return set_metadata_at(self.context.tree.root(), name, entry, owner).at("set the mode of", shown);
-        }
-        let parent = self.parent_dir(dir)?;
-        set_metadata_at(parent, name, entry, owner).at("set the mode of", shown)
-    }
-
     fn begin(&self, row: u32) -> Result<Vec<u8>, PullError> {
         self.check()?;
         Ok(self.context.selection.path(row))
@@ -471,55 +347,5 @@ impl Committer<'_> {
     /// What was at the path of a row.
     fn facts_of(&self, row: u32) -> Option<FileType> {
         self.facts.rows[self.selection.index(row)?].map(|fact| fact.kind)
-    }
-}
-
-/// Sets owner, mode and time of a name in a directory. The owner first: changing it takes setuid bits away.
-fn set_metadata_at(dir: BorrowedFd<'_>, name: &[u8], entry: Row<'_>, owner: Option<(u32, u32)>) -> io::Result<()> {
-    if let Some((user, group)) = owner {
-        rustix::fs::chownat(
-            dir,
-            name,
-            Some(Uid::from_raw(user)),
-            Some(Gid::from_raw(group)),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-    }
-    let mtime: Time = entry.mtime();
-    if entry.file_type() != FileType::Symlink {
-        // There is no chmodat(2) that follows nothing before Linux 6.6; by the descriptor it cannot go astray.
-        let file = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-        rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(entry.permissions().into()))?;
-    }
-    Ok(rustix::fs::utimensat(dir, name, &local::times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_points_to_others_comes_after_them() {
-        for (path, expected) in [
-            ("pool/main/a/apt_2.0_amd64.deb", Rank::Payload),
-            ("iso/debian-12.iso", Rank::Payload),
-            ("dists/stable/main/binary-amd64/Packages.xz", Rank::Index),
-            ("dists/stable/main/by-hash/SHA256/abc", Rank::Index),
-            ("dists/stable/Release", Rank::Head),
-            ("dists/stable/InRelease", Rank::Head),
-            ("fedora/40/repodata/abc-primary.xml.zst", Rank::Index),
-            ("fedora/40/repodata/repomd.xml", Rank::Head),
-            ("fedora/40/repodata/repomd.xml.asc", Rank::Head),
-            ("core/os/x86_64/core.db", Rank::Index),
-            ("core/os/x86_64/core.db.tar.gz", Rank::Index),
-            ("core/os/x86_64/linux-6.1.pkg.tar.zst", Rank::Payload),
-            ("alpine/v3.20/main/x86_64/APKINDEX.tar.gz", Rank::Index),
-            ("iso/SHA256SUMS", Rank::Head),
-            ("iso/Fedora-40-CHECKSUM", Rank::Head),
-            ("lastsync", Rank::Head),
-        ] {
-            assert_eq!(rank(path.as_bytes()), expected, "{path}");
-        }
     }
 }

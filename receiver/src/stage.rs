@@ -4,24 +4,24 @@
 //! right. Whatever a killed pull leaves here is used by the next one: the longest beginning of a content is
 //! read again and continued.
 
+mod building;
+
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
-use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::entry::{Digest, Time};
-use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 
 use crate::error::{At as _, PullError};
 use crate::local::{self, Tree};
 use crate::plan::Reuse;
 use crate::selection::STAGE;
+
+pub(crate) use building::{Building, Built, Task};
 
 /// The staging directory.
 #[derive(Debug)]
@@ -36,22 +36,6 @@ pub(crate) struct Metadata {
     pub(crate) mode: u16,
     pub(crate) owner: Option<(u32, u32)>,
     pub(crate) mtime: Time,
-}
-
-/// One content to build.
-#[derive(Debug, Clone)]
-pub(crate) struct Task {
-    /// The caller's number.
-    pub(crate) number: usize,
-    pub(crate) sha256: Digest,
-    pub(crate) size: u64,
-    pub(crate) metadata: Metadata,
-    /// Bytes at the beginning of the part that a former pull left.
-    pub(crate) keep: u64,
-    /// What the rest is made of, in order, from `keep` on.
-    pub(crate) pieces: Vec<Piece>,
-    /// Local paths that the pieces refer to.
-    pub(crate) bases: Vec<Vec<u8>>,
 }
 
 impl Stage {
@@ -207,211 +191,17 @@ pub(crate) fn set_metadata(file: &File, metadata: &Metadata) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &local::times(metadata.mtime))?)
 }
 
-/// How a content turned out.
-#[derive(Debug)]
-pub(crate) enum Built {
-    /// It has its digest; its block checksum record, when it has one.
-    Right(Option<Vec<u8>>),
-    /// It has another digest.
-    Wrong,
-}
-
-/// A content under construction: literals come in order, copies are made in between, everything is hashed
-/// on its way.
-pub(crate) struct Building<'a> {
-    stage: &'a Stage,
-    tree: &'a Tree,
-    task: Task,
-    hasher: Sha256,
-    sums: Option<SumsBuilder>,
-    /// None until there is more than [`BUFFER`]: a small file is written once and whole.
-    file: Option<File>,
-    buffer: Vec<u8>,
-    /// The piece under way, and what of it is done.
-    piece: usize,
-    done: u64,
-    /// The place after the last literal piece.
-    literals_end: usize,
-    bases: Vec<Option<File>>,
-    /// A basis could not be read: the content will be wrong.
-    spoilt: bool,
-}
-
-impl<'a> Building<'a> {
-    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task, sums: Option<&SumsPolicy>) -> Self {
-        let scheme = sums.map(|policy| Scheme::for_size(task.size, policy)).filter(|scheme| !scheme.is_empty());
-        Self {
-            stage,
-            tree,
-            sums: scheme.map(|scheme| SumsBuilder::new(scheme, task.size)),
-            bases: task.bases.iter().map(|_| None).collect(),
-            literals_end: task
-                .pieces
-                .iter()
-                .rposition(|piece| matches!(piece, Piece::Literal { .. }))
-                .map_or(0, |last| last + 1),
-            task,
-            hasher: Sha256::new(),
-            file: None,
-            buffer: Vec::new(),
-            piece: 0,
-            done: 0,
-            spoilt: false,
-        }
-    }
-
-    pub(crate) fn task(&self) -> &Task {
-        &self.task
-    }
-
-    pub(crate) fn shown(&self) -> PathBuf {
-        self.stage.shown(&part_name(self.task.sha256))
-    }
-
-    /// Whether every piece is there.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.piece == self.task.pieces.len()
-    }
-
-    /// Whether literals are still to come.
-    pub(crate) fn wants_literals(&self) -> bool {
-        self.piece < self.literals_end
-    }
-
-    /// Makes the copies that stand before the next literal.
-    pub(crate) fn copy(&mut self) -> io::Result<()> {
-        self.resume()?;
-        while let Some(&Piece::Copy { len, basis, offset, .. }) = self.task.pieces.get(self.piece) {
-            self.copy_piece(basis as usize, offset, len)?;
-            self.piece += 1;
-        }
-        Ok(())
-    }
-
-    /// Takes the next literal bytes, which end no later than their piece does.
-    pub(crate) fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.copy()?;
-        self.take(bytes)?;
-        self.done += bytes.len() as u64;
-        if self.task.pieces.get(self.piece).is_some_and(|piece| piece.len() == self.done) {
-            (self.piece, self.done) = (self.piece + 1, 0);
-        }
-        if !self.wants_literals() {
-            self.copy()?;
-        }
-        Ok(())
-    }
-
-    /// Checks the digest and gives the content its final staged name.
-    pub(crate) fn finish(mut self) -> io::Result<Built> {
-        self.resume()?;
-        let digest = Digest(std::mem::take(&mut self.hasher).finalize().into());
-        if digest != self.task.sha256 || self.spoilt {
-            local::unlink(self.stage.fd(), &part_name(self.task.sha256))?;
-            return Ok(Built::Wrong);
-        }
-        let (name, opened) = (final_name(self.task.sha256), self.file.is_some());
-        let file = match self.file.take() {
-            Some(file) => file,
-            None => self.stage.create(&name)?,
-        };
-        (&file).write_all(&self.buffer)?;
-        set_metadata(&file, &self.task.metadata)?;
-        if opened {
-            local::rename(self.stage.fd(), &part_name(self.task.sha256), self.stage.fd(), &name)?;
-        }
-        Ok(Built::Right(self.sums.map(SumsBuilder::finish)))
-    }
-
-    /// Writes out what is buffered, so that a next pull can go on from here.
-    pub(crate) fn suspend(mut self) -> io::Result<()> {
-        if self.buffer.len() < WORTH_KEEPING && self.file.is_none() {
-            return Ok(());
-        }
-        self.flush()
-    }
-
-    /// Reads the beginning that a former pull left, once.
-    fn resume(&mut self) -> io::Result<()> {
-        if self.task.keep == 0 || self.file.is_some() {
-            return Ok(());
-        }
-        let mut file = local::open_file(self.stage.fd(), &part_name(self.task.sha256), OFlags::RDWR)?;
-        file.set_len(self.task.keep)?;
-        let mut buffer = vec![0; BUFFER];
-        let mut left = self.task.keep;
-        while left > 0 {
-            let room = (left as usize).min(BUFFER);
-            file.read_exact(&mut buffer[..room])?;
-            self.digest(&buffer[..room]);
-            left -= room as u64;
-        }
-        file.seek(SeekFrom::Start(self.task.keep))?;
-        self.file = Some(file);
-        Ok(())
-    }
-
-    fn copy_piece(&mut self, basis: usize, mut offset: u64, mut len: u64) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER.min(len as usize)];
-        while len > 0 {
-            let room = buffer.len().min(len as usize);
-            if !self.read_basis(basis, offset, &mut buffer[..room]) {
-                // It changed under us, or its disk fails: the digest will tell, and the whole is fetched.
-                self.spoilt = true;
-                buffer[..room].fill(0);
-            }
-            self.take(&buffer[..room])?;
-            (offset, len) = (offset + room as u64, len - room as u64);
-        }
-        Ok(())
-    }
-
-    fn read_basis(&mut self, basis: usize, offset: u64, buffer: &mut [u8]) -> bool {
-        let (Some(slot), Some(path)) = (self.bases.get_mut(basis), self.task.bases.get(basis)) else { return false };
-        if slot.is_none() {
-            *slot = self.tree.file(path).ok();
-        }
-        slot.as_ref().is_some_and(|file| file.read_exact_at(buffer, offset).is_ok())
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.digest(bytes);
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
-    }
-
-    fn digest(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        if let Some(sums) = &mut self.sums {
-            sums.update(bytes);
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.file.is_none() {
-            self.file = Some(self.stage.create(&part_name(self.task.sha256))?);
-        }
-        if let Some(file) = &mut self.file {
-            file.write_all(&self.buffer)?;
-        }
-        self.buffer.clear();
-        Ok(())
-    }
-}
-
 /// The path of a part, relative to the local tree: it can serve as a basis.
 pub(crate) fn part_path(digest: Digest) -> Vec<u8> {
     [STAGE, b"/", &part_name(digest)].concat()
 }
 
 const PART: &[u8] = b".part";
-/// Bytes gathered before they are written.
-const BUFFER: usize = 256 << 10;
-/// Bytes below which a beginning is not worth a file when a pull is interrupted.
-const WORTH_KEEPING: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     /// A killed pull can leave both: it had finished the content once, and began it anew.

@@ -1,0 +1,130 @@
+//! Names given and taken: what a rename needs before and after it.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::path;
+
+use super::Run;
+use crate::error::{At as _, PullError};
+use crate::local;
+use crate::report::Failure;
+
+impl Run<'_> {
+    /// Renames a staged name into place. False: something is in the way that may not be deleted.
+    pub(super) fn place(&mut self, row: u32, path: &[u8], staged: &[u8]) -> Result<bool, PullError> {
+        if self.context.facts_of(row) == Some(FileType::Directory) && !self.make_way(row, path)? {
+            local::unlink(self.context.stage.fd(), staged).at("remove", self.context.stage.shown(staged))?;
+            return Ok(false);
+        }
+        let (_, name) = path::split(path);
+        let stage = self.context.stage.fd();
+        match local::rename(stage, staged, self.parent(path)?, name) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                // Nobody knew of it, so nobody counted what is in it: only an empty one goes.
+                if let Err(error) = local::rmdir(self.parent(path)?, name) {
+                    if error.kind() != io::ErrorKind::DirectoryNotEmpty {
+                        return Err(error).at("make way for", self.shown(path));
+                    }
+                    local::unlink(stage, staged).at("remove", self.context.stage.shown(staged))?;
+                    self.failed.insert(row, Failure::InTheWay);
+                    return Ok(false);
+                }
+                local::rename(stage, staged, self.parent(path)?, name)
+            }
+            renamed => renamed,
+        }
+        .at("rename to", self.shown(path))?;
+        self.touch_parent(row);
+        self.changed.insert(row);
+        Ok(true)
+    }
+
+    /// Takes away what has a name that becomes another type of thing. A directory full of files goes only
+    /// where deletions are allowed.
+    pub(super) fn make_way(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
+        let (_, name) = path::split(path);
+        let parent = self.parent(path)?;
+        let gone = match local::rmdir(parent, name) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                if !self.context.may_delete {
+                    self.failed.insert(row, Failure::InTheWay);
+                    return Ok(false);
+                }
+                if self.context.selection.protects() {
+                    return self.make_way_around_protected(row, path);
+                }
+                // To move a directory is to write to it.
+                if let Ok(doomed) = self.context.tree.dir(path) {
+                    local::make_writable(doomed.as_fd());
+                }
+                // Out of sight in one step, then away.
+                let (doomed, stage) = (self.temporary(), self.context.stage.fd());
+                local::rename_new(self.parent(path)?, name, stage, &doomed)
+                    .and_then(|()| local::remove_all(stage, &doomed, b"", &|_, _| false))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => local::unlink(parent, name).map(|()| 1),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            result => result.map(|()| 1),
+        };
+        self.report.files_deleted += gone.at("make way for", self.shown(path))?;
+        Ok(true)
+    }
+
+    /// Deletes what may be deleted in a directory that has another's name. What the filter protects stays,
+    /// and then the directory does.
+    fn make_way_around_protected(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
+        let (_, name) = path::split(path);
+        let selection = self.context.selection;
+        let keep = |below: &[u8], is_dir: bool| !selection.owns(&path::join(path, below), is_dir);
+        let shown = self.shown(path);
+        let parent = self.parent(path)?;
+        let removed = local::remove_all(parent, name, b"", &keep).at("make way for", &shown)?;
+        let gone = local::optional(local::stat(parent, name)).at("stat", &shown)?.is_none();
+        self.report.files_deleted += removed;
+        if !gone {
+            self.failed.insert(row, Failure::InTheWay);
+        }
+        Ok(gone)
+    }
+
+    /// Sets mode, owner and time by name; nothing is followed.
+    pub(super) fn set_metadata_of(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
+        let (dir, name) = path::split(path);
+        let name = if path.is_empty() { b"." } else { name };
+        let (entry, owner) = (self.entry(row), self.context.owners.of(self.entry(row)));
+        let shown = self.shown(path);
+        if path.is_empty() {
+            return set_metadata_at(self.context.tree.root(), name, entry, owner).at("set the mode of", shown);
+        }
+        let parent = self.parent_dir(dir)?;
+        set_metadata_at(parent, name, entry, owner).at("set the mode of", shown)
+    }
+}
+
+/// Sets owner, mode and time of a name in a directory. The owner first: changing it takes setuid bits away.
+pub(super) fn set_metadata_at(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    entry: Row<'_>,
+    owner: Option<(u32, u32)>,
+) -> io::Result<()> {
+    if let Some((user, group)) = owner {
+        rustix::fs::chownat(
+            dir,
+            name,
+            Some(Uid::from_raw(user)),
+            Some(Gid::from_raw(group)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+    }
+    if entry.file_type() != FileType::Symlink {
+        // There is no chmodat(2) that follows nothing before Linux 6.6; by the descriptor it cannot go astray.
+        let file = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(entry.permissions().into()))?;
+    }
+    Ok(rustix::fs::utimensat(dir, name, &local::times(entry.mtime()), AtFlags::SYMLINK_NOFOLLOW)?)
+}

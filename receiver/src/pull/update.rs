@@ -1,0 +1,157 @@
+//! Carrying a plan out: fetch, commit, publish.
+
+use std::collections::HashMap;
+
+use rayon::ThreadPool;
+use stillmirror_store::{Draft, Generation};
+
+use super::{Own, Pull};
+use crate::commit::{self, Committed, Committer};
+use crate::error::{At as _, PullError};
+use crate::facts::Facts;
+use crate::fetch::{Fetcher, Staged};
+use crate::listing;
+use crate::local::{self, Tree};
+use crate::owners::OwnerMap;
+use crate::plan::Plan;
+use crate::publish::Publisher;
+use crate::report::{Failed, Failure, Phase, Report};
+use crate::selection::Selection;
+use crate::source::Pinned;
+use crate::stage::Stage;
+
+/// Everything known before the first change.
+pub(super) struct Update<'a> {
+    pub(super) pull: &'a Pull<'a>,
+    pub(super) own: &'a Own,
+    pub(super) pinned: &'a Pinned,
+    pub(super) held: Option<&'a Generation>,
+    pub(super) listing: Option<&'a listing::Listing>,
+    pub(super) selection: &'a Selection<'a>,
+    pub(super) facts: &'a Facts,
+    pub(super) owners: &'a OwnerMap,
+    pub(super) pool: &'a ThreadPool,
+    pub(super) delete: bool,
+    /// Names that were to be deleted and are too many.
+    pub(super) kept: Vec<Vec<u8>>,
+}
+
+impl Update<'_> {
+    pub(super) fn run(&self, plan: &Plan, report: &mut Report) -> Result<(), PullError> {
+        let draft = match &self.own.store {
+            Some((store, Some(lock))) => Some(store.begin(lock)?),
+            _ => None,
+        };
+        let mut sums = HashMap::new();
+        let mut committed = Committed::default();
+        let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
+        if !plan.is_empty() {
+            if self.selection.sets_root() {
+                // Until `finish_root`, which is what gives it its mode.
+                local::make_writable(tree.root());
+            }
+            let stage = Stage::open(tree)?;
+            let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
+            self.pull.source.close();
+            sums = std::mem::take(&mut staged.sums);
+            committed = self.commit(tree, &stage, plan, staged, report)?;
+        }
+        let failed = &committed.failed;
+        report.failed = failures(failed, self.selection);
+        let publisher = Publisher {
+            pinned: self.pinned,
+            encoded: self.listing.map(|listing| &listing.encoded[..]),
+            delta: self.listing.and_then(|listing| listing.delta.as_deref()),
+            held: self.held,
+            selection: self.selection,
+            facts: self.facts,
+            committed: &committed,
+            sums: &sums,
+            failed,
+            specials: self.pull.options.specials,
+            kept: &self.kept,
+        };
+        if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.own.store) {
+            self.pull.progress.phase(Phase::Publish, 0, 0);
+            if !plan.is_empty() || !publisher.is_published()? {
+                report.published = Some(publisher.publish(draft)?);
+                self.clear_stage(tree)?;
+                store.retain(lock, self.pull.options.retention)?;
+            }
+        }
+        self.clear_stage(tree)
+    }
+
+    /// Removes the staging directory. It is what tells the next pull that this one did not end, so it goes
+    /// once the store knows what the tree holds.
+    fn clear_stage(&self, tree: &Tree) -> Result<(), PullError> {
+        if !Stage::is_left(tree)? {
+            return Ok(());
+        }
+        local::make_writable(tree.root());
+        Stage::open(tree)?.remove(tree)?;
+        commit::finish_root(tree, self.selection, self.owners)
+    }
+
+    fn fetch(
+        &self,
+        tree: &Tree,
+        stage: &Stage,
+        plan: &Plan,
+        draft: Option<&Draft>,
+        report: &mut Report,
+    ) -> Result<Staged, PullError> {
+        let list = self.selection.list;
+        let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).sum();
+        self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
+        let fetcher = Fetcher {
+            source: self.pull.source,
+            handle: self.pinned.handle,
+            tree,
+            stage,
+            selection: self.selection,
+            owners: self.owners,
+            draft,
+            sums: self.pull.options.sums,
+            threads: self.pull.threads(),
+            pool: self.pool,
+            progress: self.pull.progress,
+            cancel: self.pull.cancel,
+        };
+        fetcher.fetch(&plan.fetches, report)
+    }
+
+    fn commit(
+        &self,
+        tree: &Tree,
+        stage: &Stage,
+        plan: &Plan,
+        staged: Staged,
+        report: &mut Report,
+    ) -> Result<Committed, PullError> {
+        self.pull.progress.phase(Phase::Commit, staged.files.len() as u64, 0);
+        let committer = Committer {
+            tree,
+            stage,
+            selection: self.selection,
+            facts: self.facts,
+            owners: self.owners,
+            may_delete: self.delete,
+            sync: self.pull.options.sync,
+            progress: self.pull.progress,
+            cancel: self.pull.cancel,
+        };
+        let committed = committer.commit(plan, staged, report)?;
+        if self.pull.options.sync && self.own.store.is_some() {
+            // The store must not remember names that a power failure takes back.
+            rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;
+        }
+        Ok(committed)
+    }
+}
+
+fn failures(failed: &HashMap<u32, Failure>, selection: &Selection<'_>) -> Vec<Failed> {
+    let mut failed: Vec<Failed> = failed.iter().map(|(&row, &why)| Failed { path: selection.path(row), why }).collect();
+    failed.sort_by(|a, b| a.path.cmp(&b.path));
+    failed
+}
