@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use stillmirror_daemon::HostPattern;
 
 use crate::exit::UsageError;
 
-pub(crate) use values::{Bytes, Listen, Pattern, Seconds};
+pub(crate) use values::{Bytes, Listen, Pattern, Seconds, Words};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +43,10 @@ pub(crate) struct Daemon {
     pub(crate) cache: Bytes,
     pub(crate) buffers: Bytes,
     pub(crate) reload_interval: Seconds,
+    pub(crate) rsync: bool,
+    pub(crate) rsync_listen: Option<Listen>,
+    pub(crate) motd_file: Option<PathBuf>,
+    pub(crate) compression: Compression,
 }
 
 impl Default for Daemon {
@@ -57,6 +62,10 @@ impl Default for Daemon {
             cache: Bytes(64 << 20),
             buffers: Bytes(64 << 20),
             reload_interval: Seconds(1.0),
+            rsync: true,
+            rsync_listen: None,
+            motd_file: None,
+            compression: Compression::default(),
         }
     }
 }
@@ -131,6 +140,16 @@ pub(crate) enum Direct {
     Never,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Compression {
+    /// Blocks of the asked for form, not compressed.
+    #[default]
+    Stored,
+    /// An error.
+    Refuse,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Repository {
@@ -141,8 +160,73 @@ pub(crate) struct Repository {
     pub(crate) comment: String,
     #[serde(default)]
     pub(crate) direct: Direct,
+    #[serde(default = "yes")]
+    pub(crate) list: bool,
+    #[serde(default)]
+    pub(crate) hosts_allow: Words<HostPattern>,
+    #[serde(default)]
+    pub(crate) hosts_deny: Words<HostPattern>,
+    #[serde(default)]
+    pub(crate) auth_users: Words,
+    #[serde(default)]
+    pub(crate) secrets_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) filter: Vec<String>,
+    #[serde(default)]
+    pub(crate) include: Vec<String>,
+    #[serde(default)]
+    pub(crate) exclude: Vec<String>,
+    #[serde(default)]
+    pub(crate) refuse_options: Words,
+    #[serde(default)]
+    pub(crate) max_connections: usize,
+    #[serde(default = "Seconds::none")]
+    pub(crate) timeout: Seconds,
+    #[serde(default)]
+    pub(crate) numeric_ids: bool,
     #[serde(default)]
     pub(crate) index: Index,
+}
+
+impl Repository {
+    /// A repository with every default.
+    pub(crate) fn new(name: String, root: PathBuf, store: PathBuf) -> Self {
+        Self {
+            name,
+            root,
+            store,
+            comment: String::new(),
+            direct: Direct::default(),
+            list: true,
+            hosts_allow: Words::default(),
+            hosts_deny: Words::default(),
+            auth_users: Words::default(),
+            secrets_file: None,
+            filter: Vec::new(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            refuse_options: Words::default(),
+            max_connections: 0,
+            timeout: Seconds::none(),
+            numeric_ids: false,
+            index: Index::default(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        stillmirror_protocol::head::check_repository_name(&self.name).context("repository.name")?;
+        if let Some(user) = self.auth_users.0.iter().find(|user| user.contains(['@', ':', '*', '?', '['])) {
+            bail!("repository.auth_users: '{user}': only plain user names are known, no groups, rights or patterns");
+        }
+        if self.secrets_file.is_none() && !self.auth_users.0.is_empty() {
+            bail!("repository.auth_users: '{}' has no secrets_file to go with it", self.name);
+        }
+        Ok(())
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Config {
@@ -171,7 +255,9 @@ impl Config {
         for repository in &mut config.repository {
             repository.root = base.join(&repository.root);
             repository.store = base.join(&repository.store);
+            repository.secrets_file = repository.secrets_file.take().map(|file| base.join(file));
         }
+        config.daemon.motd_file = config.daemon.motd_file.take().map(|file| base.join(file));
         config.check()?;
         Ok(config)
     }
@@ -193,7 +279,7 @@ impl Config {
             bail!("no [[repository]]: there is nothing to index or serve");
         }
         for (at, repository) in self.repository.iter().enumerate() {
-            stillmirror_protocol::head::check_repository_name(&repository.name).context("repository.name")?;
+            repository.check()?;
             let before = &self.repository[..at];
             if before.iter().any(|other| other.name == repository.name) {
                 bail!("repository.name: '{}' stands twice", repository.name);
@@ -290,6 +376,27 @@ mod tests {
         let error = parse(SMALLEST, &[("STILLMIRROR_DAEMON__CONECTIONS", "7")]).unwrap_err();
         assert!(format!("{error:#}").contains("conections"), "{error:#}");
         parse(SMALLEST, &[("STILLMIRROR_LOG", "debug")]).expect("not configuration");
+    }
+
+    #[test]
+    fn who_may_have_a_repository_is_written_as_in_rsyncd_conf_or_as_an_array() {
+        let more = "hosts_allow = '10.0.0.0/8, ::1'\nhosts_deny = ['*']\nauth_users = 'anna bob'\nsecrets_file = 's'\n";
+        let repository = parse(&format!("{SMALLEST}{more}"), &[]).unwrap().repository.remove(0);
+        assert_eq!((repository.hosts_allow.0.len(), repository.hosts_deny.0.len()), (2, 1));
+        assert_eq!(repository.auth_users.0, ["anna", "bob"]);
+        assert_eq!(repository.secrets_file.as_deref(), Some(Path::new("/etc/stillmirror/s")));
+    }
+
+    #[test]
+    fn what_cannot_decide_who_may_have_a_repository_is_refused_by_name() {
+        for (line, wanted) in [
+            ("hosts_allow = 'mirror.example.org'", "mirror.example.org"),
+            ("auth_users = '@staff'\nsecrets_file = 's'", "@staff"),
+            ("auth_users = 'anna'", "secrets_file"),
+        ] {
+            let error = parse(&format!("{SMALLEST}{line}\n"), &[]).unwrap_err();
+            assert!(format!("{error:#}").contains(wanted), "{error:#}");
+        }
     }
 
     #[test]

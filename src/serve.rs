@@ -7,7 +7,7 @@ use clap::Args;
 use stillmirror_daemon as daemon;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, Direct, Listen, Repository};
+use crate::config::{Compression, Config, Direct, Listen, Repository};
 use crate::exit::Exit;
 use crate::signals;
 
@@ -76,32 +76,14 @@ fn config(arguments: &Arguments) -> Result<Config> {
         Some(name) => name.clone(),
         None => stillmirror_store::Store::open(store)?.repository().to_owned(),
     };
-    let repository = Repository {
-        name,
-        root: root.clone(),
-        store: store.clone(),
-        comment: String::new(),
-        direct: Direct::default(),
-        index: Default::default(),
-    };
+    let repository = Repository::new(name, root.clone(), store.clone());
     Ok(Config { repository: vec![repository], ..Config::default() })
 }
 
 fn resolve(config: Config) -> daemon::Config {
     let Config { daemon: settings, repository, .. } = config;
-    let repositories = repository.into_iter().map(|repository| daemon::RepositoryConfig {
-        name: repository.name,
-        comment: repository.comment,
-        root: repository.root,
-        store: repository.store,
-        direct: match repository.direct {
-            Direct::Auto => daemon::DirectPolicy::Auto,
-            Direct::Always => daemon::DirectPolicy::Always,
-            Direct::Never => daemon::DirectPolicy::Never,
-        },
-    });
     daemon::Config {
-        repositories: repositories.collect(),
+        repositories: repository.into_iter().map(resolve_repository).collect(),
         limits: daemon::Limits {
             connections: settings.connections,
             queue: settings.queue,
@@ -113,6 +95,42 @@ fn resolve(config: Config) -> daemon::Config {
         },
         memory: daemon::Memory { cache: settings.cache.0 as usize, buffers: settings.buffers.0 as usize },
         reload_interval: settings.reload_interval.duration(),
+        rsync: daemon::RsyncConfig {
+            enabled: settings.rsync,
+            motd: settings.motd_file,
+            compression: match settings.compression {
+                Compression::Stored => daemon::Compression::Stored,
+                Compression::Refuse => daemon::Compression::Refuse,
+            },
+        },
+    }
+}
+
+fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
+    daemon::RepositoryConfig {
+        name: repository.name,
+        comment: repository.comment,
+        root: repository.root,
+        store: repository.store,
+        direct: match repository.direct {
+            Direct::Auto => daemon::DirectPolicy::Auto,
+            Direct::Always => daemon::DirectPolicy::Always,
+            Direct::Never => daemon::DirectPolicy::Never,
+        },
+        list: repository.list,
+        hosts: daemon::Hosts { allow: repository.hosts_allow.0, deny: repository.hosts_deny.0 },
+        users: daemon::Users { names: repository.auth_users.0, secrets: repository.secrets_file.unwrap_or_default() },
+        module: daemon::ModuleConfig {
+            rules: daemon::ModuleRules {
+                filter: repository.filter,
+                include: repository.include,
+                exclude: repository.exclude,
+            },
+            refuse_options: repository.refuse_options.0,
+            max_connections: repository.max_connections,
+            timeout: repository.timeout.duration(),
+            numeric_ids: repository.numeric_ids,
+        },
     }
 }
 

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::{Hosts, Users};
+
 /// Everything that a daemon is told. [`Config::default`] serves nothing within sensible limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -12,6 +14,8 @@ pub struct Config {
     pub limits: Limits,
     /// What reading costs at the most.
     pub memory: Memory,
+    /// What holds for all stock rsync clients.
+    pub rsync: RsyncConfig,
     /// How often each store is looked at for a new generation: one readlink a store. Default 1 s.
     pub reload_interval: Duration,
 }
@@ -30,6 +34,82 @@ pub struct RepositoryConfig {
     pub store: PathBuf,
     /// How its files are read.
     pub direct: DirectPolicy,
+    /// Whether it is named to clients that ask what there is. Default true.
+    pub list: bool,
+    /// The addresses that may have it. Default all.
+    pub hosts: Hosts,
+    /// The users who may have it. Native clients cannot say who they are yet: when there are any, they
+    /// are refused. Default everybody.
+    pub users: Users,
+    /// How stock rsync clients are served.
+    pub module: ModuleConfig,
+}
+
+impl RepositoryConfig {
+    /// A repository with every default.
+    pub fn new(name: &str, root: impl Into<PathBuf>, store: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            comment: String::new(),
+            root: root.into(),
+            store: store.into(),
+            direct: DirectPolicy::default(),
+            list: true,
+            hosts: Hosts::default(),
+            users: Users::default(),
+            module: ModuleConfig::default(),
+        }
+    }
+}
+
+/// How stock rsync clients are served a repository, in rsyncd.conf's words.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModuleConfig {
+    /// Rules for what these clients see; what must not be served to anybody is left out of the index.
+    pub rules: ModuleRules,
+    /// Options that a client must not use, by name or letter, with `*`; one that begins with `!` takes
+    /// back what stands before it. Default none.
+    pub refuse_options: Vec<String>,
+    /// Stock clients of this repository at once; more wait as they do for [`Limits::connections`]. 0 for
+    /// no limit but that. Default 0.
+    pub max_connections: usize,
+    /// How long a client may be silent when something is expected of it; it is told. Zero for
+    /// [`Limits::idle`], which clients are not told of. Default zero.
+    pub timeout: Duration,
+    /// Owners go out as numbers alone. Default false.
+    pub numeric_ids: bool,
+}
+
+/// Rules in the order in which they are asked: `filter`, then `include`, then `exclude`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModuleRules {
+    /// Rules with their prefix: `- *.o`.
+    pub filter: Vec<String>,
+    /// Patterns that are kept.
+    pub include: Vec<String>,
+    /// Patterns that are hidden.
+    pub exclude: Vec<String>,
+}
+
+/// What holds for all stock rsync clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RsyncConfig {
+    /// Whether they are served at all. Default true.
+    pub enabled: bool,
+    /// A text for every client; read at every connection. Default none.
+    pub motd: Option<PathBuf>,
+    /// What `-z` gets. Default [`Compression::Stored`].
+    pub compression: Compression,
+}
+
+/// What a client gets that asks for compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// The form of it, without the work: blocks that are stored.
+    #[default]
+    Stored,
+    /// An error.
+    Refuse,
 }
 
 /// How a repository's files are read.
@@ -81,8 +161,15 @@ impl Default for Config {
             repositories: Vec::new(),
             limits: Limits::default(),
             memory: Memory::default(),
+            rsync: RsyncConfig::default(),
             reload_interval: Duration::from_secs(1),
         }
+    }
+}
+
+impl Default for RsyncConfig {
+    fn default() -> Self {
+        Self { enabled: true, motd: None, compression: Compression::default() }
     }
 }
 

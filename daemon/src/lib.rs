@@ -15,6 +15,7 @@
 //! The protocol is described in `docs/native-protocol.md`.
 #![deny(unsafe_code)]
 
+mod access;
 mod admission;
 mod config;
 mod direct;
@@ -40,7 +41,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, DirectPolicy, Limits, Memory, RepositoryConfig};
+pub use access::{HostPattern, HostPatternError, Hosts, SecretsError, Users};
+pub use config::{
+    Compression, Config, DirectPolicy, Limits, Memory, ModuleConfig, ModuleRules, RepositoryConfig, RsyncConfig,
+};
 
 use admission::Admission;
 use extents::Extents;
@@ -61,6 +65,14 @@ pub enum DaemonError {
         root: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A repository's passwords cannot be had.
+    #[error("repository '{repository}': {source}")]
+    Secrets {
+        /// The repository.
+        repository: String,
+        /// Why.
+        source: SecretsError,
     },
     /// A store belongs to another repository.
     #[error(transparent)]

@@ -9,7 +9,8 @@ use stillmirror_protocol::wire::{self, ListForm};
 use stillmirror_store::{Generation, Store, StoreError};
 
 use crate::DaemonError;
-use crate::config::RepositoryConfig;
+use crate::access::{Hosts, Users};
+use crate::config::{ModuleConfig, RepositoryConfig};
 use crate::file::Tree;
 
 /// All repositories, in the order of the configuration.
@@ -35,6 +36,11 @@ impl Registry {
         self.repositories.iter().find(|repository| repository.name == name)
     }
 
+    /// Those that are named to who asks what there is.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Repository>> {
+        self.repositories.iter().filter(|repository| repository.list)
+    }
+
     /// What is announced to clients.
     pub(crate) fn announcement(&self) -> Vec<wire::Repository> {
         let announce = |repository: &Arc<Repository>| wire::Repository {
@@ -42,7 +48,7 @@ impl Registry {
             comment: repository.comment.clone(),
             head: repository.current().map(|edition| edition.generation.head_bytes().to_vec()).unwrap_or_default(),
         };
-        self.repositories.iter().take(limits::REPOSITORIES).map(announce).collect()
+        self.listed().take(limits::REPOSITORIES).map(announce).collect()
     }
 }
 
@@ -50,7 +56,14 @@ impl Registry {
 pub(crate) struct Repository {
     /// Its name.
     pub(crate) name: String,
-    comment: String,
+    /// One line about it.
+    pub(crate) comment: String,
+    list: bool,
+    /// Who may have it, by address and by name.
+    pub(crate) hosts: Hosts,
+    pub(crate) users: Users,
+    /// How stock clients are served.
+    pub(crate) module: ModuleConfig,
     /// Its files.
     pub(crate) tree: Arc<Tree>,
     store_dir: PathBuf,
@@ -74,9 +87,14 @@ impl Repository {
             root: config.root.clone(),
             source,
         })?;
+        config.users.check().map_err(|source| DaemonError::Secrets { repository: config.name.clone(), source })?;
         let repository = Self {
             name: config.name.clone(),
             comment: config.comment.clone(),
+            list: config.list,
+            hosts: config.hosts.clone(),
+            users: config.users.clone(),
+            module: config.module.clone(),
             tree: Arc::new(tree),
             store_dir: config.store.clone(),
             store: OnceLock::new(),

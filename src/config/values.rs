@@ -38,6 +38,11 @@ impl FromStr for Bytes {
 pub(crate) struct Seconds(pub(crate) f64);
 
 impl Seconds {
+    /// No time at all.
+    pub(crate) fn none() -> Self {
+        Self(0.0)
+    }
+
     pub(crate) fn duration(self) -> Duration {
         Duration::try_from_secs_f64(self.0).unwrap_or(Duration::MAX)
     }
@@ -83,6 +88,53 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut found = text.to_socket_addrs().map_err(|error| format!("'{text}' is no ADDR:PORT: {error}"))?;
         found.next().map(Self).ok_or_else(|| format!("'{text}' has no address"))
+    }
+}
+
+/// Words: an array, or one string with white space or commas between them, as rsyncd.conf has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Words<T = String>(pub(crate) Vec<T>);
+
+impl<T> Default for Words<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Words<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordsVisitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T> Visitor<'de> for WordsVisitor<T>
+        where
+            T: FromStr,
+            T::Err: fmt::Display,
+        {
+            type Value = Words<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of words, or a string of them")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Words<T>, E> {
+                let words = text.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty());
+                words.map(|word| word.parse().map_err(E::custom)).collect::<Result<_, E>>().map(Words)
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut array: A) -> Result<Words<T>, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = array.next_element::<String>()? {
+                    words.push(word.parse().map_err(A::Error::custom)?);
+                }
+                Ok(Words(words))
+            }
+        }
+
+        deserializer.deserialize_any(WordsVisitor(std::marker::PhantomData))
     }
 }
 

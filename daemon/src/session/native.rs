@@ -39,6 +39,7 @@ struct UnderWay {
 /// What the parts of a session share.
 struct Session {
     shared: Arc<Shared>,
+    peer: SocketAddr,
     writer: Arc<Mutex<Writer>>,
     under_way: Arc<Semaphore>,
     tally: std::sync::Mutex<Tally>,
@@ -55,6 +56,7 @@ pub(crate) async fn serve(
     let (mut input, output) = socket.into_split();
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
+        peer,
         writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
         under_way: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         tally: std::sync::Mutex::new(Tally::new(peer)),

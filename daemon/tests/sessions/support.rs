@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stillmirror_daemon::{Config, Daemon, DaemonError, DirectPolicy, Reload, RepositoryConfig};
+use stillmirror_daemon::{Config, Daemon, DaemonError, Reload, RepositoryConfig};
 use stillmirror_protocol::changes::{self, Changes, Source};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
@@ -84,11 +84,8 @@ impl Fixture {
     pub(crate) fn config(&self, change: impl FnOnce(&mut Config)) -> Config {
         let mut config = Config {
             repositories: vec![RepositoryConfig {
-                name: "repo".to_owned(),
                 comment: "a test".to_owned(),
-                root: self.root(),
-                store: self.store(),
-                direct: DirectPolicy::Auto,
+                ..RepositoryConfig::new("repo", self.root(), self.store())
             }],
             ..Config::default()
         };

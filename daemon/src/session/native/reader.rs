@@ -124,6 +124,9 @@ impl Session {
         let repository = self.shared.registry.find(name).ok_or_else(|| {
             Answer::Refusal(ErrorCode::UnknownRepository, format!("there is no repository '{name}' here"))
         })?;
+        if !repository.hosts.admit(self.peer.ip()) || !repository.users.is_everybody() {
+            return Err(Answer::Refusal(ErrorCode::Refused, format!("access to the repository '{name}' is denied")));
+        }
         let edition = repository.current().ok_or_else(|| {
             Answer::Refusal(ErrorCode::NotIndexed, format!("the repository '{name}' is not indexed yet"))
         })?;
