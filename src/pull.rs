@@ -172,6 +172,14 @@ fn tell(report: &Report, arguments: &Arguments) -> Exit {
         };
         eprintln!("stillmirror: {}: {why}", Escaped(&failed.path));
     }
+    if report.deletes_held > 0 && !report.failed.is_empty() {
+        let held = count(report.deletes_held, "deletion");
+        eprintln!("stillmirror: not everything came: {held} held back for a pull that brings everything");
+    }
+    if report.links_copied > 0 {
+        let copied = count(report.links_copied, "name");
+        eprintln!("stillmirror: no further hard links can be made here: {copied} copied instead");
+    }
     if arguments.json {
         line!("{}", to_json(report));
     } else if !arguments.quiet {
@@ -251,7 +259,9 @@ fn to_json(report: &Report) -> serde_json::Value {
         "files_updated": report.files_updated,
         "files_reused": report.files_reused,
         "files_deleted": report.files_deleted,
+        "deletes_held": report.deletes_held,
         "files_linked": report.files_linked,
+        "links_copied": report.links_copied,
         "directories_made": report.directories_made,
         "others_made": report.others_made,
         "metadata_changed": report.metadata_changed,

@@ -43,7 +43,7 @@ pub(crate) struct Committer<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
     pub(crate) owners: &'a OwnerMap,
-    /// Whether a directory full of files may make way for something else.
+    /// Whether anything may be deleted, be it to make way for something else.
     pub(crate) may_delete: bool,
     pub(crate) sync: bool,
     pub(crate) progress: &'a dyn Progress,
@@ -152,9 +152,7 @@ impl<'a> Run<'a> {
     /// A file of its own instead of a staged name of a local one, which keeps its mode and time.
     fn copy_of(&mut self, row: u32, staged: &[u8]) -> Result<Vec<u8>, PullError> {
         let (stage, entry) = (self.context.stage, self.entry(row));
-        let owner = self.context.owners.of(entry);
-        let metadata = Metadata { mode: entry.permissions(), owner, mtime: entry.mtime() };
-        let copy = stage.duplicate(entry.sha256(), usize::MAX, &metadata).at("copy", stage.shown(staged))?;
+        let copy = stage.duplicate(entry.sha256(), usize::MAX, &self.metadata(row)).at("copy", stage.shown(staged))?;
         local::unlink(stage.fd(), staged).at("remove", stage.shown(staged))?;
         Ok(copy)
     }
@@ -170,8 +168,14 @@ impl<'a> Run<'a> {
             let (dir, leader_name) = path::split(&leader_path);
             let dir = self.context.tree.dir(dir).at("open", self.shown(&leader_path))?;
             let name = self.temporary();
-            rustix::fs::linkat(&dir, leader_name, self.context.stage.fd(), &name[..], AtFlags::empty())
-                .at("link", self.shown(&leader_path))?;
+            match rustix::fs::linkat(&dir, leader_name, self.context.stage.fd(), &name[..], AtFlags::empty()) {
+                // The inode has all the names that it can have, or the file system knows no further names.
+                Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {
+                    self.copy_instead(row, &path, &leader_path)?;
+                    continue;
+                }
+                linked => linked.at("link", self.shown(&leader_path))?,
+            }
             if self.place(row, &path, &name)? {
                 // rename(2) of one name of an inode over another one does nothing.
                 local::unlink(self.context.stage.fd(), &name).at("remove", self.context.stage.shown(&name))?;
@@ -180,6 +184,25 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Makes a name that cannot be a further link a file of its own.
+    fn copy_instead(&mut self, row: u32, path: &[u8], leader: &[u8]) -> Result<(), PullError> {
+        self.report.links_copied += 1;
+        let fact = self.context.selection.index(row).and_then(|index| self.context.facts.rows[index]);
+        if fact.is_some_and(|fact| fact.content && fact.metadata) {
+            return Ok(());
+        }
+        tracing::warn!(path = %self.shown(path).display(), "no further hard link can be made: copied");
+        let source = self.context.tree.file(leader).at("read", self.shown(leader))?;
+        let name = self.temporary();
+        self.context.stage.copy(source, &name, &self.metadata(row)).at("copy to", self.shown(path))?;
+        self.place(row, path, &name).map(drop)
+    }
+
+    fn metadata(&self, row: u32) -> Metadata {
+        let entry = self.entry(row);
+        Metadata { mode: entry.permissions(), owner: self.context.owners.of(entry), mtime: entry.mtime() }
     }
 
     fn make_others(&mut self, plan: &Plan) -> Result<(), PullError> {
@@ -233,6 +256,9 @@ impl<'a> Run<'a> {
     }
 
     fn delete(&mut self, plan: &Plan) -> Result<(), PullError> {
+        if !self.context.may_delete {
+            return Ok(());
+        }
         for path in &plan.deletes {
             self.check()?;
             let keep = |below: &[u8], is_dir: bool| !self.context.selection.owns(&path::join(path, below), is_dir);
@@ -264,6 +290,8 @@ impl<'a> Run<'a> {
         let Committer { selection, facts, .. } = self.context;
         let shared = selection.rows.iter().zip(&facts.rows).filter(|(_, fact)| fact.is_some_and(|fact| fact.shared));
         self.changed.extend(shared.map(|(&row, _)| row));
+        // Old files that stay may have lent their content to another name.
+        self.changed.extend(self.failed.keys());
         let mut committed = Committed { failed: self.failed, ..Committed::default() };
         for row in self.changed {
             self.context.check()?;

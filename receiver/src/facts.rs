@@ -37,6 +37,17 @@ pub(crate) struct Facts {
     pub(crate) extra: Vec<Extra>,
 }
 
+impl Facts {
+    /// How many names it takes to delete all that the list does not have.
+    pub(crate) fn count_extra(&self, tree: &Tree) -> Result<u64, PullError> {
+        let count = |extra: &Extra| match extra.is_dir {
+            true => tree.count(&extra.path).at("read", tree.shown(&extra.path)),
+            false => Ok(1),
+        };
+        self.extra.iter().map(count).sum()
+    }
+}
+
 /// What is at the path of a wanted row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fact {

@@ -87,7 +87,7 @@ impl Fetcher<'_> {
                 Some(reused) => {
                     report.files_updated += 1;
                     report.files_reused += 1;
-                    report.bytes_matched += list.row(fetches[number].row).size();
+                    report.add_matched(list.row(fetches[number].row).size());
                     staged.add(self.row_of(&fetches[number]), reused);
                 }
                 None => missing.push(number),
@@ -192,7 +192,7 @@ impl Fetcher<'_> {
                 staged.files.push(StagedFile { row, name, linked: false });
                 report.files_updated += 1;
                 report.files_reused += 1;
-                report.bytes_matched += size;
+                report.add_matched(size);
             }
         }
         Ok(())

@@ -10,7 +10,7 @@
 //! | find parts of new files in old ones | `matching` |
 //! | fetch, build and verify | `fetch`, `stage` |
 //! | give names | `commit` |
-//! | make it a generation of one's own | `publish` |
+//! | make it a generation of one's own | `publish`, `mark` |
 //!
 //! Nothing received is trusted: lists are validated, lengths meet limits, contents their SHA-256, and the
 //! disk is only touched beneath the destination (`local`).
@@ -22,6 +22,7 @@ mod facts;
 mod fetch;
 mod listing;
 mod local;
+mod mark;
 mod matching;
 mod owners;
 mod plan;

@@ -150,6 +150,14 @@ pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     })
 }
 
+/// When a file was made; zero where the file system does not know. An inode number may come round again.
+pub(crate) fn birth(file: BorrowedFd<'_>) -> io::Result<Time> {
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
+    let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let time = Time { sec: found.stx_btime.tv_sec, nsec: found.stx_btime.tv_nsec };
+    Ok(if known { time } else { Time::default() })
+}
+
 /// The names in a directory, with their types where the file system tells them cheaply.
 pub(crate) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Option<FileType>)>> {
     let mut names = Vec::new();

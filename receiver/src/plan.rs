@@ -6,7 +6,7 @@ use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::list::{FileType, ListRef};
 use stillmirror_protocol::path;
 
-use crate::facts::{Extra, Facts};
+use crate::facts::{Extra, Fact, Facts};
 use crate::report::Action;
 use crate::selection::Selection;
 
@@ -94,7 +94,8 @@ impl Plan {
 
     /// Bytes of the contents that no local file is known to have.
     pub(crate) fn bytes_to_fetch(&self, list: ListRef<'_>) -> u64 {
-        self.fetches.iter().filter(|fetch| fetch.reuse.is_empty()).map(|fetch| list.row(fetch.row).size()).sum()
+        let missing = self.fetches.iter().filter(|fetch| fetch.reuse.is_empty());
+        missing.map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add)
     }
 }
 
@@ -107,9 +108,10 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     }
     let mut wanted = Vec::new();
     let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    let apart = apart(inputs);
     for (&row, fact) in inputs.selection.rows.iter().zip(&inputs.facts.rows) {
         let entry = list.row(row);
-        let right = fact.is_some_and(|fact| fact.content);
+        let right = fact.is_some_and(|fact| fact.content) && !apart.contains(&row);
         match entry.file_type() {
             FileType::File => match entry.link_leader() {
                 Some(leader) => groups.entry(leader).or_default().push(row),
@@ -128,7 +130,7 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
         }
     }
     for members in groups.into_values() {
-        wanted.extend(join_group(inputs, &members, &mut plan.links));
+        wanted.extend(join_group(inputs, &members, &apart, &mut plan.links));
     }
     wanted.sort_unstable();
     if inputs.delete {
@@ -138,15 +140,41 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     plan
 }
 
+/// Names of one inode that the list has as different files, of different modes, owners or times: all but
+/// those of one file need inodes of their own, whatever their content. (Files that differ in nothing may
+/// share an inode, as rsync has it: the operator may have linked them to save space.)
+fn apart(inputs: &Inputs<'_>) -> HashSet<u32> {
+    let list = inputs.selection.list;
+    let looks = |row: u32| (list.row(row).mode(), list.row(row).mtime(), list.row(row).owner_number());
+    let shared = inputs.selection.rows.iter().zip(&inputs.facts.rows).filter_map(|(&row, fact)| {
+        let fact = fact.filter(|fact| fact.shared && fact.content && fact.kind == FileType::File)?;
+        Some((row, fact))
+    });
+    let mut owners: HashMap<(u64, u64), (u32, bool)> = HashMap::new();
+    for (row, fact) in shared.clone() {
+        let owner = owners.entry((fact.identity.device, fact.identity.inode)).or_insert((row, fact.metadata));
+        if fact.metadata && !owner.1 {
+            // It keeps the inode which has all that is wanted of it.
+            *owner = (row, true);
+        }
+    }
+    let parted = shared.filter(|(row, fact)| {
+        let owner = owners.get(&(fact.identity.device, fact.identity.inode));
+        owner.is_some_and(|&(owner, _)| looks(owner) != looks(*row))
+    });
+    parted.map(|(row, _)| row).collect()
+}
+
 /// Makes one inode of a link group's names: of the first that is right, else of the first, which is then
 /// wanted.
-fn join_group(inputs: &Inputs<'_>, members: &[u32], links: &mut Vec<(u32, u32)>) -> Option<u32> {
-    let fact = |row: u32| inputs.facts.rows[inputs.selection.index(row)?].filter(|fact| fact.content);
+fn join_group(inputs: &Inputs<'_>, members: &[u32], apart: &HashSet<u32>, links: &mut Vec<(u32, u32)>) -> Option<u32> {
+    let right = |row: u32, fact: &Fact| fact.content && !apart.contains(&row);
+    let fact = |row: u32| inputs.facts.rows[inputs.selection.index(row)?].filter(|fact| right(row, fact));
     let right = members.iter().copied().find(|&row| fact(row).is_some());
     let leader = right.or_else(|| members.first().copied())?;
     let inode = |row: u32| fact(row).map(|fact| (fact.identity.device, fact.identity.inode));
-    let apart = |row: &u32| *row != leader && (right.is_none() || inode(*row) != inode(leader));
-    links.extend(members.iter().filter(|row| apart(row)).map(|&row| (row, leader)));
+    let other = |row: &u32| *row != leader && (right.is_none() || inode(*row) != inode(leader));
+    links.extend(members.iter().filter(|row| other(row)).map(|&row| (row, leader)));
     right.is_none().then_some(leader)
 }
 

@@ -3,26 +3,29 @@
 //! A pull that took everything passes the sender's head, list and delta on byte for byte. A pull of a
 //! part, or one in which something failed, writes the list of what is there, and the sender's beside it.
 
+mod differences;
+
 use std::collections::HashMap;
 
 use rkyv::util::AlignedVec;
-use stillmirror_protocol::changes::{self, Changes, Source as RowSource};
+use stillmirror_protocol::changes::{self, Source as RowSource};
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::{Counts, Head};
-use stillmirror_protocol::list::{self, FileType, ListRef, Row};
+use stillmirror_protocol::list::{self, FileType, ListRef};
 use stillmirror_protocol::local::{Identity, LocalTable, SumsAt};
-use stillmirror_protocol::path;
 use stillmirror_store::{Draft, Generation};
 
 use crate::commit::Committed;
 use crate::error::PullError;
 use crate::facts::Facts;
+use crate::local::Tree;
 use crate::report::Failure;
 use crate::selection::Selection;
 use crate::source::Pinned;
 
 /// What a generation is made from.
 pub(crate) struct Publisher<'a> {
+    pub(crate) tree: &'a Tree,
     pub(crate) pinned: &'a Pinned,
     /// The sender's encoded list, when it came with this pull.
     pub(crate) encoded: Option<&'a [u8]>,
@@ -38,15 +41,16 @@ pub(crate) struct Publisher<'a> {
     pub(crate) failed: &'a HashMap<u32, Failure>,
     /// Whether devices, fifos and sockets were made.
     pub(crate) specials: bool,
-    /// Local names of the last pull that were to go and did not.
+    /// Local names that were to go and stay.
     pub(crate) kept: &'a [Vec<u8>],
 }
 
 /// A list that the tree has, when it is not the sender's.
 struct Own {
     encoded: AlignedVec,
-    /// Where its rows are from: the sender's list, or the held one (by tag).
+    /// Where its rows are from: the sender's list, or (by tag) `put`.
     sources: Vec<RowSource>,
+    put: Vec<Identity>,
 }
 
 impl Publisher<'_> {
@@ -63,88 +67,30 @@ impl Publisher<'_> {
         let Some(held) = self.held else { return Ok(false) };
         let digest = self.pinned.head.list_digest;
         Ok(match (self.own_list()?, held.origin()) {
-            (None, None) => held.head().list_digest == digest && self.knows_files(held, RowSource::Old),
+            (None, None) => held.head().list_digest == digest && self.knows_files(held, |row| self.identity(row)),
             (Some(own), Some(origin)) => {
                 origin.head.list_digest == digest
                     && held.head().list_digest == list::digest(&own.encoded)
-                    && self.knows_files(held, |row| own.sources[row as usize])
+                    && self.knows_files(held, |row| self.identity_of(&own, row))
             }
             _ => false,
         })
     }
 
     /// Whether the held local facts are still those of the disk: a sender compares them with what it opens.
-    fn knows_files(&self, held: &Generation, source: impl Fn(u32) -> RowSource) -> bool {
-        (0..held.list().len()).filter(|&row| held.list().row(row).is_file()).all(|row| match source(row) {
-            RowSource::Old(origin) => self.identity(origin) == held.local().identity(row),
-            RowSource::Put(_) => true,
-        })
+    fn knows_files(&self, held: &Generation, identity: impl Fn(u32) -> Identity) -> bool {
+        let (list, local) = (held.list(), held.local());
+        (0..list.len()).filter(|&row| list.row(row).is_file()).all(|row| identity(row) == local.identity(row))
     }
 
     /// The list of what the tree has; None: it has all of the sender's.
     fn own_list(&self) -> Result<Option<Own>, PullError> {
-        let differences = self.differences();
-        if differences.is_empty() && self.selection.is_whole() {
+        let differences = self.differences()?;
+        if differences.changes.is_empty() && self.selection.is_whole() {
             return Ok(None);
         }
-        let applied = changes::apply_below(self.selection.list, self.selection.root, &differences)?;
-        Ok(Some(Own { encoded: applied.list.encode(), sources: applied.sources }))
-    }
-
-    /// What the tree lacks of the sender's list, as changes to it.
-    fn differences(&self) -> Changes {
-        let list = self.selection.list;
-        let mut changes = Changes::default();
-        for place in &self.selection.dirs {
-            for (name, row) in place.dir.children() {
-                let special = !matches!(row.file_type(), FileType::File | FileType::Directory | FileType::Symlink);
-                if self.selection.index(row.number()).is_none() || (special && !self.specials) {
-                    changes.remove(&place.path, name);
-                }
-            }
-        }
-        for (&row, &why) in self.failed {
-            let path = self.selection.path(row);
-            let (dir, name) = path::split(&path);
-            let before = self.held.and_then(|held| held.list().find(&path));
-            if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir()) {
-                // What is in it is nobody's any more, but the next pull must know that it is there.
-                changes.put(dir, name, held.to_entry(), held.number());
-                continue;
-            }
-            match self.held_still(&path) {
-                Some(held) if !list.row(row).is_dir() && !held.is_dir() => {
-                    changes.put(dir, name, held.to_entry(), held.number());
-                }
-                _ => changes.remove(dir, name),
-            }
-        }
-        for path in self.kept {
-            self.keep(&mut changes, path);
-        }
-        changes
-    }
-
-    /// Puts a held name, and what is below it, beside the sender's.
-    fn keep(&self, changes: &mut Changes, local: &[u8]) {
-        let Some(held) = self.held.map(Generation::list) else { return };
-        let Some(row) = held.find(local) else { return };
-        let mut rows = vec![(local.to_vec(), row)];
-        while let Some((local, row)) = rows.pop() {
-            let (dir, name) = path::split(&local);
-            changes.put(dir, name, row.to_entry(), row.number());
-            if let Some(number) = row.dir_number() {
-                rows.extend(held.dir(number).children().map(|(name, row)| (path::join(&local, name), row)));
-            }
-        }
-    }
-
-    /// What the last pull left at a path, if the disk did not say otherwise.
-    fn held_still(&self, local: &[u8]) -> Option<Row<'_>> {
-        let held = self.held?.list().find(local)?;
-        let index = self.selection.index(self.selection.find(local)?.number())?;
-        let fact = self.facts.rows[index]?;
-        (fact.kind == held.file_type() && fact.size == held.size() && fact.mtime == held.mtime()).then_some(held)
+        let applied = changes::apply_below(self.selection.list, self.selection.root, &differences.changes)?;
+        Ok(Some(Own { encoded: applied.list.encode(), sources: applied.sources, put: differences.put }))
     }
 
     fn publish_whole(&self, draft: Draft) -> Result<u64, PullError> {
@@ -156,7 +102,7 @@ impl Publisher<'_> {
             (Some(held), None) => draft.write_list(&origin_list(held)?)?,
             (None, None) => return Err(PullError::usage("no list to publish")),
         }
-        let local = self.local_table(self.selection.list, RowSource::Old, &draft)?;
+        let local = self.local_table(self.selection.list, |row| (self.identity(row), Some(row)), &draft)?;
         draft.write_local(&local.encode(digest))?;
         if let Some(delta) = self.delta_to_whole() {
             draft.write_delta(&delta)?;
@@ -189,7 +135,11 @@ impl Publisher<'_> {
             Some(held) => draft.link_list(held)?,
             None => draft.write_list(&own.encoded)?,
         }
-        let local = self.local_table(list, |row| own.sources[row as usize], &draft)?;
+        let facts = |row| match own.sources[row as usize] {
+            RowSource::Old(origin) => (self.identity(origin), Some(origin)),
+            RowSource::Put(_) => (self.identity_of(own, row), None),
+        };
+        let local = self.local_table(list, facts, &draft)?;
         draft.write_local(&local.encode(digest))?;
         let head = Head {
             repository: origin.repository.clone(),
@@ -214,22 +164,20 @@ impl Publisher<'_> {
         Ok(draft.publish()?)
     }
 
-    /// Local facts for every row of a list. `source` says where a row is from.
+    /// Local facts for every row of a list. `facts` gives a row's identity, and its row in the sender's list
+    /// if it is from there.
     fn local_table(
         &self,
         list: ListRef<'_>,
-        source: impl Fn(u32) -> RowSource,
+        facts: impl Fn(u32) -> (Identity, Option<u32>),
         draft: &Draft,
     ) -> Result<LocalTable, PullError> {
         let mut table = LocalTable::default();
         let mut carried = Carried::new(self.held);
         for number in 0..list.len() {
             let row = list.row(number);
-            let (identity, sums) = match source(number) {
-                RowSource::Old(origin) => (self.identity(origin), self.sums.get(&origin).copied()),
-                RowSource::Put(held) => (self.held.map_or(Identity::UNKNOWN, |of| of.local().identity(held)), None),
-            };
-            let sums = match (row.is_file(), sums) {
+            let (identity, origin) = facts(number);
+            let sums = match (row.is_file(), origin.and_then(|origin| self.sums.get(&origin).copied())) {
                 (false, _) => None,
                 (true, Some(sums)) => Some(sums),
                 (true, None) => Some(carried.of(row.sha256(), draft)?),
@@ -237,6 +185,14 @@ impl Publisher<'_> {
             table.push(identity, sums);
         }
         Ok(table)
+    }
+
+    /// The identity of what a row of one's own list is.
+    fn identity_of(&self, own: &Own, row: u32) -> Identity {
+        match own.sources[row as usize] {
+            RowSource::Old(origin) => self.identity(origin),
+            RowSource::Put(tag) => own.put.get(tag as usize).copied().unwrap_or(Identity::UNKNOWN),
+        }
     }
 
     /// The identity of what a row of the sender's list became.
@@ -310,7 +266,8 @@ pub(crate) fn counts(list: ListRef<'_>) -> Counts {
             FileType::File => {
                 counts.files += 1;
                 if row.link_leader().is_none_or(|leader| leader == row.number()) {
-                    counts.bytes += row.size();
+                    // Sizes are the sender's word, and three of the largest are too much for a sum.
+                    counts.bytes = counts.bytes.saturating_add(row.size());
                 }
             }
             FileType::Directory => counts.directories += 1,

@@ -20,6 +20,7 @@ use crate::error::{At as _, PullError};
 use crate::facts::{Facts, Held, Looking};
 use crate::listing;
 use crate::local::{self, Tree};
+use crate::mark;
 use crate::owners::OwnerMap;
 use crate::plan::{Inputs, plan};
 use crate::publish;
@@ -163,7 +164,10 @@ impl Pull<'_> {
         if current.origin.is_some() || current.head.list_digest != pinned.head.list_digest {
             return Ok(false);
         }
-        // A tree that was emptied, or another directory, is no tree to believe in.
+        if !mark::is_of(store, current.number, tree)? {
+            return Ok(false);
+        }
+        // A tree that was emptied is no tree to believe in.
         let expected = current.head.counts.files + current.head.counts.directories > 1;
         Ok(!expected || !local::names(tree.root()).at("read", tree.shown(b""))?.is_empty())
     }
@@ -188,6 +192,7 @@ impl Pull<'_> {
         let facts = pool.install(|| self.facts(own, held.as_ref(), &selection, &owners))?;
         let refused = self.refused_deletions(own, &selection, &facts)?;
         let delete = self.options.delete && refused.is_none();
+        report.deletes_held = refused.map_or(0, |(wanted, _)| wanted);
         let plan = plan(&Inputs {
             selection: &selection,
             facts: &facts,
@@ -212,11 +217,7 @@ impl Pull<'_> {
                 owners: &owners,
                 pool: &pool,
                 delete,
-                kept: if refused.is_some() {
-                    facts.extra.iter().map(|extra| extra.path.clone()).collect()
-                } else {
-                    Vec::new()
-                },
+                refused: refused.is_some(),
             };
             update.run(&plan, report)?;
         }
@@ -240,6 +241,7 @@ impl Pull<'_> {
         owners: &OwnerMap,
     ) -> Result<Facts, PullError> {
         self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
+        let number = held.map(Generation::number);
         let held = held.map(|held| Held { list: held.list(), local: held.local() });
         let looking = Looking {
             selection,
@@ -255,9 +257,9 @@ impl Pull<'_> {
                 looking.look(Some(tree))
             }
             (Some(held), Some(tree), Check::None) => {
-                let root = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
-                let known = held.local.identity(0);
-                if (known.device, known.inode) == (root.identity.device, root.identity.inode) {
+                if let (Some((store, _)), Some(number)) = (&own.store, number)
+                    && mark::is_of(store, number, tree)?
+                {
                     return Ok(looking.believe(held));
                 }
                 tracing::warn!(dest = %tree.shown(b"").display(), "not the tree of the last pull: checking it");
@@ -277,14 +279,11 @@ impl Pull<'_> {
         let (true, Some(limit), Some(tree)) = (self.options.delete, self.options.max_delete, &own.tree) else {
             return Ok(None);
         };
-        let count = |path: &[u8]| tree.count(path).at("read", tree.shown(path));
-        let mut wanted = 0;
-        for extra in &facts.extra {
-            wanted += if extra.is_dir { count(&extra.path)? } else { 1 };
-        }
+        let mut wanted = facts.count_extra(tree)?;
         for (&row, fact) in selection.rows.iter().zip(&facts.rows) {
             if fact.is_some_and(|fact| fact.kind == FileType::Directory) && !selection.list.row(row).is_dir() {
-                wanted += count(&selection.path(row))?;
+                let path = selection.path(row);
+                wanted += tree.count(&path).at("read", tree.shown(&path))?;
             }
         }
         Ok((wanted > limit).then_some((wanted, limit)))

@@ -151,8 +151,13 @@ pub struct Report {
     pub files_reused: u64,
     /// Names deleted: files, symlinks, specials and directories.
     pub files_deleted: u64,
+    /// Deletions not made, as names: too many, or held back because something else did not come.
+    pub deletes_held: u64,
     /// Names made as a further hard link.
     pub files_linked: u64,
+    /// Names that should be a further hard link, and are files of their own, because the file system makes no
+    /// link (there), or none more.
+    pub links_copied: u64,
     /// Directories made.
     pub directories_made: u64,
     /// Symlinks and specials made.
@@ -187,6 +192,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Counts bytes that local files had. Sizes are the sender's word: their sum may be anything.
+    pub(crate) fn add_matched(&mut self, bytes: u64) {
+        self.bytes_matched = self.bytes_matched.saturating_add(bytes);
+    }
+
     /// Whether a file failed for this reason.
     pub fn has_failed(&self, why: Failure) -> bool {
         self.failed.iter().any(|failed| failed.why == why)

@@ -150,14 +150,18 @@ impl Stage {
     /// Makes a further file of a staged content, and gives its name.
     pub(crate) fn duplicate(&self, digest: Digest, copy: usize, metadata: &Metadata) -> io::Result<Vec<u8>> {
         let name = [&final_name(digest)[..], format!("-{copy}").as_bytes()].concat();
-        let mut source = local::open_file(self.fd(), &final_name(digest), OFlags::RDONLY)?;
-        let mut file = self.create(&name)?;
+        self.copy(local::open_file(self.fd(), &final_name(digest), OFlags::RDONLY)?, &name, metadata)?;
+        Ok(name)
+    }
+
+    /// Copies a file to a new staged name.
+    pub(crate) fn copy(&self, mut source: File, name: &[u8], metadata: &Metadata) -> io::Result<()> {
+        let mut file = self.create(name)?;
         if rustix::fs::ioctl_ficlone(&file, &source).is_err() {
             // copy_file_range(2) beneath, where the kernel can.
             io::copy(&mut source, &mut file)?;
         }
-        set_metadata(&file, metadata)?;
-        Ok(name)
+        set_metadata(&file, metadata)
     }
 
     fn create(&self, name: &[u8]) -> io::Result<File> {

@@ -218,7 +218,7 @@ impl<'a> Transfer<'a> {
                         let matched = self.open.remove(&number).map_or(0, |open| open.matched);
                         self.left -= 1;
                         self.report.files_updated += 1;
-                        self.report.bytes_matched += matched;
+                        self.report.add_matched(matched);
                         self.tasks.fetcher.progress.advance(1, matched);
                         self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, sums });
                     }

@@ -12,6 +12,7 @@ use crate::facts::Facts;
 use crate::fetch::{Fetcher, Staged};
 use crate::listing;
 use crate::local::{self, Tree};
+use crate::mark;
 use crate::owners::OwnerMap;
 use crate::plan::Plan;
 use crate::publish::Publisher;
@@ -32,8 +33,8 @@ pub(super) struct Update<'a> {
     pub(super) owners: &'a OwnerMap,
     pub(super) pool: &'a ThreadPool,
     pub(super) delete: bool,
-    /// Names that were to be deleted and are too many.
-    pub(super) kept: Vec<Vec<u8>>,
+    /// Nothing is deleted, because it would be too much.
+    pub(super) refused: bool,
 }
 
 impl Update<'_> {
@@ -44,6 +45,7 @@ impl Update<'_> {
         };
         let mut sums = HashMap::new();
         let mut committed = Committed::default();
+        let mut held_back = false;
         let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
         if !plan.is_empty() {
             if self.selection.sets_root() {
@@ -52,13 +54,23 @@ impl Update<'_> {
             }
             let stage = Stage::open(tree)?;
             let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
+            // What goes may be the old name of what did not come: it goes once everything has come.
+            held_back = self.delete && !staged.failed.is_empty();
             self.pull.source.close();
             sums = std::mem::take(&mut staged.sums);
             committed = self.commit(tree, &stage, plan, staged, report)?;
         }
         let failed = &committed.failed;
         report.failed = failures(failed, self.selection);
+        let kept: Vec<_> = match self.refused || held_back {
+            true => self.facts.extra.iter().map(|extra| extra.path.clone()).collect(),
+            false => Vec::new(),
+        };
+        if held_back {
+            report.deletes_held = self.facts.count_extra(tree)?;
+        }
         let publisher = Publisher {
+            tree,
             pinned: self.pinned,
             encoded: self.listing.map(|listing| &listing.encoded[..]),
             delta: self.listing.and_then(|listing| listing.delta.as_deref()),
@@ -69,7 +81,7 @@ impl Update<'_> {
             sums: &sums,
             failed,
             specials: self.pull.options.specials,
-            kept: &self.kept,
+            kept: &kept,
         };
         if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.own.store) {
             self.pull.progress.phase(Phase::Publish, 0, 0);
@@ -79,7 +91,11 @@ impl Update<'_> {
                 store.retain(lock, self.pull.options.retention)?;
             }
         }
-        self.clear_stage(tree)
+        self.clear_stage(tree)?;
+        match (&self.own.store, report.published.or(self.held.map(Generation::number))) {
+            (Some((store, Some(_))), Some(number)) => mark::set(store, number, tree),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the staging directory. It is what tells the next pull that this one did not end, so it goes
@@ -102,7 +118,7 @@ impl Update<'_> {
         report: &mut Report,
     ) -> Result<Staged, PullError> {
         let list = self.selection.list;
-        let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).sum();
+        let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add);
         self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
         let fetcher = Fetcher {
             source: self.pull.source,
@@ -136,7 +152,7 @@ impl Update<'_> {
             selection: self.selection,
             facts: self.facts,
             owners: self.owners,
-            may_delete: self.delete,
+            may_delete: self.delete && staged.failed.is_empty(),
             sync: self.pull.options.sync,
             progress: self.pull.progress,
             cancel: self.pull.cancel,

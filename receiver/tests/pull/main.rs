@@ -3,11 +3,13 @@
 //! - `whole`: what a pull makes of a tree: content, metadata, types, links, deletions, slices
 //! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas, what a former pull left
 //! - `store`: the generation that a pull leaves
+//! - `kept`: what stays when not everything can be done, and what is told of it
 //! - `hostile`: senders that do not follow the protocol
 //! - `property`: any tree, any change
 //! - `sender`, `tree`: the scripted sender and its trees
 
 mod hostile;
+mod kept;
 mod property;
 mod saving;
 mod sender;

@@ -114,6 +114,11 @@ impl Sender {
     /// Publishes a tree of which some files are no longer as indexed.
     pub(crate) fn publish_failing(&self, tree: &Tree, failing: &[(&str, ItemFailure)]) {
         self.publish(tree);
+        self.fail(failing);
+    }
+
+    /// Some files of the current tree are no longer as indexed.
+    pub(crate) fn fail(&self, failing: &[(&str, ItemFailure)]) {
         let mut state = self.state.lock().unwrap();
         let last = state.generations.pop().unwrap();
         let mut last = Arc::into_inner(last).unwrap();
@@ -151,7 +156,7 @@ fn counts(encoded: &[u8]) -> Counts {
             _ => counts.specials += 1,
         }
         if row.link_leader().is_none_or(|leader| leader == row.number()) {
-            counts.bytes += row.size();
+            counts.bytes = counts.bytes.saturating_add(row.size());
         }
     }
     counts

@@ -265,12 +265,12 @@ fn what_the_sender_cannot_deliver_is_reported_and_the_old_file_stays() {
         report.failed,
         [failed("a", Failure::Stale), failed("b", Failure::Vanished), failed("e", Failure::Unreadable)]
     );
-    let now = old.clone().file("c", "new c").without("d");
+    let now = old.clone().file("c", "new c");
     let root = new.0[&b""[..]].clone();
     let mut now = now;
     now.0.insert(Vec::new(), root);
     assert_same(&place.dest(), &now);
-    // The store says what is there, and the next pull brings the rest.
+    // The store says what is there, and the next pull brings the rest, and deletes.
     sender.publish(&new);
     let report = run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
     assert!(report.failed.is_empty());

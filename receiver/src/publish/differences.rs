@@ -1,0 +1,171 @@
+//! Where the tree differs from the sender's list, as changes to that list: what was not taken, what failed,
+//! what was to go and stays.
+
+use std::collections::{BTreeSet, HashMap};
+
+use stillmirror_protocol::changes::Changes;
+use stillmirror_protocol::entry::{Entry, Kind};
+use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::local::Identity;
+use stillmirror_protocol::path;
+
+use super::Publisher;
+use crate::error::{At as _, PullError};
+use crate::local::same_time;
+use crate::report::Failure;
+
+/// Changes to the sender's list. The tag of each put is its place in `put`.
+#[derive(Default)]
+pub(super) struct Differences {
+    pub(super) changes: Changes,
+    /// What the puts are on disk.
+    pub(super) put: Vec<Identity>,
+}
+
+impl Differences {
+    fn put(&mut self, local: &[u8], entry: Entry, identity: Identity) {
+        let (dir, name) = path::split(local);
+        self.changes.put(dir, name, entry, self.put.len() as u32);
+        self.put.push(identity);
+    }
+}
+
+impl Publisher<'_> {
+    /// What the tree lacks of the sender's list, and what it has beside it.
+    pub(super) fn differences(&self) -> Result<Differences, PullError> {
+        let mut differences = Differences::default();
+        self.leave_out(&mut differences.changes);
+        if self.failed.is_empty() && self.kept.is_empty() {
+            return Ok(differences);
+        }
+        let shared = self.rows_by_inode();
+        for (&row, &why) in self.failed {
+            self.put_failed(&mut differences, row, why, &shared)?;
+        }
+        for local in self.kept {
+            self.put_kept(&mut differences, local, &shared)?;
+        }
+        Ok(differences)
+    }
+
+    fn leave_out(&self, changes: &mut Changes) {
+        for place in &self.selection.dirs {
+            for (name, row) in place.dir.children() {
+                let special = !matches!(row.file_type(), FileType::File | FileType::Directory | FileType::Symlink);
+                if self.selection.index(row.number()).is_none() || (special && !self.specials) {
+                    changes.remove(&place.path, name);
+                }
+            }
+        }
+    }
+
+    /// Puts what the last pull left in the place of a row that failed; else the row goes.
+    fn put_failed(
+        &self,
+        differences: &mut Differences,
+        row: u32,
+        why: Failure,
+        shared: &Inodes,
+    ) -> Result<(), PullError> {
+        let path = self.selection.path(row);
+        let (dir, name) = path::split(&path);
+        differences.changes.remove(dir, name);
+        let before = self.held.and_then(|held| held.list().find(&path));
+        if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir()) {
+            // What is in it is nobody's any more, but the next pull must know that it is there.
+            differences.put(&path, held.to_entry(), self.identity(row));
+            return Ok(());
+        }
+        match self.held_still(&path) {
+            Some(held) if !self.selection.list.row(row).is_dir() && !held.is_dir() => {
+                self.put_as_it_is(differences, &path, held, shared).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the last pull left at a path, if the disk did not say otherwise.
+    fn held_still(&self, local: &[u8]) -> Option<Row<'_>> {
+        let held = self.held?.list().find(local)?;
+        let index = self.selection.index(self.selection.find(local)?.number())?;
+        let fact = self.facts.rows[index]?;
+        let same = fact.kind == held.file_type() && fact.size == held.size() && same_time(fact.mtime, held.mtime());
+        same.then_some(held)
+    }
+
+    /// Puts a held name, and what is below it, beside the sender's.
+    fn put_kept(&self, differences: &mut Differences, local: &[u8], shared: &Inodes) -> Result<(), PullError> {
+        let Some(held) = self.held.map(stillmirror_store::Generation::list) else { return Ok(()) };
+        let Some(row) = held.find(local) else { return Ok(()) };
+        let mut rows = vec![(local.to_vec(), row)];
+        while let Some((local, row)) = rows.pop() {
+            if let (true, Some(number)) = (self.put_as_it_is(differences, &local, row, shared)?, row.dir_number()) {
+                rows.extend(held.dir(number).children().map(|(name, row)| (path::join(&local, name), row)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a held name with what the disk says of it now. False: nothing of that type has the name.
+    fn put_as_it_is(
+        &self,
+        differences: &mut Differences,
+        local: &[u8],
+        held: Row<'_>,
+        shared: &Inodes,
+    ) -> Result<bool, PullError> {
+        let stat = self.tree.stat(local).at("stat", self.tree.shown(local))?;
+        let Some(stat) = stat.filter(|stat| stat.kind == held.file_type()) else { return Ok(false) };
+        let mut entry = held.to_entry();
+        let rows = shared.get(&inode(stat.identity)).filter(|_| held.is_file());
+        if let Some(rows) = rows.filter(|rows| self.sha256(rows[0]) == held.sha256()) {
+            // Its content has another name too, which the sender's list knows: one inode, of that one's
+            // mode and time. The next pull must know, for what happens to one name changes the other's ctime.
+            let group = (1 << 32) + u64::from(rows[0]);
+            for &row in rows {
+                let path = self.selection.path(row);
+                differences.put(&path, linked(self.selection.list.row(row).to_entry(), group), self.identity(row));
+            }
+            let now = self.selection.list.row(rows[0]).to_entry();
+            entry = linked(Entry { kind: entry.kind, ..now }, group);
+        } else if held.is_file() && !(stat.size == held.size() && same_time(stat.mtime, held.mtime())) {
+            // Somebody else was here: it is served to nobody.
+            differences.put(local, entry, Identity::UNKNOWN);
+            return Ok(true);
+        }
+        differences.put(local, entry, stat.identity);
+        Ok(true)
+    }
+
+    fn sha256(&self, row: u32) -> stillmirror_protocol::entry::Digest {
+        self.selection.list.row(row).sha256()
+    }
+
+    /// The files that may share their inodes with names that stay.
+    fn rows_by_inode(&self) -> Inodes {
+        let facts = self.selection.rows.iter().zip(&self.facts.rows);
+        let shared = facts.filter(|(_, fact)| fact.is_some_and(|fact| fact.shared)).map(|(&row, _)| row);
+        let rows: BTreeSet<u32> = shared.chain(self.committed.identities.keys().copied()).collect();
+        let mut inodes = Inodes::new();
+        for row in rows {
+            if self.selection.list.row(row).is_file() && !self.failed.contains_key(&row) {
+                inodes.entry(inode(self.identity(row))).or_default().push(row);
+            }
+        }
+        inodes
+    }
+}
+
+/// Rows of the sender's list by device and inode.
+type Inodes = HashMap<(u64, u64), Vec<u32>>;
+
+fn inode(identity: Identity) -> (u64, u64) {
+    (identity.device, identity.inode)
+}
+
+fn linked(mut entry: Entry, group: u64) -> Entry {
+    if let Kind::File { link, .. } = &mut entry.kind {
+        *link = Some(group);
+    }
+    entry
+}
