@@ -1,7 +1,16 @@
 //! What the client asks for: the server's command line, as a puller sends it.
 
+mod collect;
+mod names;
+mod parse;
+
+use std::fmt;
+
+pub(super) use collect::Collector;
+
 use crate::rsync::digest::Algorithm;
 use crate::rsync::fault::Fault;
+use crate::rsync::selection::Wanted;
 use crate::rsync::version::Version;
 
 /// Arguments of one client. Thousands of paths on one command line are real; more than a shell
@@ -174,4 +183,106 @@ pub struct Capabilities {
     pub varint_flags: bool,
     /// `u`: names of user and group 0 in the id lists.
     pub id0_names: bool,
+}
+
+impl Options {
+    /// The entries that this client wants, by path.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            paths: self.paths.clone(),
+            recurse: self.recurse,
+            dirs: self.dirs,
+            relative: self.relative,
+            implied_dirs: self.implied_dirs,
+            files_from: self.files_from != FilesFrom::No,
+        }
+    }
+
+    /// Nothing asked for.
+    fn none(version: Version) -> Self {
+        Self {
+            version,
+            paths: Vec::new(),
+            recurse: false,
+            dirs: false,
+            relative: false,
+            implied_dirs: true,
+            one_file_system: false,
+            links: false,
+            copy_links: false,
+            copy_dirlinks: false,
+            copy_unsafe_links: false,
+            hard_links: false,
+            owner: false,
+            group: false,
+            devices: false,
+            specials: false,
+            atimes: false,
+            acls: false,
+            xattrs: false,
+            checksum: false,
+            cvs_exclude: false,
+            dry_run: false,
+            list_only: false,
+            numeric_ids: false,
+            ignore_missing_args: false,
+            delete_missing_args: false,
+            ignore_errors: false,
+            inplace: false,
+            append: Append::No,
+            files_from: FilesFrom::No,
+            from0: false,
+            checksum_choice: None,
+            compress: Compress::No,
+            seed: None,
+            timeout: None,
+            bwlimit: None,
+            capabilities: Capabilities::default(),
+            used: Vec::new(),
+            fault: None,
+        }
+    }
+}
+
+impl Compression {
+    /// What a client may choose, in the order in which stock rsync prefers them.
+    pub const NAMED: [Self; 5] = [Self::Zstd, Self::Lz4, Self::Zlibx, Self::Zlib, Self::None];
+
+    /// By a client's name for it.
+    pub fn from_name(name: &[u8]) -> Option<Self> {
+        Self::NAMED.into_iter().find(|compression| compression.name().as_bytes() == name)
+    }
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zlib => "zlib",
+            Self::Zlibx => "zlibx",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Capabilities {
+    /// From what follows an `e` among the letters. Clients write it whatever version is in force, and before 30 it means nothing.
+    fn read(version: Version, letters: &[u8]) -> Self {
+        let has = |letter| version.facts().variable_ints && letters.contains(&letter);
+        Self {
+            incremental: has(b'i'),
+            safe_list: has(b'f'),
+            plain_xattr_links: has(b'x'),
+            seed_first: has(b'C'),
+            inplace_partial: has(b'I'),
+            varint_flags: has(b'v'),
+            id0_names: has(b'u'),
+        }
+    }
 }

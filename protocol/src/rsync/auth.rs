@@ -97,3 +97,32 @@ fn encoded<D: Digest>(parts: [&[u8]; 3]) -> String {
     parts.into_iter().for_each(|part| state.update(part));
     STANDARD_NO_PAD.encode(state.finalize())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_name_of_the_client_that_is_offered_here_decides() {
+        assert_eq!(Method::choose(b"sha3 md4 sha512"), Some(Method::Md4));
+        assert_eq!(Method::choose(b"sha512 sha256"), Some(Method::Sha512));
+        assert_eq!(Method::choose(b""), None);
+    }
+
+    #[test]
+    fn only_the_right_password_is_proven() {
+        for method in [Method::Sha512, Method::Sha256, Method::Sha1, Method::Md5, Method::Md4, Method::OldMd4] {
+            let response = method.response(b"s3cret", "challenge").into_bytes();
+            let proof = Proof { method, challenge: "challenge".to_owned(), response };
+            assert!(proof.knows(b"s3cret"), "{method:?}");
+            assert!(!proof.knows(b"s3creT"), "{method:?}");
+            assert!(!Proof { response: Vec::new(), ..proof }.knows(b"s3cret"), "{method:?}");
+        }
+    }
+
+    #[test]
+    fn a_challenge_is_one_word() {
+        let text = challenge(&[0xff; CHALLENGE_BYTES]);
+        assert!(text.len() >= CHALLENGE_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'='));
+    }
+}

@@ -103,6 +103,9 @@ pub enum Fault {
         /// The version in force.
         version: Version,
     },
+    /// No path is asked for.
+    #[error("no path was asked for")]
+    NoPath,
     /// A digest or compression by a name that is not offered here.
     #[error("{what} '{name}' is not supported")]
     Choice {
@@ -172,6 +175,7 @@ impl Fault {
             | Self::WritingOption(_)
             | Self::UnknownOption(_)
             | Self::OptionValue { .. }
+            | Self::NoPath
             | Self::Choice { .. } => Exit::Syntax,
             Self::Refused(_) | Self::NothingInCommon { .. } => Exit::Unsupported,
             Self::Version(_)

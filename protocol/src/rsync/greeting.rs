@@ -3,12 +3,16 @@
 //! Both sides greet without waiting; the client names a module (or asks for the list of them); the
 //! caller lists, refuses, challenges or accepts; an accepted client sends its arguments. All bytes that
 //! come in are given to [`Greeting::receive`], all that go out are taken from [`Greeting::output`].
+//!
+//! Source: stock releases 2.6.0 to 3.5.0 on both ends.
 
-use crate::rsync::arguments::Options;
-use crate::rsync::auth::Proof;
+use crate::rsync::arguments::{self, Options};
+use crate::rsync::auth::{Method, Proof};
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
 
+/// What every greeting begins with, a client's too: by it a stock client is told from others.
+pub const MAGIC: &[u8] = b"@RSYNCD: ";
 /// Bytes in one line, without its end: what stock clients read of one.
 pub const LINE: usize = 5119;
 /// Bytes of `#early_input`, the bound of stock clients.
@@ -44,46 +48,341 @@ pub enum Event {
 /// The state of a connection up to its setup.
 #[derive(Debug)]
 pub struct Greeting {
-    _todo: (),
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// The newest version to speak; then the one in force.
+    version: Version,
+    /// The digest for a response; none when nothing is in common.
+    method: Option<Method>,
+    module: Vec<u8>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The client's greeting is to come.
+    Hello,
+    /// A module's name or a command.
+    Module,
+    /// So many bytes to skip.
+    EarlyInput(usize),
+    /// The caller is to answer.
+    Asked,
+    /// The answer to this challenge.
+    Response(String),
+    /// The arguments.
+    Arguments(arguments::Collector),
+    /// Nothing more.
+    Over,
 }
 
 impl Greeting {
     /// Begins; the output holds this server's greeting.
     pub fn new(offer: GreetingOffer<'_>) -> Self {
-        unreachable!("{offer:?}")
+        let mut output = hello(offer.version);
+        if !offer.motd.is_empty() {
+            output.extend_from_slice(offer.motd);
+            if !offer.motd.ends_with(b"\n") {
+                output.push(b'\n');
+            }
+            // Stock servers end the message with an empty line.
+            output.push(b'\n');
+        }
+        let (input, module) = (Vec::new(), Vec::new());
+        Self { input, output, version: offer.version, method: None, module, state: State::Hello }
     }
+
     /// Takes the bytes to send.
     pub fn output(&mut self) -> Vec<u8> {
-        unreachable!()
+        std::mem::take(&mut self.output)
     }
-    /// Takes bytes of the client.
+
+    /// Takes bytes of the client. Ask for all events before more is given: what is kept stays below the
+    /// limits of a line and of the arguments.
     pub fn receive(&mut self, bytes: &[u8]) {
-        unreachable!("{bytes:?}")
+        self.input.extend_from_slice(bytes);
     }
-    /// The next event; none until more bytes come or the last event is answered.
+
+    /// The next event; none until more bytes come or the last event is answered. After an error the
+    /// session is to be ended as the error says.
+    #[allow(clippy::should_implement_trait, reason = "an event may follow after none")]
     pub fn next(&mut self) -> Result<Option<Event>, Fault> {
-        unreachable!()
+        loop {
+            let event = match &mut self.state {
+                State::Asked | State::Over => return Ok(None),
+                State::EarlyInput(left) => {
+                    let skipped = (*left).min(self.input.len());
+                    self.input.drain(..skipped);
+                    *left -= skipped;
+                    if *left > 0 {
+                        return Ok(None);
+                    }
+                    self.state = State::Module;
+                    None
+                }
+                State::Arguments(collector) => {
+                    let Some(options) = collector.take(&mut self.input, self.version, &self.module)? else {
+                        return Ok(None);
+                    };
+                    self.state = State::Over;
+                    Some(Event::Arguments(Box::new(options)))
+                }
+                State::Hello | State::Module | State::Response(_) => {
+                    let Some(line) = take_line(&mut self.input)? else { return Ok(None) };
+                    self.line(&line)?
+                }
+            };
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
     }
+
     /// Answers with names and comments of modules, and the end.
     pub fn list<'m>(&mut self, modules: impl IntoIterator<Item = (&'m str, &'m str)>) {
-        modules.into_iter().for_each(drop);
+        for (name, comment) in modules {
+            let (name, comment) = (printable(name), printable(comment));
+            self.output.extend_from_slice(format!("{name:<15}\t{comment}\n").as_bytes());
+        }
+        self.output.extend_from_slice(b"@RSYNCD: EXIT\n");
+        self.state = State::Over;
     }
+
     /// Answers `@ERROR: text`; the caller sends it and closes.
     pub fn refuse(&mut self, text: &str) {
-        unreachable!("{text}")
+        self.output.extend_from_slice(format!("@ERROR: {}\n", printable(text)).as_bytes());
+        self.state = State::Over;
     }
+
     /// Asks for a user's name and proof. `challenge` is [`super::auth::challenge`]'s.
     pub fn challenge(&mut self, challenge: String) -> Result<(), Fault> {
-        unreachable!("{challenge}")
+        if self.method.is_none() {
+            return Err(Fault::AuthDigest);
+        }
+        self.output.extend_from_slice(format!("@RSYNCD: AUTHREQD {challenge}\n").as_bytes());
+        self.state = State::Response(challenge);
+        Ok(())
     }
+
     /// Lets the client in.
-    pub fn accept(&mut self) {}
+    pub fn accept(&mut self) {
+        self.output.extend_from_slice(b"@RSYNCD: OK\n");
+        self.state = State::Arguments(arguments::Collector::new(self.version));
+    }
+
     /// The version in force; known with the first event.
     pub fn version(&self) -> Version {
-        unreachable!()
+        self.version
     }
+
     /// Bytes that the client sent after its arguments: the first of its setup.
     pub fn into_rest(self) -> Vec<u8> {
-        unreachable!()
+        self.input
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<Option<Event>, Fault> {
+        match std::mem::replace(&mut self.state, State::Asked) {
+            State::Hello => {
+                (self.version, self.method) = read_hello(line, self.version)?;
+                self.state = State::Module;
+                Ok(None)
+            }
+            State::Response(challenge) => {
+                let method = self.method.ok_or(Fault::AuthDigest)?;
+                let space = line.iter().position(|&byte| byte == b' ').ok_or(Fault::Credentials)?;
+                let (user, response) = (line[..space].to_vec(), line[space + 1..].to_vec());
+                Ok(Some(Event::Credentials { user, proof: Proof { method, challenge, response } }))
+            }
+            _ => self.command(line),
+        }
+    }
+
+    fn command(&mut self, line: &[u8]) -> Result<Option<Event>, Fault> {
+        if let Some(bytes) = line.strip_prefix(b"#early_input=") {
+            let bytes = number(bytes).filter(|&bytes| bytes as usize <= EARLY_INPUT).ok_or(Fault::EarlyInput)?;
+            self.state = State::EarlyInput(bytes as usize);
+            return Ok(None);
+        }
+        match line {
+            b"" | b"#list" => Ok(Some(Event::ListModules)),
+            [b'#', ..] => Err(Fault::Command(printable(&String::from_utf8_lossy(line)))),
+            name => {
+                self.module = name.to_vec();
+                Ok(Some(Event::Module(self.module.clone())))
+            }
+        }
+    }
+}
+
+/// The greeting of a server that speaks up to this version. The names of digests are obligatory from 32 on, known
+/// since 3.2.7, and harmless to all that know a sub-version.
+fn hello(version: Version) -> Vec<u8> {
+    if version.number() < 30 {
+        return format!("@RSYNCD: {version}\n").into_bytes();
+    }
+    let names = Method::NAMED.map(Method::name).join(" ");
+    format!("@RSYNCD: {version}.0 {names}\n").into_bytes()
+}
+
+/// The version in force and the digest for authentication, from `@RSYNCD: 32.0 sha512 …`.
+fn read_hello(line: &[u8], ours: Version) -> Result<(Version, Option<Method>), Fault> {
+    let rest = line.strip_prefix(MAGIC).ok_or(Fault::Greeting)?;
+    let space = rest.iter().position(|&byte| byte == b' ');
+    let (numbers, names) = space.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
+    let mut numbers = numbers.split(|&byte| byte == b'.').map(number);
+    let theirs = numbers.next().flatten().ok_or(Fault::Greeting)?;
+    let sub = numbers.next().flatten();
+    if (theirs >= 30 && sub.is_none()) || (theirs >= 32 && names.is_none()) {
+        return Err(Fault::Greeting);
+    }
+    // A pre-release of a version speaks the one before it with everybody but itself.
+    let pre_release = theirs <= ours.number() && sub.is_some_and(|sub| sub > 0);
+    let number = theirs.min(ours.number()).saturating_sub(u32::from(pre_release));
+    let version = Version::new(number).ok_or(Fault::Version(theirs))?;
+    let method = names.map_or_else(|| Some(Method::implied(version)), Method::choose);
+    Ok((version, method))
+}
+
+/// Takes a line off the front, without its end.
+fn take_line(input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Fault> {
+    let window = &input[..input.len().min(LINE + 1)];
+    let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
+        return if input.len() > LINE { Err(Fault::Line) } else { Ok(None) };
+    };
+    let mut line: Vec<u8> = input.drain(..=end).collect();
+    line.pop();
+    if line.ends_with(b"\r") {
+        line.pop();
+    }
+    if line.contains(&0) { Err(Fault::Line) } else { Ok(Some(line)) }
+}
+
+/// A decimal number without a sign, of at most nine digits.
+fn number(digits: &[u8]) -> Option<u32> {
+    let plain = (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    plain.then(|| digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')))
+}
+
+/// Text that stays within its line and its length.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeting(version: u32, input: &[u8]) -> Greeting {
+        let version = Version::new(version).expect("a version");
+        let mut greeting = Greeting::new(GreetingOffer { version, motd: b"" });
+        greeting.output();
+        greeting.receive(input);
+        greeting
+    }
+
+    fn text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn the_lower_version_is_in_force_and_a_pre_release_counts_as_the_one_before() {
+        for (ours, theirs, number) in [
+            (32, "@RSYNCD: 32.0 md5\n", 32),
+            (32, "@RSYNCD: 27\n", 27),
+            (29, "@RSYNCD: 32.0 md5\n", 29),
+            (32, "@RSYNCD: 31.0\n", 31),
+            (32, "@RSYNCD: 31.14\n", 30),
+            (31, "@RSYNCD: 32.3 md5\n", 31),
+            (32, "@RSYNCD: 40.0 sha512\r\n", 32),
+        ] {
+            let mut greeting = greeting(ours, format!("{theirs}pub\n").as_bytes());
+            assert_eq!(greeting.next(), Ok(Some(Event::Module(b"pub".to_vec()))), "{theirs}");
+            assert_eq!(greeting.version().number(), number, "{theirs}");
+        }
+    }
+
+    #[test]
+    fn a_first_line_that_is_no_greeting_of_a_known_version_is_the_clients_fault() {
+        for (line, fault) in [
+            ("GET / HTTP/1.1\r\n", Fault::Greeting),
+            ("@RSYNCD: \n", Fault::Greeting),
+            ("@RSYNCD: x\n", Fault::Greeting),
+            ("@RSYNCD: 30\n", Fault::Greeting),
+            ("@RSYNCD: 32.0\n", Fault::Greeting),
+            ("@RSYNCD: 26\n", Fault::Version(26)),
+            ("@RSYNCD: 27.1\n", Fault::Version(27)),
+            ("@RSYNCD: 0.1\n", Fault::Version(0)),
+            ("@RSYNCD: 99999999999999999999\n", Fault::Greeting),
+            ("@RSYNCD: 29\0\n", Fault::Line),
+        ] {
+            assert_eq!(greeting(32, line.as_bytes()).next(), Err(fault), "{line}");
+        }
+        assert_eq!(greeting(32, &[b'a'; LINE]).next(), Ok(None));
+        assert_eq!(greeting(32, &[b'a'; LINE + 1]).next(), Err(Fault::Line));
+    }
+
+    #[test]
+    fn every_greeting_of_a_stock_client_is_answered_with_our_own() {
+        let ours = |version| text(hello(Version::new(version).expect("a version")));
+        assert_eq!(ours(32), "@RSYNCD: 32.0 sha512 sha256 sha1 md5 md4\n");
+        assert_eq!(ours(30), "@RSYNCD: 30.0 sha512 sha256 sha1 md5 md4\n");
+        assert_eq!(ours(29), "@RSYNCD: 29\n");
+    }
+
+    #[test]
+    fn the_message_of_the_day_ends_with_an_empty_line() {
+        let offer = GreetingOffer { version: Version::OLDEST, motd: b"Welcome" };
+        assert_eq!(text(Greeting::new(offer).output()), "@RSYNCD: 27\nWelcome\n\n");
+    }
+
+    #[test]
+    fn modules_are_listed_in_stock_columns() {
+        for command in ["#list", ""] {
+            let mut greeting = greeting(32, format!("@RSYNCD: 31.0\n{command}\n").as_bytes());
+            assert_eq!(greeting.next(), Ok(Some(Event::ListModules)));
+            greeting.list([("pub", "all of it"), ("a-very-long-name-of-it", "two\nlines")]);
+            let columns = "pub            \tall of it\na-very-long-name-of-it\ttwo lines\n@RSYNCD: EXIT\n";
+            assert_eq!(text(greeting.output()), columns);
+        }
+    }
+
+    #[test]
+    fn early_input_is_skipped_and_other_commands_are_unknown() {
+        let mut early = greeting(32, b"@RSYNCD: 31.0\n#early_input=5\na\nb\0cpub\n");
+        assert_eq!(early.next(), Ok(Some(Event::Module(b"pub".to_vec()))));
+        for (command, fault) in [
+            ("#early_input=5121", Fault::EarlyInput),
+            ("#early_input=-1", Fault::EarlyInput),
+            ("#status", Fault::Command("#status".to_owned())),
+        ] {
+            let mut greeting = greeting(32, format!("@RSYNCD: 31.0\n{command}\n").as_bytes());
+            assert_eq!(greeting.next(), Err(fault));
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_while_the_caller_owes_an_answer() {
+        let mut greeting = greeting(32, b"@RSYNCD: 31.0\npub\n--server\0--sender\0.\0pub/\0\0rest");
+        assert!(matches!(greeting.next(), Ok(Some(Event::Module(_)))));
+        assert_eq!(greeting.next(), Ok(None));
+        greeting.accept();
+        assert!(matches!(greeting.next(), Ok(Some(Event::Arguments(_)))));
+        assert_eq!(text(greeting.output()), "@RSYNCD: OK\n");
+        assert_eq!(greeting.into_rest(), b"rest");
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_of_text() {
+        let mut greeting = greeting(32, b"@RSYNCD: 31.0\nx\n");
+        assert!(greeting.next().is_ok());
+        greeting.refuse("Unknown module 'x\n@RSYNCD: OK'");
+        assert_eq!(text(greeting.output()), "@ERROR: Unknown module 'x @RSYNCD: OK'\n");
+    }
+
+    #[test]
+    fn a_client_without_a_common_digest_cannot_be_challenged() {
+        let mut greeting = greeting(32, b"@RSYNCD: 32.0 sha9\npub\n");
+        assert!(greeting.next().is_ok());
+        assert_eq!(greeting.challenge("c".to_owned()), Err(Fault::AuthDigest));
     }
 }

@@ -1,4 +1,7 @@
 //! What answers a client's ends of lists and phases.
+//!
+//! A client says `done` once for every list (or sub-list), then as often as its version has phases behind
+//! the lists; [`super::version::Facts::closing`] has the answers to those.
 
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
@@ -17,20 +20,78 @@ pub enum Answer {
 /// Counts lists and `done`s of one session.
 #[derive(Debug, Clone)]
 pub struct Phases {
-    _todo: (),
+    closing: &'static [Answer],
+    /// Lists begun that the client has not ended.
+    open: u64,
+    ended: bool,
 }
 
 impl Phases {
     /// At the start; no list is sent yet.
     pub fn new(version: Version) -> Self {
-        unreachable!("{version}")
+        Self { closing: version.facts().closing, open: 0, ended: false }
     }
-    /// One more list (or sub-list) goes out.
-    pub fn list_begun(&mut self) {}
+
+    /// So many more lists (or sub-lists) go out.
+    pub fn lists_begun(&mut self, lists: u64) {
+        self.open = self.open.saturating_add(lists);
+    }
+
     /// All lists are out (the end mark of an incremental list included).
-    pub fn lists_ended(&mut self) {}
+    pub fn lists_ended(&mut self) {
+        self.ended = true;
+    }
+
     /// The answer to the client's next `done`. A client that ends what was not begun is at fault.
     pub fn done(&mut self) -> Result<Answer, Fault> {
-        unreachable!()
+        if self.open > 0 {
+            self.open -= 1;
+            return Ok(Answer::Done);
+        }
+        match self.closing {
+            [answer, rest @ ..] if self.ended => {
+                self.closing = rest;
+                Ok(*answer)
+            }
+            _ => Err(Fault::Phases),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(version: u32, lists: u64) -> Vec<Answer> {
+        let mut phases = Phases::new(Version::new(version).expect("a version"));
+        phases.lists_begun(lists);
+        phases.lists_ended();
+        std::iter::from_fn(|| phases.done().ok()).collect()
+    }
+
+    #[test]
+    fn every_version_has_its_number_of_phases() {
+        use Answer::{Done, DoneAndStatistics, End};
+        for version in [27, 28] {
+            assert_eq!(answers(version, 1), [Done, DoneAndStatistics, End]);
+        }
+        for version in [29, 30] {
+            assert_eq!(answers(version, 1), [Done, Done, DoneAndStatistics, End]);
+        }
+        for version in [31, 32] {
+            assert_eq!(answers(version, 1), [Done, Done, DoneAndStatistics, Done, End]);
+        }
+        assert_eq!(answers(32, 13).len(), 17);
+    }
+
+    #[test]
+    fn a_list_cannot_be_ended_before_it_is_begun() {
+        let mut phases = Phases::new(Version::NEWEST);
+        assert_eq!(phases.done(), Err(Fault::Phases));
+        phases.lists_begun(1);
+        assert_eq!(phases.done(), Ok(Answer::Done));
+        assert_eq!(phases.done(), Err(Fault::Phases));
+        phases.lists_ended();
+        assert_eq!(phases.done(), Ok(Answer::Done));
     }
 }

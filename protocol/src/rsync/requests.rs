@@ -1,15 +1,20 @@
 //! What the client sends after the setup: filter rules, names of `--files-from`, requests, ends of phases.
 
-use std::fmt;
-
-use crate::rsync::arguments::Options;
+use crate::codec::DecodeError;
+use crate::limits;
+use crate::rsync::arguments::{Append, FilesFrom, Options};
+use crate::rsync::codec::{Cursor, NDX_DEL_STATS, NDX_DONE, NdxDecoder, VSTRING};
 use crate::rsync::fault::Fault;
+use crate::rsync::mux::{Demux, Part, tag};
 use crate::rsync::setup::Setup;
+use crate::rsync::version::Version;
 
 /// Filter rules of one client, in number. Debian's longest mirror scripts have dozens.
 pub const RULES: usize = 10_000;
 /// Bytes of all filter rules.
 pub const RULES_BYTES: usize = 256 << 10;
+/// Bytes of a strong sum when a file is asked for again, however short the session's digest is.
+const REDO_SUM: usize = 16;
 
 /// What came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +44,7 @@ pub enum Event {
 }
 
 /// A request for one entry.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// The entry's index, not negative.
     pub ndx: i32,
@@ -65,6 +70,8 @@ pub mod item {
     pub const XATTR: u16 = 0x0100;
     /// The client has no such entry yet.
     pub const NEW: u16 = 0x2000;
+    /// The client does this one by itself.
+    pub const LOCAL_CHANGE: u16 = 0x4000;
     /// Content is wanted.
     pub const TRANSFER: u16 = 0x8000;
 }
@@ -85,7 +92,41 @@ pub struct SumHead {
 impl SumHead {
     /// Bytes of the client's old file: with `--append` the place to go on from.
     pub fn bytes(&self) -> u64 {
-        unreachable!()
+        let [count, block, remainder] =
+            [self.count, self.block_len, self.remainder].map(|n| u64::from(n.max(0) as u32));
+        let missing = if remainder > 0 { block.saturating_sub(remainder) } else { 0 };
+        (count * block).saturating_sub(missing)
+    }
+
+    fn read(cursor: &mut Cursor<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            count: cursor.i32("number of blocks")?,
+            block_len: cursor.i32("block length")?,
+            strong_len: cursor.i32("sum length")?,
+            remainder: cursor.i32("last block's length")?,
+        })
+    }
+
+    /// The number of blocks has no limit of its own: they are dropped as they come.
+    fn check(self, block_limit: i32, strong_limit: i32) -> Result<Self, Fault> {
+        let least_block = i32::from(self.count > 0);
+        for (field, value, allowed) in [
+            ("number of blocks", self.count, 0..=i32::MAX),
+            ("block length", self.block_len, least_block..=block_limit),
+            ("sum length", self.strong_len, 0..=strong_limit),
+            ("last block's length", self.remainder, 0..=self.block_len),
+        ] {
+            if !allowed.contains(&value) {
+                return Err(Fault::SumHead { field, value });
+            }
+        }
+        Ok(self)
+    }
+
+    /// Bytes of the sums behind the head.
+    fn sums(&self) -> u64 {
+        const ROLLING: u64 = 4;
+        u64::from(self.count as u32) * (ROLLING + u64::from(self.strong_len as u32))
     }
 }
 
@@ -94,36 +135,249 @@ impl Request {
     pub fn wants_data(&self) -> bool {
         self.sums.is_some()
     }
-    /// Whether this is protocol 29's sign of life: a request beyond the list of `len` entries that wants nothing.
+
+    /// Whether this is protocol 29's sign of life: it names the entry behind the last of `len`, and wants
+    /// nothing.
     pub fn is_keep_alive(&self, len: u32) -> bool {
         self.flags == item::NEW && u32::try_from(self.ndx) == Ok(len)
     }
 }
 
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Request")
-    }
-}
-
-/// Reads a client's stream. It holds what has been received and not been asked for; block sums are dropped
-/// as they come.
+/// Reads a client's stream. It holds what was received and not yet asked for; block sums are dropped as
+/// they come.
 #[derive(Debug)]
 pub struct Requests {
-    _todo: (),
+    version: Version,
+    names: bool,
+    append: bool,
+    dry_run: bool,
+    xattrs: XattrRequests,
+    strong_limit: i32,
+    demux: Demux,
+    /// Bytes as received, from `taken` on.
+    input: Vec<u8>,
+    taken: usize,
+    /// The data stream, from `read` on.
+    data: Vec<u8>,
+    read: usize,
+    /// Bytes of the data stream to drop.
+    skip: u64,
+    ndx: NdxDecoder,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Rules { count: usize, bytes: usize },
+    Names,
+    Entries,
+}
+
+/// When a request with [`item::XATTR`] has a list of the attributes whose values are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum XattrRequests {
+    Never,
+    Always,
+    /// Not when the entry becomes a link to another that the client has.
+    ExceptLinks,
 }
 
 impl Requests {
     /// At the first byte after the setup.
     pub fn new(setup: &Setup, options: &Options) -> Self {
-        unreachable!("{setup:?}{options:?}")
+        let facts = setup.version.facts();
+        let xattrs = match (options.xattrs && !options.dry_run, facts.exit_messages) {
+            (false, _) => XattrRequests::Never,
+            (true, true) if !options.capabilities.plain_xattr_links => XattrRequests::ExceptLinks,
+            (true, _) => XattrRequests::Always,
+        };
+        Self {
+            version: setup.version,
+            names: options.files_from == FilesFrom::Client,
+            append: options.append != Append::No,
+            dry_run: options.dry_run,
+            xattrs,
+            strong_limit: setup.transfer.bytes().max(REDO_SUM) as i32,
+            demux: Demux::new(facts.framed_requests),
+            input: Vec::new(),
+            taken: 0,
+            data: Vec::new(),
+            read: 0,
+            skip: 0,
+            ndx: NdxDecoder::new(setup.version),
+            stage: Stage::Rules { count: 0, bytes: 0 },
+        }
     }
-    /// Takes bytes of the client. Ask for all events before more is given, and memory stays bounded.
+
+    /// Takes bytes of the client. Ask for all events before more is given, and memory stays bounded by what is given
+    /// and one rule, name or request.
     pub fn receive(&mut self, bytes: &[u8]) {
-        unreachable!("{bytes:?}")
+        self.input.drain(..self.taken);
+        self.taken = 0;
+        self.input.extend_from_slice(bytes);
     }
-    /// The next event; none until more bytes come.
+
+    /// The next event; none until more bytes come. A fault is final.
+    #[allow(clippy::should_implement_trait, reason = "an event may follow after none")]
     pub fn next(&mut self) -> Result<Option<Event>, Fault> {
-        unreachable!()
+        loop {
+            if let Some(event) = self.parse()? {
+                return Ok(Some(event));
+            }
+            let mut rest = &self.input[self.taken..];
+            let part = self.demux.next(&mut rest)?;
+            self.taken = self.input.len() - rest.len();
+            match part {
+                None => return Ok(None),
+                Some(Part::Data(bytes)) => {
+                    let dropped = self.skip.min(bytes.len() as u64);
+                    self.skip -= dropped;
+                    self.data.drain(..self.read);
+                    self.read = 0;
+                    self.data.extend_from_slice(&bytes[dropped as usize..]);
+                }
+                Some(Part::Message { tag, payload }) => return message(tag, payload).map(Some),
+            }
+        }
+    }
+
+    /// The next event that is complete in the data stream.
+    fn parse(&mut self) -> Result<Option<Event>, Fault> {
+        let mut cursor = Cursor::new(&self.data[self.read..]);
+        if cursor.remaining() == 0 || self.skip > 0 {
+            return Ok(None);
+        }
+        let event = match self.stage {
+            Stage::Rules { count, bytes } => rule(&mut cursor, count, bytes).map(|(event, stage)| {
+                self.stage = stage;
+                event
+            }),
+            Stage::Names => name(&mut cursor),
+            Stage::Entries => {
+                // The state of the indices must not run ahead of a request that is not complete.
+                let mut ndx = self.ndx.clone();
+                let event = self.entry(&mut cursor, &mut ndx);
+                if event.is_ok() {
+                    self.ndx = ndx;
+                }
+                event
+            }
+        };
+        let event = match event {
+            Err(Fault::Decode(DecodeError::Short(_))) => return Ok(None),
+            event => event?,
+        };
+        self.read += cursor.position();
+        self.after(&event)?;
+        Ok(Some(event))
+    }
+
+    /// What an event means for what follows it.
+    fn after(&mut self, event: &Event) -> Result<(), Fault> {
+        match event {
+            Event::RulesEnd if self.names => {
+                self.stage = Stage::Names;
+                if self.version.facts().raw_names && (self.read < self.data.len() || !self.demux.set_raw(true)) {
+                    return Err(Fault::NamesInFrame);
+                }
+            }
+            Event::RulesEnd => self.stage = Stage::Entries,
+            Event::NamesEnd => {
+                self.stage = Stage::Entries;
+                if self.version.facts().raw_names {
+                    // What was taken for names beyond their end is frames.
+                    self.input.splice(..self.taken, self.data.drain(self.read..));
+                    self.taken = 0;
+                    self.demux.set_raw(false);
+                }
+            }
+            Event::Request(Request { sums: Some(sums), .. }) if !self.append => {
+                let sums = sums.sums();
+                let here = sums.min((self.data.len() - self.read) as u64);
+                self.read += here as usize;
+                self.skip = sums - here;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn entry(&self, cursor: &mut Cursor<'_>, ndx: &mut NdxDecoder) -> Result<Event, Fault> {
+        let facts = self.version.facts();
+        match ndx.get("file index", cursor)? {
+            NDX_DONE => Ok(Event::Done),
+            NDX_DEL_STATS if facts.exit_messages => deleted(cursor),
+            ndx @ 0.. => self.request(ndx, cursor).map(Event::Request),
+            ndx => Err(Fault::Index(ndx)),
+        }
+    }
+
+    fn request(&self, ndx: i32, cursor: &mut Cursor<'_>) -> Result<Request, Fault> {
+        let facts = self.version.facts();
+        let flags = if facts.item_flags { cursor.u16("item flags")? } else { item::TRANSFER };
+        let basis = if flags & item::BASIS != 0 { Some(cursor.byte("kind of basis")?) } else { None };
+        let name = if flags & item::NAME != 0 { Some(cursor.vstring("name of basis", VSTRING)?.into()) } else { None };
+        let xattrs = self.has_xattrs(flags);
+        if xattrs && cursor.varint("extended attribute")? != 0 {
+            return Err(Fault::Xattrs);
+        }
+        let sums = if flags & item::TRANSFER != 0 && !self.dry_run {
+            Some(SumHead::read(cursor)?.check(facts.block_len, self.strong_limit)?)
+        } else {
+            None
+        };
+        Ok(Request { ndx, flags, basis, name, xattrs, sums })
+    }
+
+    fn has_xattrs(&self, flags: u16) -> bool {
+        const LINK: u16 = item::NAME | item::LOCAL_CHANGE;
+        match self.xattrs {
+            XattrRequests::Never => false,
+            XattrRequests::Always => flags & item::XATTR != 0,
+            XattrRequests::ExceptLinks => flags & item::XATTR != 0 && flags & LINK != LINK,
+        }
+    }
+}
+
+fn rule(cursor: &mut Cursor<'_>, count: usize, bytes: usize) -> Result<(Event, Stage), Fault> {
+    let len = cursor.i32("length of a rule")?;
+    if len == 0 {
+        return Ok((Event::RulesEnd, Stage::Entries));
+    }
+    let len = usize::try_from(len).map_err(|_| Fault::RulesTooLong)?;
+    let stage = Stage::Rules { count: count + 1, bytes: bytes.saturating_add(len) };
+    if count >= RULES || len > RULES_BYTES - bytes {
+        return Err(Fault::RulesTooLong);
+    }
+    Ok((Event::Rule(cursor.take("rule", len)?.to_vec()), stage))
+}
+
+fn name(cursor: &mut Cursor<'_>) -> Result<Event, Fault> {
+    let window = cursor.clone().take("name", cursor.remaining().min(limits::PATH + 1))?;
+    let Some(end) = window.iter().position(|&byte| byte == 0) else {
+        let short = window.len() <= limits::PATH;
+        return Err(if short { DecodeError::Short("name").into() } else { Fault::NameTooLong });
+    };
+    cursor.take("name", end + 1)?;
+    Ok(if end == 0 { Event::NamesEnd } else { Event::Name(window[..end].to_vec()) })
+}
+
+fn deleted(cursor: &mut Cursor<'_>) -> Result<Event, Fault> {
+    let mut counts = [0; 5];
+    for count in &mut counts {
+        *count = cursor.varint("number of deletions")?;
+    }
+    Ok(Event::Deleted(counts))
+}
+
+fn message(tag: u8, payload: &[u8]) -> Result<Event, Fault> {
+    let number = || payload.try_into().map(i32::from_le_bytes).map_err(|_| Fault::Frame { tag, len: payload.len() });
+    match tag {
+        tag::DATA | tag::NOOP => Ok(Event::KeepAlive),
+        tag::ERROR_EXIT if payload.is_empty() => Ok(Event::Exit(None)),
+        tag::ERROR_EXIT => number().map(|code| Event::Exit(Some(code))),
+        tag::SUCCESS => number().map(Event::Success),
+        tag::ERROR_XFER | tag::INFO | tag::ERROR | tag::WARNING => Ok(Event::Text(payload.to_vec())),
+        _ => Err(Fault::Frame { tag, len: payload.len() }),
     }
 }

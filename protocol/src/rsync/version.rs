@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use crate::rsync::digest::Algorithm;
+use crate::rsync::phases::Answer;
+
 /// A protocol version that this sender speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u8);
@@ -28,6 +31,26 @@ pub struct Facts {
     pub error_on_end_mark: bool,
     /// With `-c` every entry carries a digest, that of a non-file being zeros.
     pub digest_of_everything: bool,
+    /// Arguments end with a NUL, not with a newline.
+    pub arguments_end_with_nul: bool,
+    /// The client's bytes come in frames too.
+    pub framed_requests: bool,
+    /// Names of `--files-from` come outside the client's frames.
+    pub raw_names: bool,
+    /// Requests and echoes have flags; entries without content are requested too.
+    pub item_flags: bool,
+    /// The most bytes in one of a client's blocks.
+    pub block_len: i32,
+    /// The digest behind every file when none is agreed.
+    pub implied_digest: Algorithm,
+    /// There are warnings, errors that are no failure, and messages of single files that do not come.
+    pub graded_messages: bool,
+    /// There are messages of a side's exit and of its patience.
+    pub exit_messages: bool,
+    /// Statistics tell how long the list took.
+    pub list_times: bool,
+    /// What answers the client's `done`s behind those of the lists.
+    pub closing: &'static [Answer],
 }
 
 /// The order of a list.
@@ -59,11 +82,45 @@ const OLDEST: Facts = Facts {
     nanoseconds: false,
     error_on_end_mark: false,
     digest_of_everything: true,
+    arguments_end_with_nul: false,
+    framed_requests: false,
+    raw_names: false,
+    item_flags: false,
+    block_len: 1 << 29,
+    implied_digest: Algorithm::SeededMd4,
+    graded_messages: false,
+    exit_messages: false,
+    list_times: false,
+    closing: &[Answer::DoneAndStatistics, Answer::End],
 };
 const P28: Facts = Facts { second_flags_byte: true, links: LinkForm::Inode, digest_of_everything: false, ..OLDEST };
-const P29: Facts = Facts { order: ListOrder::Tree, ..P28 };
-const P30: Facts = Facts { variable_ints: true, links: LinkForm::Index, ..P29 };
-const P31: Facts = Facts { special_devices: false, nanoseconds: true, error_on_end_mark: true, ..P30 };
+const P29: Facts = Facts {
+    order: ListOrder::Tree,
+    item_flags: true,
+    list_times: true,
+    closing: &[Answer::Done, Answer::DoneAndStatistics, Answer::End],
+    ..P28
+};
+const P30: Facts = Facts {
+    variable_ints: true,
+    links: LinkForm::Index,
+    arguments_end_with_nul: true,
+    framed_requests: true,
+    raw_names: true,
+    block_len: 128 << 10,
+    implied_digest: Algorithm::Md5,
+    graded_messages: true,
+    ..P29
+};
+const P31: Facts = Facts {
+    special_devices: false,
+    nanoseconds: true,
+    error_on_end_mark: true,
+    raw_names: false,
+    exit_messages: true,
+    closing: &[Answer::Done, Answer::DoneAndStatistics, Answer::Done, Answer::End],
+    ..P30
+};
 
 const FACTS: [Facts; 6] = [OLDEST, P28, P29, P30, P31, P31];
 
