@@ -5,10 +5,16 @@
 //! is sorted and nothing allocated per entry; what a session keeps is at most one `u32` per entry, and
 //! nothing at all for an incremental list without filters ([`Numbers`]).
 
+mod breadth;
 mod class;
+mod entry;
+mod links;
+mod merge;
 mod numbers;
+mod owners;
+mod walk;
 mod writer;
 
 pub use class::{Class, ListDigest};
-pub use numbers::Numbers;
+pub use numbers::{Levels, Numbers};
 pub use writer::{ListWriter, Written};

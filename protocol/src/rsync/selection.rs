@@ -1,6 +1,23 @@
 //! What part of the repository a client asked for.
+//!
+//! A selection is a few [`View`]s, one for every directory that names are relative to, each a sorted run
+//! of marked rows: what is listed, and what of it is descended into. The names of the list follow from
+//! the tree, so a million names from a client cost four bytes each.
+
+mod glob;
+mod locate;
+mod marks;
+mod paths;
+
+use std::collections::BTreeMap;
 
 use crate::list::ListRef;
+
+use locate::{Locator, Lost};
+use marks::Marks;
+use paths::Asked;
+
+pub(crate) use marks::{CHILDREN, LISTED, RECURSE, ROW, View};
 
 /// The paths and options of a client that choose entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,7 +28,7 @@ pub struct Wanted {
     pub paths: Vec<Vec<u8>>,
     /// `-r`.
     pub recurse: bool,
-    /// `-d`.
+    /// `-d`. Names from a list imply it.
     pub dirs: bool,
     /// `-R`, also implied by names from a list (then off with `--no-relative`).
     pub relative: bool,
@@ -25,17 +42,20 @@ impl Wanted {
     /// Whether the list may be sent incrementally: one plain path, recursively. Otherwise the
     /// compatibility bit 0x001 must be cleared.
     pub fn may_be_incremental(&self) -> bool {
-        let plain = |path: &[u8]| !path.iter().any(|byte| b"*?[\\".contains(byte));
+        let plain = |path: &[u8]| !glob::is_glob(path);
         self.recurse && !self.relative && !self.files_from && self.paths.len() == 1 && plain(&self.paths[0])
     }
 }
 
 /// Whether filters hide a name.
 pub trait Hides {
-    /// `path` is relative to the module; from `name` on it is the name as it stands in the list, relative
-    /// to the transfer's root. Called once per entry, a directory before its contents; what is below a
-    /// hidden directory is not asked for.
+    /// Whether any rule, of the module or of the client, hides an entry. `path` is relative to the module;
+    /// from `name` on it is the name as it stands in the list, relative to the transfer's root. Asked once
+    /// per entry, a directory before its contents; what is below a hidden directory is not asked for.
     fn hides(&self, path: &[u8], name: usize, is_dir: bool) -> bool;
+
+    /// Whether the module's own rules hide a path: a client that names it hears that it does not exist.
+    fn module_hides(&self, path: &[u8], is_dir: bool) -> bool;
 
     /// Whether nothing at all is hidden.
     fn nothing(&self) -> bool {
@@ -52,75 +72,157 @@ impl Hides for Everything {
         false
     }
 
+    fn module_hides(&self, _: &[u8], _: bool) -> bool {
+        false
+    }
+
     fn nothing(&self) -> bool {
         true
     }
 }
 
-/// A requested path that is not there. The client is told with an ERROR_XFER message ([`Missing::message`]).
+/// A requested path that is not listed, and the client must be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// The path as asked for, relative to the module.
+    /// The path as stock rsync names it.
     pub path: Vec<u8>,
-    /// It was to be a directory (asked for with a slash at its end): also an I/O error.
-    pub directory: bool,
+    /// The reason.
+    pub why: Why,
+}
+
+/// Why a requested path is not listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// There is no such entry. No I/O error by itself.
+    NoEntry,
+    /// Something on the way to the entry is no directory.
+    NotOnTheWay,
+    /// There is no such directory to go into.
+    NoDirectory,
+    /// What should be gone into is no directory.
+    NotDirectory,
+    /// A directory, and the client wants none.
+    Skipped,
 }
 
 impl Missing {
-    /// The text that stock rsync sends.
+    /// The text that stock rsync sends: ERROR_XFER, or INFO when it is no [error](Missing::is_error).
     pub fn message(&self, module: &str) -> Vec<u8> {
-        let what = if self.directory { "change_dir" } else { "link_stat" };
-        let path = &self.path[..];
-        [
-            b"rsync: [sender] ",
-            what.as_bytes(),
-            b" \"",
-            path,
-            b"\" (in ",
-            module.as_bytes(),
-            b") failed: No such file or directory (2)\n",
-        ]
-        .concat()
+        let (call, error) = match self.why {
+            Why::NoEntry => ("link_stat", "No such file or directory (2)"),
+            Why::NotOnTheWay => ("link_stat", "Not a directory (20)"),
+            Why::NoDirectory => ("change_dir", "No such file or directory (2)"),
+            Why::NotDirectory => ("change_dir", "Not a directory (20)"),
+            Why::Skipped => return [b"skipping directory ", &self.path[..], b"\n"].concat(),
+        };
+        let before = format!("rsync: [sender] {call} \"").into_bytes();
+        let after = format!("\" (in {module}) failed: {error}\n").into_bytes();
+        [&before[..], &self.path, &after].concat()
+    }
+
+    /// Whether the client is to exit with 23.
+    pub fn is_error(&self) -> bool {
+        self.why != Why::Skipped
+    }
+
+    fn io_error(&self) -> i32 {
+        i32::from(!matches!(self.why, Why::NoEntry | Why::Skipped))
     }
 }
 
 /// Takes what a client asks for, path by path.
 #[derive(Debug)]
 pub struct Selecting {
-    selection: Selection,
+    wanted: Wanted,
+    /// The directory that names from a list are relative to; none when it is missing.
+    base: Option<Vec<u8>>,
+    views: BTreeMap<u32, Marks>,
+    locator: Locator,
+    io_error: i32,
 }
 
 /// The entries that a client asked for, before filters.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
+    pub(crate) views: Vec<View>,
     io_error: i32,
 }
 
 impl Selecting {
     /// Begins with the paths of the command line; what is missing among them is appended to `missing`.
-    pub fn new(list: ListRef<'_>, wanted: &Wanted, missing: &mut Vec<Missing>) -> Self {
-        let _ = (list, wanted, missing);
-        Self { selection: Selection::default() }
+    pub fn new(list: ListRef<'_>, wanted: Wanted, hides: &impl Hides, missing: &mut Vec<Missing>) -> Self {
+        let paths = if wanted.files_from { Vec::new() } else { wanted.paths.clone() };
+        let mut selecting =
+            Self { base: Some(Vec::new()), views: BTreeMap::new(), locator: Locator::default(), io_error: 0, wanted };
+        if selecting.wanted.files_from {
+            selecting.set_base(list, hides, missing);
+        }
+        let (mut globs, relative) = (glob::Budget::for_list(list), selecting.wanted.relative);
+        for path in paths {
+            glob::expand(list, &path, relative, hides, &mut globs, |path| {
+                missing.extend(selecting.add(list, hides, path).err());
+            });
+        }
+        selecting
     }
 
     /// Adds one name from a list of names (`--files-from`).
-    pub fn add(&mut self, list: ListRef<'_>, name: &[u8]) -> Result<(), Missing> {
-        let _ = list;
-        Err(Missing { path: name.to_vec(), directory: false })
+    pub fn add(&mut self, list: ListRef<'_>, hides: &impl Hides, name: &[u8]) -> Result<(), Missing> {
+        let Some(base) = &self.base else { return Ok(()) };
+        let asked = Asked::new(base, name, self.wanted.relative);
+        self.select(list, hides, &asked).inspect_err(|missing| self.io_error |= missing.io_error())
     }
 
     /// The selection.
-    pub fn finish(self, list: ListRef<'_>) -> Selection {
-        let _ = list;
-        self.selection
+    pub fn finish(self) -> Selection {
+        let views = self.views.into_iter().map(|(base, marks)| marks.into_view(base)).collect();
+        Selection { views, io_error: self.io_error }
+    }
+
+    fn set_base(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) {
+        let base = paths::tidy(self.wanted.paths.first().map_or(&[][..], |path| path));
+        self.base = match self.locator.directory(list, hides, &base) {
+            Ok(_) => Some(base),
+            Err(lost) => {
+                self.io_error |= 1;
+                missing.push(Missing { path: base, why: lost.going_in() });
+                None
+            }
+        };
+    }
+
+    fn select(&mut self, list: ListRef<'_>, hides: &impl Hides, asked: &Asked) -> Result<(), Missing> {
+        let going_in = |lost: Lost| Missing { path: asked.base.clone(), why: lost.going_in() };
+        let base = self.locator.directory(list, hides, &asked.base).map_err(going_in)?;
+        let missing = |why| Missing { path: asked.shown(), why };
+        let path = asked.path();
+        let row = self.locator.entry(list, hides, &path).map_err(|lost| missing(lost.looking()))?;
+        let is_dir = row.is_dir();
+        if is_dir && !self.wanted.recurse && !self.wanted.dirs && !self.wanted.files_from {
+            let path = if asked.name.is_empty() { b".".to_vec() } else { asked.name.clone() };
+            return Err(Missing { path, why: Why::Skipped });
+        }
+        let name_at = path.len() - asked.name.len();
+        if !asked.name.is_empty() && hides.hides(&path, name_at, is_dir) {
+            return Ok(());
+        }
+        let contents = match (is_dir, self.wanted.recurse, asked.contents) {
+            (true, true, _) => RECURSE,
+            (true, false, true) => CHILDREN,
+            _ => 0,
+        };
+        let marks = self.views.entry(base).or_default();
+        marks.put_parents(list, base, row.number(), if self.wanted.implied_dirs { LISTED } else { 0 });
+        marks.put(row.number(), LISTED | contents);
+        Ok(())
     }
 }
 
 impl Selection {
     /// The selection of a client without a list of names.
-    pub fn resolve(list: ListRef<'_>, wanted: &Wanted) -> (Self, Vec<Missing>) {
+    pub fn resolve(list: ListRef<'_>, wanted: Wanted, hides: &impl Hides) -> (Self, Vec<Missing>) {
         let mut missing = Vec::new();
-        let selection = Selecting::new(list, wanted, &mut missing).finish(list);
+        let selection = Selecting::new(list, wanted, hides, &mut missing).finish();
         (selection, missing)
     }
 
@@ -129,8 +231,20 @@ impl Selection {
         self.io_error
     }
 
-    /// Bytes that are equal for equal selections of one list. Part of the name of a cached list.
-    pub fn key(&self) -> Vec<u8> {
-        Vec::new()
+    /// Whether nothing is selected: the list is empty.
+    pub fn is_empty(&self) -> bool {
+        self.views.is_empty()
+    }
+
+    /// Bytes that are equal for equal selections of one list, as part of the name of a cached list; none
+    /// when it names so much that no other client will ask for the same.
+    pub fn key(&self) -> Option<Vec<u8>> {
+        const MARKS: usize = 64;
+        let marks: usize = self.views.iter().map(|view| view.marks.len()).sum();
+        let numbers = |view: &View| [view.base, view.marks.len() as u32].into_iter().chain(view.marks.clone());
+        (marks <= MARKS).then(|| {
+            let numbers = self.views.iter().flat_map(numbers);
+            self.io_error.to_le_bytes().into_iter().chain(numbers.flat_map(u32::to_le_bytes)).collect()
+        })
     }
 }

@@ -52,6 +52,16 @@ pub enum ListDigest {
     Unknown(u8),
 }
 
+impl ListDigest {
+    /// Bytes.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Xxh128 | Self::Md5 => 16,
+            Self::Unknown(len) => usize::from(len),
+        }
+    }
+}
+
 impl Class {
     /// A class with every option off.
     pub fn plain(version: Version) -> Self {

@@ -1,17 +1,44 @@
-//! From rows to bytes.
+//! From rows to bytes, a piece at a time.
 
 use super::Class;
+use super::breadth::{Breadth, Step};
+use super::entry::EntryEncoder;
+use super::merge::Merge;
+use super::numbers::{Levels, Numbers};
+use super::walk::Walk;
 use crate::list::ListRef;
+use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
 use crate::rsync::selection::{Hides, Selection};
 
 /// Writes one list, piece by piece.
 ///
 /// It borrows nothing, so that a session can keep it while its client stalls; every call must be given
-/// the list that it was made for.
+/// the list and the filters that it was made for.
 #[derive(Debug)]
 pub struct ListWriter {
     class: Class,
     selection: Selection,
+    route: Route,
+    encoder: EntryEncoder,
+    indices: NdxEncoder,
+    computed: Option<Levels>,
+    lists: u32,
+    entries: u32,
+    bytes: u64,
+    done: bool,
+}
+
+/// In which order the entries come.
+#[derive(Debug)]
+enum Route {
+    /// One view, one list.
+    Walk(Walk),
+    /// Several views, one list.
+    Merge(Merge),
+    /// A list a directory.
+    Breadth(Breadth),
+    /// One list, of which all entries are written.
+    Ended,
 }
 
 /// What [`ListWriter::write`] did.
@@ -19,20 +46,43 @@ pub struct ListWriter {
 pub struct Written {
     /// The list is complete.
     pub done: bool,
-    /// The last place in the output at which one list ends and other data may stand; of an incremental
-    /// list only.
+    /// The last place in the output, of this call, at which one list of an incremental list ends: other
+    /// data of the stream may stand there.
     pub boundary: Option<usize>,
 }
 
 impl ListWriter {
     /// A writer at the start of the list.
-    pub fn new(list: ListRef<'_>, class: Class, selection: Selection) -> Self {
-        let _ = list;
-        Self { class, selection }
+    pub fn new(list: ListRef<'_>, class: Class, selection: Selection, hides: &impl Hides) -> Self {
+        let order = class.version.facts().order;
+        let route = match &selection.views[..] {
+            _ if class.incremental => Route::Breadth(Breadth::new(list, &selection)),
+            [view] => Route::Walk(Walk::new(list, view, hides, order)),
+            _ => Route::Merge(Merge::new(list, &selection, hides, order)),
+        };
+        let computed = (class.incremental && hides.nothing()).then(|| Levels::of(list, &selection));
+        Self {
+            route,
+            encoder: EntryEncoder::new(list, class),
+            indices: NdxEncoder::new(class.version),
+            lists: 0,
+            entries: 0,
+            bytes: 0,
+            done: false,
+            computed,
+            class,
+            selection,
+        }
     }
 
-    /// Appends to `out` until it holds `limit` bytes or a little more, or the list is complete. Rows by
-    /// index go to `rows`, unless they are computed.
+    /// The numbers, when they are computed; else they are a table of what [`ListWriter::write`] adds to
+    /// `rows`.
+    pub fn computed(&self) -> Option<Numbers> {
+        self.computed.clone().map(Numbers::Levels)
+    }
+
+    /// Appends to `out` until it holds `limit` bytes or an entry more, or the list is complete. Rows by
+    /// index are appended to `rows`, unless they are [computed](ListWriter::computed).
     pub fn write(
         &mut self,
         list: ListRef<'_>,
@@ -41,17 +91,98 @@ impl ListWriter {
         rows: &mut Vec<u32>,
         limit: usize,
     ) -> Written {
-        let _ = (list, hides, out, rows, limit, &self.class, &self.selection);
-        Written { done: true, boundary: None }
+        let begin = out.len();
+        let mut boundary = None;
+        if self.lists == 0 {
+            self.lists = 1;
+            if let Route::Breadth(breadth) = &self.route {
+                self.put_row(breadth.first_dir().unwrap_or(Numbers::NO_ROW), rows);
+            }
+        }
+        while !self.done && out.len() < limit {
+            match self.route.next(list, &self.selection, hides) {
+                Step::Entry(entry) => {
+                    self.encoder.put(list, entry, self.route.name(), out);
+                    self.entries += 1;
+                    self.put_row(entry.row, rows);
+                    continue;
+                }
+                Step::List(index, row) => {
+                    self.indices.put(out, NDX_FLIST_OFFSET - index.cast_signed());
+                    self.lists += 1;
+                    self.put_row(row, rows);
+                    continue;
+                }
+                Step::End => self.encoder.put_end(self.io_error_of_this_list(), out),
+                Step::Done => self.finish(list, out),
+            }
+            boundary = self.class.incremental.then_some(out.len());
+        }
+        self.bytes += (out.len() - begin) as u64;
+        Written { done: self.done, boundary }
     }
 
-    /// Lists begun: 1 and the sub-lists so far. When the list is complete, the number of DONEs that end it.
+    /// Lists begun: 1, and the sub-lists so far. When the list is complete: the number of DONEs that end it.
     pub fn lists(&self) -> u32 {
-        1
+        self.lists
     }
 
     /// Entries written so far.
     pub fn entries(&self) -> u32 {
-        0
+        self.entries
+    }
+
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn put_row(&self, row: u32, rows: &mut Vec<u32>) {
+        if self.computed.is_none() {
+            rows.push(row);
+        }
+    }
+
+    /// A missing directory is an error of the list that would have held it: the first.
+    fn io_error_of_this_list(&self) -> i32 {
+        if self.lists == 1 { self.selection.io_error() } else { 0 }
+    }
+
+    fn finish(&mut self, list: ListRef<'_>, out: &mut Vec<u8>) {
+        if self.class.incremental {
+            self.indices.put(out, NDX_FLIST_EOF);
+        } else {
+            self.encoder.put_trailer(list, self.selection.io_error(), out);
+        }
+        self.done = true;
+    }
+}
+
+impl Route {
+    #[inline]
+    fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Step {
+        let entry = match self {
+            Self::Walk(walk) => selection.views.first().and_then(|view| walk.next(list, view, hides)),
+            Self::Merge(merge) => merge.next(list, selection, hides),
+            Self::Breadth(breadth) => return breadth.next(list, hides),
+            Self::Ended => return Step::Done,
+        };
+        entry.map_or_else(
+            || {
+                *self = Self::Ended;
+                Step::End
+            },
+            Step::Entry,
+        )
+    }
+
+    /// The name of the entry that was given last.
+    fn name(&self) -> &[u8] {
+        match self {
+            Self::Walk(walk) => walk.name(),
+            Self::Merge(merge) => merge.name(),
+            Self::Breadth(breadth) => breadth.name(),
+            Self::Ended => b"",
+        }
     }
 }

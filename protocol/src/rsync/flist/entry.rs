@@ -1,0 +1,391 @@
+//! One entry as bytes: flags, name, and what changed since the entry before.
+
+use super::links::{self, Links};
+use super::owners::{Owners, put_name};
+use super::walk::Entry;
+use super::{Class, ListDigest};
+use crate::list::{ListRef, Row};
+use crate::rsync::codec::{put_i32, put_int30, put_long30, put_longint, put_varint, put_varlong};
+use crate::rsync::version::{Facts, LinkForm};
+
+// What a flag means can depend on the version and on the entry's type.
+const TOP_DIR: u32 = 0x0001;
+const SAME_MODE: u32 = 0x0002;
+const MORE_FLAGS: u32 = 0x0004;
+const SAME_DEVICE_NUMBER_27: u32 = 0x0004;
+const SAME_UID: u32 = 0x0008;
+const SAME_GID: u32 = 0x0010;
+const SAME_NAME: u32 = 0x0020;
+const LONG_NAME: u32 = 0x0040;
+const SAME_TIME: u32 = 0x0080;
+const SAME_MAJOR: u32 = 0x0100;
+const NO_CONTENTS: u32 = 0x0100;
+const LINKED: u32 = 0x0200;
+const SAME_DEVICE_28: u32 = 0x0400;
+const USER_NAME: u32 = 0x0400;
+const SHORT_MINOR_28: u32 = 0x0800;
+const GROUP_NAME: u32 = 0x0800;
+const FIRST_LINK: u32 = 0x1000;
+const NSEC: u32 = 0x2000;
+const SAME_ATIME: u32 = 0x4000;
+/// Flags that stand for the end of a list that had an I/O error, in byte form.
+const END_WITH_ERROR: u32 = 0x1000 | MORE_FLAGS;
+
+const TYPE: u32 = 0o170_000;
+const DIRECTORY: u32 = 0o040_000;
+const FILE: u32 = 0o100_000;
+const SYMLINK: u32 = 0o120_000;
+
+/// The length that directories are listed with: what most of them have on common file systems. The index
+/// does not hold it, and clients only show it.
+const DIRECTORY_LENGTH: i64 = 4096;
+/// The most bytes that an entry can share with the name before.
+const SHARED: usize = 255;
+/// The device that link groups are said to be on, before protocol 30.
+const DEVICE: i64 = 1;
+
+/// Writes entries, each against the one before.
+#[derive(Debug)]
+pub(super) struct EntryEncoder {
+    class: Class,
+    facts: &'static Facts,
+    before: Before,
+    owners: Owners,
+    links: Links,
+    /// The index of the next entry.
+    pub(super) ndx: u32,
+    /// The index of this list's first entry.
+    list_start: u32,
+    acl_sent: bool,
+    default_acl_sent: bool,
+    xattrs_sent: bool,
+}
+
+/// What the receiver remembers of the entry before.
+#[derive(Debug, Default)]
+struct Before {
+    name: Vec<u8>,
+    /// 0 is no mode.
+    mode: u32,
+    mtime: Option<i64>,
+    atime: Option<i64>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    device_sent: bool,
+}
+
+impl EntryEncoder {
+    pub(super) fn new(list: ListRef<'_>, class: Class) -> Self {
+        let ndx = u32::from(class.incremental);
+        Self {
+            class,
+            facts: class.version.facts(),
+            before: Before::default(),
+            owners: Owners::of(list),
+            links: Links::of(list),
+            ndx,
+            list_start: ndx,
+            acl_sent: false,
+            default_acl_sent: false,
+            xattrs_sent: false,
+        }
+    }
+
+    /// Appends an entry.
+    pub(super) fn put(&mut self, list: ListRef<'_>, entry: Entry, name: &[u8], out: &mut Vec<u8>) {
+        let row = list.row(entry.row);
+        let mode = u32::from(row.mode());
+        let linked = self.class.hard_links && mode & TYPE == FILE && links::is_linked(list, entry.row);
+        let first = if linked { self.links.first(list, entry.row, self.ndx) } else { None };
+        let plan = self.plan(list, row, entry, linked, first);
+        self.put_flags_and_name(plan.flags, mode & TYPE == DIRECTORY, name, out);
+        let by_index = first.filter(|_| self.facts.links == LinkForm::Index);
+        if let Some(first) = by_index {
+            put_varint(out, first.cast_signed());
+        }
+        if by_index.is_some_and(|first| first >= self.list_start) {
+            // The receiver copies the rest; what it then remembers of it is not relied upon.
+            self.before = Before { name: std::mem::take(&mut self.before.name), ..Before::default() };
+        } else {
+            self.put_attributes(list, row, &plan, out);
+        }
+        if self.class.acls || self.class.xattrs {
+            self.put_no_extras(mode, out);
+        }
+        self.ndx += 1;
+    }
+
+    /// Appends the end of a list. Entries after it, of another list, begin one index later.
+    pub(super) fn put_end(&mut self, io_error: i32, out: &mut Vec<u8>) {
+        if self.class.varint_flags {
+            out.push(0);
+            put_varint(out, io_error);
+        } else if io_error != 0 && self.facts.variable_ints && self.class.carries_errors() {
+            out.extend_from_slice(&(END_WITH_ERROR as u16).to_le_bytes());
+            put_varint(out, io_error);
+        } else {
+            out.push(0);
+        }
+        self.ndx += 1;
+        self.list_start = self.ndx;
+    }
+
+    /// Appends what follows the end of a list that is all: names of users and groups, and the error.
+    pub(super) fn put_trailer(&self, list: ListRef<'_>, io_error: i32, out: &mut Vec<u8>) {
+        let Class { version, id0_names, .. } = self.class;
+        if !self.class.numeric_ids {
+            if self.class.owner {
+                self.owners.users.put_names(list, out, version, id0_names);
+            }
+            if self.class.group {
+                self.owners.groups.put_names(list, out, version, id0_names);
+            }
+        }
+        if !self.facts.variable_ints {
+            put_i32(out, io_error);
+        }
+    }
+
+    /// Decides the flags.
+    #[inline]
+    fn plan(&mut self, list: ListRef<'_>, row: Row<'_>, entry: Entry, linked: bool, first: Option<u32>) -> Plan {
+        let mode = u32::from(row.mode());
+        let (time, owner) = (row.mtime(), row.owner_number());
+        let is_dir = mode & TYPE == DIRECTORY;
+        let mut plan = Plan { mode, mtime: time.sec, owner, link: None, ..Plan::default() };
+        let mut flag = |on: bool, flag: u32| plan.flags |= if on { flag } else { 0 };
+        flag(is_dir && entry.top, TOP_DIR);
+        flag(is_dir && !entry.contents && self.facts.variable_ints, NO_CONTENTS);
+        flag(mode == self.before.mode, SAME_MODE);
+        flag(Some(time.sec) == self.before.mtime, SAME_TIME);
+        flag(self.facts.nanoseconds && time.nsec != 0, NSEC);
+        flag(self.class.atimes && !is_dir && Some(time.sec) == self.before.atime, SAME_ATIME);
+        let named = self.class.incremental && !self.class.numeric_ids;
+        let users = &mut self.owners.users;
+        plan.uid = users.id(owner);
+        let same = !self.class.owner || self.before.uid == Some(plan.uid);
+        flag(same, SAME_UID);
+        flag(!same && users.see(owner) && named && !users.name(list, owner).is_empty(), USER_NAME);
+        let groups = &mut self.owners.groups;
+        plan.gid = groups.id(owner);
+        let same = !self.class.group || self.before.gid == Some(plan.gid);
+        flag(same, SAME_GID);
+        flag(!same && groups.see(owner) && named && !groups.name(list, owner).is_empty(), GROUP_NAME);
+        plan.nsec = time.nsec;
+        self.plan_device(row, &mut plan);
+        self.plan_link(list, entry.row, linked, first, &mut plan);
+        plan
+    }
+
+    fn plan_device(&self, row: Row<'_>, plan: &mut Plan) {
+        plan.device = match plan.mode & TYPE {
+            0o020_000 | 0o060_000 if self.class.devices => row.device().map(|device| (device.major, device.minor)),
+            0o010_000 | 0o140_000 if self.class.specials && self.facts.special_devices => {
+                plan.flags |= if self.facts.second_flags_byte { SAME_MAJOR } else { SAME_DEVICE_NUMBER_27 };
+                Some((0, 0))
+            }
+            _ => None,
+        };
+        let two_flag_bytes = self.facts.second_flags_byte && !self.facts.variable_ints;
+        if plan.device.is_some_and(|(_, minor)| two_flag_bytes && minor <= 0xff) {
+            plan.flags |= SHORT_MINOR_28;
+        }
+    }
+
+    fn plan_link(&mut self, list: ListRef<'_>, row: u32, linked: bool, first: Option<u32>, plan: &mut Plan) {
+        // Any number that differs from group to group stands for the inode.
+        let inode = |leader: u32| Some(i64::from(leader) + 1);
+        match self.facts.links {
+            LinkForm::Index if linked => plan.flags |= LINKED | if first.is_none() { FIRST_LINK } else { 0 },
+            LinkForm::Inode if linked => {
+                plan.flags |= LINKED | if self.before.device_sent { SAME_DEVICE_28 } else { 0 };
+                plan.link = list.row(row).link_leader().and_then(inode);
+            }
+            LinkForm::InodeOfEveryFile if self.class.hard_links && plan.mode & TYPE == FILE => {
+                plan.link = inode(list.row(row).link_leader().unwrap_or(row));
+            }
+            _ => {}
+        }
+    }
+
+    #[inline]
+    fn put_flags_and_name(&mut self, mut flags: u32, is_dir: bool, name: &[u8], out: &mut Vec<u8>) {
+        let shared = shared_prefix(&self.before.name, name).min(SHARED);
+        let suffix = &name[shared..];
+        self.before.name.truncate(shared);
+        self.before.name.extend_from_slice(suffix);
+        if shared > 0 {
+            flags |= SAME_NAME;
+        }
+        if suffix.len() > 0xff {
+            flags |= LONG_NAME;
+        }
+        if self.class.varint_flags {
+            put_varint(out, if flags == 0 { MORE_FLAGS } else { flags }.cast_signed());
+        } else if self.facts.second_flags_byte {
+            if flags == 0 && !is_dir {
+                flags |= TOP_DIR;
+            }
+            if flags == 0 || flags > 0xff {
+                out.extend_from_slice(&((flags | MORE_FLAGS) as u16).to_le_bytes());
+            } else {
+                out.push(flags as u8);
+            }
+        } else {
+            if flags == 0 {
+                flags = if is_dir { LONG_NAME } else { TOP_DIR };
+            }
+            out.push(flags as u8);
+        }
+        if shared > 0 {
+            out.push(shared as u8);
+        }
+        if flags & LONG_NAME != 0 {
+            put_int30(out, self.class.version, suffix.len() as i32);
+        } else {
+            out.push(suffix.len() as u8);
+        }
+        out.extend_from_slice(suffix);
+    }
+
+    fn put_attributes(&mut self, list: ListRef<'_>, row: Row<'_>, plan: &Plan, out: &mut Vec<u8>) {
+        let Class { version, .. } = self.class;
+        let kind = plan.mode & TYPE;
+        let target = if kind == SYMLINK { row.target().unwrap_or_default() } else { b"" };
+        let length = match kind {
+            FILE => row.size().cast_signed(),
+            DIRECTORY => DIRECTORY_LENGTH,
+            _ => target.len() as i64,
+        };
+        put_long30(out, version, length);
+        let has = |flag: u32| plan.flags & flag != 0;
+        if !has(SAME_TIME) {
+            self.put_time(plan.mtime, out);
+        }
+        if has(NSEC) {
+            put_varint(out, plan.nsec.cast_signed());
+        }
+        if !has(SAME_MODE) {
+            put_i32(out, plan.mode.cast_signed());
+        }
+        if self.class.atimes && kind != DIRECTORY {
+            if !has(SAME_ATIME) {
+                put_varlong(out, plan.mtime, 4);
+            }
+            self.before.atime = Some(plan.mtime);
+        }
+        if !has(SAME_UID) {
+            put_int30(out, version, plan.uid.cast_signed());
+            if self.class.incremental && has(USER_NAME) {
+                put_name(out, &self.owners.users.name(list, plan.owner));
+            }
+        }
+        if !has(SAME_GID) {
+            put_int30(out, version, plan.gid.cast_signed());
+            if self.class.incremental && has(GROUP_NAME) {
+                put_name(out, &self.owners.groups.name(list, plan.owner));
+            }
+        }
+        (self.before.mode, self.before.mtime) = (plan.mode, Some(plan.mtime));
+        (self.before.uid, self.before.gid) = (Some(plan.uid), Some(plan.gid));
+        if let Some((major, minor)) = plan.device {
+            self.put_device(plan.flags, major, minor, out);
+        }
+        if kind == SYMLINK && self.class.links {
+            put_int30(out, version, target.len() as i32);
+            out.extend_from_slice(target);
+        }
+        if let Some(inode) = plan.link {
+            if !has(SAME_DEVICE_28) {
+                put_longint(out, DEVICE + 1);
+            }
+            put_longint(out, inode);
+            self.before.device_sent = true;
+        }
+        if let Some(digest) = self.class.checksum {
+            self.put_digest(digest, row, kind, out);
+        }
+    }
+
+    fn put_time(&self, seconds: i64, out: &mut Vec<u8>) {
+        if self.facts.variable_ints {
+            put_varlong(out, seconds, 4);
+        } else {
+            put_i32(out, seconds as i32);
+        }
+    }
+
+    fn put_device(&self, flags: u32, major: u32, minor: u32, out: &mut Vec<u8>) {
+        let version = self.class.version;
+        if !self.facts.second_flags_byte {
+            if flags & SAME_DEVICE_NUMBER_27 == 0 {
+                // As the C library packs the two into the low 32 bits of a `dev_t`.
+                let number = (minor & 0xff) | (major & 0xfff) << 8 | (minor & !0xff) << 12;
+                put_i32(out, number.cast_signed());
+            }
+            return;
+        }
+        if flags & SAME_MAJOR == 0 {
+            put_int30(out, version, major.cast_signed());
+        }
+        if self.facts.variable_ints {
+            put_varint(out, minor.cast_signed());
+        } else if flags & SHORT_MINOR_28 != 0 {
+            out.push(minor as u8);
+        } else {
+            put_i32(out, minor.cast_signed());
+        }
+    }
+
+    fn put_digest(&self, digest: ListDigest, row: Row<'_>, kind: u32, out: &mut Vec<u8>) {
+        if kind == FILE {
+            let digests = row.digests().unwrap_or_default();
+            match digest {
+                ListDigest::Xxh128 => out.extend_from_slice(&digests.xxh128),
+                ListDigest::Md5 => out.extend_from_slice(&digests.md5),
+                ListDigest::Unknown(len) => out.resize(out.len() + usize::from(len), 0),
+            }
+        } else if self.facts.digest_of_everything {
+            out.resize(out.len() + digest.len(), 0);
+        }
+    }
+
+    /// Access lists and extended attributes: the index has none. The first of a kind says so, the others
+    /// refer to the first.
+    fn put_no_extras(&mut self, mode: u32, out: &mut Vec<u8>) {
+        let mut none = |sent: &mut bool| {
+            out.extend_from_slice(if std::mem::replace(sent, true) { &[1] } else { &[0, 0] });
+        };
+        if self.class.acls && mode & TYPE != SYMLINK {
+            none(&mut self.acl_sent);
+            if mode & TYPE == DIRECTORY {
+                none(&mut self.default_acl_sent);
+            }
+        }
+        if self.class.xattrs {
+            none(&mut self.xattrs_sent);
+        }
+    }
+}
+
+/// What is decided about an entry before its first byte.
+#[derive(Debug, Default)]
+struct Plan {
+    flags: u32,
+    mode: u32,
+    mtime: i64,
+    nsec: u32,
+    owner: u32,
+    uid: u32,
+    gid: u32,
+    device: Option<(u32, u32)>,
+    /// The stand-in for an inode.
+    link: Option<i64>,
+}
+
+/// How many bytes two names begin with in common.
+#[inline]
+fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
+    let words = a.chunks_exact(8).zip(b.chunks_exact(8)).take_while(|(x, y)| x == y).count() * 8;
+    words + a[words..].iter().zip(&b[words..]).take_while(|(x, y)| x == y).count()
+}

@@ -1,0 +1,91 @@
+//! Users and groups: numbers with every entry, names once.
+
+use crate::list::ListRef;
+use crate::rsync::codec::put_int30;
+use crate::rsync::version::Version;
+
+/// The owners of a list, by their numbers in it.
+#[derive(Debug)]
+pub(super) struct Owners {
+    pub(super) users: Ids,
+    pub(super) groups: Ids,
+}
+
+/// One of the two numbers of each owner.
+#[derive(Debug)]
+pub(super) struct Ids {
+    ids: Vec<u32>,
+    /// The first owner with the same number and a name, else with the same number.
+    same: Vec<u32>,
+    /// By the number in `same`: an entry has it.
+    seen: Vec<bool>,
+    name: fn(ListRef<'_>, u32) -> Vec<u8>,
+}
+
+impl Owners {
+    pub(super) fn of(list: ListRef<'_>) -> Self {
+        Self {
+            users: Ids::new(
+                list,
+                |list, owner| list.archived().uid[owner as usize].to_native(),
+                |list, owner| list.owner(owner).user,
+            ),
+            groups: Ids::new(
+                list,
+                |list, owner| list.archived().gid[owner as usize].to_native(),
+                |list, owner| list.owner(owner).group,
+            ),
+        }
+    }
+}
+
+impl Ids {
+    fn new(list: ListRef<'_>, id: fn(ListRef<'_>, u32) -> u32, name: fn(ListRef<'_>, u32) -> Vec<u8>) -> Self {
+        let count = list.owners();
+        let ids: Vec<u32> = (0..count).map(|owner| id(list, owner)).collect();
+        let mut by_id: Vec<u32> = (0..count).collect();
+        by_id.sort_by_cached_key(|&owner| (ids[owner as usize], name(list, owner).is_empty(), owner));
+        let mut same = vec![0; count as usize];
+        for run in by_id.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
+            run.iter().for_each(|&owner| same[owner as usize] = run[0]);
+        }
+        Self { seen: vec![false; ids.len()], ids, same, name }
+    }
+
+    pub(super) fn id(&self, owner: u32) -> u32 {
+        self.ids[owner as usize]
+    }
+
+    /// Notes that an entry has this owner; true the first time for the number.
+    pub(super) fn see(&mut self, owner: u32) -> bool {
+        !std::mem::replace(&mut self.seen[self.same[owner as usize] as usize], true)
+    }
+
+    /// The name for the number, possibly empty.
+    pub(super) fn name(&self, list: ListRef<'_>, owner: u32) -> Vec<u8> {
+        (self.name)(list, self.same[owner as usize])
+    }
+
+    /// Appends the list of names: of the numbers seen, 0 and those without a name left out.
+    pub(super) fn put_names(&self, list: ListRef<'_>, out: &mut Vec<u8>, version: Version, id0_name: bool) {
+        for (owner, _) in self.seen.iter().enumerate().filter(|&(_, &seen)| seen) {
+            let (id, name) = (self.ids[owner], (self.name)(list, owner as u32));
+            if id != 0 && !name.is_empty() {
+                put_int30(out, version, id.cast_signed());
+                put_name(out, &name);
+            }
+        }
+        put_int30(out, version, 0);
+        if id0_name {
+            let zero = self.ids.iter().position(|&id| id == 0);
+            let name = zero.map(|owner| self.name(list, owner as u32)).filter(|name| !name.is_empty());
+            put_name(out, name.as_deref().unwrap_or(b"root"));
+        }
+    }
+}
+
+/// Appends a name with its length; [`crate::limits::OWNER_NAME`] fits the byte.
+pub(super) fn put_name(out: &mut Vec<u8>, name: &[u8]) {
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
+}

@@ -1,0 +1,90 @@
+//! Rows that are asked for, four bytes each.
+
+use std::ops::Range;
+
+use crate::list::ListRef;
+
+/// The bits of a mark that are the row: [`crate::limits::ENTRIES`] rows fit.
+pub(crate) const ROW: u32 = (1 << 28) - 1;
+/// The row itself is listed; without it, it is only on the way to others.
+pub(crate) const LISTED: u32 = 1 << 28;
+/// A directory with everything below it.
+pub(crate) const RECURSE: u32 = 1 << 29;
+/// A directory with its children.
+pub(crate) const CHILDREN: u32 = 1 << 30;
+
+/// What is asked for with names relative to one directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The number of the directory. Its own name in the list is `.`.
+    pub(crate) base: u32,
+    /// Marked rows, ascending; with every row, those of its parents up to the base's children.
+    pub(crate) marks: Vec<u32>,
+}
+
+impl View {
+    /// Where the marks of so many consecutive rows stand.
+    pub(crate) fn marks_in(&self, rows: &Range<u32>) -> Range<usize> {
+        let at = |row: u32| self.marks.partition_point(|mark| mark & ROW < row);
+        at(rows.start)..at(rows.end)
+    }
+
+    /// The bits of a row's mark; none when it has no mark.
+    pub(crate) fn mark_of(&self, row: u32) -> u32 {
+        let found = self.marks.binary_search_by_key(&row, |mark| mark & ROW);
+        found.map_or(0, |at| self.marks[at] & !ROW)
+    }
+}
+
+/// Collects marks, in any order and many times over.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    marks: Vec<u32>,
+    sorted_at: usize,
+    /// The directory whose parents were put last: names come in runs.
+    parents_of: Option<u32>,
+}
+
+impl Marks {
+    pub(super) fn put(&mut self, row: u32, bits: u32) {
+        self.marks.push(row | bits);
+        if self.marks.len() > (2 * self.sorted_at).max(1024) {
+            self.sort();
+        }
+    }
+
+    /// Puts the directories between `base` and a row.
+    pub(super) fn put_parents(&mut self, list: ListRef<'_>, base: u32, row: u32, bits: u32) {
+        if row == list.dir(base).row() {
+            return;
+        }
+        let parent = list.parent_of(row);
+        if self.parents_of == Some(parent.number()) {
+            return;
+        }
+        self.parents_of = Some(parent.number());
+        let mut at = parent;
+        while at.number() != base {
+            self.put(at.row(), bits);
+            at = list.dir(at.parent());
+        }
+    }
+
+    pub(super) fn into_view(mut self, base: u32) -> View {
+        self.sort();
+        self.marks.shrink_to_fit();
+        View { base, marks: self.marks }
+    }
+
+    fn sort(&mut self) {
+        self.marks.sort_unstable_by_key(|mark| mark & ROW);
+        self.marks.dedup_by(|later, kept| {
+            let same = *later & ROW == *kept & ROW;
+            if same {
+                *kept |= *later;
+            }
+            same
+        });
+        self.sorted_at = self.marks.len();
+    }
+}
