@@ -57,7 +57,7 @@ pub struct Statistics {
 }
 
 /// Writes a sender's half of a session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Replies {
     version: Version,
     ndx: NdxEncoder,
