@@ -161,9 +161,13 @@ impl Looking<'_> {
             return Ok(Found::default());
         };
         let held = self.held.and_then(|held| Some(held.list.dir(held.list.find(&place.path)?.dir_number()?)));
-        let names = local::names(dir.as_fd()).at("read", shown())?;
-        let looked =
-            names.par_iter().with_min_len(64).map(|(name, _)| self.look_at(tree, place, dir.as_fd(), held, name));
+        let names: Vec<Vec<u8>> = match local::names(dir.as_fd()) {
+            Ok(names) => names.into_iter().map(|(name, _)| name).collect(),
+            // The list may want it so (0311, say). What it has there, and the last pull left, has known names.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => known_names(held, place.dir),
+            Err(error) => return Err(error).at("read", shown()),
+        };
+        let looked = names.par_iter().with_min_len(64).map(|name| self.look_at(tree, place, dir.as_fd(), held, name));
         let mut found = Found::default();
         for looked in looked.collect::<Result<Vec<_>, _>>()? {
             match looked {
@@ -248,6 +252,14 @@ impl Looking<'_> {
             shared: stat.kind != FileType::Directory && stat.names > 1,
         }
     }
+}
+
+/// The names that a directory of the list has or that the last pull left in it.
+fn known_names(held: Option<Dir<'_>>, wanted: Dir<'_>) -> Vec<Vec<u8>> {
+    let name = |pair| match pair {
+        Pair::Old(name, _) | Pair::New(name, _) | Pair::Both(name, ..) => name,
+    };
+    merge(held, wanted).into_iter().map(|pair| name(pair).to_vec()).collect()
 }
 
 /// What one directory held.

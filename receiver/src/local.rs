@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -72,10 +72,10 @@ impl Tree {
         if path.is_empty() { self.path.clone() } else { self.path.join(OsStr::from_bytes(path)) }
     }
 
-    /// Opens a directory.
+    /// Opens a directory. One that may not be read can be worked in by names that are known, and after
+    /// [`make_writable`] its names can be read too.
     pub(crate) fn dir(&self, path: &[u8]) -> io::Result<OwnedFd> {
-        let path = if path.is_empty() { b"." } else { path };
-        open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY)
+        open_dir(self.root.as_fd(), if path.is_empty() { b"." } else { path })
     }
 
     /// Opens a regular file for reading. Nothing else is opened: a fifo would wait, a device might act.
@@ -94,11 +94,15 @@ impl Tree {
         }
     }
 
-    /// How many names deleting `path` would delete: itself and everything below.
+    /// How many names deleting `path` would delete: itself and everything below that can be seen.
     pub(crate) fn count(&self, path: &[u8]) -> io::Result<u64> {
         let mut count = 1;
         let Ok(dir) = self.dir(path) else { return Ok(count) };
-        for (name, kind) in names(dir.as_fd())? {
+        let names = match names(dir.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(count),
+            names => names?,
+        };
+        for (name, kind) in names {
             count += if kind == Some(FileType::Directory) { self.count(&path::join(path, &name))? } else { 1 };
         }
         Ok(count)
@@ -114,6 +118,15 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> 
             Err(Errno::AGAIN | Errno::INTR) => {}
             opened => return Ok(opened?),
         }
+    }
+}
+
+fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    match open_beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_beneath(root, path, OFlags::PATH | OFlags::DIRECTORY)
+        }
+        opened => opened,
     }
 }
 
@@ -161,7 +174,9 @@ pub(crate) fn birth(file: BorrowedFd<'_>) -> io::Result<Time> {
 /// The names in a directory, with their types where the file system tells them cheaply.
 pub(crate) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Option<FileType>)>> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
+    // Opened anew: the descriptor may be good for its place only.
+    let opened = rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for entry in Dir::new(opened)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name == b"." || name == b".." {
@@ -220,7 +235,7 @@ pub(crate) fn remove_all(
         Err(Errno::ISDIR | Errno::PERM | Errno::ACCESS) => {}
         Err(error) => return Err(error.into()),
     }
-    let inner = open_beneath(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let inner = open_dir(dir, name)?;
     make_writable(inner.as_fd());
     let mut removed = 0;
     for (child, kind) in names(inner.as_fd())? {
@@ -236,15 +251,20 @@ pub(crate) fn remove_all(
     }
 }
 
-/// Lets a user who is not root work in a directory of their own that is read-only. Whether its mode changed.
+/// Lets a user who is not root work in a directory of their own, whatever its mode. Whether that changed.
 pub(crate) fn make_writable(dir: BorrowedFd<'_>) -> bool {
     if rustix::process::geteuid().is_root() {
         return false;
     }
     // Where this does not help, the change itself says why.
-    stat(dir, b".").is_ok_and(|stat| {
-        stat.mode & 0o300 != 0o300 && rustix::fs::fchmod(dir, Mode::from_raw_mode(u32::from(stat.mode) | 0o700)).is_ok()
-    })
+    stat(dir, b".").is_ok_and(|stat| stat.mode & 0o700 != 0o700 && set_mode(dir, stat.mode | 0o700).is_ok())
+}
+
+/// Sets the mode of an open file or directory, which may be open for no more than its place
+/// (`O_PATH`), where fchmod(2) does not work.
+pub(crate) fn set_mode(file: BorrowedFd<'_>, mode: u16) -> io::Result<()> {
+    let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(mode.into()))?)
 }
 
 /// Sets a modification time and leaves the access time.

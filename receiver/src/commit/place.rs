@@ -123,8 +123,7 @@ pub(super) fn set_metadata_at(
     if entry.file_type() != FileType::Symlink {
         // There is no chmodat(2) that follows nothing before Linux 6.6; by the descriptor it cannot go astray.
         let file = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-        rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(entry.permissions().into()))?;
+        local::set_mode(file.as_fd(), entry.permissions())?;
     }
     Ok(rustix::fs::utimensat(dir, name, &local::times(entry.mtime()), AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -4,6 +4,7 @@
 //! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas, what a former pull left
 //! - `store`: the generation that a pull leaves
 //! - `kept`: what stays when not everything can be done, and what is told of it
+//! - `unprivileged`: pulls by a user for whom modes count
 //! - `hostile`: senders that do not follow the protocol
 //! - `property`: any tree, any change
 //! - `sender`, `tree`: the scripted sender and its trees
@@ -15,6 +16,7 @@ mod saving;
 mod sender;
 mod store;
 mod tree;
+mod unprivileged;
 mod whole;
 
 use std::path::{Path, PathBuf};

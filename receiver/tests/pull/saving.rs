@@ -180,23 +180,6 @@ fn a_cut_pull_goes_on_where_it_was() {
     assert!(report.bytes_literal < 2_500_000, "{report:?}");
 }
 
-/// For root nothing is read-only: it passes there whatever happens.
-#[test]
-fn a_cut_pull_of_read_only_files_goes_on_where_it_was() {
-    let mut tree = Tree::default();
-    for number in 0..40 {
-        let path = format!("{number}");
-        tree = tree.file(&path, noise(100_000, number)).mode(&path, if number % 2 == 0 { 0o444 } else { 0 });
-    }
-    let (sender, place) = (Sender::of(&tree), Place::new());
-    sender.behave(Behaviour { cut: Some(3_000_000), ..Behaviour::default() });
-    assert!(matches!(run(place.mirror(&sender)), Err(PullError::Socket { .. })));
-    sender.behave(Behaviour::default());
-    let report = run(place.mirror(&sender)).unwrap();
-    assert!(report.bytes_literal < 2_500_000, "{report:?}");
-    assert_eq!(report.files_updated, 40);
-}
-
 #[test]
 fn a_damaged_part_of_a_former_pull_is_noticed() {
     let tree = Tree::default().file("a", noise(3_000_000, 1));

@@ -150,28 +150,6 @@ fn a_directory_in_the_way_is_told_every_time_and_stops_nothing_else() {
     assert_same(&place.dest(), &next.file("README", "3"));
 }
 
-/// For root nothing is read-only: it passes there whatever happens.
-#[test]
-fn read_only_directories_and_files_are_kept_up_by_a_user_who_is_not_root() {
-    let tree = |text: &str| {
-        let tree = Tree::default().file("ro/file", text).file("ro/deep/er", "x").file("gone/deep/file", "x");
-        let tree = tree.file("becomes/deep/file", "x").file("quiet/file", "x").mode("quiet/file", 0o444);
-        let modes = ["", "ro", "ro/deep", "gone", "gone/deep", "becomes", "becomes/deep", "quiet"];
-        modes.into_iter().fold(tree, |tree, dir| tree.mode(dir, 0o555))
-    };
-    let (sender, place) = (Sender::of(&tree("old")), Place::new());
-    run(place.mirror(&sender)).unwrap();
-    assert_same(&place.dest(), &tree("old"));
-    let next = tree("new").without("gone").without("becomes").file("becomes", "a file").mode("quiet/file", 0o400);
-    sender.publish(&next);
-    run(place.mirror(&sender)).unwrap();
-    assert_same(&place.dest(), &next);
-    assert!(run(place.mirror(&sender)).unwrap().unchanged);
-    // So that the directory of this test can be removed.
-    sender.publish(&["", "ro", "ro/deep", "quiet"].into_iter().fold(next, |tree, dir| tree.mode(dir, 0o755)));
-    run(place.mirror(&sender)).unwrap();
-}
-
 #[test]
 fn a_directory_or_a_single_file_can_be_pulled() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
