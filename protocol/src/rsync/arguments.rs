@@ -198,6 +198,11 @@ impl Options {
         }
     }
 
+    /// Whether the digest behind a file covers only what is sent of it ([`Append::Blind`], from protocol 30 on).
+    pub fn digest_of_the_rest(&self) -> bool {
+        self.append == Append::Blind && self.version.facts().variable_ints
+    }
+
     /// Nothing asked for.
     fn none(version: Version) -> Self {
         Self {

@@ -13,7 +13,7 @@ use crate::rsync::version::Version;
 pub const RULES: usize = 10_000;
 /// Bytes of all filter rules.
 pub const RULES_BYTES: usize = 256 << 10;
-/// Bytes of a strong sum when a file is asked for again, however short the session's digest is.
+/// Bytes of a strong sum when a file is asked for again, unless the session's digest has fewer.
 const REDO_SUM: usize = 16;
 
 /// What came.
@@ -58,6 +58,8 @@ pub struct Request {
     pub xattrs: bool,
     /// The head of the block sums, when content is wanted.
     pub sums: Option<SumHead>,
+    /// Where the content is to begin: with `--append` behind what the client has, else 0.
+    pub from: u64,
 }
 
 /// Bits of a request's flags.
@@ -90,7 +92,7 @@ pub struct SumHead {
 }
 
 impl SumHead {
-    /// Bytes of the client's old file: with `--append` the place to go on from.
+    /// Bytes of the client's old file.
     pub fn bytes(&self) -> u64 {
         let [count, block, remainder] =
             [self.count, self.block_len, self.remainder].map(|n| u64::from(n.max(0) as u32));
@@ -152,6 +154,8 @@ pub struct Requests {
     append: bool,
     dry_run: bool,
     xattrs: XattrRequests,
+    /// Bytes of a strong sum when a file is asked for again.
+    redo_sum: i32,
     strong_limit: i32,
     demux: Demux,
     /// Bytes as received, from `taken` on.
@@ -197,6 +201,7 @@ impl Requests {
             append: options.append != Append::No,
             dry_run: options.dry_run,
             xattrs,
+            redo_sum: setup.transfer.bytes().min(REDO_SUM) as i32,
             strong_limit: setup.transfer.bytes().max(REDO_SUM) as i32,
             demux: Demux::new(facts.framed_requests),
             input: Vec::new(),
@@ -291,7 +296,7 @@ impl Requests {
                     self.demux.set_raw(false);
                 }
             }
-            Event::Request(Request { sums: Some(sums), .. }) if !self.append => {
+            Event::Request(Request { sums: Some(sums), .. }) if !self.appends(sums) => {
                 let sums = sums.sums();
                 let here = sums.min((self.data.len() - self.read) as u64);
                 self.read += here as usize;
@@ -326,7 +331,14 @@ impl Requests {
         } else {
             None
         };
-        Ok(Request { ndx, flags, basis, name, xattrs, sums })
+        let from = sums.filter(|sums| self.appends(sums)).map_or(0, |sums| sums.bytes());
+        Ok(Request { ndx, flags, basis, name, xattrs, sums, from })
+    }
+
+    /// Whether this head tells how much of the file the client has, and no sums follow. A file that is asked for
+    /// again comes whole, even with `--append`: such a request is known by the length of its sums.
+    fn appends(&self, sums: &SumHead) -> bool {
+        self.append && sums.strong_len < self.redo_sum
     }
 
     fn has_xattrs(&self, flags: u16) -> bool {
