@@ -110,6 +110,13 @@ impl PullError {
         Self::Protocol(offence.into())
     }
 
+    /// Whether the connection broke, or cannot be made just now, which another one may not.
+    pub(crate) fn is_of_the_connection(&self) -> bool {
+        let ends = |code: &ErrorCode| *code == ErrorCode::ShuttingDown;
+        matches!(self, Self::Connect { .. } | Self::Socket { .. })
+            || matches!(self, Self::Refused { code, .. } if ends(code))
+    }
+
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::Usage(message.into())
     }

@@ -8,7 +8,7 @@
 mod tasks;
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -40,6 +40,8 @@ use transfer::Transfer;
 pub(crate) struct Fetcher<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) handle: u32,
+    /// An earlier connection of this pull broke: what lies in the staging directory has been counted.
+    pub(crate) resumed: bool,
     pub(crate) tree: &'a Tree,
     pub(crate) stage: &'a Stage,
     pub(crate) selection: &'a Selection<'a>,
@@ -74,15 +76,18 @@ pub(crate) struct StagedFile {
 }
 
 impl Fetcher<'_> {
-    /// Stages the contents of all fetches, and counts what they took into the report.
-    pub(crate) fn fetch(&self, fetches: &[Fetch], report: &mut Report) -> Result<Staged, PullError> {
+    /// Stages the contents of all fetches, and counts what they took into the report. When it fails,
+    /// `staged` has what came, and another fetcher can go on from there.
+    pub(crate) fn fetch(&self, fetches: &[Fetch], staged: &mut Staged, report: &mut Report) -> Result<(), PullError> {
         let list = self.selection.list;
-        let sizes = fetches.iter().map(|fetch| (list.row(fetch.row).sha256(), list.row(fetch.row).size()));
-        let parts = self.stage.survey(&sizes.collect())?;
-        let mut staged = Staged::default();
-        let reused = self.pool.install(|| self.reuse_all(fetches, &parts))?;
+        let done = staged.rows();
+        let open: Vec<usize> = (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect();
+        let sizes = open.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
+        let names = staged.files.iter().map(|file| &file.name[..]).collect();
+        let parts = self.stage.survey(&sizes.collect(), &names)?;
+        let reused = self.pool.install(|| self.reuse_all(fetches, &open, &parts))?;
         let mut missing = Vec::new();
-        for (number, reused) in reused.into_iter().enumerate() {
+        for (number, reused) in open.into_iter().zip(reused) {
             match reused {
                 Some(reused) => {
                     report.files_updated += 1;
@@ -94,10 +99,9 @@ impl Fetcher<'_> {
             }
         }
         if !missing.is_empty() {
-            self.transfer(fetches, missing, &parts, &mut staged, report)?;
+            self.transfer(fetches, missing, &parts, staged, report)?;
         }
-        self.copy_all(fetches, &mut staged, report)?;
-        Ok(staged)
+        self.copy_all(fetches, staged, report)
     }
 
     fn row_of(&self, fetch: &Fetch) -> (u32, Digest) {
@@ -105,8 +109,14 @@ impl Fetcher<'_> {
     }
 
     /// Takes whole contents from local files, where that works.
-    fn reuse_all(&self, fetches: &[Fetch], parts: &HashMap<Digest, u64>) -> Result<Vec<Option<Reused>>, PullError> {
-        let reuse = |fetch: &Fetch| {
+    fn reuse_all(
+        &self,
+        fetches: &[Fetch],
+        open: &[usize],
+        parts: &HashMap<Digest, u64>,
+    ) -> Result<Vec<Option<Reused>>, PullError> {
+        let reuse = |&number: &usize| {
+            let fetch = &fetches[number];
             if self.cancel.is_cancelled() {
                 return Err(PullError::Interrupted);
             }
@@ -123,7 +133,7 @@ impl Fetcher<'_> {
             }
             Ok(None)
         };
-        fetches.par_iter().map(reuse).collect()
+        open.par_iter().map(reuse).collect()
     }
 
     fn reuse(&self, row: u32, reuse: &Reuse) -> Result<Option<Reused>, PullError> {
@@ -303,6 +313,11 @@ impl Fetcher<'_> {
 }
 
 impl Staged {
+    /// Rows that have come to an end.
+    fn rows(&self) -> HashSet<u32> {
+        self.files.iter().map(|file| file.row).chain(self.failed.keys().copied()).collect()
+    }
+
     fn add(&mut self, (row, sha256): (u32, Digest), Reused { linked, sums }: Reused) {
         self.files.push(StagedFile { row, name: stage::final_name(sha256), linked });
         self.sums.extend(sums.map(|sums| (row, sums)));

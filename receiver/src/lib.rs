@@ -37,5 +37,5 @@ mod verify;
 pub use error::PullError;
 pub use pull::{pull, pull_from};
 pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Silent};
-pub use source::{NativeSource, Pinned, Source, SourceOptions};
+pub use source::{NativeSource, Pinned, Renewing, Source, SourceOptions};
 pub use verify::{Problem, VerifyReport, verify};

@@ -67,6 +67,9 @@ pub struct Options {
     pub timeout: Duration,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
+    /// How often a connection that breaks while contents come is made anew, with no content having come in
+    /// between. The pauses before it grow: half a second, one second, two.
+    pub reconnects: u32,
     /// Flush the file system before files get their names, and before the store says that they have them.
     pub sync: bool,
     /// Block checksums for the receiver's own store.
@@ -95,6 +98,7 @@ impl Options {
             threads: 0,
             timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(30),
+            reconnects: 5,
             sync: true,
             sums: SumsPolicy::default(),
             retention: Retention { count: 8, age: Some(Duration::from_secs(2 * 24 * 3600)) },

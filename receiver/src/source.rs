@@ -5,6 +5,7 @@
 
 mod native;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,14 @@ pub trait Source: Send + Sync {
 
     /// Ends the connection. Requests under way fail.
     fn close(&self);
+
+    /// Makes another connection, to go on with when this one broke: nothing is pinned on it yet. What goes
+    /// over it counts in the [`Source::traffic`] of both.
+    fn renew(&self) -> Renewing<'_>;
 }
+
+/// A connection that is being made.
+pub type Renewing<'a> = Pin<Box<dyn Future<Output = Result<Arc<dyn Source>, PullError>> + Send + 'a>>;
 
 /// Counters of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 mod building;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -56,12 +56,17 @@ impl Stage {
     }
 
     /// Keeps the beginnings of wanted contents that a former pull left, and clears everything else away.
-    /// Gives their lengths.
-    pub(crate) fn survey(&self, wanted: &HashMap<Digest, u64>) -> Result<HashMap<Digest, u64>, PullError> {
+    /// Gives their lengths. Names in `done` are this pull's own.
+    pub(crate) fn survey(
+        &self,
+        wanted: &HashMap<Digest, u64>,
+        done: &HashSet<&[u8]>,
+    ) -> Result<HashMap<Digest, u64>, PullError> {
         let by_name: HashMap<Vec<u8>, (Digest, u64)> =
             wanted.iter().map(|(digest, size)| (final_name(*digest), (*digest, *size))).collect();
         let mut names: Vec<Vec<u8>> =
             local::names(self.dir.as_fd()).at("read", &self.path)?.into_iter().map(|(name, _)| name).collect();
+        names.retain(|name| !done.contains(&name[..]));
         // Finished contents first: they take the names of their parts, which then are to be left alone.
         names.sort_by_key(|name| name.ends_with(PART));
         let mut parts = HashMap::new();
@@ -224,7 +229,7 @@ mod tests {
                 stage.create(&name).unwrap().write_all(&vec![0; len]).unwrap();
             }
         }
-        let parts = stage.survey(&digests.map(|digest| (digest, 9)).into()).unwrap();
+        let parts = stage.survey(&digests.map(|digest| (digest, 9)).into(), &HashSet::new()).unwrap();
         assert_eq!(parts, HashMap::from(digests.map(|digest| (digest, 9))));
         for digest in digests {
             assert_eq!(local::stat(stage.fd(), &part_name(digest)).unwrap().size, 9);

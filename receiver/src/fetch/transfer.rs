@@ -149,7 +149,9 @@ impl<'a> Transfer<'a> {
         let before = self.items.len();
         self.items.extend(literals);
         let literal: u64 = self.items.range(before..).map(|(item, _)| item.len).sum();
-        self.open.insert(task.number, Open { alive: true, matched: task.size - literal });
+        let counted = if self.tasks.fetcher.resumed { task.keep } else { 0 };
+        let matched = task.size.saturating_sub(literal).saturating_sub(counted);
+        self.open.insert(task.number, Open { alive: true, matched });
         self.order(task.number, Order::Begin(task))?;
         Ok(true)
     }

@@ -1,6 +1,8 @@
 //! Carrying a plan out: fetch, commit, publish.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rayon::ThreadPool;
 use stillmirror_store::{Draft, Generation};
@@ -18,7 +20,7 @@ use crate::plan::Plan;
 use crate::publish::Publisher;
 use crate::report::{Failed, Failure, Phase, Report};
 use crate::selection::Selection;
-use crate::source::Pinned;
+use crate::source::{self, Pinned, Source};
 use crate::stage::Stage;
 
 /// Everything known before the first change.
@@ -109,6 +111,7 @@ impl Update<'_> {
         commit::finish_root(tree, self.selection, self.owners)
     }
 
+    /// Brings all contents into the staging directory, over as many connections as it takes.
     fn fetch(
         &self,
         tree: &Tree,
@@ -120,21 +123,69 @@ impl Update<'_> {
         let list = self.selection.list;
         let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add);
         self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
-        let fetcher = Fetcher {
-            source: self.pull.source,
-            handle: self.pinned.handle,
-            tree,
-            stage,
-            selection: self.selection,
-            owners: self.owners,
-            draft,
-            sums: self.pull.options.sums,
-            threads: self.pull.threads(),
-            pool: self.pool,
-            progress: self.pull.progress,
-            cancel: self.pull.cancel,
-        };
-        fetcher.fetch(&plan.fetches, report)
+        let mut staged = Staged::default();
+        let mut renewed: Option<(Arc<dyn Source>, u32)> = None;
+        let mut broken = 0;
+        loop {
+            let first = (self.pull.source, self.pinned.handle);
+            let (source, handle) = renewed.as_ref().map_or(first, |(source, handle)| (&**source, *handle));
+            let fetcher = Fetcher {
+                source,
+                handle,
+                resumed: renewed.is_some(),
+                tree,
+                stage,
+                selection: self.selection,
+                owners: self.owners,
+                draft,
+                sums: self.pull.options.sums,
+                threads: self.pull.threads(),
+                pool: self.pool,
+                progress: self.pull.progress,
+                cancel: self.pull.cancel,
+            };
+            let before = staged.files.len();
+            match fetcher.fetch(&plan.fetches, &mut staged, report) {
+                Ok(()) => return Ok(staged),
+                Err(error) if error.is_of_the_connection() => {
+                    broken = if staged.files.len() > before { 0 } else { broken };
+                    renewed = Some(self.reconnect(error, &mut broken)?);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Connects anew after `why`, unless that has happened too often or the sender serves another list by now:
+    /// then the next pull goes on with what is staged.
+    fn reconnect(&self, mut why: PullError, broken: &mut u32) -> Result<(Arc<dyn Source>, u32), PullError> {
+        let Pull { source, options, cancel, runtime, .. } = self.pull;
+        while *broken < options.reconnects {
+            let pause = FIRST_PAUSE * (1 << (*broken).min(LONGEST_PAUSE));
+            *broken += 1;
+            tracing::warn!(error = %why, ?pause, "connecting anew");
+            let renewed = runtime.block_on(async {
+                tokio::select! {
+                    () = cancel.cancelled() => return Err(PullError::Interrupted),
+                    () = tokio::time::sleep(pause) => {}
+                }
+                let renewed = source.renew().await?;
+                let pinned = source::head(&*renewed, &options.repository).await?;
+                Ok((renewed, pinned))
+            });
+            match renewed {
+                Ok((renewed, pinned)) if pinned.head.list_digest == self.pinned.head.list_digest => {
+                    return Ok((renewed, pinned.handle));
+                }
+                Ok(_) => {
+                    tracing::warn!("the sender has another generation by now");
+                    return Err(why);
+                }
+                Err(error) if error.is_of_the_connection() => why = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(why)
     }
 
     fn commit(
@@ -171,3 +222,8 @@ fn failures(failed: &HashMap<u32, Failure>, selection: &Selection<'_>) -> Vec<Fa
     failed.sort_by(|a, b| a.path.cmp(&b.path));
     failed
 }
+
+/// Time before the first new connection; each further one takes twice as long,
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// so many times.
+const LONGEST_PAUSE: u32 = 6;

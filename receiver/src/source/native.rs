@@ -20,15 +20,15 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Delivery, Source, SourceOptions, Traffic};
+use super::{Answer, Delivery, Renewing, Source, SourceOptions, Traffic};
 use crate::error::PullError;
 
 use reader::{Pace, Reader};
 
 /// A connection to a daemon.
-#[derive(Debug)]
 pub struct NativeSource {
     shared: Arc<Shared>,
+    options: SourceOptions,
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     closing: CancellationToken,
 }
@@ -36,6 +36,14 @@ pub struct NativeSource {
 impl NativeSource {
     /// Connects. The hello goes out with the first request, and its answer is not waited for.
     pub async fn connect(address: &str, options: SourceOptions) -> Result<Self, PullError> {
+        Self::connect_counting(address, options, Arc::default()).await
+    }
+
+    async fn connect_counting(
+        address: &str,
+        options: SourceOptions,
+        counters: Arc<Counters>,
+    ) -> Result<Self, PullError> {
         let failed = |reason: io::Error| PullError::Connect { address: address.to_owned(), reason: Arc::new(reason) };
         let connecting = timeout(options.connect_timeout, TcpStream::connect(address));
         let socket = tokio::select! {
@@ -45,7 +53,7 @@ impl NativeSource {
         let socket = socket.map_err(failed)?;
         socket.set_nodelay(true).map_err(failed)?;
         let (reading, writing) = socket.into_split();
-        let shared = Arc::new(Shared::new(address));
+        let shared = Arc::new(Shared::new(address, counters));
         let (outgoing, requests) = mpsc::unbounded_channel();
         let closing = options.cancel.child_token();
         tokio::spawn(write_requests(writing, requests, shared.clone(), closing.clone()));
@@ -56,10 +64,10 @@ impl NativeSource {
             pace: options.bandwidth.map(Pace::new),
             closing: closing.clone(),
             keepalive: outgoing.clone(),
-            options,
+            options: options.clone(),
         };
         tokio::spawn(reader.run());
-        Ok(Self { shared, outgoing, closing })
+        Ok(Self { shared, options, outgoing, closing })
     }
 }
 
@@ -74,7 +82,7 @@ impl Source for NativeSource {
     }
 
     fn traffic(&self) -> Traffic {
-        let Counters { received, sent, round_trips } = &self.shared.counters;
+        let Counters { received, sent, round_trips } = &*self.shared.counters;
         Traffic {
             received: received.load(Ordering::Relaxed),
             sent: sent.load(Ordering::Relaxed),
@@ -84,6 +92,14 @@ impl Source for NativeSource {
 
     fn close(&self) {
         self.closing.cancel();
+    }
+
+    fn renew(&self) -> Renewing<'_> {
+        Box::pin(async {
+            let counters = self.shared.counters.clone();
+            let renewed = Self::connect_counting(&self.shared.address, self.options.clone(), counters).await?;
+            Ok(Arc::new(renewed) as Arc<dyn Source>)
+        })
     }
 }
 
@@ -97,7 +113,8 @@ impl Drop for NativeSource {
 #[derive(Debug)]
 struct Shared {
     address: String,
-    counters: Counters,
+    /// Of this connection and those that it renews.
+    counters: Arc<Counters>,
     unread: Arc<Semaphore>,
     session: Mutex<Session>,
 }
@@ -134,12 +151,12 @@ struct UnderWay {
 }
 
 impl Shared {
-    fn new(address: &str) -> Self {
+    fn new(address: &str, counters: Arc<Counters>) -> Self {
         let session =
             Session { last_number: 0, under_way: HashMap::new(), failure: None, handle: None, active: Instant::now() };
         Self {
             address: address.to_owned(),
-            counters: Counters::default(),
+            counters,
             unread: Arc::new(Semaphore::new(UNREAD_BYTES)),
             session: Mutex::new(session),
         }

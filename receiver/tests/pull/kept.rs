@@ -20,7 +20,7 @@ fn failed(path: &str, why: Failure) -> Failed {
 fn assert_generation_is_of_the_disk(place: &Place) {
     let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
     let list = held.list();
-    for row in (0..list.len()).map(|row| list.row(row)).filter(|row| row.is_file()) {
+    for row in (0..list.len()).map(|row| list.row(row)).filter(stillmirror_protocol::list::Row::is_file) {
         let path = String::from_utf8(list.path(row.number())).unwrap();
         let stat = fs::symlink_metadata(place.file(&path)).unwrap();
         let known = held.local().identity(row.number());

@@ -59,6 +59,7 @@ impl Place {
         options.delete = true;
         options.sync = false;
         options.timeout = Duration::from_secs(20);
+        options.reconnects = 0;
         options
     }
 

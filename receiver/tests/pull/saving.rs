@@ -181,6 +181,53 @@ fn a_cut_pull_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_connection_that_breaks_is_made_anew_and_what_came_is_not_fetched_again() {
+    let tree = Tree::default().file("a", noise(3_000_000, 1)).file("b", noise(3_000_000, 2)).file("c", noise(9_000, 3));
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    sender.behave(Behaviour { cut: Some(4_500_000), ..Behaviour::default() });
+    let report = run(Options { reconnects: 2, ..place.mirror(&sender) }).unwrap();
+    assert_same(&place.dest(), &tree);
+    assert_eq!((report.files_updated, report.bytes_matched), (3, 0), "nothing counts twice");
+    assert!(report.bytes_literal < 6_009_000 + 500_000, "{report:?}");
+    assert!(report.bytes_received > report.bytes_literal, "of both connections: {report:?}");
+    assert!(run(place.mirror(&sender)).unwrap().unchanged);
+}
+
+#[test]
+fn a_connection_that_goes_on_breaking_is_given_up() {
+    let tree = Tree::default().file("a", noise(10_000_000, 1));
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    sender.behave(Behaviour { cut: Some(1_000_000), ..Behaviour::default() });
+    let error = run(Options { reconnects: 2, ..place.mirror(&sender) }).unwrap_err();
+    assert!(matches!(error, PullError::Socket { .. }), "{error}");
+    let heads = sender.requests().iter().filter(|request| matches!(request, Request::Head { .. })).count();
+    assert_eq!(heads, 3);
+}
+
+#[test]
+fn a_sender_that_went_on_to_another_generation_ends_a_pull_whose_connection_broke() {
+    let tree = Tree::default().file("a", noise(3_000_000, 1)).file("b", "b");
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    let next = tree.clone().file("b", "another");
+    let (publisher, once, published) = (sender.clone(), std::sync::Once::new(), next.clone());
+    let tamper = move |_: u32, request: &Request, frames: Vec<Vec<u8>>| {
+        if matches!(request, Request::Data { .. }) {
+            once.call_once(|| publisher.publish(&published));
+        }
+        frames
+    };
+    let cut = Behaviour { cut: Some(2_000_000), tamper: Some(std::sync::Arc::new(tamper)), ..Behaviour::default() };
+    sender.behave(cut);
+    let error = run(Options { reconnects: 2, ..place.mirror(&sender) }).unwrap_err();
+    assert!(matches!(error, PullError::Socket { .. }), "{error}");
+    assert!(!place.file("b").exists());
+    sender.behave(Behaviour::default());
+    let report = run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &next);
+    assert!(report.bytes_literal < 1_500_000, "{report:?}");
+}
+
+#[test]
 fn a_damaged_part_of_a_former_pull_is_noticed() {
     let tree = Tree::default().file("a", noise(3_000_000, 1));
     let (sender, place) = (Sender::of(&tree), Place::new());

@@ -55,6 +55,7 @@ pub(crate) struct Log {
     pub(crate) requests: Vec<Request>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Sender {
     pub(crate) address: String,
     state: Arc<Mutex<State>>,
