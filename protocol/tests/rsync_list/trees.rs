@@ -1,0 +1,112 @@
+//! Trees at random, in the plainest form.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use rkyv::util::AlignedVec;
+use stillmirror_protocol::changes::{Changes, Put, apply};
+use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
+
+/// Path -> entry; the root is the empty path.
+pub(crate) type Tree = BTreeMap<Vec<u8>, Entry>;
+
+/// A tree with every type of entry, link groups, and names that sort oddly.
+pub(crate) fn tree() -> impl Strategy<Value = Tree> {
+    let path = prop::collection::vec(name(), 1..6).prop_map(|names| names.join(&b'/'));
+    let root = entry(Just(Kind::Directory).boxed());
+    (root, prop::collection::vec((path, entry(kind().boxed())), 0..60)).prop_map(|(root, entries)| {
+        let mut tree = Tree::from([(Vec::new(), root)]);
+        for (path, entry) in entries {
+            for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
+                let ancestor = tree.entry(path[..at].to_vec()).or_insert_with(directory);
+                if !ancestor.kind.is_dir() {
+                    *ancestor = directory();
+                }
+            }
+            if !entry.kind.is_dir() {
+                let below = [&path[..], b"/"].concat();
+                tree.retain(|path, _| !path.starts_with(&below));
+            }
+            tree.insert(path, entry);
+        }
+        tree
+    })
+}
+
+/// The encoded list of a tree.
+pub(crate) fn encoded(tree: &Tree) -> AlignedVec {
+    let put = |entry: &Entry| Put { entry: entry.clone(), tag: 0 };
+    let mut changes = Changes { root: Some(put(&tree[&b""[..]])), ..Changes::default() };
+    for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
+        let (dir, name) = stillmirror_protocol::path::split(path);
+        changes.put(dir, name, entry.clone(), 0);
+    }
+    apply(None, &changes).expect("a tree applies to nothing").list.encode()
+}
+
+fn directory() -> Entry {
+    Entry { mode: 0o755, mtime: Time { sec: 5, nsec: 0 }, owner: Owner::default(), kind: Kind::Directory }
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    let short = ["a", "b", "a.d", "a-b", "a0", "c", "-", ".h", "a.txt", "z"];
+    prop_oneof![
+        20 => prop::sample::select(short.to_vec()).prop_map(|name| name.as_bytes().to_vec()),
+        2 => prop::collection::vec(prop::sample::select(vec![b'\n', b' ', b'-', b'.', 0xff, b'0']), 3..4),
+        1 => Just(vec![b'n'; 255]),
+        1 => Just([&[b'n'; 200][..], b"m"].concat()),
+    ]
+}
+
+fn owner() -> impl Strategy<Value = Owner> {
+    let id = prop::sample::select(vec![0, 1, 33, 12345, u32::MAX - 7]);
+    (id.clone(), id, any::<bool>()).prop_map(|(uid, gid, named)| Owner {
+        uid,
+        gid,
+        user: if uid == 12345 { Vec::new() } else { format!("user{uid}").into_bytes() },
+        group: if named { format!("group{gid}").into_bytes() } else { Vec::new() },
+    })
+}
+
+fn time() -> impl Strategy<Value = Time> {
+    let seconds = prop::sample::select(vec![0, 1, -60, 1_714_885_505, 1_714_885_506, 2_208_988_800, 1 << 40]);
+    let nsec = prop::sample::select(vec![0, 0, 1, 999_999_999]);
+    (seconds, nsec).prop_map(|(sec, nsec)| Time { sec, nsec })
+}
+
+fn entry(kind: BoxedStrategy<Kind>) -> impl Strategy<Value = Entry> {
+    let mode = prop::sample::select(vec![0o644, 0o755, 0o4755, 0o600]);
+    (mode, time(), owner(), kind).prop_map(|(mode, mtime, owner, kind)| match &kind {
+        // Names of one file agree in everything.
+        Kind::File { link: Some(group), .. } => Entry {
+            mode: 0o640,
+            mtime: Time { sec: *group as i64, nsec: 7 },
+            owner: Owner { uid: *group as u32, user: format!("user{group}").into_bytes(), ..Owner::default() },
+            kind,
+        },
+        _ => Entry { mode, mtime, owner, kind },
+    })
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let file = |size: u64, byte: u8, link| {
+        let digests = Digests { sha256: Digest([byte; 32]), xxh128: [byte; 16], md5: [byte ^ 1; 16] };
+        Kind::File { size, digests, link }
+    };
+    let size = (any::<u64>(), 1..64u32).prop_map(|(size, shift)| size >> shift);
+    let device = (any::<bool>(), 0..0x1000u32, 0..0x10_0000u32);
+    prop_oneof![
+        6 => (size, any::<u8>()).prop_map(move |(size, byte)| file(size, byte, None)),
+        3 => (1..4u64).prop_map(move |group| file(group * 1000, group as u8, Some(group))),
+        4 => Just(Kind::Directory),
+        1 => prop::collection::vec(1..=255u8, 1..300).prop_map(|target| Kind::Symlink { target }),
+        1 => device.prop_map(|(small, major, minor)| {
+            Kind::CharDevice(Device { major, minor: if small { minor & 0xff } else { minor } })
+        }),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(major, minor)| {
+            Kind::BlockDevice(Device { major: u32::from(major), minor: u32::from(minor) })
+        }),
+        1 => Just(Kind::Fifo),
+        1 => Just(Kind::Socket),
+    ]
+}
