@@ -1,10 +1,12 @@
 //! `stillmirror serve`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use stillmirror_daemon as daemon;
+use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Compression, Config, Direct, Listen, Repository};
@@ -53,15 +55,24 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         config.repository.iter_mut().for_each(|repository| repository.direct = direct);
     }
     let address = config.daemon.listen.0;
+    let rsync_address = config.daemon.rsync_listen.map(|listen| listen.0).filter(|_| config.daemon.rsync);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
         let shutdown = signals::asked_to_end()?;
-        let listener =
-            tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-        tracing::info!("listening on {}", listener.local_addr().context("cannot tell the address")?);
-        daemon::run(listener, resolve(config), shutdown).await?;
+        let all = listen(address, "listening on").await?;
+        let rsync = match rsync_address {
+            Some(address) => Some(listen(address, "listening for rsync clients on").await?),
+            None => None,
+        };
+        daemon::run(daemon::Listeners { all, rsync }, resolve(config), shutdown).await?;
         Ok(Exit::Done)
     })
+}
+
+async fn listen(address: SocketAddr, what: &str) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    tracing::info!("{what} {}", listener.local_addr().context("cannot tell the address")?);
+    Ok(listener)
 }
 
 /// The configuration file, or one of a single repository from the flags.

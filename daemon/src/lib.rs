@@ -33,6 +33,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_store::StoreError;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -48,6 +49,7 @@ pub use config::{
 
 use admission::Admission;
 use extents::Extents;
+use listener::{Port, Strangers};
 use pack::Packs;
 use pool::{EXTENT, Pool};
 use registry::Registry;
@@ -74,6 +76,14 @@ pub enum DaemonError {
         /// Why.
         source: SecretsError,
     },
+    /// A repository's rules are none.
+    #[error("repository '{repository}': {source}")]
+    Rules {
+        /// The repository.
+        repository: String,
+        /// Why.
+        source: RuleError,
+    },
     /// A store belongs to another repository.
     #[error(transparent)]
     Store(StoreError),
@@ -88,8 +98,27 @@ pub enum DaemonError {
 }
 
 /// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
-pub async fn run(listener: TcpListener, config: Config, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
-    Daemon::open(config).await?.run(listener, shutdown).await
+pub async fn run(
+    listeners: impl Into<Listeners>,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    Daemon::open(config).await?.run(listeners, shutdown).await
+}
+
+/// The sockets that a daemon listens on.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients of every kind.
+    pub all: TcpListener,
+    /// For stock rsync clients alone.
+    pub rsync: Option<TcpListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(all: TcpListener) -> Self {
+        Self { all, rsync: None }
+    }
 }
 
 /// A daemon that is ready to serve.
@@ -107,6 +136,8 @@ struct Shared {
     extents: Arc<Extents>,
     packs: Arc<Packs>,
     admission: Arc<Admission>,
+    strangers: Arc<Strangers>,
+    rsync: RsyncConfig,
     /// The daemon stops: nothing new is begun.
     stopping: CancellationToken,
     /// The daemon ends: what runs is cut off.
@@ -117,8 +148,8 @@ impl Daemon {
     /// Opens the repositories' trees, stores and current generations. A repository whose store or
     /// generation cannot be used is logged and announced as not indexed.
     pub async fn open(config: Config) -> Result<Self, DaemonError> {
-        let repositories = config.repositories.clone();
-        let opened = tokio::task::spawn_blocking(move || Registry::open(&repositories)).await;
+        let (repositories, queue) = (config.repositories.clone(), config.limits.queue);
+        let opened = tokio::task::spawn_blocking(move || Registry::open(&repositories, queue)).await;
         let shared = Shared {
             registry: opened.map_err(DaemonError::Worker)??,
             limits: config.limits.clone(),
@@ -127,6 +158,8 @@ impl Daemon {
             extents: Extents::new(config.memory.cache),
             packs: Packs::new(config.memory.cache / EXTENT),
             admission: Admission::new(config.limits.connections, config.limits.queue),
+            strangers: Arc::default(),
+            rsync: config.rsync.clone(),
             stopping: CancellationToken::new(),
             ending: CancellationToken::new(),
         };
@@ -139,11 +172,17 @@ impl Daemon {
     }
 
     /// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
-    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    pub async fn run(
+        self,
+        listeners: impl Into<Listeners>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), DaemonError> {
+        let Listeners { all, rsync } = listeners.into();
         let sessions = TaskTracker::new();
         let reloader = tokio::spawn(reload(Arc::clone(&self.shared), self.reload, self.config.reload_interval));
         let result = tokio::select! {
-            result = listener::accept(listener, &self.shared, &sessions) => result,
+            result = listener::accept(all, Port::Any, &self.shared, &sessions) => result,
+            result = accept_rsync(rsync, &self.shared, &sessions) => result,
             () = shutdown => Ok(()),
         };
         self.shared.stopping.cancel();
@@ -155,6 +194,17 @@ impl Daemon {
             sessions.wait().await;
         }
         result
+    }
+}
+
+async fn accept_rsync(
+    listener: Option<TcpListener>,
+    shared: &Arc<Shared>,
+    sessions: &TaskTracker,
+) -> Result<(), DaemonError> {
+    match listener {
+        Some(listener) => listener::accept(listener, Port::Rsync, shared, sessions).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use stillmirror_protocol::rsync::greeting;
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,19 +25,19 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Accepts until dropped.
 pub(crate) async fn accept(
     listener: TcpListener,
+    port: Port,
     shared: &Arc<Shared>,
     sessions: &TaskTracker,
 ) -> Result<(), DaemonError> {
     listener.local_addr().map_err(DaemonError::Listener)?;
-    let strangers = Arc::new(Strangers::default());
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
-                let (shared, stranger) = (Arc::clone(shared), strangers.add());
+                let (shared, stranger) = (Arc::clone(shared), shared.strangers.add());
                 sessions.spawn(async move {
                     tokio::select! {
                         () = shared.ending.cancelled() => {}
-                        () = connection(&shared, socket, peer, stranger) => {}
+                        () = connection(&shared, socket, peer, port, stranger) => {}
                     }
                 });
             }
@@ -48,32 +49,42 @@ pub(crate) async fn accept(
     }
 }
 
+/// A socket to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// Every dialect.
+    Any,
+    /// Stock rsync's alone: nobody need speak first.
+    Rsync,
+}
+
 /// What a client speaks.
 enum Dialect {
     /// The native protocol.
     Native(ClientHello),
-    /// Stock rsync's daemon protocol.
-    Rsync,
+    /// Stock rsync's daemon protocol, of which these bytes are the first.
+    Rsync(Vec<u8>),
     /// Neither.
     Unknown,
 }
 
-/// The first bytes of rsync's daemon protocol.
-const RSYNC_GREETING: [u8; 8] = *b"@RSYNCD:";
-
-async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr, stranger: Stranger) {
+async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr, port: Port, stranger: Stranger) {
     let dialect = tokio::select! {
-        dialect = timeout(shared.limits.handshake, greeting(&mut socket)) => dialect,
-        () = stranger.evicted.cancelled() => return,
+        dialect = timeout(shared.limits.handshake, dialect(&mut socket, port)) => dialect,
+        () = stranger.evicted() => return,
         () = shared.stopping.cancelled() => return,
     };
-    drop(stranger);
     match dialect {
         Ok(Ok(Dialect::Native(hello))) => {
+            drop(stranger);
             let input = session::native::serve(shared, socket, peer, hello).await;
             return read_out(input).await;
         }
-        Ok(Ok(Dialect::Rsync)) => {
+        Ok(Ok(Dialect::Rsync(begun))) if shared.rsync.enabled => {
+            let input = session::rsync::serve(shared, socket, peer, &begun, stranger).await;
+            return read_out(input).await;
+        }
+        Ok(Ok(Dialect::Rsync(_))) => {
             let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
         }
         Ok(Ok(Dialect::Unknown)) => {
@@ -89,7 +100,10 @@ async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAdd
     read_out(socket).await;
 }
 
-async fn greeting(socket: &mut TcpStream) -> std::io::Result<Dialect> {
+async fn dialect(socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
+    if port == Port::Rsync {
+        return Ok(Dialect::Rsync(Vec::new()));
+    }
     let mut hello = [0; HELLO_BYTES];
     let mut filled = 0;
     while filled < HELLO_BYTES {
@@ -98,11 +112,12 @@ async fn greeting(socket: &mut TcpStream) -> std::io::Result<Dialect> {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         filled += read;
-        let begun = &hello[..filled.min(MAGIC.len())];
-        if begun == RSYNC_GREETING {
-            return Ok(Dialect::Rsync);
+        let begun = &hello[..filled];
+        if begun.starts_with(greeting::MAGIC) {
+            return Ok(Dialect::Rsync(begun.to_vec()));
         }
-        if !MAGIC.starts_with(begun) && !RSYNC_GREETING.starts_with(begun) {
+        let may_be = |magic: &[u8]| begun.iter().zip(magic).all(|(one, other)| one == other);
+        if !may_be(&MAGIC) && !may_be(greeting::MAGIC) {
             return Ok(Dialect::Unknown);
         }
     }
@@ -121,12 +136,12 @@ async fn read_out(mut input: impl AsyncRead + Unpin) {
 
 /// Connections that have not said hello yet.
 #[derive(Default)]
-struct Strangers {
+pub(crate) struct Strangers {
     queue: Mutex<VecDeque<(u64, CancellationToken)>>,
 }
 
 /// One of them, until dropped.
-struct Stranger {
+pub(crate) struct Stranger {
     strangers: Arc<Strangers>,
     number: u64,
     evicted: CancellationToken,
@@ -144,6 +159,13 @@ impl Strangers {
         let evicted = CancellationToken::new();
         queue.push_back((number, evicted.clone()));
         Stranger { strangers: Arc::clone(self), number, evicted }
+    }
+}
+
+impl Stranger {
+    /// Waits until it has to go, because so many came after it.
+    pub(crate) async fn evicted(&self) {
+        self.evicted.cancelled().await;
     }
 }
 

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::limits;
+use stillmirror_protocol::rsync::rules::ModuleRules;
 use stillmirror_protocol::wire::{self, ListForm};
 use stillmirror_store::{Generation, Store, StoreError};
 
 use crate::DaemonError;
 use crate::access::{Hosts, Users};
-use crate::config::{ModuleConfig, RepositoryConfig};
+use crate::admission::Admission;
+use crate::config::{self, ModuleConfig, RepositoryConfig};
 use crate::file::Tree;
 
 /// All repositories, in the order of the configuration.
@@ -21,8 +23,8 @@ pub(crate) struct Registry {
 impl Registry {
     /// Opens the trees and the current generations. A repository without a usable generation is kept,
     /// as not indexed; a missing tree or a store of another repository is the operator's mistake.
-    pub(crate) fn open(repositories: &[RepositoryConfig]) -> Result<Self, DaemonError> {
-        let repositories = repositories.iter().map(|config| Repository::open(config).map(Arc::new));
+    pub(crate) fn open(repositories: &[RepositoryConfig], queue: usize) -> Result<Self, DaemonError> {
+        let repositories = repositories.iter().map(|config| Repository::open(config, queue).map(Arc::new));
         Ok(Self { repositories: repositories.collect::<Result<_, _>>()? })
     }
 
@@ -62,8 +64,11 @@ pub(crate) struct Repository {
     /// Who may have it, by address and by name.
     pub(crate) hosts: Hosts,
     pub(crate) users: Users,
-    /// How stock clients are served.
+    /// How stock clients are served, and what is hidden from them.
     pub(crate) module: ModuleConfig,
+    pub(crate) rules: Arc<ModuleRules>,
+    /// Stock clients at once; none for no limit of its own.
+    pub(crate) admission: Option<Arc<Admission>>,
     /// Its files.
     pub(crate) tree: Arc<Tree>,
     store_dir: PathBuf,
@@ -81,13 +86,18 @@ enum Failed {
 }
 
 impl Repository {
-    fn open(config: &RepositoryConfig) -> Result<Self, DaemonError> {
+    fn open(config: &RepositoryConfig, queue: usize) -> Result<Self, DaemonError> {
         let tree = Tree::open(&config.name, &config.root, config.direct).map_err(|source| DaemonError::Root {
             repository: config.name.clone(),
             root: config.root.clone(),
             source,
         })?;
         config.users.check().map_err(|source| DaemonError::Secrets { repository: config.name.clone(), source })?;
+        let words = |words: &[String]| words.join(" ").into_bytes();
+        let config::ModuleRules { filter, include, exclude } = &config.module.rules;
+        let rules = ModuleRules::parse(&words(filter), &words(include), &words(exclude))
+            .map_err(|source| DaemonError::Rules { repository: config.name.clone(), source })?;
+        let most = config.module.max_connections;
         let repository = Self {
             name: config.name.clone(),
             comment: config.comment.clone(),
@@ -95,6 +105,8 @@ impl Repository {
             hosts: config.hosts.clone(),
             users: config.users.clone(),
             module: config.module.clone(),
+            rules: Arc::new(rules),
+            admission: (most > 0).then(|| Admission::new(most, queue)),
             tree: Arc::new(tree),
             store_dir: config.store.clone(),
             store: OnceLock::new(),

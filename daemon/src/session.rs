@@ -1,10 +1,14 @@
 //! Sessions: what those of every dialect have in common.
 
+pub(crate) mod failures;
 pub(crate) mod native;
+pub(crate) mod rsync;
 
 use std::io;
 use std::sync::Arc;
 
+use stillmirror_protocol::rsync::fault::{Exit, Fault};
+use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
 use thiserror::Error;
 
@@ -13,20 +17,60 @@ use crate::registry::{Edition, Repository};
 /// Why a session ends before its time.
 #[derive(Debug, Error)]
 pub(crate) enum Ended {
+    // The client's doing.
     #[error("{0}")]
     Malformed(#[from] WireError),
+    #[error("{0}")]
+    Fault(#[from] Fault),
+    #[error("{0}")]
+    Rule(#[from] RuleError),
+    #[error("filter rules that cost more than they may")]
+    RulesTooCostly,
     #[error("no request for too long")]
     Idle,
     #[error("a request was begun and not finished")]
     HalfRequest,
     #[error("the peer reads too slowly")]
     TooSlow,
+    #[error("the client ended{}", .0.map(|code| format!(" with exit code {code}")).unwrap_or_default())]
+    ClientExit(Option<i32>),
+
+    // This side's.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the daemon is going down")]
+    Stopping,
     #[error("a file changed in the middle of a frame")]
     Torn,
     #[error("a thread of the daemon's own died")]
     Panicked,
+
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
+}
+
+impl Ended {
+    /// What stock rsync would exit with.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Fault(fault) => fault.exit(),
+            Self::Rule(error) => error.exit(),
+            Self::RulesTooCostly => Exit::Syntax,
+            Self::Refused(_) => Exit::Startup,
+            Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
+            Self::Stopping => Exit::Signal,
+            Self::Malformed(_) | Self::Torn | Self::Panicked => Exit::Stream,
+            Self::ClientExit(_) | Self::Broken(_) => Exit::Socket,
+        }
+    }
+
+    /// The same, or the client's own code.
+    pub(crate) fn exit_code(&self) -> i32 {
+        match self {
+            Self::ClientExit(Some(code)) => *code,
+            other => other.exit() as i32,
+        }
+    }
 }
 
 /// A generation that a session holds on to.

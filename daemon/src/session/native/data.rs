@@ -89,7 +89,7 @@ impl Framing for Data {
         tally.literal += frames.literal();
         for &(item, reason) in frames.failures() {
             let list = order.pinned.edition.generation.list();
-            tally.failed(&list.path(order.items[item as usize].row), reason);
+            tally.failures.add(&list.path(order.items[item as usize].row), reason);
         }
         if is_last {
             let rows = order.items.iter().map(|item| item.row);

@@ -99,7 +99,7 @@ impl Session {
         let code = match ended {
             Ended::Malformed(_) => ErrorCode::Malformed,
             Ended::Idle | Ended::HalfRequest => ErrorCode::Refused,
-            Ended::TooSlow | Ended::Torn | Ended::Panicked | Ended::Broken(_) => return ended,
+            _ => return ended,
         };
         let _ = self.refuse(code, &ended.to_string()).await;
         ended

@@ -3,13 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use stillmirror_protocol::path;
-use stillmirror_protocol::wire::ItemFailure;
-
 use crate::session::Ended;
-
-/// Names of failed files that one session's log line shows.
-const NAMES_SHOWN: usize = 5;
+use crate::session::failures::Failures;
 
 /// Counts of one session.
 pub(super) struct Tally {
@@ -24,8 +19,8 @@ pub(super) struct Tally {
     pub(super) files: u64,
     /// Bytes of files.
     pub(super) literal: u64,
-    failed: u64,
-    failed_names: Vec<String>,
+    /// Files that were not sent.
+    pub(super) failures: Failures,
 }
 
 impl Tally {
@@ -39,8 +34,7 @@ impl Tally {
             requests: 0,
             files: 0,
             literal: 0,
-            failed: 0,
-            failed_names: Vec::new(),
+            failures: Failures::default(),
         }
     }
 
@@ -55,32 +49,10 @@ impl Tally {
         self.generation = generation;
     }
 
-    /// A file was not sent.
-    pub(super) fn failed(&mut self, path: &[u8], reason: ItemFailure) {
-        self.failed += 1;
-        if self.failed_names.len() < NAMES_SHOWN {
-            let reason = match reason {
-                ItemFailure::Stale => "stale",
-                ItemFailure::Vanished => "vanished",
-                ItemFailure::Unreadable => "unreadable",
-            };
-            self.failed_names.push(format!("{} ({reason})", path::Escaped(path)));
-        }
-    }
-
     /// Writes the log lines.
     pub(super) fn report(&self, sent: u64, ended: Option<&Ended>) {
         let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
-        if self.failed > 0 {
-            tracing::warn!(
-                peer = %self.peer,
-                repository = self.repository,
-                generation = self.generation,
-                files = self.failed,
-                first = self.failed_names.join(", "),
-                "files were not sent because they are no longer the indexed ones; index the repository again"
-            );
-        }
+        self.failures.report(self.peer, &self.repository, self.generation);
         if !self.served {
             return tracing::debug!(peer = %self.peer, result, "connection");
         }

@@ -1,0 +1,223 @@
+//! One session of a stock rsync client.
+//!
+//! ```text
+//! greet    text lines: which module, who may have it, who waits; then the client's arguments
+//! input    what the client sends from there on, taken apart
+//! select   rules and names: what of the repository is wanted
+//! list     the file list, streamed; requests that come meanwhile are answered between two sub-lists
+//! answers  requests in order: echoes, files, ends of phases
+//! refuse   options that the operator does not want
+//! tally    the log line
+//! ```
+//!
+//! The client's half is read beside the daemon's being written, so that neither waits for the other for good.
+
+mod answers;
+mod greet;
+mod input;
+mod list;
+mod refuse;
+mod select;
+mod tally;
+
+use std::future::{Future, pending};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use stillmirror_protocol::rsync::arguments::Options;
+use stillmirror_protocol::rsync::digest::Algorithm;
+use stillmirror_protocol::rsync::fault::Exit;
+use stillmirror_protocol::rsync::replies::{self, Replies};
+use stillmirror_protocol::rsync::setup::{Offer, Setup};
+use stillmirror_protocol::rsync::{arguments, requests};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{sleep, timeout};
+
+use super::{Ended, Pinned};
+use crate::Shared;
+use crate::listener::Stranger;
+use crate::stream::{Lane, Writer};
+use answers::Answers;
+use greet::Welcome;
+use input::Input;
+use tally::Tally;
+
+/// How long a client of before 3.1 may be silent: it cannot be told of a limit, and may well be comparing
+/// a million files with its own.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// How long what is being sent may take once the client has said that it ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// One client.
+struct Session {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    writer: Arc<Mutex<Writer>>,
+    tally: std::sync::Mutex<Tally>,
+}
+
+/// What is settled once the setup is over.
+struct Settled {
+    pinned: Arc<Pinned>,
+    options: Box<Options>,
+    setup: Setup,
+}
+
+/// Serves a client that has begun to say `begun`. Gives back what is left of the connection: its reading half.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    begun: &[u8],
+    stranger: Stranger,
+) -> OwnedReadHalf {
+    let _ = socket.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(&socket, true);
+    let (input, output) = socket.into_split();
+    let mut input = Input::new(input, begun);
+    let session = Arc::new(Session {
+        shared: Arc::clone(shared),
+        peer,
+        writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
+        tally: std::sync::Mutex::new(Tally::new(peer)),
+    });
+    let result = session.run(&mut input, stranger).await;
+    let mut writer = session.writer.lock().await;
+    writer.close().await;
+    session.tally().report(writer.sent(), input.received(), result.as_ref().err());
+    input.into_socket()
+}
+
+impl Session {
+    async fn run(self: &Arc<Self>, input: &mut Input, stranger: Stranger) -> Result<(), Ended> {
+        let Some(Welcome { options, pinned, _places }) = self.greet(input, stranger).await? else { return Ok(()) };
+        let version = options.version;
+        let setup = match self.set_up(input, &pinned, &options).await {
+            Ok(setup) => setup,
+            Err(ended) => {
+                return Err(self.dismiss(ended, |out, text, exit| replies::fatal(out, version, text, exit)).await);
+            }
+        };
+        let settled = Arc::new(Settled { pinned, options, setup });
+        let replies = Replies::new(&settled.setup);
+        input.begin_requests(requests::Requests::new(&settled.setup, &settled.options), settled.patience(&self.shared));
+        let ended = self.transfer(input, &settled, replies.clone()).await;
+        match ended {
+            Ok(()) => Ok(()),
+            Err(ended) => {
+                let last_words = |out: &mut Vec<u8>, text: &str, exit: Exit| {
+                    let mut replies = replies;
+                    replies.fatal(text, exit);
+                    out.append(replies.buffer());
+                };
+                Err(self.dismiss(ended, last_words).await)
+            }
+        }
+    }
+
+    /// Exchanges what must be known before the first frame.
+    async fn set_up(&self, input: &mut Input, pinned: &Pinned, options: &Options) -> Result<Setup, Ended> {
+        let configured = pinned.repository.module.timeout;
+        let limit = if configured.is_zero() { self.shared.limits.idle } else { configured };
+        let offer = Offer {
+            digests: &Algorithm::NAMED,
+            compressions: &arguments::Compression::NAMED,
+            // A fixed seed: nothing that clients compare depends on it, and nobody need remember it.
+            seed: 0,
+            incremental: true,
+            timeout: u32::try_from(limit.as_secs()).ok().filter(|&seconds| seconds > 0),
+        };
+        let (block, mut negotiation) = Setup::begin(options, &offer);
+        self.writer.lock().await.send_bytes(&block).await?;
+        refuse::check(options, &pinned.repository.module.refuse_options, self.shared.rsync.compression)?;
+        let agree = async {
+            loop {
+                negotiation.receive(&input.take());
+                if let Some(setup) = negotiation.next()? {
+                    return Ok::<_, Ended>(setup);
+                }
+                input.read().await?;
+            }
+        };
+        let setup = timeout(self.shared.limits.handshake, agree).await.map_err(|_| Ended::HalfRequest)??;
+        input.put_back(negotiation.into_rest());
+        Ok(setup)
+    }
+
+    /// The list, and what is asked for in it.
+    async fn transfer(
+        self: &Arc<Self>,
+        input: &mut Input,
+        settled: &Arc<Settled>,
+        mut replies: Replies,
+    ) -> Result<(), Ended> {
+        let selected = self.select(input, settled, &mut replies).await?;
+        let queue = if settled.setup.incremental { list::WINDOW + answers::QUEUE } else { answers::QUEUE };
+        let (to_lane, requests) = mpsc::channel(queue as usize);
+        let answers = Answers::new(Arc::clone(self), Arc::clone(settled), requests, replies);
+        let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), answers);
+        let answer = async {
+            let lane = self.send_list(lane, settled, selected).await?;
+            lane.run().await.map(drop)
+        };
+        tokio::select! {
+            result = answer => result,
+            ended = cut_off(input.pass_on(to_lane)) => Err(ended),
+        }
+    }
+
+    /// Tells the client why its session ends, if it can be told, between two frames.
+    async fn dismiss(&self, ended: Ended, frames: impl FnOnce(&mut Vec<u8>, &str, Exit)) -> Ended {
+        let exit = match &ended {
+            Ended::Broken(_) | Ended::TooSlow | Ended::Torn | Ended::Panicked | Ended::ClientExit(_) => return ended,
+            ended => ended.exit(),
+        };
+        let mut out = Vec::new();
+        frames(&mut out, &ended.to_string(), exit);
+        let _ = self.writer.lock().await.send_bytes(&out).await;
+        ended
+    }
+
+    /// Does what may wait for the disk, since a generation is mapped, on a thread of its own.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended> {
+        self.shared.extents.run(work).await.ok().flatten().ok_or(Ended::Panicked)
+    }
+
+    /// Sends what is in the buffer of replies.
+    async fn flush(&self, replies: &mut Replies) -> Result<(), Ended> {
+        let out = replies.take();
+        if out.is_empty() { Ok(()) } else { self.writer.lock().await.send_bytes(&out).await }
+    }
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Settled {
+    /// How long the client may be silent.
+    fn patience(&self, shared: &Shared) -> Duration {
+        let configured = self.pinned.repository.module.timeout;
+        match self.setup.timeout {
+            _ if !configured.is_zero() => configured,
+            Some(_) if self.setup.version.number() >= 31 => shared.limits.idle,
+            _ => shared.limits.idle.max(PATIENCE),
+        }
+    }
+}
+
+/// Ends a while after a client that says that it ends: it waits for the connection to close. What else there
+/// is to say of the client's half is said by the lane, in its turn.
+async fn cut_off(reading: impl Future<Output = Option<Ended>>) -> Ended {
+    match reading.await {
+        Some(ended) => {
+            sleep(LAST_WORDS).await;
+            ended
+        }
+        None => pending().await,
+    }
+}

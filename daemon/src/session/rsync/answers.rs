@@ -1,0 +1,415 @@
+//! Answers to requests, in order: the rsync framing of the data lane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stillmirror_protocol::list::ListRef;
+use stillmirror_protocol::path;
+use stillmirror_protocol::rsync::arguments::Append;
+use stillmirror_protocol::rsync::digest::{Algorithm, Hasher, Indexed, Sum};
+use stillmirror_protocol::rsync::fault::Fault;
+use stillmirror_protocol::rsync::flist::Numbers;
+use stillmirror_protocol::rsync::phases::{self, Phases};
+use stillmirror_protocol::rsync::replies::{Replies, Severity, Statistics, io_error};
+use stillmirror_protocol::rsync::requests::Request;
+use stillmirror_protocol::wire::ItemFailure;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::input;
+use super::{Session, Settled};
+use crate::session::{Ended, Pinned};
+use crate::stream::{Asked, Frames, Framing, Got, Order};
+
+/// Requests that wait to be answered, beside those that may have to be remembered while the list goes out.
+pub(super) const QUEUE: u32 = 1024;
+/// Items of one order.
+const ORDER: usize = 128;
+
+/// How long the lane goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Until the client has no more requests at hand.
+    Empty,
+    /// As before, after at least one.
+    Some,
+    /// Until the session ends.
+    End,
+}
+
+/// A run of answers.
+pub(super) struct Answering {
+    pinned: Arc<Pinned>,
+    items: Vec<Answer>,
+}
+
+/// One answer.
+enum Answer {
+    /// A request that wants no content.
+    Echo(Request),
+    /// A file, or the end of one.
+    File(Content),
+    /// An entry that cannot be appended to: it is shorter than what the client has.
+    Shorter(i32),
+    Done,
+    DoneAndStatistics,
+    Deleted([i32; 5]),
+}
+
+/// A file that is sent.
+struct Content {
+    request: Request,
+    row: u32,
+    /// Where reading begins: before `from` when what is not sent is part of the digest.
+    read_from: u64,
+    /// The first byte that is sent.
+    from: u64,
+    size: u64,
+    /// The digest, where the index knows it.
+    digest: Option<Sum>,
+}
+
+impl Order for Answering {
+    fn pinned(&self) -> &Arc<Pinned> {
+        &self.pinned
+    }
+
+    fn len(&self) -> u32 {
+        self.items.len() as u32
+    }
+
+    fn asked(&self, item: u32) -> Asked {
+        match &self.items[item as usize] {
+            Answer::File(file) => {
+                Asked::Bytes { row: file.row, offset: file.read_from, len: file.size - file.read_from }
+            }
+            _ => Asked::Words,
+        }
+    }
+}
+
+/// The rsync framing.
+pub(super) struct Answers {
+    session: Arc<Session>,
+    settled: Arc<Settled>,
+    requests: mpsc::Receiver<input::Asked>,
+    /// What goes out next, before anything of a piece.
+    pub(super) replies: Replies,
+    pub(super) until: Until,
+    numbers: Numbers,
+    phases: Phases,
+    lists: u32,
+    lists_done: u32,
+    /// An error that waits until what came before it is answered.
+    failed: Option<Ended>,
+    ended: bool,
+    /// The digest of the file that is being sent.
+    hasher: Option<Hasher>,
+    /// Bits of what went wrong with files.
+    io_error: i32,
+}
+
+/// What the framing remembers of a piece.
+pub(super) struct After {
+    replies: Replies,
+    hasher: Option<Hasher>,
+    io_error: i32,
+    files: u64,
+}
+
+impl Answers {
+    /// Before the list.
+    pub(super) fn new(
+        session: Arc<Session>,
+        settled: Arc<Settled>,
+        requests: mpsc::Receiver<input::Asked>,
+        replies: Replies,
+    ) -> Self {
+        let phases = Phases::new(settled.setup.version);
+        Self {
+            session,
+            settled,
+            requests,
+            replies,
+            until: Until::End,
+            numbers: Numbers::Table(Vec::new()),
+            phases,
+            lists: 0,
+            lists_done: 0,
+            failed: None,
+            ended: false,
+            hasher: None,
+            io_error: 0,
+        }
+    }
+
+    /// How the list is numbered, if its numbers are computed.
+    pub(super) fn number(&mut self, computed: Option<Numbers>) {
+        self.numbers = computed.unwrap_or(Numbers::Table(Vec::new()));
+    }
+
+    /// A piece of the list is about to go out: rows by index, lists begun so far.
+    pub(super) fn listed(&mut self, rows: &mut Vec<u32>, lists: u32, is_last: bool) {
+        if let Numbers::Table(table) = &mut self.numbers {
+            table.append(rows);
+        }
+        self.phases.lists_begun(u64::from(lists - self.lists));
+        self.lists = lists;
+        if is_last {
+            self.phases.lists_ended();
+        }
+    }
+
+    /// Lists that the client is through with.
+    pub(super) fn lists_done(&self) -> u32 {
+        self.lists_done
+    }
+
+    /// Requests at hand.
+    pub(super) fn waiting(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether the session is over.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn list(&self) -> ListRef<'_> {
+        self.settled.pinned.edition.generation.list()
+    }
+
+    /// The next thing that the client asks for; `None` when there is none (at hand).
+    async fn next(&mut self, wait: bool) -> Result<Option<input::Asked>, Ended> {
+        if !wait || self.until == Until::Empty {
+            return Ok(self.requests.try_recv().ok());
+        }
+        if self.until == Until::Some {
+            self.until = Until::Empty;
+        }
+        loop {
+            let Some(seconds) = self.settled.setup.timeout else { return Ok(self.requests.recv().await) };
+            let half = Duration::from_secs(u64::from(seconds)).max(Duration::from_secs(2)) / 2;
+            if let Ok(asked) = timeout(half, self.requests.recv()).await {
+                return Ok(asked);
+            }
+            self.replies.keep_alive();
+            self.session.flush(&mut self.replies).await?;
+        }
+    }
+
+    fn answer(&mut self, asked: input::Asked) -> Result<Option<Answer>, Ended> {
+        Ok(Some(match asked {
+            input::Asked::Request(request) if request.is_keep_alive(self.entries()) => return Ok(None),
+            input::Asked::Request(request) => self.answer_request(request)?,
+            input::Asked::Deleted(counts) => Answer::Deleted(counts),
+            input::Asked::Done => {
+                self.lists_done += 1;
+                match self.phases.done()? {
+                    phases::Answer::Done => Answer::Done,
+                    phases::Answer::DoneAndStatistics => Answer::DoneAndStatistics,
+                    phases::Answer::End => {
+                        self.ended = true;
+                        return Ok(None);
+                    }
+                }
+            }
+            input::Asked::Exit(code) => {
+                self.replies.exit_seen();
+                return Err(Ended::ClientExit(code));
+            }
+            input::Asked::Failed(ended) => return Err(ended),
+        }))
+    }
+
+    fn answer_request(&self, request: Request) -> Result<Answer, Ended> {
+        let ndx = request.ndx;
+        let row = u32::try_from(ndx).ok().and_then(|ndx| self.numbers.row(self.list(), ndx));
+        let row = row.filter(|&row| row < self.list().len()).ok_or(Fault::Index(ndx))?;
+        let Some(sums) = request.sums.filter(|_| request.wants_data()) else { return Ok(Answer::Echo(request)) };
+        let entry = self.list().row(row);
+        let digests = entry.digests().ok_or(Fault::Index(ndx))?;
+        let (append, size) = (self.settled.options.append, entry.size());
+        let from = if append == Append::No { 0 } else { sums.bytes() };
+        if from > size {
+            return Ok(Answer::Shorter(ndx));
+        }
+        let covers_all = from == 0 || !self.settled.options.digest_of_the_rest();
+        let has = Indexed { xxh128: self.list().has_xxh128(), md5: self.list().has_md5() };
+        let digest =
+            self.algorithm().indexed(&digests, has).filter(|_| covers_all || self.algorithm() == Algorithm::None);
+        let read_from = if covers_all && digest.is_none() { 0 } else { from };
+        Ok(Answer::File(Content { request, row, read_from, from, size, digest }))
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        self.settled.setup.transfer
+    }
+
+    /// Indices given out, of a list that is one.
+    fn entries(&self) -> u32 {
+        match &self.numbers {
+            Numbers::Table(rows) => rows.len() as u32,
+            Numbers::Levels(_) => u32::MAX,
+        }
+    }
+}
+
+impl Framing for Answers {
+    type Order = Answering;
+    type After = After;
+
+    async fn next_order(&mut self, wait: bool) -> Result<Option<Answering>, Ended> {
+        let mut items = Vec::new();
+        let mut wait = wait;
+        while !self.ended && items.len() < ORDER {
+            if let Some(ended) = self.failed.take() {
+                self.session.flush(&mut self.replies).await?;
+                return Err(ended);
+            }
+            let Some(asked) = self.next(wait).await? else { break };
+            match self.answer(asked) {
+                Ok(answer) => items.extend(answer),
+                Err(ended) => {
+                    self.failed = Some(ended);
+                    if !items.is_empty() {
+                        break;
+                    }
+                }
+            }
+            wait &= items.is_empty();
+        }
+        let pinned = Arc::clone(&self.settled.pinned);
+        Ok((!items.is_empty()).then_some(Answering { pinned, items }))
+    }
+
+    fn frames(&self, order: &Answering, parts: &[Got], memory: &[u8], _is_last: bool) -> (Frames, After) {
+        let (replies, hasher) = (self.replies.clone(), self.hasher.clone());
+        let after = After { replies, hasher, io_error: self.io_error, files: 0 };
+        let mut saying = Saying { answers: self, frames: Frames::default(), after, memory };
+        for part in parts {
+            saying.say(&order.items[part.item as usize], part);
+        }
+        saying.flush();
+        (saying.frames, saying.after)
+    }
+
+    fn settle(&mut self, order: &Answering, frames: &Frames, after: After, _is_last: bool) {
+        let mut tally = self.session.tally();
+        tally.literal += frames.literal();
+        tally.files += after.files;
+        for &(item, reason) in frames.failures() {
+            if let Answer::File(file) = &order.items[item as usize] {
+                tally.failures.add(&self.list().path(file.row), reason);
+            }
+        }
+        drop(tally);
+        (self.replies, self.hasher, self.io_error) = (after.replies, after.hasher, after.io_error);
+    }
+}
+
+/// What goes out for a piece, as it is put together.
+struct Saying<'a> {
+    answers: &'a Answers,
+    frames: Frames,
+    after: After,
+    memory: &'a [u8],
+}
+
+impl Saying<'_> {
+    fn say(&mut self, answer: &Answer, part: &Got) {
+        let replies = &mut self.after.replies;
+        match answer {
+            Answer::Echo(request) => replies.echo(request),
+            Answer::Done => replies.done(),
+            Answer::Deleted(counts) => replies.deleted(counts),
+            Answer::DoneAndStatistics => {
+                if self.after.io_error != 0 {
+                    replies.io_error(self.after.io_error);
+                }
+                replies.done();
+                replies.statistics(&self.answers.statistics());
+            }
+            Answer::Shorter(ndx) => replies.no_send(*ndx),
+            Answer::File(file) => match &part.bytes {
+                Ok(range) => self.bytes(file, part.before, range.clone()),
+                Err(reason) => self.failure(file, part, *reason),
+            },
+        }
+    }
+
+    /// Bytes of a file, with its head before the first and its end behind the last of them.
+    fn bytes(&mut self, file: &Content, before: u64, range: std::ops::Range<usize>) {
+        let (algorithm, seed) = (self.answers.algorithm(), self.answers.settled.setup.seed);
+        if before == 0 {
+            self.after.replies.file(&file.request);
+            self.after.hasher = file.digest.is_none().then(|| Hasher::new(algorithm, seed));
+        }
+        if let Some(hasher) = &mut self.after.hasher {
+            hasher.update(&self.memory[range.clone()]);
+        }
+        let (begin, end) = (file.read_from + before, file.read_from + before + range.len() as u64);
+        let unsent = file.from.saturating_sub(begin).min(range.len() as u64) as usize;
+        let mut rest = range.start + unsent..range.end;
+        while !rest.is_empty() {
+            let len = rest.len().min(self.after.replies.slice());
+            self.after.replies.literal(len);
+            self.flush();
+            self.frames.bytes(rest.start..rest.start + len);
+            rest.start += len;
+        }
+        if end == file.size {
+            let sum = self.after.hasher.take().map(Hasher::finish).or(file.digest);
+            self.after.replies.end(sum.as_deref().unwrap_or_default());
+            self.after.files += 1;
+        }
+    }
+
+    /// A file of which nothing (more) comes. One that was begun is ended with a digest that it cannot have, so
+    /// that the client asks again, and then hears the truth.
+    fn failure(&mut self, file: &Content, part: &Got, reason: ItemFailure) {
+        let settled = &self.answers.settled;
+        let module = &settled.pinned.repository.name;
+        let name = path::Escaped(&self.answers.list().path(file.row)).to_string();
+        let (text, bits, severity) = match reason {
+            ItemFailure::Vanished | ItemFailure::Stale => {
+                (format!("file has vanished: \"/{name}\" (in {module})"), io_error::VANISHED, Severity::Warning)
+            }
+            ItemFailure::Unreadable => (
+                format!("rsync: [sender] send_files failed to open \"/{name}\" (in {module})"),
+                io_error::GENERAL,
+                Severity::Transfer,
+            ),
+        };
+        let has_codes = settled.setup.version.number() >= 30;
+        self.after.replies.message(if has_codes { severity } else { Severity::Transfer }, &text);
+        self.after.io_error |= bits;
+        if part.before == 0 {
+            self.after.replies.no_send(file.request.ndx);
+        } else {
+            self.after.hasher = None;
+            let right =
+                file.digest.as_deref().map_or_else(|| vec![0; self.answers.algorithm().bytes()], <[u8]>::to_vec);
+            let wrong: Vec<u8> = right.iter().map(|byte| !byte).collect();
+            self.after.replies.end(&wrong);
+        }
+        self.frames.fail(part.item, reason);
+    }
+
+    /// Moves what the replies have written to the frames.
+    fn flush(&mut self) {
+        let out = self.after.replies.buffer();
+        if !out.is_empty() {
+            self.frames.words(out);
+            out.clear();
+        }
+    }
+}
+
+impl Answers {
+    fn statistics(&self) -> Statistics {
+        let total = self.settled.pinned.edition.generation.head().counts.bytes;
+        let written = self.session.tally().literal;
+        Statistics { written, total, ..Statistics::default() }
+    }
+}

@@ -1,0 +1,213 @@
+//! The text lines: a module, who may have it, and whose turn it is.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stillmirror_protocol::rsync::arguments::Options;
+use stillmirror_protocol::rsync::auth::{self, CHALLENGE_BYTES, Proof};
+use stillmirror_protocol::rsync::greeting::{Event, Greeting, GreetingOffer};
+use stillmirror_protocol::rsync::version::Version;
+use tokio::time::{interval, timeout};
+
+use super::{Input, Session};
+use crate::admission::{Admission, Arrival, Place};
+use crate::listener::Stranger;
+use crate::registry::Repository;
+use crate::session::{Ended, Pinned};
+
+/// How long a client may take to say who it is: its user may be typing.
+const LOGIN: Duration = Duration::from_secs(60);
+/// How often a waiting client is told its place.
+const QUEUE_NEWS: Duration = Duration::from_secs(10);
+/// Bytes of a message of the day.
+const MOTD_BYTES: u64 = 64 << 10;
+
+/// A client that was let in, and what it asked for.
+pub(super) struct Welcome {
+    pub(super) options: Box<Options>,
+    pub(super) pinned: Arc<Pinned>,
+    pub(super) _places: [Option<Place>; 2],
+}
+
+impl Session {
+    /// Goes on until the client's arguments are there; `None` when it wanted no more than the list of modules.
+    pub(super) async fn greet(&self, input: &mut Input, stranger: Stranger) -> Result<Option<Welcome>, Ended> {
+        let motd = self.motd().await;
+        let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, motd: &motd });
+        greeting.receive(&input.take());
+        let wanted = {
+            let limit = timeout(self.shared.limits.handshake, self.event(&mut greeting, input));
+            tokio::select! {
+                event = limit => event.map_err(|_| Ended::HalfRequest)??,
+                () = stranger.evicted() => return Err(Ended::HalfRequest),
+                () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
+            }
+        };
+        drop(stranger);
+        let Event::Module(name) = wanted else {
+            let listed: Vec<&Arc<Repository>> = self.shared.registry.listed().collect();
+            greeting.list(listed.iter().map(|repository| (&*repository.name, &*repository.comment)));
+            self.say(&mut greeting).await?;
+            return Ok(None);
+        };
+        let welcome = self.let_in(&mut greeting, input, &name).await;
+        match welcome {
+            Ok((pinned, places, options)) => {
+                input.put_back(greeting.into_rest());
+                Ok(Some(Welcome { options, pinned, _places: places }))
+            }
+            Err(ended) => {
+                if matches!(ended, Ended::Refused(_) | Ended::Stopping) {
+                    greeting.refuse(&ended.to_string());
+                    self.say(&mut greeting).await?;
+                }
+                Err(ended)
+            }
+        }
+    }
+
+    async fn let_in(
+        &self,
+        greeting: &mut Greeting,
+        input: &mut Input,
+        name: &[u8],
+    ) -> Result<(Arc<Pinned>, [Option<Place>; 2], Box<Options>), Ended> {
+        let repository = Arc::clone(self.find(name)?);
+        let user = self.log_in(greeting, input, &repository).await?;
+        self.tally().begin(&repository.name, user);
+        let places = self.wait_for_turn(&repository).await?;
+        // What is current now, not when the client began to wait.
+        let edition = repository
+            .current()
+            .ok_or_else(|| Ended::Refused(format!("module '{}' is not indexed yet", repository.name)))?;
+        self.tally().pinned(edition.generation.head().generation);
+        greeting.accept();
+        let event = timeout(self.shared.limits.handshake, self.event(greeting, input));
+        match event.await.map_err(|_| Ended::HalfRequest)?? {
+            Event::Arguments(options) => Ok((Arc::new(Pinned { repository, edition }), places, options)),
+            _ => Err(Ended::HalfRequest),
+        }
+    }
+
+    /// The repository of that name, if it is there for this address.
+    fn find(&self, name: &[u8]) -> Result<&Arc<Repository>, Ended> {
+        let shown = String::from_utf8_lossy(name);
+        let repository = std::str::from_utf8(name).ok().and_then(|name| self.shared.registry.find(name));
+        let repository = repository.ok_or_else(|| Ended::Refused(format!("Unknown module '{shown}'")))?;
+        let address = self.peer.ip().to_canonical();
+        if !repository.hosts.admit(address) {
+            return Err(Ended::Refused(format!("access denied to {shown} from {address} ({address})")));
+        }
+        Ok(repository)
+    }
+
+    /// The user's name, where one is asked for.
+    async fn log_in(
+        &self,
+        greeting: &mut Greeting,
+        input: &mut Input,
+        repository: &Arc<Repository>,
+    ) -> Result<Option<String>, Ended> {
+        if repository.users.is_everybody() {
+            return Ok(None);
+        }
+        let mut random = [0; CHALLENGE_BYTES];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
+        greeting.challenge(auth::challenge(&random))?;
+        let event = timeout(LOGIN.max(self.shared.limits.handshake), self.event(greeting, input));
+        let Event::Credentials { user, proof } = event.await.map_err(|_| Ended::HalfRequest)?? else {
+            return Err(Ended::HalfRequest);
+        };
+        if self.is_known(repository, &user, proof).await? {
+            return Ok(Some(String::from_utf8_lossy(&user).into_owned()));
+        }
+        tracing::warn!(peer = %self.peer, module = repository.name, user = %user.escape_ascii(), "login failed");
+        Err(Ended::Refused(format!("auth failed on module {}", repository.name)))
+    }
+
+    async fn is_known(&self, repository: &Arc<Repository>, user: &[u8], proof: Proof) -> Result<bool, Ended> {
+        let (users, user) = (Arc::clone(repository), user.to_vec());
+        match self.blocking(move || users.users.password(&user)).await? {
+            Ok(Some(password)) => Ok(proof.knows(password.bytes())),
+            Ok(None) => Ok(false),
+            Err(error) => {
+                tracing::error!(module = repository.name, %error, "nobody can log in");
+                Ok(false)
+            }
+        }
+    }
+
+    /// A place among the module's sessions, and one among all.
+    async fn wait_for_turn(&self, repository: &Repository) -> Result<[Option<Place>; 2], Ended> {
+        let own = match &repository.admission {
+            Some(admission) => Some(self.wait_for_place(admission).await?),
+            None => None,
+        };
+        Ok([own, Some(self.wait_for_place(&self.shared.admission).await?)])
+    }
+
+    async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Place, Ended> {
+        let ticket = match admission.arrive() {
+            Arrival::Admitted(place) => return Ok(place),
+            Arrival::Queued(ticket) => ticket,
+            Arrival::Refused => {
+                return Err(Ended::Refused("max connections reached, and too many wait -- try again later".to_owned()));
+            }
+        };
+        let admitted = ticket.wait();
+        tokio::pin!(admitted);
+        let mut news = interval(QUEUE_NEWS);
+        loop {
+            tokio::select! {
+                biased;
+                place = &mut admitted => return Ok(place),
+                () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
+                _ = news.tick() => {
+                    let line = format!("All connections are taken: you wait for one behind {} others.\n", ticket.place());
+                    self.writer.lock().await.send_bytes(line.as_bytes()).await?;
+                }
+            }
+        }
+    }
+
+    /// The client's next event, with everything said that is to be said before.
+    async fn event(&self, greeting: &mut Greeting, input: &mut Input) -> Result<Event, Ended> {
+        loop {
+            self.say(greeting).await?;
+            match greeting.next() {
+                Ok(Some(event)) => return Ok(event),
+                Ok(None) => {}
+                Err(fault) => {
+                    greeting.refuse(&fault.to_string());
+                    self.say(greeting).await?;
+                    return Err(fault.into());
+                }
+            }
+            self.say(greeting).await?;
+            input.read().await?;
+            greeting.receive(&input.take());
+        }
+    }
+
+    async fn say(&self, greeting: &mut Greeting) -> Result<(), Ended> {
+        let out = greeting.output();
+        if out.is_empty() { Ok(()) } else { self.writer.lock().await.send_bytes(&out).await }
+    }
+
+    async fn motd(&self) -> Vec<u8> {
+        let Some(path) = self.shared.rsync.motd.clone() else { return Vec::new() };
+        self.blocking(move || read_motd(&path)).await.unwrap_or_default()
+    }
+}
+
+fn read_motd(path: &Path) -> Vec<u8> {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOTD_BYTES).read_to_end(&mut text));
+    if let Err(error) = read {
+        tracing::warn!(file = %path.display(), %error, "cannot read the message of the day");
+    }
+    text
+}

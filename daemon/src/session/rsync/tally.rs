@@ -1,0 +1,86 @@
+//! What a session did, for the log: one line a pull, with the fields of rsync's own.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use stillmirror_protocol::rsync::fault::Exit;
+
+use crate::session::Ended;
+use crate::session::failures::Failures;
+
+/// Counts of one session.
+pub(super) struct Tally {
+    peer: SocketAddr,
+    began: Instant,
+    /// Empty until the client may have it.
+    module: String,
+    user: Option<String>,
+    generation: u64,
+    /// Protocol version, 0 until it is known.
+    pub(super) protocol: u32,
+    /// Entries listed.
+    pub(super) listed: u64,
+    /// The list came out of the cache.
+    pub(super) cached: bool,
+    pub(super) files: u64,
+    /// Bytes of files.
+    pub(super) literal: u64,
+    pub(super) failures: Failures,
+}
+
+impl Tally {
+    pub(super) fn new(peer: SocketAddr) -> Self {
+        Self {
+            peer,
+            began: Instant::now(),
+            module: String::new(),
+            user: None,
+            generation: 0,
+            protocol: 0,
+            listed: 0,
+            cached: false,
+            files: 0,
+            literal: 0,
+            failures: Failures::default(),
+        }
+    }
+
+    /// The client may have the module.
+    pub(super) fn begin(&mut self, module: &str, user: Option<String>) {
+        module.clone_into(&mut self.module);
+        self.user = user;
+    }
+
+    /// The session pinned a generation.
+    pub(super) fn pinned(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+
+    /// Writes the log lines.
+    pub(super) fn report(&self, sent: u64, received: u64, ended: Option<&Ended>) {
+        let address = self.peer.ip().to_canonical();
+        let exit = ended.map_or(Exit::Ok as i32, Ended::exit_code);
+        let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
+        self.failures.report(self.peer, &self.module, self.generation);
+        if self.module.is_empty() {
+            return tracing::debug!(%address, exit, result, "rsync connection");
+        }
+        tracing::info!(
+            module = self.module,
+            user = self.user.as_deref().unwrap_or("-"),
+            %address,
+            generation = self.generation,
+            protocol = self.protocol,
+            listed = self.listed,
+            cached = self.cached,
+            files = self.files,
+            bytes_literal = self.literal,
+            bytes_sent = sent,
+            bytes_received = received,
+            seconds = self.began.elapsed().as_millis() as f64 / 1000.0,
+            exit,
+            result,
+            "rsync session"
+        );
+    }
+}
