@@ -47,10 +47,6 @@ impl Chain {
         self.links.push(link);
     }
 
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     pub(crate) fn links(&self) -> &[Link] {
         &self.links
     }

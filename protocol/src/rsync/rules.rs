@@ -1,89 +1,135 @@
 //! Filter rules in a client's or a module's words: what a sender leaves out of the list.
+//!
+//! The first rule that matches decides, and what is below a hidden directory is hidden with it. What a
+//! pattern matches is [`crate::filter`]'s to say. A client's rules are relative to the transfer's root, a
+//! module's to the module; both must let a name through.
+//!
+//! Rules about one side only count all the same when a client sends them (it keeps those about its own
+//! side to itself), as with a stock daemon. In a module's `filter`, those about the sender alone are void,
+//! as with a stock daemon: there `hide` is no way to hide.
+
+mod grammar;
+mod ordered;
+mod void;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::list::ListRef;
+use crate::filter::{Link, Subject};
+use crate::list::{FileType, ListRef};
 use crate::rsync::fault::Exit;
+use crate::rsync::selection::Hides;
 use crate::rsync::version::Version;
+use grammar::{Rule, shown};
+use ordered::Ordered;
 
-/// What one client may not see: its own rules, and those of the module behind them.
-#[derive(Debug, Clone, Default)]
+/// Steps of comparison that a name may cost without being counted. A step is some two nanoseconds; names cost the filters
+/// of mirror scripts a few dozen.
+const FREE_STEPS: u64 = 4096;
+/// Steps beyond that in one session: some five seconds.
+const COUNTED_STEPS: u64 = 1 << 31;
+
+/// What one client may not see: by its own rules, and by those of the module.
+#[derive(Debug, Default)]
 pub struct Rules {
+    client: Ordered,
     module: Arc<ModuleRules>,
+    counted: AtomicU64,
 }
 
-/// A module's `filter`, `include` and `exclude`, as rsyncd.conf has them: each a list of rules or
-/// patterns separated by white space. Compiled once; client rules come and go beside them.
-#[derive(Debug, Clone, Default)]
-pub struct ModuleRules {}
+/// A module's `filter`, `include` and `exclude`. Compiled once; client rules come and go beside them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModuleRules(Ordered);
 
-/// A rule that is refused: with the text and exit code that stock rsync has, where it has one.
+/// A rule that is refused. The texts are stock rsync's, where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RuleError {
     /// Not a rule.
-    #[error("Unknown filter rule: `{0}'")]
+    #[error("Unknown filter rule: {0}")]
     Unknown(String),
     /// A modifier that the rule cannot have.
     #[error("invalid modifier '{modifier}' at position {at} in filter rule: {rule}")]
     Modifier {
         /// The letter.
         modifier: char,
-        /// Its place in the rule.
+        /// Its place in the rule, from 0.
         at: usize,
         /// The rule.
         rule: String,
     },
-    /// A rule that needs a pattern and has none, or needs none and has one.
+    /// A rule without a pattern.
     #[error("unexpected end of filter rule: {0}")]
-    Pattern(String),
+    End(String),
+    /// A `!` with something after it.
+    #[error("'!' rule has trailing characters: {0}")]
+    Trailing(String),
     /// A rule that would have the server read a file of rules. The index holds no contents.
-    #[error("filter rule '{0}': merge files are not read by this server")]
+    #[error("filter rule '{0}' is not supported: this server does not read rules from files")]
     Merge(String),
-    /// Longer than any path.
-    #[error("a filter rule of {0} bytes")]
-    TooLong(usize),
+    /// A per-directory rule whose file is there.
+    #[error("filter rule ': {rule}' is not supported: '{file}' is in the repository, and this server does not read it")]
+    DirMerge {
+        /// The name that the rule gives.
+        rule: String,
+        /// The first such file, relative to the module.
+        file: String,
+    },
 }
 
 impl Rules {
     /// From the texts that the client sent, in order, in the words of its version; `cvs_exclude` is its
-    /// option `-C`.
+    /// option `-C`, whose rules follow the others.
     pub fn parse<'a>(
         texts: impl IntoIterator<Item = &'a [u8]>,
         version: Version,
         cvs_exclude: bool,
     ) -> Result<Self, RuleError> {
-        let _ = (texts.into_iter().count(), version, cvs_exclude);
-        Ok(Self::default())
+        let mut client = Ordered::default();
+        let words = if version.facts().filter_modifiers { grammar::rule } else { grammar::old_rule };
+        let ends: [&[u8]; 2] = [b":C", b"-C"];
+        for text in texts {
+            // A stock daemon sees no further.
+            let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+            client.push(&words(&text[..end])?)?;
+        }
+        for text in ends.iter().filter(|_| cvs_exclude) {
+            client.push(&grammar::rule(text)?)?;
+        }
+        Ok(Self { client, ..Self::default() })
     }
 
     /// The same, of a client of that module.
     pub fn within(self, module: Arc<ModuleRules>) -> Self {
-        Self { module }
-    }
-
-    /// Whether any rule hides an entry: `path` is relative to the module, from `name` on it is the name in
-    /// the list. To be asked of a directory before its contents, which go with it.
-    pub fn hides(&self, path: &[u8], name: usize, is_dir: bool) -> bool {
-        let _ = (path, name, is_dir);
-        false
-    }
-
-    /// Whether the module's own rules hide a path that the client asks for by name: it does not exist.
-    pub fn module_hides(&self, path: &[u8], is_dir: bool) -> bool {
-        self.module.hides(path, is_dir)
+        Self { module, ..self }
     }
 
     /// Names of per-directory merge files (`.cvsignore`, `.rsync-filter`) that the rules ask for.
     pub fn merge_files(&self) -> impl Iterator<Item = &[u8]> {
-        std::iter::empty()
+        self.merges().map(|merge| crate::path::split(&merge.path).1)
     }
 
-    /// Refuses rules whose merge files stand in the list, in `under` or below it, with something in them. The
-    /// index has no contents, so what they say is not known; rules whose files are nowhere are void.
+    /// Refuses rules whose merge files stand in the list: in `under` or below it, or above it, where they may be looked
+    /// for too. The index has no contents, so what they say is not known. Empty files say nothing.
     pub fn check_merges(&self, list: ListRef<'_>, under: &[u8]) -> Result<(), RuleError> {
-        let _ = (list, under);
+        if self.merges().next().is_none() {
+            return Ok(());
+        }
+        for dir in list.dirs() {
+            let found = self.merges().find(|merge| {
+                dir.child(crate::path::split(&merge.path).1).is_some_and(|row| match row.file_type() {
+                    FileType::File => row.size() > 0,
+                    file_type => file_type == FileType::Symlink,
+                })
+            });
+            let Some(merge) = found else { continue };
+            let path = dir.path();
+            if related(&path, under) || related(under, &path) {
+                let file = crate::path::join(&path, crate::path::split(&merge.path).1);
+                return Err(RuleError::DirMerge { rule: shown(&merge.path), file: shown(&file) });
+            }
+        }
         Ok(())
     }
 
@@ -94,35 +140,78 @@ impl Rules {
     }
 
     /// As [`Rules::is_void_for`], of a transfer of one directory: `name` is where names in the list begin
-    /// within paths relative to the module, as in [`Rules::hides`].
+    /// within paths relative to the module, as in [`Hides::hides`]. So for `sub/`, it is 4, for `sub` 0.
     pub fn is_void_below(&self, list: ListRef<'_>, dir: &[u8], name: usize) -> bool {
-        let _ = (list, dir, name);
-        true
+        self.nothing() || void::is_void(self, list, dir, name)
     }
 
     /// Whether the rules have cost more than any honest ones do; from then on everything is hidden. To be
-    /// asked before a list is believed; the session ends.
+    /// asked before a list is believed, and the session ends.
     pub fn exhausted(&self) -> bool {
-        false
+        self.counted.load(Ordering::Relaxed) > COUNTED_STEPS
     }
 
     /// Bytes that are equal for rules that hide the same. Part of the name of a cached list.
     pub fn key(&self) -> Vec<u8> {
-        Vec::new()
+        let module = self.module.0.key();
+        [&(module.len() as u64).to_le_bytes(), module, self.client.key()].concat()
+    }
+
+    fn excluding(&self) -> impl Iterator<Item = &Link> {
+        self.module.0.excluding().chain(self.client.excluding())
+    }
+
+    fn merges(&self) -> impl Iterator<Item = &ordered::Merge> {
+        self.module.0.merges().iter().chain(self.client.merges())
+    }
+}
+
+impl Hides for Rules {
+    fn hides(&self, path: &[u8], name: usize, is_dir: bool) -> bool {
+        if self.exhausted() {
+            return true;
+        }
+        let mut work = 0;
+        let hidden = self.module.0.excludes(&Subject::new(path, 0, is_dir), &mut work)
+            || self.client.excludes(&Subject::new(path, name, is_dir), &mut work);
+        if work > FREE_STEPS {
+            self.counted.fetch_add(work - FREE_STEPS, Ordering::Relaxed);
+        }
+        hidden
+    }
+
+    fn module_hides(&self, path: &[u8], is_dir: bool) -> bool {
+        self.module.hides(path, is_dir)
+    }
+
+    fn nothing(&self) -> bool {
+        self.excluding().next().is_none()
     }
 }
 
 impl ModuleRules {
-    /// From the values of the keys; an absent key is empty. In this order the first match decides.
+    /// From the values of rsyncd.conf's keys; an absent one is empty. `filter` has rules, the others
+    /// patterns, separated by white space; in this order the first match decides.
     pub fn parse(filter: &[u8], include: &[u8], exclude: &[u8]) -> Result<Self, RuleError> {
-        let _ = (filter, include, exclude);
-        Ok(Self::default())
+        let mut rules = Ordered::default();
+        let mut rest = filter;
+        while let Some(rule) = grammar::next_rule(&mut rest) {
+            let rule = rule?;
+            if !matches!(&rule, Rule::Match(modifiers, _) if modifiers.sender && !modifiers.receiver) {
+                rules.push(&rule)?;
+            }
+        }
+        for (mut rest, include) in [(include, true), (exclude, false)] {
+            while let Some(rule) = grammar::next_pattern(&mut rest, include) {
+                rules.push(&rule?)?;
+            }
+        }
+        Ok(Self(rules))
     }
 
-    /// Whether the module has no such name: for the paths that a client asks for by name.
+    /// Whether the module has no such name, though its directory be there.
     pub fn hides(&self, path: &[u8], is_dir: bool) -> bool {
-        let _ = (path, is_dir);
-        false
+        self.0.excludes(&Subject::new(path, 0, is_dir), &mut 0)
     }
 }
 
@@ -130,8 +219,13 @@ impl RuleError {
     /// The exit code that stock rsync has for it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Merge(_) => Exit::Unsupported,
+            Self::Merge(_) | Self::DirMerge { .. } => Exit::Unsupported,
             _ => Exit::Syntax,
         }
     }
+}
+
+/// Whether `path` is `dir` or below it.
+fn related(path: &[u8], dir: &[u8]) -> bool {
+    dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }

@@ -37,6 +37,8 @@ pub struct Facts {
     pub framed_requests: bool,
     /// Names of `--files-from` come outside the client's frames.
     pub raw_names: bool,
+    /// Filter rules have prefixes and modifiers, not only `+ `, `- ` and `!`.
+    pub filter_modifiers: bool,
     /// Requests and echoes have flags; entries without content are requested too.
     pub item_flags: bool,
     /// The most bytes in one of a client's blocks.
@@ -85,6 +87,7 @@ const OLDEST: Facts = Facts {
     arguments_end_with_nul: false,
     framed_requests: false,
     raw_names: false,
+    filter_modifiers: false,
     item_flags: false,
     block_len: 1 << 29,
     implied_digest: Algorithm::SeededMd4,
@@ -96,6 +99,7 @@ const OLDEST: Facts = Facts {
 const P28: Facts = Facts { second_flags_byte: true, links: LinkForm::Inode, digest_of_everything: false, ..OLDEST };
 const P29: Facts = Facts {
     order: ListOrder::Tree,
+    filter_modifiers: true,
     item_flags: true,
     list_times: true,
     closing: &[Answer::Done, Answer::DoneAndStatistics, Answer::End],

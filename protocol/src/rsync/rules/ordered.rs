@@ -1,0 +1,83 @@
+//! Rules in order, compiled.
+
+use super::RuleError;
+use super::grammar::{Modifiers, Rule};
+use crate::filter::{Chain, Link, Pattern, Subject};
+use crate::limits;
+
+/// CVS's patterns, as `-C` has them in the manual page of rsync.
+const CVS: &str = "RCS SCCS CVS CVS.adm RCSLOG cvslog.* tags TAGS .make.state .nse_depinfo *~ #* .#* ,* _$* *$ \
+    *.old *.bak *.BAK *.orig *.rej .del-* *.a *.olb *.o *.obj *.so *.exe *.Z *.elc *.ln core \
+    .svn/ .git/ .hg/ .bzr/";
+
+/// Rules in order, compiled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Ordered {
+    chain: Chain,
+    merges: Vec<Merge>,
+    key: Vec<u8>,
+}
+
+/// A file of rules that may stand in every directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Merge {
+    /// Its path relative to any directory; with a slash before it, it is also looked for above the transfer's root.
+    pub(super) path: Vec<u8>,
+}
+
+impl Ordered {
+    /// Appends a rule. Both sides' rules count.
+    pub(super) fn push(&mut self, rule: &Rule<'_>) -> Result<(), RuleError> {
+        match rule {
+            Rule::Clear => *self = Self::default(),
+            Rule::Match(modifiers, pattern) if !modifiers.xattr => self.link(*modifiers, pattern),
+            Rule::Match(..) => (),
+            Rule::Cvs(modifiers) => {
+                CVS.split_ascii_whitespace().for_each(|word| self.link(*modifiers, word.as_bytes()))
+            }
+            Rule::DirMerge(modifiers, path) => {
+                if modifiers.exclude_self {
+                    self.link(Modifiers::default(), crate::path::split(path).1);
+                }
+                self.note(b':', path);
+                self.merges.push(Merge { path: path.to_vec() });
+            }
+            Rule::Merge(text) => return Err(RuleError::Merge(text.clone())),
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, modifiers: Modifiers, pattern: &[u8]) {
+        // As stock rsync, which drops such a rule: no path is as long.
+        if pattern.len() > limits::PATH {
+            return;
+        }
+        let Modifiers { include, negated, absolute, .. } = modifiers;
+        self.note(u8::from(include) | u8::from(negated) << 1 | u8::from(absolute) << 2, pattern);
+        self.chain.push(Link { pattern: Pattern::new(pattern), include, negated, absolute });
+    }
+
+    fn note(&mut self, kind: u8, text: &[u8]) {
+        self.key.push(kind);
+        self.key.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        self.key.extend_from_slice(text);
+    }
+
+    /// Whether the subject is left out. Adds what it cost to `work`.
+    pub(super) fn excludes(&self, subject: &Subject<'_>, work: &mut u64) -> bool {
+        self.chain.decide(subject, work) == Some(false)
+    }
+
+    /// The links that leave something out.
+    pub(super) fn excluding(&self) -> impl Iterator<Item = &Link> {
+        self.chain.links().iter().filter(|link| !link.include)
+    }
+
+    pub(super) fn merges(&self) -> &[Merge] {
+        &self.merges
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
+}
