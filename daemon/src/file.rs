@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use rustix::fs::{Advice, AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{Advice, AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::local::Identity;
 use stillmirror_protocol::path;
 use stillmirror_protocol::wire::ItemFailure;
-use stillmirror_store::Generation;
+use stillmirror_store::{Generation, open_beneath};
 
 use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
@@ -92,14 +92,8 @@ impl Tree {
     /// No symlink is followed anywhere in the path, and nothing outside the root is reached, whatever
     /// happens to the tree meanwhile.
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        loop {
-            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                result => return result,
-            }
-        }
+        let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        open_beneath(&self.root, path, flags)
     }
 
     /// What direct reads of this file must be aligned to; none where its file system refuses them.

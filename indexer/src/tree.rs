@@ -7,11 +7,12 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
 use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::local::Identity;
+use stillmirror_store::open_beneath;
 
 /// What `statx` says of one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,18 +90,19 @@ impl Tree {
 
     /// Opens a directory for listing; the empty path is the root.
     pub(crate) fn open_dir(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
+        open_beneath(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
     /// Opens a regular file for reading. Whatever else has taken its name is not waited for.
     pub(crate) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
-        Ok(File::from(self.open_beneath(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY)?))
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(File::from(open_beneath(&self.root, path, flags)?))
     }
 
     /// What is at a path; none when nothing is, or when the way there leads over something that is no
     /// directory.
     pub(crate) fn look(&self, path: &[u8]) -> Result<Option<Facts>, Errno> {
-        match self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW) {
+        match open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => facts_of(&fd).map(Some),
             Err(error) if is_gone(error) => Ok(None),
             Err(error) => Err(error),
@@ -109,19 +111,7 @@ impl Tree {
 
     /// The target of the symlink at a path.
     pub(crate) fn target(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
-        target_at(self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW)?, b"")
-    }
-
-    fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let path = if path.is_empty() { b"." } else { path };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        loop {
-            match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-                // Something was renamed meanwhile, so the kernel could not tell whether it is beneath.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                result => return result,
-            }
-        }
+        target_at(open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW)?, b"")
     }
 }
 

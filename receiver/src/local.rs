@@ -12,8 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec,
-    Timestamps,
+    AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps,
 };
 use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
@@ -111,14 +110,7 @@ impl Tree {
 
 /// Opens `path` without leaving `root` and without following any symlink.
 pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    loop {
-        // EAGAIN: something was renamed while the kernel looked.
-        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            opened => return Ok(opened?),
-        }
-    }
+    Ok(stillmirror_store::open_beneath(root, path, flags)?)
 }
 
 fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {

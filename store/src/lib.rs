@@ -14,6 +14,7 @@
 //! the medium are in `docs/index-format.md`.
 #![deny(unsafe_code)]
 
+mod beneath;
 mod draft;
 mod error;
 mod generation;
@@ -23,6 +24,7 @@ mod packs;
 mod retain;
 mod store;
 
+pub use beneath::open_beneath;
 pub use draft::Draft;
 pub use error::{Damage, StoreError};
 pub use generation::{Generation, Origin};
