@@ -3,6 +3,8 @@
 mod collect;
 mod names;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
@@ -204,7 +206,7 @@ impl Options {
     }
 
     /// Nothing asked for.
-    fn none(version: Version) -> Self {
+    pub(super) fn none(version: Version) -> Self {
         Self {
             version,
             paths: Vec::new(),

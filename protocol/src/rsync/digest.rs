@@ -181,3 +181,67 @@ impl fmt::Debug for Hasher {
         f.write_str("Hasher")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Digest;
+
+    const CONTENT: &[u8] = b"hello rsync wire\n";
+
+    fn sum(algorithm: Algorithm, seed: i32, pieces: &[&[u8]]) -> String {
+        let mut hasher = Hasher::new(algorithm, seed);
+        pieces.iter().for_each(|piece| hasher.update(piece));
+        hasher.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn sums_are_those_that_stock_senders_put_behind_the_same_file() {
+        for (algorithm, seed, expected) in [
+            (Algorithm::SeededMd4, 1_796_940_547, "6f3e973a6af7a551215162fa3cdcb191"),
+            (Algorithm::SeededMd4, 1_796_941_315, "bdf4f55a9b9542ec28cc76142450ea21"),
+            (Algorithm::Md4, 1_796_981_510, "dcd78d5a57801edb2d2a6738ae7afb0e"),
+            (Algorithm::Md5, 1_796_981_894, "64a65fef87704b3d299488b0a707d7cd"),
+            (Algorithm::Sha1, 1_796_981_126, "cc62f8082fcbe102b6923322b3f4fbac37a02867"),
+            (Algorithm::Xxh64, 1_796_980_742, "2fb29c75c5fe3b5c"),
+            (Algorithm::Xxh3, 1_796_988_550, "b4b4e711e5e5d110"),
+            (Algorithm::Xxh128, 1_796_988_167, "4adb9129b46539f298f9a3b9ba0c645a"),
+            (Algorithm::None, 1_796_987_783, "00"),
+        ] {
+            assert_eq!(sum(algorithm, seed, &[CONTENT]), expected, "{algorithm:?}");
+            let (front, back) = CONTENT.split_at(5);
+            assert_eq!(sum(algorithm, seed, &[front, b"", back]), expected, "{algorithm:?} in pieces");
+            assert_eq!(expected.len(), 2 * algorithm.bytes(), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn the_index_has_the_very_bytes_that_hashing_would_give() {
+        let bytes = |algorithm| {
+            let mut hasher = Hasher::new(algorithm, 7);
+            hasher.update(CONTENT);
+            hasher.finish()
+        };
+        let digests = Digests {
+            sha256: Digest([0; 32]),
+            xxh128: (*bytes(Algorithm::Xxh128)).try_into().expect("16 bytes"),
+            md5: (*bytes(Algorithm::Md5)).try_into().expect("16 bytes"),
+        };
+        let both = Indexed { xxh128: true, md5: true };
+        for algorithm in [Algorithm::Xxh128, Algorithm::Md5, Algorithm::None] {
+            assert_eq!(algorithm.indexed(&digests, both), Some(bytes(algorithm)));
+        }
+        for algorithm in [Algorithm::Xxh128, Algorithm::Md5, Algorithm::Sha1, Algorithm::SeededMd4] {
+            assert_eq!(algorithm.indexed(&digests, Indexed::default()), None, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn names_lead_back_to_their_algorithms() {
+        for algorithm in Algorithm::NAMED {
+            assert_eq!(Algorithm::from_name(algorithm.name().as_bytes()), Some(algorithm));
+        }
+        assert_eq!(Algorithm::from_name(b"xxhash"), Some(Algorithm::Xxh64));
+        assert_eq!(Algorithm::from_name(b"XXH64"), None);
+    }
+}

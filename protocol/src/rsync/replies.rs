@@ -265,3 +265,6 @@ fn put_message(out: &mut Vec<u8>, version: Version, severity: Severity, text: &[
     let text = &text[..text.len().min(TEXT)];
     put_frame(out, tag, &[text, b"\n"].concat());
 }
+
+#[cfg(test)]
+mod tests;

@@ -393,3 +393,6 @@ fn message(tag: u8, payload: &[u8]) -> Result<Event, Fault> {
         _ => Err(Fault::Frame { tag, len: payload.len() }),
     }
 }
+
+#[cfg(test)]
+mod tests;
