@@ -12,9 +12,14 @@ pub(crate) type Tree = BTreeMap<Vec<u8>, Entry>;
 
 /// A tree with every type of entry, link groups, and names that sort oddly.
 pub(crate) fn tree() -> impl Strategy<Value = Tree> {
-    let path = prop::collection::vec(name(), 1..6).prop_map(|names| names.join(&b'/'));
+    // Few directories, so that names meet in them.
+    let dirs = prop::collection::vec(prop::sample::select(vec!["a", "a.d", "a-b", "b"]), 0..4);
+    let path = (dirs, name()).prop_map(|(dirs, name)| {
+        let dirs: Vec<u8> = dirs.iter().flat_map(|dir| dir.bytes().chain(*b"/")).collect();
+        [dirs, name].concat()
+    });
     let root = entry(Just(Kind::Directory).boxed());
-    (root, prop::collection::vec((path, entry(kind().boxed())), 0..60)).prop_map(|(root, entries)| {
+    (root, prop::collection::vec((path, entry(kind().boxed())), 0..80)).prop_map(|(root, entries)| {
         let mut tree = Tree::from([(Vec::new(), root)]);
         for (path, entry) in entries {
             for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
@@ -97,7 +102,7 @@ fn kind() -> impl Strategy<Value = Kind> {
     let device = (any::<bool>(), 0..0x1000u32, 0..0x10_0000u32);
     prop_oneof![
         6 => (size, any::<u8>()).prop_map(move |(size, byte)| file(size, byte, None)),
-        3 => (1..4u64).prop_map(move |group| file(group * 1000, group as u8, Some(group))),
+        5 => (1..4u64).prop_map(move |group| file(group * 1000, group as u8, Some(group))),
         4 => Just(Kind::Directory),
         1 => prop::collection::vec(1..=255u8, 1..300).prop_map(|target| Kind::Symlink { target }),
         1 => device.prop_map(|(small, major, minor)| {

@@ -35,6 +35,10 @@ const TYPE: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
+const CHAR_DEVICE: u32 = 0o020_000;
+const BLOCK_DEVICE: u32 = 0o060_000;
+const FIFO: u32 = 0o010_000;
+const SOCKET: u32 = 0o140_000;
 
 /// The length that directories are listed with: what most of them have on common file systems. The index
 /// does not hold it, and clients only show it.
@@ -72,6 +76,7 @@ struct Before {
     uid: Option<u32>,
     gid: Option<u32>,
     device_sent: bool,
+    is_device: bool,
 }
 
 impl EntryEncoder {
@@ -179,9 +184,14 @@ impl EntryEncoder {
 
     fn plan_device(&self, row: Row<'_>, plan: &mut Plan) {
         plan.device = match plan.mode & TYPE {
-            0o020_000 | 0o060_000 if self.class.devices => row.device().map(|device| (device.major, device.minor)),
-            0o010_000 | 0o140_000 if self.class.specials && self.facts.special_devices => {
-                plan.flags |= if self.facts.second_flags_byte { SAME_MAJOR } else { SAME_DEVICE_NUMBER_27 };
+            CHAR_DEVICE | BLOCK_DEVICE if self.class.devices => row.device().map(|device| (device.major, device.minor)),
+            FIFO | SOCKET if self.class.specials && self.facts.special_devices => {
+                plan.flags |= match self.facts.second_flags_byte {
+                    true => SAME_MAJOR,
+                    // The number is that of the entry before, which is 0 unless that is a device.
+                    false if self.before.is_device => 0,
+                    false => SAME_DEVICE_NUMBER_27,
+                };
                 Some((0, 0))
             }
             _ => None,
@@ -288,6 +298,7 @@ impl EntryEncoder {
         }
         (self.before.mode, self.before.mtime) = (plan.mode, Some(plan.mtime));
         (self.before.uid, self.before.gid) = (Some(plan.uid), Some(plan.gid));
+        self.before.is_device = plan.device.is_some() && matches!(kind, CHAR_DEVICE | BLOCK_DEVICE);
         if let Some((major, minor)) = plan.device {
             self.put_device(plan.flags, major, minor, out);
         }
