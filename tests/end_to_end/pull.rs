@@ -228,6 +228,70 @@ fn a_file_replaced_after_the_index_is_not_sent_as_the_indexed_one() {
 }
 
 #[test]
+fn nothing_is_deleted_before_everything_has_come() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    let (src, dest) = (world.src(), world.dest());
+    std::fs::rename(src.join("pool/a/alpha_1.0.deb"), src.join("pool/a/alpha_2.0.deb")).unwrap();
+    write(&src.join("pool/a/alpha_2.0.deb"), &noise(80_000, 4));
+    std::fs::remove_dir_all(src.join("odd")).unwrap();
+    world.index();
+    wait_for_generation(&server, 2);
+    write(&src.join("pool/a/alpha_2.0.deb"), b"newer than the index");
+    let output = world.pull_command(&server).arg("--delete").output().unwrap();
+    assert_fails(&output, 24, &["alpha_2.0.deb", "8 deletions held back"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["deletes_held"], &report["files_deleted"]), (&8.into(), &0.into()), "{report}");
+    assert!(dest.join("pool/a/alpha_1.0.deb").exists() && dest.join("odd").exists());
+    // What stays is served on, by the store's own word.
+    let downstream = Server::start(&dest, &world.path("dest-store"));
+    let mut command = stillmirror(&["pull", "--json", &downstream.url("repo")]);
+    json(&command.arg(world.path("third")).arg("--store").arg(world.path("third-store")).output().unwrap());
+    assert_same_tree(&dest, &world.path("third"));
+    world.index();
+    let report = pull_when_reloaded(&world, &server, 3);
+    assert_eq!((&report["deletes_held"], &report["files_deleted"]), (&0.into(), &8.into()), "{report}");
+    assert_same_tree(&src, &dest);
+}
+
+#[test]
+fn a_store_that_knows_another_tree_is_not_trusted() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    write(&world.path("other").join("README"), b"not from here");
+    let mut command = stillmirror(&["pull", "--json", "--delete", "--check", "none", &server.url("repo")]);
+    let output = command.arg(world.path("other")).arg("--store").arg(world.path("dest-store")).output().unwrap();
+    assert_eq!(json(&output)["unchanged"], false);
+    assert_same_tree(&world.src(), &world.path("other"));
+}
+
+#[test]
+fn a_server_that_is_restarted_during_a_pull_ends_it_not() {
+    let world = World::new();
+    write(&world.src().join("file"), &noise(3_000_000, 5));
+    world.index();
+    let server = world.serve();
+    let address = server.address.clone();
+    let command = world.pull_command(&server).args(["--bwlimit", "1M"]).stdout(std::process::Stdio::piped()).spawn();
+    let pulling = command.unwrap();
+    let stage = world.dest().join(".stillmirror-stage");
+    while files(&stage).is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(server);
+    let mut command = stillmirror(&["serve", "--listen", &address, "--name", "repo"]);
+    command.arg("--root").arg(world.src()).arg("--store").arg(world.path("store"));
+    let _server = Server::spawn(command);
+    let report = json(&pulling.wait_with_output().unwrap());
+    assert_eq!(report["files_updated"], 1);
+    assert_same_tree(&world.src(), &world.dest());
+}
+
+#[test]
 fn verify_finds_the_one_damaged_file() {
     let world = World::with_tree();
     world.index();
