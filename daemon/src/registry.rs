@@ -1,12 +1,13 @@
 //! The repositories that are served, each with its current generation.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use stillmirror_protocol::entry::Digest;
-use stillmirror_protocol::limits;
 use stillmirror_protocol::rsync::rules::ModuleRules;
 use stillmirror_protocol::wire::{self, ListForm};
+use stillmirror_protocol::{limits, list};
 use stillmirror_store::{Generation, Store, StoreError};
 
 use crate::DaemonError;
@@ -207,6 +208,34 @@ pub(crate) struct Edition {
     pub(crate) generation: Generation,
     /// The steps that lead to it, the last one first. Found at the first need.
     steps: OnceLock<Vec<Step>>,
+    /// Which filter rules of stock clients hide nothing of it.
+    pub(crate) voids: Voids,
+}
+
+/// What was found of filter rules, each named by a digest: most clients come with the same few.
+#[derive(Default)]
+pub(crate) struct Voids(Mutex<HashMap<Digest, bool>>);
+
+impl Voids {
+    /// Answers kept. Beyond them all are forgotten.
+    const MOST: usize = 1024;
+
+    /// What was found of the rules with this key, or what `find` finds now.
+    pub(crate) fn get(&self, key: &[u8], find: impl FnOnce() -> bool) -> bool {
+        // Rules are the client's to choose: no two of them may be taken for each other.
+        let digest = list::digest(key);
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&found) = lock().get(&digest) {
+            return found;
+        }
+        let found = find();
+        let mut known = lock();
+        if known.len() >= Self::MOST {
+            known.clear();
+        }
+        known.insert(digest, found);
+        found
+    }
 }
 
 /// The delta of a retained generation.
@@ -218,7 +247,7 @@ struct Step {
 
 impl Edition {
     fn new(generation: Generation) -> Self {
-        Self { generation, steps: OnceLock::new() }
+        Self { generation, steps: OnceLock::new(), voids: Voids::default() }
     }
 
     /// How the list comes to a receiver that has the one with digest `have`. May read older generations

@@ -96,6 +96,7 @@ impl Session {
     async fn run(self: &Arc<Self>, input: &mut Input, stranger: Stranger) -> Result<(), Ended> {
         let Some(Welcome { options, pinned, _places }) = self.greet(input, stranger).await? else { return Ok(()) };
         let version = options.version;
+        self.tally().protocol = version.number();
         let setup = match self.set_up(input, &pinned, &options).await {
             Ok(setup) => setup,
             Err(ended) => {

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use stillmirror_protocol::rsync::requests::{Event, Request, Requests};
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
@@ -69,6 +70,8 @@ impl Input {
         let start = self.unused.len();
         self.unused.resize(start + READ, 0);
         let read = self.socket.read(&mut self.unused[start..]).await;
+        // Clients send in small writes, each of which waits for the acknowledgement of the one before.
+        let _ = sockopt::set_tcp_quickack(self.socket.as_ref(), true);
         self.unused.truncate(start + read.as_ref().map_or(0, |&read| read));
         match read? {
             0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),

@@ -52,14 +52,7 @@ impl Session {
         }
         let writer = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            let list = move || {
-                ListWriter::new(
-                    settled.pinned.edition.generation.list(),
-                    class,
-                    selection,
-                    &stillmirror_protocol::rsync::selection::Everything,
-                )
-            };
+            let list = move || ListWriter::new(settled.pinned.edition.generation.list(), class, selection, &*rules);
             self.blocking(list).await?
         };
         lane.framing.number(writer.computed());
@@ -94,8 +87,7 @@ impl Session {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
             let list = settled.pinned.edition.generation.list();
-            let written =
-                writer.write(list, &stillmirror_protocol::rsync::selection::Everything, &mut bytes, &mut rows, limit);
+            let written = writer.write(list, &*rules, &mut bytes, &mut rows, limit);
             Step { writer, rows, bytes, written }
         })
         .await

@@ -8,7 +8,7 @@ use stillmirror_protocol::rsync::flist::Class;
 use stillmirror_protocol::rsync::replies::{Replies, Severity};
 use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::rules::Rules;
-use stillmirror_protocol::rsync::selection::{Missing, Selecting, Selection};
+use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selection};
 
 use super::{Input, Session, Settled};
 use crate::file::{FileState, OpenFile};
@@ -55,6 +55,7 @@ impl Session {
             }
         }
         let selection = lookup.selecting.finish();
+        let rules = self.without_void(settled, rules).await?;
         Ok(Selected { selection, rules, class: settled.setup.class(&settled.options) })
     }
 
@@ -74,8 +75,9 @@ impl Session {
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
             let rules = rules.within(Arc::clone(&pinned.repository.rules));
-            let under = if options.wanted().may_be_incremental() { options.paths[0].as_slice() } else { b"" };
-            rules.check_merges(pinned.edition.generation.list(), under.strip_suffix(b"/").unwrap_or(under))?;
+            let is_one = options.wanted().may_be_incremental();
+            let under = if is_one { transferred(&options.paths[0]).0 } else { b"" };
+            rules.check_merges(pinned.edition.generation.list(), under)?;
             Ok(rules)
         })
         .await?
@@ -103,6 +105,22 @@ impl Session {
         }
     }
 
+    /// No rules, when they hide nothing of what is asked for: then the list is everybody's.
+    async fn without_void(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
+        if rules.nothing() || !settled.options.wanted().may_be_incremental() {
+            return Ok(rules);
+        }
+        let settled = Arc::clone(settled);
+        self.blocking(move || {
+            let (dir, name) = transferred(&settled.options.paths[0]);
+            let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
+            let edition = &settled.pinned.edition;
+            let is_void = edition.voids.get(&key, || rules.is_void_below(edition.generation.list(), dir, name));
+            if is_void { Arc::default() } else { rules }
+        })
+        .await
+    }
+
     async fn tell_missing(
         &self,
         settled: &Settled,
@@ -118,15 +136,18 @@ impl Session {
     }
 }
 
+/// The one directory (or file) that is transferred, and where names in the list begin within paths below it.
+fn transferred(path: &[u8]) -> (&[u8], usize) {
+    match path.strip_suffix(b"/") {
+        Some(dir) => (dir, path.len()),
+        None => (path, path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1)),
+    }
+}
+
 fn begin(settled: &Settled, rules: &Rules) -> Result<Lookup, Ended> {
     let mut missing = Vec::new();
     let list = settled.pinned.edition.generation.list();
-    let selecting = Selecting::new(
-        list,
-        settled.options.wanted(),
-        &stillmirror_protocol::rsync::selection::Everything,
-        &mut missing,
-    );
+    let selecting = Selecting::new(list, settled.options.wanted(), rules, &mut missing);
     Ok(Lookup { selecting, missing })
 }
 
@@ -140,9 +161,7 @@ fn streamed_names(
     let list = settled.pinned.edition.generation.list();
     let is_over = loop {
         match requests.next() {
-            Ok(Some(Event::Name(name))) => lookup
-                .missing
-                .extend(lookup.selecting.add(list, &stillmirror_protocol::rsync::selection::Everything, &name).err()),
+            Ok(Some(Event::Name(name))) => lookup.missing.extend(lookup.selecting.add(list, rules, &name).err()),
             Ok(Some(Event::NamesEnd)) => break Ok(true),
             Ok(Some(Event::Exit(code))) => break Err(Ended::ClientExit(code)),
             Ok(Some(_)) => {}
@@ -161,9 +180,7 @@ fn module_names(settled: &Settled, rules: &Rules, path: &[u8], mut lookup: Looku
     let ends = |byte: &u8| if settled.options.from0 { *byte == 0 } else { *byte == b'\n' || *byte == b'\r' };
     let is_comment = |name: &[u8]| !settled.options.from0 && (name.starts_with(b"#") || name.starts_with(b";"));
     for name in content.split(ends).filter(|name| !name.is_empty() && !is_comment(name)) {
-        lookup
-            .missing
-            .extend(lookup.selecting.add(list, &stillmirror_protocol::rsync::selection::Everything, name).err());
+        lookup.missing.extend(lookup.selecting.add(list, rules, name).err());
     }
     Ok(lookup)
 }
