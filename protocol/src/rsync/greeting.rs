@@ -170,6 +170,11 @@ impl Greeting {
         self.state = State::Arguments(arguments::Collector::new(self.version));
     }
 
+    /// Whether the last answer was final: the caller sends the output and closes.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
     /// The version in force; known with the first event.
     pub fn version(&self) -> Version {
         self.version

@@ -264,12 +264,12 @@ proptest! {
         sent.append(&mut replies.take());
         let mut stream = stream(&sent);
         let mut ndx = NdxDecoder::new(version(number));
-        for at in 0..lengths.len() {
+        for (at, len) in lengths.iter().enumerate() {
             let mut cursor = Cursor::new(&stream);
             prop_assert_eq!(ndx.get("ndx", &mut cursor), Ok(at as i32));
             let head = cursor.position() + if number >= 29 { 2 } else { 0 } + 16;
             let (received, rest) = receive(compression, &stream[head..]);
-            prop_assert!(received == content(at), "file {} of {}", at, lengths[at]);
+            prop_assert!(received == content(at), "file {} of {}", at, len);
             prop_assert_eq!(&rest[..16], &[at as u8; 16]);
             stream = rest[16..].to_vec();
         }

@@ -99,14 +99,17 @@ fn put_request(data: &mut Vec<u8>, ndx: &mut NdxEncoder, options: &Options, requ
         data.push(0);
     }
     if let Some(sums) = &request.sums {
-        for field in [sums.count, sums.block_len, sums.strong_len, sums.remainder] {
-            put_i32(data, field);
-        }
+        put_head(data, sums);
         if options.append == Append::No || sums.strong_len == 16 {
             // Sums that would be taken for anything else.
             data.resize(data.len() + sums.count as usize * (4 + sums.strong_len as usize), 0xfe);
         }
     }
+}
+
+fn put_head(data: &mut Vec<u8>, sums: &SumHead) {
+    let SumHead { count, block_len, strong_len, remainder } = *sums;
+    [count, block_len, strong_len, remainder].iter().for_each(|&field| put_i32(data, field));
 }
 
 fn any_options() -> impl Strategy<Value = Options> {
@@ -229,7 +232,7 @@ fn block_sums_are_dropped_as_they_come() {
     requests.receive(&[0; 4]);
     let mut data = Vec::new();
     data.extend_from_slice(&[5, 0, 0, 0, 0, 0x80]);
-    [head.count, head.block_len, head.strong_len, head.remainder].map(|field| put_i32(&mut data, field));
+    put_head(&mut data, &head);
     requests.receive(&data);
     assert_eq!(requests.next(), Ok(Some(Event::RulesEnd)));
     let Ok(Some(Event::Request(request))) = requests.next() else { panic!("a request") };
@@ -258,7 +261,7 @@ fn heads_of_sums_that_no_client_can_mean_are_refused() {
         let mut data = Vec::new();
         NdxEncoder::new(options.version).put(&mut data, 0);
         data.extend_from_slice(&item::TRANSFER.to_le_bytes());
-        fields.map(|field| put_i32(&mut data, field));
+        fields.iter().for_each(|&field| put_i32(&mut data, field));
         assert_eq!(entries(&options, &data), Err(Fault::SumHead { field, value }), "{number} {fields:?}");
     }
 }
