@@ -45,6 +45,10 @@ pub(crate) struct Arguments {
     /// The names in --changed-from end in NUL instead of a newline
     #[arg(long, short = '0', requires = "changed_from")]
     null: bool,
+    /// Publish an empty root although the current generation has files; without this flag it is taken for
+    /// one that is not mounted
+    #[arg(long)]
+    allow_empty: bool,
     /// One JSON object per repository on standard output
     #[arg(long)]
     json: bool,
@@ -120,7 +124,7 @@ const KEEP_GENERATIONS: u32 = 8;
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let changed = arguments.changed_from.as_deref().map(|from| read_names(from, arguments.null)).transpose()?;
-    let (json, quiet) = (arguments.json, arguments.quiet);
+    let (json, quiet, allow_empty) = (arguments.json, arguments.quiet, arguments.allow_empty);
     let mut all = options(arguments)?;
     if changed.is_some() && all.len() != 1 {
         return Err(UsageError("--changed-from is for one repository: name it".to_owned()).into());
@@ -128,6 +132,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let stop = signals::stop_flag()?;
     let mut exit = Exit::Done;
     for options in &mut all {
+        options.allow_empty = allow_empty;
         options.changed_from = changed.as_ref().map(|names| below_root(names, &options.root)).transpose()?;
         let bar = progress::bar(quiet || json);
         let report = indexer::index(options, &Shown::new(&bar), &stop);

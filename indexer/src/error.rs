@@ -34,6 +34,17 @@ pub enum IndexError {
     Stopped,
 
     // The host's.
+    /// The root has no entries at all, and the current generation has files. See
+    /// [`Options::allow_empty`](crate::Options::allow_empty).
+    #[error("the root {} is empty, and generation {generation} has {files} file{}: is it mounted?", .path.display(), if *.files == 1 { "" } else { "s" })]
+    EmptyRoot {
+        /// The root.
+        path: PathBuf,
+        /// The store's number of its current generation.
+        generation: u64,
+        /// Regular files in that.
+        files: u64,
+    },
     /// The root cannot be read.
     #[error("cannot read the root {}: {source}", .path.display())]
     Root {

@@ -33,6 +33,7 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let store = Store::create(&options.store, &options.name)?;
     let lock = store.lock()?;
     let before = store.current()?;
+    refuse_emptied(options, &tree, before.as_ref())?;
     let mut run = Run { options, progress, stop, tree, store, lock, report: Report::default() };
     run.report.time.open = started.elapsed();
     run.go(before.as_ref(), store_below_root, changed_from)?;
@@ -150,6 +151,19 @@ impl Run<'_> {
 
 fn open_root(root: &Path) -> Result<Tree, IndexError> {
     Tree::open(root).map_err(|error| root_error(root, Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+}
+
+/// Refuses a root that has lost everything: more often its disk is not mounted than its files were deleted,
+/// and every mirror would follow.
+fn refuse_emptied(options: &Options, tree: &Tree, before: Option<&Generation>) -> Result<(), IndexError> {
+    let Some(before) = before.filter(|before| !options.allow_empty && before.head().counts.files > 0) else {
+        return Ok(());
+    };
+    if tree.is_empty().map_err(|error| root_error(&options.root, error))? {
+        let (path, generation, files) = (options.root.clone(), before.number(), before.head().counts.files);
+        return Err(IndexError::EmptyRoot { path, generation, files });
+    }
+    Ok(())
 }
 
 fn root_error(root: &Path, error: Errno) -> IndexError {

@@ -45,6 +45,9 @@ pub struct Options {
     /// whole directories, gone ones too. Nothing else is looked at. None: everything is walked. Without
     /// an earlier generation everything is walked in any case.
     pub changed_from: Option<Vec<Vec<u8>>>,
+    /// Whether a root without any entry is published although the current generation has files. Otherwise it
+    /// is an error: most likely the root is not mounted.
+    pub allow_empty: bool,
 }
 
 /// What happens to devices, fifos and sockets.
@@ -86,6 +89,7 @@ impl Options {
             threads: None,
             drop_cache: true,
             changed_from: None,
+            allow_empty: false,
         }
     }
 

@@ -93,6 +93,19 @@ impl Tree {
         open_beneath(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
+    /// Whether the root has no entries at all.
+    pub(crate) fn is_empty(&self) -> Result<bool, Errno> {
+        let root = self.open_dir(b"")?;
+        let mut buffer = [MaybeUninit::uninit(); 4 << 10];
+        let mut entries = RawDir::new(root, &mut buffer);
+        while let Some(entry) = entries.next() {
+            if !is_dots(entry?.file_name().to_bytes()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Opens a regular file for reading. Whatever else has taken its name is not waited for.
     pub(crate) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -119,6 +132,11 @@ impl Tree {
 /// that is no directory, such as a symlink.
 pub(crate) fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+}
+
+/// Whether a name is that of a directory itself or of the one above.
+fn is_dots(name: &[u8]) -> bool {
+    name == b"." || name == b".."
 }
 
 /// What an open file or directory is.
@@ -170,7 +188,7 @@ impl Listing {
             let entry = entry?;
             let name = entry.file_name();
             let bytes = name.to_bytes();
-            if bytes == b"." || bytes == b".." {
+            if is_dots(bytes) {
                 continue;
             }
             match facts_at(dir, name).and_then(|facts| Ok(wanted(bytes, &facts)?.then_some(facts))) {

@@ -419,6 +419,28 @@ fn a_missing_root_or_one_that_is_no_directory_makes_no_store() {
 }
 
 #[test]
+fn an_emptied_root_is_published_only_when_that_is_asked_for() {
+    let mut site = Site::new();
+    assert!(site.index().published, "the first one may be empty");
+    fs::create_dir(site.path("dir")).unwrap();
+    site.index();
+    fs::remove_dir(site.path("dir")).unwrap();
+    assert!(site.index().published, "no file was lost");
+    site.write("dir/file", "x");
+    let full = site.index().generation;
+    fs::remove_dir_all(site.path("dir")).unwrap();
+    for named in [None, Some(vec![b"dir/file".to_vec()])] {
+        site.options.changed_from = named;
+        let error = site.try_index().unwrap_err();
+        assert!(matches!(error, IndexError::EmptyRoot { generation, files: 1, .. } if generation == full), "{error}");
+    }
+    assert_eq!(site.current().number(), full);
+    site.options.allow_empty = true;
+    assert_eq!(site.index().removed, 2);
+    assert!(site.paths().is_empty());
+}
+
+#[test]
 fn the_stores_own_refusals_come_through() {
     let mut site = Site::new();
     site.index();
@@ -489,7 +511,8 @@ fn a_pack_that_is_mostly_dead_is_carried_over_and_collected() {
 
 #[test]
 fn a_tree_that_vanishes_below_is_no_error() {
-    let site = Site::new();
+    let mut site = Site::new();
+    site.options.allow_empty = true;
     for at in 0..50 {
         site.write(format!("d{at}/file"), "x");
     }

@@ -54,6 +54,18 @@ fn changed_from_gives_the_list_that_a_whole_walk_gives() {
 }
 
 #[test]
+fn a_root_that_lost_everything_is_taken_for_one_that_is_not_mounted() {
+    let world = World::with_tree();
+    world.index();
+    std::fs::rename(world.src(), world.path("elsewhere")).unwrap();
+    std::fs::create_dir(world.src()).unwrap();
+    let output = world.index_command().output().unwrap();
+    assert_fails(&output, 11, &["is empty", "generation 1", "is it mounted?"]);
+    let report = json(&world.index_command().arg("--allow-empty").output().unwrap());
+    assert_eq!((&report["generation"], &report["files"]), (&2.into(), &0.into()), "{report}");
+}
+
+#[test]
 fn excluded_names_are_not_listed() {
     let world = World::with_tree();
     json(&world.index_command().args(["--exclude", "/pool/"]).output().unwrap());
