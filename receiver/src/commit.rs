@@ -126,6 +126,7 @@ impl<'a> Run<'a> {
                 name = self.copy_of(row, &name)?;
             }
             if !self.place(row, &path, &name)? {
+                self.report.files_updated = self.report.files_updated.saturating_sub(1);
                 continue;
             }
             if linked {

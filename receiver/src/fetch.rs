@@ -84,7 +84,7 @@ impl Fetcher<'_> {
         let open: Vec<usize> = (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect();
         let sizes = open.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
         let names = staged.files.iter().map(|file| &file.name[..]).collect();
-        let parts = self.stage.survey(&sizes.collect(), &names)?;
+        let mut parts = self.stage.survey(&sizes.collect(), &names)?;
         let reused = self.pool.install(|| self.reuse_all(fetches, &open, &parts))?;
         let mut missing = Vec::new();
         for (number, reused) in open.into_iter().zip(reused) {
@@ -96,6 +96,13 @@ impl Fetcher<'_> {
                     staged.add(self.row_of(&fetches[number]), reused);
                 }
                 None => missing.push(number),
+            }
+        }
+        for row in missing.iter().filter(|&&number| !fetches[number].reuse.is_empty()).map(|&n| fetches[n].row) {
+            // A local file that was copied in vain has taken the part's name, and away with it.
+            let sha256 = list.row(row).sha256();
+            if parts.contains_key(&sha256) && !self.stage.has_part(sha256)? {
+                parts.remove(&sha256);
             }
         }
         if !missing.is_empty() {
@@ -193,6 +200,9 @@ impl Fetcher<'_> {
                 }
                 if self.cancel.is_cancelled() {
                     return Err(PullError::Interrupted);
+                }
+                if list.row(row).size() != size {
+                    return Err(PullError::offence(format!("a list with two sizes for the digest {sha256}")));
                 }
                 let shown = self.tree.shown(&self.selection.path(row));
                 let name = self.stage.duplicate(sha256, copy, &self.metadata(row)).at("copy to", shown)?;

@@ -112,6 +112,13 @@ impl Stage {
         self.path.join(String::from_utf8_lossy(name).as_ref())
     }
 
+    /// Whether there is a beginning of a content.
+    pub(crate) fn has_part(&self, digest: Digest) -> Result<bool, PullError> {
+        let name = part_name(digest);
+        let stat = local::optional(local::stat(self.fd(), &name)).at("stat", self.shown(&name))?;
+        Ok(stat.is_some())
+    }
+
     /// Drops what there is of a content.
     pub(crate) fn forget(&self, digest: Digest) -> Result<(), PullError> {
         local::unlink(self.fd(), &part_name(digest)).at("remove", self.shown(&part_name(digest)))

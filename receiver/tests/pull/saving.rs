@@ -244,6 +244,22 @@ fn a_damaged_part_of_a_former_pull_is_noticed() {
 }
 
 #[test]
+fn a_part_of_a_former_pull_survives_no_vain_look_at_another_file_and_is_not_missed() {
+    let tree = Tree::default().file("a", noise(3_000_000, 1));
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    sender.behave(Behaviour { cut: Some(2_000_000), ..Behaviour::default() });
+    run(place.options(&sender)).unwrap_err();
+    // Of the size and time of the file that is wanted, but not it.
+    let mtime = tree.0[&b"a"[..]].mtime;
+    let mtime = std::time::UNIX_EPOCH + Duration::new(mtime.sec as u64, mtime.nsec);
+    fs::write(place.file("other"), noise(3_000_000, 2)).unwrap();
+    fs::File::options().write(true).open(place.file("other")).unwrap().set_modified(mtime).unwrap();
+    sender.behave(Behaviour::default());
+    run(place.options(&sender)).unwrap();
+    assert_same(&place.dest(), &tree);
+}
+
+#[test]
 fn cancelled_it_ends_and_leaves_the_old_tree() {
     let old = Tree::default().file("a", "old");
     let (sender, place) = (Sender::of(&old), Place::new());
