@@ -103,7 +103,8 @@ pub struct Options {
     pub capabilities: Capabilities,
     /// Every option that was given, by its long name, for `refuse options`.
     pub used: Vec<Used>,
-    /// Why the session must end once its setup block is sent, if it must.
+    /// Why the session must end once its setup block is sent, if it must. A caller that refuses an option puts its
+    /// [`Fault::Refused`] here.
     pub fault: Option<Fault>,
 }
 

@@ -11,8 +11,6 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 use subtle::ConstantTimeEq;
 
-use crate::rsync::version::Version;
-
 /// Random bytes in a challenge.
 pub const CHALLENGE_BYTES: usize = 32;
 
@@ -52,11 +50,6 @@ impl Method {
     pub fn choose(announced: &[u8]) -> Option<Self> {
         let named = |name: &[u8]| Self::NAMED.into_iter().find(|method| method.name().as_bytes() == name);
         announced.split(|&byte| byte == b' ').find_map(named)
-    }
-
-    /// What a client that announced nothing means.
-    pub fn implied(version: Version) -> Self {
-        if version.number() >= 30 { Self::Md5 } else { Self::OldMd4 }
     }
 
     /// What a client that knows the password answers to the challenge.

@@ -43,6 +43,8 @@ pub enum Farewell {
     /// Error text and exit code in frames, then close: [`super::replies::Replies::fatal`]. The setup block
     /// must have been sent.
     Frames,
+    /// Close: the client can read neither.
+    Close,
 }
 
 /// What a client did that ends its session. Every fault is the client's, not this host's.
@@ -103,6 +105,9 @@ pub enum Fault {
         /// The version in force.
         version: Version,
     },
+    /// Paths packed into strings beyond their number.
+    #[error("more than {max} paths", max = super::arguments::COUNT)]
+    TooManyPaths,
     /// No path is asked for.
     #[error("no path was asked for")]
     NoPath,
@@ -175,6 +180,7 @@ impl Fault {
             | Self::WritingOption(_)
             | Self::UnknownOption(_)
             | Self::OptionValue { .. }
+            | Self::TooManyPaths
             | Self::NoPath
             | Self::Choice { .. } => Exit::Syntax,
             Self::Refused(_) | Self::NothingInCommon { .. } => Exit::Unsupported,
@@ -199,8 +205,9 @@ impl Fault {
             | Self::EarlyInput
             | Self::Command(_)
             | Self::AuthDigest
-            | Self::Credentials
-            | Self::ArgumentsTooLong => Farewell::Line,
+            | Self::Credentials => Farewell::Line,
+            // Lines are over, and without the arguments there is no setup block.
+            Self::ArgumentsTooLong => Farewell::Close,
             _ => Farewell::Frames,
         }
     }

@@ -137,12 +137,14 @@ impl Replies {
         self.tokens.slice()
     }
 
-    /// The next `len` bytes of the file, 1 to [`Replies::slice`], which the caller sends behind the buffer.
-    pub fn literal(&mut self, len: usize) {
+    /// The next `len` bytes of the file, 1 to [`Replies::slice`], which the caller sends behind the buffer. Or later,
+    /// with other slices in one vectored write: then at the place in the buffer that is given back.
+    pub fn literal(&mut self, len: usize) -> usize {
         let mut tokens = self.tokens;
         self.data(|out, _| tokens.literal(out, len));
         self.tokens = tokens;
         self.close(len);
+        self.out.len()
     }
 
     /// Ends a file with its digest.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::rsync::auth::Method;
 use crate::rsync::digest::Algorithm;
 use crate::rsync::phases::Answer;
 
@@ -31,6 +32,10 @@ pub struct Facts {
     pub error_on_end_mark: bool,
     /// With `-c` every entry carries a digest, that of a non-file being zeros.
     pub digest_of_everything: bool,
+    /// Greetings have a sub-version, and names of digests.
+    pub sub_version: bool,
+    /// The digest for authentication when the client names none.
+    pub implied_method: Method,
     /// Arguments end with a NUL, not with a newline.
     pub arguments_end_with_nul: bool,
     /// The client's bytes come in frames too.
@@ -84,6 +89,8 @@ const OLDEST: Facts = Facts {
     nanoseconds: false,
     error_on_end_mark: false,
     digest_of_everything: true,
+    sub_version: false,
+    implied_method: Method::OldMd4,
     arguments_end_with_nul: false,
     framed_requests: false,
     raw_names: false,
@@ -108,6 +115,8 @@ const P29: Facts = Facts {
 const P30: Facts = Facts {
     variable_ints: true,
     links: LinkForm::Index,
+    sub_version: true,
+    implied_method: Method::Md5,
     arguments_end_with_nul: true,
     framed_requests: true,
     raw_names: true,

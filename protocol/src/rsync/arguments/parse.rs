@@ -3,7 +3,7 @@
 use std::slice;
 
 use super::names::{self, Known};
-use super::{Append, Capabilities, Compress, Compression, FilesFrom, Options};
+use super::{Append, COUNT, Capabilities, Compress, Compression, FilesFrom, Options};
 use crate::rsync::digest::Algorithm;
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
@@ -32,7 +32,7 @@ pub(super) fn options(version: Version, module: &[u8], first: &[Vec<u8>], second
     } else {
         parser.options(&unescaped, false);
         let paths = first.iter().skip(dot + 1).flat_map(|packed| unpack(packed, module));
-        parser.options.paths = paths.map(|path| strip(path, module)).collect();
+        parser.options.paths = paths.take(COUNT + 1).map(|path| strip(path, module)).collect();
     }
     parser.finish()
 }
@@ -209,6 +209,8 @@ impl Parser {
         self.options.specials &= !self.no_specials;
         if !self.sender {
             self.options.fault = Some(Fault::ReadOnly);
+        } else if self.options.paths.len() > COUNT {
+            self.fault(Fault::TooManyPaths);
         } else if self.options.paths.is_empty() {
             self.fault(Fault::NoPath);
         }
@@ -227,18 +229,16 @@ fn unescape(string: &[u8]) -> Vec<u8> {
 }
 
 /// Old clients pack several paths into one string: `mod/a mod/b`.
-fn unpack<'a>(packed: &'a [u8], module: &[u8]) -> Vec<&'a [u8]> {
+fn unpack<'a>(packed: &'a [u8], module: &[u8]) -> impl Iterator<Item = &'a [u8]> {
     let next = [b" ", module, b"/"].concat();
-    let mut paths = Vec::new();
-    let mut start = 0;
-    for at in 1..packed.len() {
-        if packed[at..].starts_with(&next) && packed[at - 1] != b'\\' {
-            paths.push(&packed[start..at]);
-            start = at + 1;
-        }
-    }
-    paths.push(&packed[start..]);
-    paths
+    let begins = move |packed: &[u8], at: usize| packed[at..].starts_with(&next) && packed[at - 1] != b'\\';
+    let mut rest = Some(packed);
+    std::iter::from_fn(move || {
+        let packed = rest?;
+        let end = (1..packed.len()).find(|&at| begins(packed, at));
+        rest = end.map(|end| &packed[end + 1..]);
+        Some(&packed[..end.unwrap_or(packed.len())])
+    })
 }
 
 /// A path without the module's name before it.

@@ -184,6 +184,7 @@ fn what_cannot_be_served_is_said_once_and_the_rest_is_still_read() {
         Some(Fault::Choice { what: "checksum", name: "sha512".to_owned() })
     );
     assert_eq!(fault(&["-r"]), Some(Fault::NoPath));
+    assert_eq!(fault(&["-r", ".", &"pub/a ".repeat(COUNT + 1)]), Some(Fault::TooManyPaths));
     let options = options(&["--checksum-choice=sha512", "-H", ".", "pub/"]);
     assert!(options.hard_links && options.checksum_choice.is_some());
 }

@@ -71,6 +71,29 @@ fn a_small_file_is_one_frame_up_to_its_bytes_and_one_behind() {
 }
 
 #[test]
+fn slices_belong_at_the_places_that_were_given() {
+    let content: Vec<u8> = (0..100_000).map(|at| at as u8).collect();
+    for compression in Compression::NAMED {
+        let expected = send(&mut replies(32, compression, false), &request(0, item::TRANSFER), &content, &[1; 16]);
+        let mut replies = replies(32, compression, false);
+        replies.file(&request(0, item::TRANSFER));
+        let slices: Vec<&[u8]> = content.chunks(replies.slice()).collect();
+        let places: Vec<usize> = slices.iter().map(|slice| replies.literal(slice.len())).collect();
+        replies.end(&[1; 16]);
+        let heads = replies.take();
+        let mut sent = Vec::new();
+        let mut from = 0;
+        for (place, slice) in places.into_iter().zip(slices) {
+            sent.extend_from_slice(&heads[from..place]);
+            sent.extend_from_slice(slice);
+            from = place;
+        }
+        sent.extend_from_slice(&heads[from..]);
+        assert!(sent == expected, "{compression}");
+    }
+}
+
+#[test]
 fn replies_without_content_share_a_frame() {
     let mut replies = replies(32, Compression::None, false);
     replies.echo(&request(0, 0x6000));
