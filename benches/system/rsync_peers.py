@@ -81,13 +81,15 @@ class Result:
     argv: list
 
 
-def pull(rsync, server, words, dest, env=None, patience=PATIENCE):
-    """Run a client. In `words`, {M} is the module's URL, {H} host and port as a URL, {D} the destination."""
+def pull(rsync, server, words, dest, env=None, patience=PATIENCE, start=None):
+    """Run a client. In `words`, {M} is the module's URL, {H} host and port as a URL, {D} the destination.
+
+    Times in `dest` from `start` (default: now) on are not compared: clients made them.
+    """
     urls = {'{M}': server.url, '{H}': server.url.rpartition('/')[0], '{D}': os.fspath(dest)}
     argv = [rsync, *(fill(word, urls) for word in words)]
-    start, clock = time.time_ns(), time.monotonic()
     # A file system rounds the time down to its last tick.
-    start -= 20_000_000
+    start, clock = start or time.time_ns() - 20_000_000, time.monotonic()
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False,
                               env={'PATH': os.environ['PATH'], 'HOME': '/nonexistent', 'LC_ALL': 'C', 'USER': 'alice'} | (env or {}))
