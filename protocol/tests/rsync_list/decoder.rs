@@ -170,7 +170,8 @@ impl Reader<'_> {
         let len = if has(0x40) { self.int30() as usize } else { usize::from(self.byte()) };
         let mut name = self.last.name[..shared].to_vec();
         name.extend_from_slice(self.take(len));
-        let mut entry = Entry { name, device: None, target: None, link: None, digest: None, nsec: 0, ..self.last.clone() };
+        let mut entry =
+            Entry { name, device: None, target: None, link: None, digest: None, nsec: 0, ..self.last.clone() };
         if self.p >= 30 && has(0x200) {
             let ndx = list.start + list.entries.len() as i64;
             let first = if has(0x1000) { ndx } else { self.varint() };
@@ -183,7 +184,8 @@ impl Reader<'_> {
                 self.last = entry.clone();
                 return entry;
             }
-            let leader = before.lists.iter().find(|list| (0..list.entries.len() as i64).contains(&(first - list.start)));
+            let leader =
+                before.lists.iter().find(|list| (0..list.entries.len() as i64).contains(&(first - list.start)));
             assert!(leader.is_some() || first == ndx, "a link to no entry");
         }
         entry.len = self.long30();

@@ -253,11 +253,13 @@ fn check_names(
         }
         if on && listed { names } else { BTreeMap::new() }
     };
-    let user = |id| owners.iter().find(|owner| owner.uid == id && !owner.user.is_empty()).map(|owner| owner.user.clone());
+    let user =
+        |id| owners.iter().find(|owner| owner.uid == id && !owner.user.is_empty()).map(|owner| owner.user.clone());
     let group =
         |id| owners.iter().find(|owner| owner.gid == id && !owner.group.is_empty()).map(|owner| owner.group.clone());
     let users = names(class.owner, read.values().map(|entry| entry.uid).collect(), &|id| user(id).unwrap_or_default());
-    let groups = names(class.group, read.values().map(|entry| entry.gid).collect(), &|id| group(id).unwrap_or_default());
+    let groups =
+        names(class.group, read.values().map(|entry| entry.gid).collect(), &|id| group(id).unwrap_or_default());
     prop_assert_eq!(&decoded.users, &users);
     prop_assert_eq!(&decoded.groups, &groups);
     Ok(())

@@ -1,0 +1,276 @@
+//! What a command line selects.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use stillmirror_protocol::list;
+use stillmirror_protocol::path;
+use stillmirror_protocol::rsync::flist::Class;
+use stillmirror_protocol::rsync::selection::{Everything, Missing, Selecting, Selection, Wanted, Why};
+use stillmirror_protocol::rsync::version::Version;
+
+use crate::decoder::decode;
+use crate::trees::{Tree, encoded, tree};
+use crate::{Names, names, sort_key, write};
+
+/// A name in the list: the path that it means, whether it is a transfer root, whether its contents come.
+type Listed = (Vec<u8>, Vec<u8>, bool, bool);
+
+/// Marks of one base directory, by name.
+#[derive(Default)]
+struct View(BTreeMap<Vec<u8>, Mark>);
+
+#[derive(Default, Clone, Copy)]
+struct Mark {
+    listed: bool,
+    recurse: bool,
+    children: bool,
+}
+
+/// A path as a client may ask for it.
+#[derive(Debug, Clone)]
+struct Ask {
+    path: Vec<u8>,
+    /// A slash at the end.
+    contents: bool,
+    /// With `-R`: after so many components comes `/./`.
+    pivot: usize,
+    is_dir: bool,
+}
+
+fn ask(tree: &Tree, (pick, contents, pivot): (prop::sample::Index, bool, usize)) -> Ask {
+    let paths: Vec<_> = tree.iter().collect();
+    let (path, entry) = pick.get(&paths);
+    let is_dir = entry.kind.is_dir();
+    Ask { path: path.to_vec(), contents: contents && is_dir, pivot, is_dir }
+}
+
+impl Ask {
+    fn text(&self, relative: bool) -> Vec<u8> {
+        let (base, name) = self.split(relative);
+        let mut text = match (relative && !base.is_empty(), name.is_empty()) {
+            (true, _) => [&base[..], b"/./", &name].concat(),
+            (false, _) if relative => name.clone(),
+            _ => self.path.clone(),
+        };
+        if self.contents && !text.is_empty() && !text.ends_with(b"/") {
+            text.push(b'/');
+        }
+        text
+    }
+
+    /// The directory that the name is relative to, and the name; empty for `.`.
+    fn split(&self, relative: bool) -> (Vec<u8>, Vec<u8>) {
+        if relative {
+            let elements: Vec<&[u8]> = path::components(&self.path).collect();
+            let (base, name) = elements.split_at(self.pivot.min(elements.len() - usize::from(!self.is_dir)));
+            return (base.join(&b'/'), name.join(&b'/'));
+        }
+        if self.contents || self.path.is_empty() {
+            return (self.path.clone(), Vec::new());
+        }
+        let (base, name) = path::split(&self.path);
+        (base.to_vec(), name.to_vec())
+    }
+}
+
+fn expected(tree: &Tree, asks: &[Ask], wanted: &Wanted, hides: &Names) -> Vec<Listed> {
+    let mut views: BTreeMap<Vec<u8>, View> = BTreeMap::new();
+    for ask in asks {
+        let is_dir = tree[&ask.path].kind.is_dir();
+        let (base, name) = ask.split(wanted.relative);
+        let hidden = hides.0.contains(path::split(&name).1);
+        if hidden || (is_dir && !wanted.recurse && !wanted.dirs && !wanted.files_from) {
+            continue;
+        }
+        let view = views.entry(base).or_default();
+        for (at, _) in name.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
+            view.0.entry(name[..at].to_vec()).or_default().listed |= wanted.implied_dirs;
+        }
+        let contents = ask.contents || name.is_empty();
+        let mark = view.0.entry(name).or_default();
+        mark.listed = true;
+        mark.recurse |= is_dir && wanted.recurse;
+        mark.children |= is_dir && !wanted.recurse && contents;
+    }
+    let mut listed = Vec::new();
+    for (base, view) in &views {
+        if let Some(&mark) = view.0.get(&b""[..]).or(Some(&Mark::default())) {
+            if mark.listed {
+                listed.push((b".".to_vec(), base.clone(), true, mark.recurse || mark.children));
+            }
+            visit(tree, hides, view, base, b"", mark, &mut listed);
+        }
+    }
+    listed
+}
+
+fn visit(tree: &Tree, hides: &Names, view: &View, base: &[u8], dir: &[u8], asked: Mark, listed: &mut Vec<Listed>) {
+    let full = if base.is_empty() || dir.is_empty() { [base, dir].concat() } else { path::join(base, dir) };
+    let children = tree.iter().filter(|(path, _)| !path.is_empty() && path::split(path).0 == full);
+    for (path, entry) in children {
+        let last = path::split(path).1;
+        let name = path::join(dir, last);
+        let mark = view.0.get(&name).copied();
+        let all = asked.recurse || asked.children;
+        if mark.is_none() && (!all || hides.0.contains(last)) {
+            continue;
+        }
+        let mark = mark.unwrap_or_default();
+        let below = Mark { recurse: asked.recurse || mark.recurse, ..mark };
+        let is_dir = entry.kind.is_dir();
+        if all || mark.listed {
+            let top = is_dir && mark.listed && !asked.recurse;
+            listed.push((name.clone(), path.clone(), top, is_dir && (below.recurse || below.children)));
+        }
+        if is_dir {
+            visit(tree, hides, view, base, &name, below, listed);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn several_paths_are_one_list_in_the_clients_order(
+        tree in tree(), picks in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0..3usize), 1..6),
+        options: [bool; 5], hides in names(), version in 27..33u32,
+    ) {
+        let bytes = encoded(&tree);
+        let list = list::open(&bytes).expect("a built list is valid");
+        let [recurse, dirs, relative, implied_dirs, files_from] = options;
+        let asks: Vec<_> = picks.into_iter().map(|pick| ask(&tree, pick)).collect();
+        let texts: Vec<_> = asks.iter().map(|ask| ask.text(relative)).collect();
+        let paths = if files_from { vec![Vec::new()] } else { texts.clone() };
+        let wanted = Wanted { paths, recurse, dirs, relative, implied_dirs, files_from };
+        let mut missing = Vec::new();
+        let mut selecting = Selecting::new(list, wanted.clone(), &hides, &mut missing);
+        if files_from {
+            missing.extend(texts.iter().filter_map(|text| selecting.add(list, &hides, text).err()));
+        }
+        prop_assert!(missing.iter().all(|missing| missing.why == Why::Skipped), "{:?}", missing);
+        let class = Class::plain(Version::new(version).expect("a version"));
+        let selection = selecting.finish();
+        let sent = write(list, class, selection, &hides, 1000);
+        let decoded = decode(class, &sent.bytes);
+        let is_dir = |entry: &crate::decoder::Entry| entry.mode & 0o170_000 == 0o040_000;
+        let entries = &decoded.lists[0].entries;
+        let keys: Vec<_> = entries.iter().map(|entry| sort_key(class.version, &entry.name, is_dir(entry))).collect();
+        prop_assert!(keys.is_sorted(), "entries out of order");
+        let mut read: Vec<Listed> = Vec::new();
+        for (ndx, entry) in entries.iter().enumerate() {
+            let row = sent.numbers.row(list, ndx as u32).expect("every index has a row");
+            let contents = is_dir(entry) && !entry.no_contents;
+            read.push((entry.name.clone(), list.path(row), entry.top, contents));
+        }
+        read.sort();
+        let mut expected = expected(&tree, &asks, &wanted, &hides);
+        if version < 30 {
+            // There is no word for it.
+            read.iter_mut().chain(&mut expected).for_each(|listed| listed.3 = false);
+        }
+        expected.sort();
+        prop_assert_eq!(read, expected);
+    }
+}
+
+fn small() -> Tree {
+    let mut tree = Tree::new();
+    for path in ["", "a", "a/f", "a/b", "a/b/g", "a/b/c", "a/b/c/h", "z", "z/q", "top", "-x", ".h", "st*r", "st*r/i"] {
+        let is_dir = matches!(path, "" | "a" | "a/b" | "a/b/c" | "z" | "st*r");
+        tree.insert(path.as_bytes().to_vec(), crate::trees::plain(is_dir));
+    }
+    tree
+}
+
+/// The names that a command line lists, and what it is told.
+fn listed(paths: &[&str], options: &str) -> (Vec<String>, Vec<Missing>) {
+    let tree = small();
+    let bytes = encoded(&tree);
+    let list = list::open(&bytes).expect("a built list is valid");
+    let has = |option| options.contains(option);
+    let wanted = Wanted {
+        paths: paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
+        recurse: has('r'),
+        dirs: has('d'),
+        relative: has('R'),
+        implied_dirs: !has('I'),
+        files_from: false,
+    };
+    let (selection, missing) = Selection::resolve(list, wanted, &Everything);
+    let class = Class::plain(Version::NEWEST);
+    let sent = write(list, class, selection, &Names::default(), 1 << 20);
+    let decoded = decode(class, &sent.bytes);
+    let names = decoded.lists[0].entries.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned());
+    (names.collect(), missing)
+}
+
+#[test]
+fn wildcards_are_expanded_as_stock_rsync_does() {
+    let cases: [(&[&str], &str, &[&str]); 14] = [
+        (&["*"], "", &["-x", ".h", "top"]),
+        (&[".*"], "", &[".h"]),
+        (&["?/"], "r", &[".", ".", "f", "q", "b", "b/g", "b/c", "b/c/h"]),
+        (&["?/*"], "r", &["f", "q", "b", "b/g", "b/c", "b/c/h"]),
+        (&["?/*"], "rR", &["a", "a/f", "a/b", "a/b/g", "a/b/c", "a/b/c/h", "z", "z/q"]),
+        (&["*/[!f]"], "r", &["i", "q", "b", "b/g", "b/c", "b/c/h"]),
+        (&["[az]/./*"], "R", &["f", "q"]),
+        (&["st*r/i"], "", &["i"]),
+        (&["st\\*r/i"], "", &["i"]),
+        (&["st\\*r/*"], "", &["i"]),
+        (&["a/../t?p"], "", &["top"]),
+        (&["t?p", "top"], "", &["top"]),
+        (&["no*"], "", &[]),
+        (&["[x"], "", &[]),
+    ];
+    for (paths, options, expected) in cases {
+        let (names, missing) = listed(paths, options);
+        let skipped = |missing: &Missing| missing.why == Why::Skipped;
+        assert_eq!(names, expected, "{paths:?} {options}");
+        assert_eq!(missing.iter().any(|missing| !skipped(missing)), expected.is_empty(), "{paths:?} {missing:?}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_told_in_stock_rsyncs_words() {
+    let cases = [
+        ("nope", "r", "rsync: [sender] link_stat \"nope\" (in m) failed: No such file or directory (2)\n", 0),
+        ("a/nope", "r", "rsync: [sender] link_stat \"/a/nope\" (in m) failed: No such file or directory (2)\n", 0),
+        ("nope/x", "r", "rsync: [sender] change_dir \"nope\" (in m) failed: No such file or directory (2)\n", 1),
+        ("nope/", "r", "rsync: [sender] change_dir \"nope\" (in m) failed: No such file or directory (2)\n", 1),
+        ("top/", "r", "rsync: [sender] change_dir \"top\" (in m) failed: Not a directory (20)\n", 1),
+        ("nope/x", "rR", "rsync: [sender] link_stat \"nope/x\" (in m) failed: No such file or directory (2)\n", 0),
+        ("top/x", "rR", "rsync: [sender] link_stat \"top/x\" (in m) failed: Not a directory (20)\n", 1),
+        ("no*", "r", "rsync: [sender] link_stat \"no*\" (in m) failed: No such file or directory (2)\n", 0),
+        ("a", "", "skipping directory a\n", 0),
+        ("", "", "skipping directory .\n", 0),
+    ];
+    let bytes = encoded(&small());
+    let list = list::open(&bytes).expect("a built list is valid");
+    for (path, options, text, io_error) in cases {
+        let (names, missing) = listed(&[path], options);
+        assert!(names.is_empty(), "{path}: {names:?}");
+        let [missing] = &missing[..] else { panic!("{path}: {missing:?}") };
+        assert_eq!(String::from_utf8_lossy(&missing.message("m")), text);
+        assert_eq!(missing.is_error(), !text.starts_with("skipping"));
+        let wanted = Wanted {
+            paths: vec![path.into()],
+            recurse: options.contains('r'),
+            relative: options.contains('R'),
+            ..Wanted::default()
+        };
+        assert_eq!(Selection::resolve(list, wanted, &Everything).0.io_error(), io_error, "{path}");
+    }
+}
+
+#[test]
+fn no_number_of_wildcards_costs_more_than_a_few_walks() {
+    let bytes = encoded(&small());
+    let list = list::open(&bytes).expect("a built list is valid");
+    let deep = "*/".repeat(100_000);
+    let wanted = Wanted { paths: vec![deep.into_bytes(); 3], recurse: true, ..Wanted::default() };
+    let (selection, missing) = Selection::resolve(list, wanted, &Everything);
+    assert!(selection.is_empty());
+    assert_eq!(missing.len(), 3);
+}

@@ -115,3 +115,10 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::Socket),
     ]
 }
+
+/// An entry like any other.
+pub(crate) fn plain(is_dir: bool) -> Entry {
+    let file =
+        || Kind::File { size: 1, digests: Digests { sha256: Digest([1; 32]), ..Digests::default() }, link: None };
+    Entry { kind: if is_dir { Kind::Directory } else { file() }, mode: 0o644, ..directory() }
+}

@@ -125,8 +125,7 @@ impl Children {
             return Self { dir: 0, asked: 0, rows: 0..0, marks: 0..0 };
         };
         let rows = list.dir(number).rows();
-        // What is marked below a directory that comes whole adds nothing to it.
-        let marks = if asked & RECURSE != 0 { 0..0 } else { view.marks_in(&rows) };
+        let marks = view.marks_in(&rows);
         let rows = if asked != 0 { rows } else { rows.end..rows.end };
         Self { dir: number, asked, rows, marks }
     }
@@ -170,7 +169,9 @@ impl Children {
     }
 
     fn entry(&self, row: u32, mark: u32) -> Entry {
-        Entry { row, top: mark & LISTED != 0, contents: self.asks(mark) != 0 }
+        // What is asked for by name below what comes whole is an entry like others there.
+        let top = mark & LISTED != 0 && self.asked & RECURSE == 0;
+        Entry { row, top, contents: self.asks(mark) != 0 }
     }
 }
 
