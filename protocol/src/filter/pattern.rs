@@ -1,5 +1,7 @@
 //! One pattern, with what it is compared to.
 
+use memchr::memmem::Finder;
+
 use super::glob::{ByteSet, Glob, Starts, Token};
 
 /// A compiled pattern.
@@ -36,8 +38,21 @@ enum Shape {
         deep: bool,
         /// It ends with `***`: a directory is compared with a slash at its end.
         slash_after: bool,
+        /// Text that all it matches contain: most names do not, and that is quickly seen.
+        needle: Needle,
     },
 }
+
+#[derive(Debug, Clone)]
+struct Needle(Finder<'static>);
+
+impl PartialEq for Needle {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.needle() == other.0.needle()
+    }
+}
+
+impl Eq for Needle {}
 
 /// What is matched: a path relative to the transfer's root, which is maybe not the module's.
 #[derive(Debug, Clone, Copy)]
@@ -128,7 +143,8 @@ impl Pattern {
             }
             Shape::Prefix(text) => part.starts_with(text),
             Shape::Suffix(text) => part.ends_with(text),
-            Shape::Glob { glob, deep, slash_after } => {
+            Shape::Glob { needle, .. } if needle.0.find(part).is_none() => false,
+            Shape::Glob { glob, deep, slash_after, .. } => {
                 let starts = match (self.scope, deep) {
                     (Scope::Anywhere, true) if absolute && subject.root > 0 => Starts::Beginning,
                     (Scope::Anywhere, true) => Starts::SlashBefore,
@@ -171,10 +187,23 @@ impl Shape {
             [before @ .., b'*'] if scope == Scope::Name && text(before) => Self::Prefix(before.into()),
             [b'*', after @ ..] if scope == Scope::Name && text(after) => Self::Suffix(after.into()),
             body => {
-                Self::Glob { glob: Glob::new(body), deep: body.starts_with(b"**"), slash_after: body.ends_with(b"***") }
+                let glob = Glob::new(body);
+                let needle = Needle(Finder::new(&needle(&glob)).into_owned());
+                let (deep, slash_after) = (body.starts_with(b"**"), body.ends_with(b"***"));
+                Self::Glob { glob, deep, slash_after, needle }
             }
         }
     }
+}
+
+/// The longest text in a pattern, without slashes at its ends: a slash may be only thought there.
+fn needle(glob: &Glob) -> Vec<u8> {
+    let byte = |token: &Token| if let Token::Byte(byte) = token { Some(*byte) } else { None };
+    let texts = glob.tokens().split(|token| byte(token).is_none());
+    let longest = texts.max_by_key(|text| text.len()).unwrap_or_default();
+    let text: Vec<u8> = longest.iter().filter_map(byte).collect();
+    let text = text.strip_prefix(b"/").unwrap_or(&text);
+    text.strip_suffix(b"/").unwrap_or(text).to_vec()
 }
 
 /// The bytes that can stand where a literal has this one; all, where it has none.

@@ -16,6 +16,9 @@ pub(super) struct Ordered {
     chain: Chain,
     merges: Vec<Merge>,
     key: Vec<u8>,
+    /// How CVS's patterns were first asked for. It stays so, whatever later rules say: stock rsync makes them
+    /// once.
+    cvs: Option<Modifiers>,
 }
 
 /// A file of rules that may stand in every directory.
@@ -29,11 +32,12 @@ impl Ordered {
     /// Appends a rule. Both sides' rules count.
     pub(super) fn push(&mut self, rule: &Rule<'_>) -> Result<(), RuleError> {
         match rule {
-            Rule::Clear => *self = Self::default(),
+            Rule::Clear => *self = Self { cvs: self.cvs, ..Self::default() },
             Rule::Match(modifiers, pattern) if !modifiers.xattr => self.link(*modifiers, pattern),
             Rule::Match(..) => (),
             Rule::Cvs(modifiers) => {
-                CVS.split_ascii_whitespace().for_each(|word| self.link(*modifiers, word.as_bytes()))
+                let modifiers = *self.cvs.get_or_insert(*modifiers);
+                CVS.split_ascii_whitespace().for_each(|word| self.link(modifiers, word.as_bytes()));
             }
             Rule::DirMerge(modifiers, path) => {
                 if modifiers.exclude_self {

@@ -39,7 +39,10 @@ impl<'a> Reach<'a> {
         } else if link.pattern.directories_only() || link.pattern.never_matches() {
             // Directories are looked at anyhow.
         } else if let Some(path) = link.pattern.only_path() {
-            paths.push((path, link.absolute));
+            // What is no proper path is nobody's.
+            if crate::path::check_relative(path) == Ok(path) {
+                paths.push((path, link.absolute));
+            }
         } else if let (Some(name), Self::Names(names)) = (link.pattern.only_name(), &mut *self) {
             names.push(name);
         } else {
