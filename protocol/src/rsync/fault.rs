@@ -212,3 +212,37 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_hears_of_its_fault_in_the_words_of_its_stage() {
+        for (fault, exit, farewell) in [
+            (Fault::Greeting, Exit::Startup, Farewell::Line),
+            (Fault::Version(26), Exit::Protocol, Farewell::Line),
+            (Fault::AuthDigest, Exit::Startup, Farewell::Line),
+            (Fault::ArgumentsTooLong, Exit::Startup, Farewell::Close),
+            (Fault::ReadOnly, Exit::Syntax, Farewell::Frames),
+            (Fault::Refused("iconv".to_owned()), Exit::Unsupported, Farewell::Frames),
+            (Fault::NothingInCommon { what: "checksum" }, Exit::Unsupported, Farewell::Frames),
+            (Fault::Index(-7), Exit::Protocol, Farewell::Frames),
+            (Fault::Frame { tag: 9, len: 1 }, Exit::Stream, Farewell::Frames),
+        ] {
+            assert_eq!((fault.exit(), fault.farewell()), (exit, farewell), "{fault}");
+        }
+    }
+
+    #[test]
+    fn texts_name_what_is_wrong() {
+        for (fault, text) in [
+            (Fault::Version(26), "protocol 26 is not spoken here: it must be 27 to 32"),
+            (Fault::Refused("delete".to_owned()), "The server is configured to refuse --delete"),
+            (Fault::SumHead { field: "block length", value: -1 }, "invalid block checksums: block length is -1"),
+            (Fault::NameTooLong, "a name of over 4095 bytes in --files-from"),
+        ] {
+            assert_eq!(fault.to_string(), text);
+        }
+    }
+}
