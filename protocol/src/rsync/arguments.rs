@@ -196,7 +196,8 @@ impl Options {
             recurse: self.recurse,
             dirs: self.dirs,
             relative: self.relative,
-            implied_dirs: self.implied_dirs,
+            // A client that could take the list incrementally counts on every parent being in it.
+            implied_dirs: self.implied_dirs || self.capabilities.incremental,
             files_from: self.files_from != FilesFrom::No,
         }
     }

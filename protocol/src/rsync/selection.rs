@@ -17,7 +17,7 @@ use locate::{Locator, Lost};
 use marks::Marks;
 use paths::Asked;
 
-pub(crate) use marks::{CHILDREN, LISTED, RECURSE, ROW, View};
+pub(crate) use marks::{ASKED, CHILDREN, IMPLIED, LISTED, RECURSE, ROW, View};
 
 /// The paths and options of a client that choose entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -212,8 +212,8 @@ impl Selecting {
             _ => 0,
         };
         let marks = self.views.entry(base).or_default();
-        marks.put_parents(list, base, row.number(), if self.wanted.implied_dirs { LISTED } else { 0 });
-        marks.put(row.number(), LISTED | contents);
+        marks.put_parents(list, base, row.number(), if self.wanted.implied_dirs { IMPLIED } else { 0 });
+        marks.put(row.number(), ASKED | contents);
         Ok(())
     }
 }

@@ -22,7 +22,8 @@ struct View(BTreeMap<Vec<u8>, Mark>);
 
 #[derive(Default, Clone, Copy)]
 struct Mark {
-    listed: bool,
+    asked: bool,
+    implied: bool,
     recurse: bool,
     children: bool,
 }
@@ -85,19 +86,19 @@ fn expected(tree: &Tree, asks: &[Ask], wanted: &Wanted, hides: &Names) -> Vec<Li
         }
         let view = views.entry(base).or_default();
         for (at, _) in name.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
-            view.0.entry(name[..at].to_vec()).or_default().listed |= wanted.implied_dirs;
+            view.0.entry(name[..at].to_vec()).or_default().implied |= wanted.implied_dirs;
         }
         let contents = ask.contents || name.is_empty();
         let mark = view.0.entry(name).or_default();
-        mark.listed = true;
+        mark.asked = true;
         mark.recurse |= is_dir && wanted.recurse;
         mark.children |= is_dir && !wanted.recurse && contents;
     }
     let mut listed = Vec::new();
     for (base, view) in &views {
         if let Some(&mark) = view.0.get(&b""[..]).or(Some(&Mark::default())) {
-            if mark.listed {
-                listed.push((b".".to_vec(), base.clone(), true, mark.recurse || mark.children));
+            if mark.asked {
+                listed.push((b".".to_vec(), base.clone(), true, true));
             }
             visit(tree, hides, view, base, b"", mark, &mut listed);
         }
@@ -119,9 +120,10 @@ fn visit(tree: &Tree, hides: &Names, view: &View, base: &[u8], dir: &[u8], asked
         let mark = mark.unwrap_or_default();
         let below = Mark { recurse: asked.recurse || mark.recurse, ..mark };
         let is_dir = entry.kind.is_dir();
-        if all || mark.listed {
-            let top = is_dir && mark.listed && !asked.recurse;
-            listed.push((name.clone(), path.clone(), top, is_dir && (below.recurse || below.children)));
+        if all || mark.asked || mark.implied {
+            let contents = is_dir && (below.recurse || below.children);
+            let top = if contents { mark.asked && !asked.recurse } else { mark.implied && !mark.asked && !all };
+            listed.push((name.clone(), path.clone(), top, contents));
         }
         if is_dir {
             visit(tree, hides, view, base, &name, below, listed);
@@ -167,7 +169,8 @@ proptest! {
         read.sort();
         let mut expected = expected(&tree, &asks, &wanted, &hides);
         if version < 30 {
-            // There is no word for it.
+            // There is no word for a directory without contents.
+            expected.iter_mut().for_each(|listed| listed.2 &= listed.3);
             read.iter_mut().chain(&mut expected).for_each(|listed| listed.3 = false);
         }
         expected.sort();

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::walk::{Entry, Path};
 use crate::list::ListRef;
-use crate::rsync::selection::{Hides, LISTED, RECURSE, ROW, Selection};
+use crate::rsync::selection::{ASKED, Hides, RECURSE, ROW, Selection};
 
 /// A place in the lists of one recursed path.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) enum Step {
 impl Breadth {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection) -> Self {
         let view = selection.views.first();
-        let mark = view.and_then(|view| view.marks.iter().copied().find(|mark| mark & LISTED != 0));
+        let mark = view.and_then(|view| view.marks.iter().copied().find(|mark| mark & ASKED != 0));
         let base = view.map_or(0, |view| view.base);
         let row = mark.map(|mark| mark & ROW);
         let contents = mark.is_some_and(|mark| mark & RECURSE != 0);

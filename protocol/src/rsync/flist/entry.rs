@@ -159,7 +159,8 @@ impl EntryEncoder {
         let is_dir = mode & TYPE == DIRECTORY;
         let mut plan = Plan { mode, mtime: time.sec, owner, link: None, ..Plan::default() };
         let mut flag = |on: bool, flag: u32| plan.flags |= if on { flag } else { 0 };
-        flag(is_dir && entry.top, TOP_DIR);
+        // Before protocol 30 there is no word for a directory without contents, and this one means deletions.
+        flag(is_dir && entry.top && (entry.contents || self.facts.variable_ints), TOP_DIR);
         flag(is_dir && !entry.contents && self.facts.variable_ints, NO_CONTENTS);
         flag(mode == self.before.mode, SAME_MODE);
         flag(Some(time.sec) == self.before.mtime, SAME_TIME);

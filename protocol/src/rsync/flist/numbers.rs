@@ -1,7 +1,7 @@
 //! From the index that a client names to the row that it means.
 
 use crate::list::ListRef;
-use crate::rsync::selection::{LISTED, RECURSE, ROW, Selection};
+use crate::rsync::selection::{ASKED, RECURSE, ROW, Selection};
 
 /// The rows of a list by file index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ struct Level {
 impl Levels {
     pub(super) fn of(list: ListRef<'_>, selection: &Selection) -> Self {
         let view = selection.views.first();
-        let mark = view.and_then(|view| view.marks.iter().find(|&&mark| mark & LISTED != 0));
+        let mark = view.and_then(|view| view.marks.iter().find(|&&mark| mark & ASKED != 0));
         let (Some(view), Some(&mark)) = (view, mark) else {
             return Self { first: None, is_dot: false, levels: Vec::new() };
         };

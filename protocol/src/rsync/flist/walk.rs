@@ -8,7 +8,7 @@ mod tree;
 use std::ops::Range;
 
 use crate::list::ListRef;
-use crate::rsync::selection::{CHILDREN, Hides, LISTED, RECURSE, ROW, View};
+use crate::rsync::selection::{ASKED, CHILDREN, Hides, IMPLIED, LISTED, RECURSE, ROW, View};
 use crate::rsync::version::ListOrder;
 
 /// An entry that is to be listed.
@@ -16,7 +16,8 @@ use crate::rsync::version::ListOrder;
 pub(super) struct Entry {
     /// Its row.
     pub(super) row: u32,
-    /// Asked for by name, or above what was.
+    /// Of a directory: asked for by name and its contents are listed; or above what was asked for, and they
+    /// are not.
     pub(super) top: bool,
     /// Of a directory: its contents are listed too.
     pub(super) contents: bool,
@@ -143,42 +144,46 @@ impl Children {
         (before, after)
     }
 
-    /// The next child and the bits of its mark.
+    /// The next child and the bits of its mark, if it has one.
     #[inline]
-    fn next(&mut self, view: &View) -> Option<(u32, u32)> {
+    fn next(&mut self, view: &View) -> Option<(u32, Option<u32>)> {
         let marked = view.marks.get(self.marks.clone()).and_then(|marks| marks.first());
-        let row = match marked {
+        match marked {
             Some(&mark) if self.rows.is_empty() || mark & ROW == self.rows.start => {
                 self.marks.start += 1;
                 self.rows.start += u32::from(!self.rows.is_empty());
-                return Some((mark & ROW, mark & !ROW));
+                Some((mark & ROW, Some(mark & !ROW)))
             }
-            _ => self.rows.next()?,
-        };
-        Some((row, 0))
+            _ => self.rows.next().map(|row| (row, None)),
+        }
     }
 
     /// Whether a child with such a mark is listed, rather than on the way to others.
-    fn lists(&self, mark: u32) -> bool {
-        self.asked != 0 || mark & LISTED != 0
+    fn lists(&self, mark: Option<u32>) -> bool {
+        self.asked != 0 || mark.unwrap_or(0) & LISTED != 0
     }
 
     /// What is asked for of a child that is a directory.
-    fn asks(&self, mark: u32) -> u32 {
-        (self.asked & RECURSE) | (mark & (RECURSE | CHILDREN))
+    fn asks(&self, mark: Option<u32>) -> u32 {
+        (self.asked & RECURSE) | (mark.unwrap_or(0) & (RECURSE | CHILDREN))
     }
 
-    fn entry(&self, row: u32, mark: u32) -> Entry {
-        // What is asked for by name below what comes whole is an entry like others there.
-        let top = mark & LISTED != 0 && self.asked & RECURSE == 0;
-        Entry { row, top, contents: self.asks(mark) != 0 }
+    fn entry(&self, row: u32, mark: Option<u32>) -> Entry {
+        let (contents, mark) = (self.asks(mark) != 0, mark.unwrap_or(0));
+        let top = match self.asked {
+            // Below what comes whole an entry is like others there, even if it is also asked for by name.
+            RECURSE => false,
+            _ if contents => mark & ASKED != 0,
+            asked => asked == 0 && mark & LISTED == IMPLIED,
+        };
+        Entry { row, top, contents }
     }
 }
 
 /// The base's own entry, and what is asked for of it.
 fn base_entry(list: ListRef<'_>, view: &View) -> (Option<Entry>, u32) {
     let row = list.dir(view.base).row();
-    let mark = view.mark_of(row);
+    let mark = view.mark_of(row).unwrap_or(0);
     let asked = mark & (RECURSE | CHILDREN);
-    ((mark & LISTED != 0).then_some(Entry { row, top: true, contents: asked != 0 }), asked)
+    ((mark & LISTED != 0).then_some(Entry { row, top: asked != 0, contents: asked != 0 }), asked)
 }

@@ -6,14 +6,16 @@ use crate::list::ListRef;
 
 /// The bits of a mark that are the row: [`crate::limits::ENTRIES`] rows fit.
 pub(crate) const ROW: u32 = (1 << 28) - 1;
-/// The row itself is listed; without it, the row is only on the way to others.
-pub(crate) const LISTED: u32 = 1 << 28;
+/// Asked for by name.
+pub(crate) const ASKED: u32 = 1 << 28;
 /// A directory with everything below it.
 pub(crate) const RECURSE: u32 = 1 << 29;
 /// A directory with its children.
 pub(crate) const CHILDREN: u32 = 1 << 30;
-/// In every mark, so that none is without bits.
-const MARKED: u32 = 1 << 31;
+/// A directory above what was asked for, listed for that. With neither bit it is only on the way.
+pub(crate) const IMPLIED: u32 = 1 << 31;
+/// Either way, the row is listed.
+pub(crate) const LISTED: u32 = ASKED | IMPLIED;
 
 /// What is asked for with names relative to one directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +33,10 @@ impl View {
         at(rows.start)..at(rows.end)
     }
 
-    /// The bits of a row's mark; 0 when it has no mark.
-    pub(crate) fn mark_of(&self, row: u32) -> u32 {
-        let found = self.marks.binary_search_by_key(&row, |mark| mark & ROW);
-        found.map_or(0, |at| self.marks[at] & !ROW)
+    /// The bits of a row's mark.
+    pub(crate) fn mark_of(&self, row: u32) -> Option<u32> {
+        let found = self.marks.binary_search_by_key(&row, |mark| mark & ROW).ok()?;
+        Some(self.marks[found] & !ROW)
     }
 }
 
@@ -49,7 +51,7 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn put(&mut self, row: u32, bits: u32) {
-        self.marks.push(row | bits | MARKED);
+        self.marks.push(row | bits);
         if self.marks.len() > (2 * self.sorted_at).max(1024) {
             self.sort();
         }

@@ -17,9 +17,9 @@ struct Frame {
     path_len: usize,
     dot: Option<Entry>,
     files: Children,
-    file: Option<(u32, u32)>,
+    file: Option<(u32, Option<u32>)>,
     /// Directories with their marks, in the order of their contents.
-    dirs: Vec<(u32, u32)>,
+    dirs: Vec<(u32, Option<u32>)>,
     dirs_at: usize,
     /// Places in `dirs`, in the order of the directories' own entries.
     entries: Vec<u32>,
@@ -71,7 +71,7 @@ impl Walk {
                     let asks = frame.files.asks(mark);
                     self.descend(list, view, hides, row, asks, None);
                 }
-                Next::File if mark == 0 && self.path.hidden(hides, false) => {}
+                Next::File if mark.is_none() && self.path.hidden(hides, false) => {}
                 _ if frame.files.lists(mark) => return Some(frame.files.entry(row, mark)),
                 _ => {}
             }
@@ -97,7 +97,7 @@ impl Walk {
         let mut dirs = Vec::new();
         while let Some((row, mark)) = subdirs.next(view) {
             self.path.set(path_len, dir.name_of(row));
-            if mark != 0 || !self.path.hidden(hides, true) {
+            if mark.is_some() || !self.path.hidden(hides, true) {
                 dirs.push((row, mark));
             }
         }

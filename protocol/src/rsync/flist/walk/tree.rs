@@ -42,7 +42,7 @@ impl Walk {
             self.path.set(frame.path_len, list.dir(frame.children.dir).name_of(row));
             let is_dir = row >= frame.dirs_from;
             // What was asked for by name has been through the filters.
-            if mark == 0 && self.path.hidden(hides, is_dir) {
+            if mark.is_none() && self.path.hidden(hides, is_dir) {
                 continue;
             }
             let (lists, asks) = (frame.children.lists(mark), frame.children.asks(mark));
