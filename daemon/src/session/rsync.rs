@@ -23,6 +23,7 @@ mod tally;
 use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -57,6 +58,8 @@ struct Session {
     shared: Arc<Shared>,
     peer: SocketAddr,
     writer: Arc<Mutex<Writer>>,
+    /// Bytes.
+    received: Arc<AtomicU64>,
     tally: std::sync::Mutex<Tally>,
 }
 
@@ -83,12 +86,13 @@ pub(crate) async fn serve(
         shared: Arc::clone(shared),
         peer,
         writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
+        received: input.received(),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
     let result = session.run(&mut input, stranger).await;
     let mut writer = session.writer.lock().await;
     writer.close().await;
-    session.tally().report(writer.sent(), input.received(), result.as_ref().err());
+    session.tally().report(writer.sent(), session.received.load(Ordering::Relaxed), result.as_ref().err());
     input.into_socket()
 }
 

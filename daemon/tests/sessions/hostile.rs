@@ -17,9 +17,9 @@ async fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_rsync_client_is_told_that_it_is_wrong_here() {
+async fn an_rsync_client_is_told_when_it_is_wrong_here() {
     let fixture = Fixture::with(&[]);
-    let server = fixture.serve().await;
+    let server = Server::start(fixture.config(|config| config.rsync.enabled = false)).await;
     let answer = exchange(&server, b"@RSYNCD: 31.0 sha512 md5\n").await;
     assert!(answer.starts_with(b"@ERROR: "), "{answer:?}");
 }

@@ -4,6 +4,7 @@
 mod answers;
 /// Clients that break the rules, and what others notice of them: nothing.
 mod hostile;
+mod rsync;
 /// Starting, stopping, new generations, waiting for a place.
 mod service;
 /// Files that are not what was indexed.

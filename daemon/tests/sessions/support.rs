@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stillmirror_daemon::{Config, Daemon, DaemonError, Reload, RepositoryConfig};
+use stillmirror_daemon::{Config, Daemon, DaemonError, Listeners, Reload, RepositoryConfig};
 use stillmirror_protocol::changes::{self, Changes, Source};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
@@ -118,6 +118,7 @@ pub(crate) fn index(root: &Path, store: &Path) -> u64 {
         let (path, row) = (list.path(number), list.row(number));
         let sums = row.is_file().then(|| draft.append_sums(&path).unwrap());
         counts.files += u64::from(row.is_file());
+        counts.symlinks += u64::from(row.target().is_some());
         counts.bytes += row.size();
         local.push(facts[&path], sums);
     }
@@ -156,7 +157,8 @@ fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<
             // Large files of measurements are not hashed: nothing in this crate looks at the digest.
             let sha256 =
                 if meta.len() > 64 << 20 { Digest([1; 32]) } else { list::digest(&std::fs::read(disk(path)).unwrap()) };
-            Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() }, link: None }
+            let link = (meta.nlink() > 1).then(|| meta.ino());
+            Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() }, link }
         };
         Entry {
             mode: (meta.mode() & 0o7777) as u16,
@@ -184,6 +186,8 @@ fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<
 /// A running daemon.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
+    /// The port for rsync clients alone, if there is one.
+    pub(crate) rsync_addr: Option<SocketAddr>,
     pub(crate) reload: Reload,
     stop: Option<oneshot::Sender<()>>,
     pub(crate) running: JoinHandle<Result<(), DaemonError>>,
@@ -191,13 +195,25 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(config: Config) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        let all = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::run(config, Listeners::from(all)).await
+    }
+
+    /// With a second port, for rsync clients alone.
+    pub(crate) async fn start_with_rsync_port(config: Config) -> Self {
+        let all = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let rsync = Some(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        Self::run(config, Listeners { all, rsync }).await
+    }
+
+    async fn run(config: Config, listeners: Listeners) -> Self {
+        let addr = listeners.all.local_addr().unwrap();
+        let rsync_addr = listeners.rsync.as_ref().map(|listener| listener.local_addr().unwrap());
         let daemon = Daemon::open(config).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let reload = daemon.reload_handle();
-        let running = tokio::spawn(daemon.run(listener, async move { drop(stopped.await) }));
-        Self { addr, reload, stop: Some(stop), running }
+        let running = tokio::spawn(daemon.run(listeners, async move { drop(stopped.await) }));
+        Self { addr, rsync_addr, reload, stop: Some(stop), running }
     }
 
     pub(crate) async fn client(&self) -> Client {

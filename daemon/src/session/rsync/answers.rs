@@ -1,11 +1,11 @@
 //! Answers to requests, in order: the rsync framing of the data lane.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::path;
-use stillmirror_protocol::rsync::arguments::Append;
 use stillmirror_protocol::rsync::digest::{Algorithm, Hasher, Indexed, Sum};
 use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Numbers;
@@ -107,6 +107,8 @@ pub(super) struct Answers {
     hasher: Option<Hasher>,
     /// Bits of what went wrong with files.
     io_error: i32,
+    /// Bytes sent, the list included.
+    pub(super) sent: u64,
 }
 
 /// What the framing remembers of a piece.
@@ -140,6 +142,7 @@ impl Answers {
             ended: false,
             hasher: None,
             io_error: 0,
+            sent: 0,
         }
     }
 
@@ -226,11 +229,12 @@ impl Answers {
         let ndx = request.ndx;
         let row = u32::try_from(ndx).ok().and_then(|ndx| self.numbers.row(self.list(), ndx));
         let row = row.filter(|&row| row < self.list().len()).ok_or(Fault::Index(ndx))?;
-        let Some(sums) = request.sums.filter(|_| request.wants_data()) else { return Ok(Answer::Echo(request)) };
+        if !request.wants_data() {
+            return Ok(Answer::Echo(request));
+        }
         let entry = self.list().row(row);
         let digests = entry.digests().ok_or(Fault::Index(ndx))?;
-        let (append, size) = (self.settled.options.append, entry.size());
-        let from = if append == Append::No { 0 } else { sums.bytes() };
+        let (from, size) = (request.from, entry.size());
         if from > size {
             return Ok(Answer::Shorter(ndx));
         }
@@ -295,6 +299,7 @@ impl Framing for Answers {
     }
 
     fn settle(&mut self, order: &Answering, frames: &Frames, after: After, _is_last: bool) {
+        self.sent += frames.len() as u64;
         let mut tally = self.session.tally();
         tally.literal += frames.literal();
         tally.files += after.files;
@@ -409,7 +414,7 @@ impl Saying<'_> {
 impl Answers {
     fn statistics(&self) -> Statistics {
         let total = self.settled.pinned.edition.generation.head().counts.bytes;
-        let written = self.session.tally().literal;
-        Statistics { written, total, ..Statistics::default() }
+        let read = self.session.received.load(Ordering::Relaxed);
+        Statistics { read, written: self.sent, total, ..Statistics::default() }
     }
 }

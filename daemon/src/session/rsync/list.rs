@@ -99,6 +99,7 @@ impl Session {
             lane.framing.replies.list_head(bytes.len());
         }
         let head = lane.framing.replies.take();
+        lane.framing.sent += (head.len() + bytes.len()) as u64;
         if !head.is_empty() {
             self.writer.lock().await.send(&mut [IoSlice::new(&head), IoSlice::new(bytes)]).await?;
         }

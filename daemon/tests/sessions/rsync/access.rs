@@ -1,0 +1,149 @@
+use std::os::unix::fs::PermissionsExt;
+
+use stillmirror_daemon::{Config, Hosts, Users};
+use stillmirror_protocol::wire::{ErrorCode, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::support::{dest, rsync, rsync_with};
+use crate::support::{Fixture, Server, soon};
+
+#[tokio::test]
+async fn modules_are_listed_with_their_comments_unless_they_are_hidden() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    let listed = rsync(&server, &[], "", None).await;
+    assert_eq!(listed.exits(0).out, "repo           \ta test\n");
+    let hidden = Server::start(fixture.config(|config| config.repositories[0].list = false)).await;
+    assert_eq!(rsync(&hidden, &[], "", None).await.exits(0).out, "");
+    rsync(&hidden, &["-r", "--list-only"], "repo/", None).await.exits(0).says("a");
+}
+
+#[tokio::test]
+async fn the_message_of_the_day_comes_before_everything() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let motd = fixture.dir.path().join("motd");
+    std::fs::write(&motd, "welcome to the mirror\n").unwrap();
+    let server = Server::start(fixture.config(|config| config.rsync.motd = Some(motd))).await;
+    rsync(&server, &[], "", None).await.exits(0).says("welcome to the mirror\n\nrepo");
+}
+
+#[tokio::test]
+async fn an_unknown_module_and_a_denied_one_are_refused() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let deny = |config: &mut Config| {
+        config.repositories[0].hosts = Hosts { allow: Vec::new(), deny: vec!["127.0.0.0/8".parse().unwrap()] };
+    };
+    let server = Server::start(fixture.config(deny)).await;
+    rsync(&server, &[], "other/", None).await.exits(5).says("@ERROR: Unknown module 'other'");
+    rsync(&server, &[], "repo/", None).await.exits(5).says("@ERROR: access denied to repo from 127.0.0.1");
+    let head = Request::Head { repository: "repo".to_owned() };
+    let native = soon(async { server.client().await.ask(&head).await }).await;
+    assert_eq!(native.error.unwrap().0, ErrorCode::Refused);
+}
+
+#[tokio::test]
+async fn users_come_in_with_their_passwords_and_in_no_other_way() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let secrets = fixture.dir.path().join("secrets");
+    std::fs::write(&secrets, "anna:right\neve:right\n").unwrap();
+    std::fs::set_permissions(&secrets, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let users = Users { names: vec!["anna".to_owned()], secrets };
+    let server = Server::start(fixture.config(|config| config.repositories[0].users = users)).await;
+    for protocol in ["--protocol=27", "--protocol=30", "--protocol=32"] {
+        for (user, password, code) in [("anna", "right", 0), ("anna", "wrong", 5), ("eve", "right", 5)] {
+            let login = |command: &mut std::process::Command| {
+                command.env("RSYNC_PASSWORD", password).env("USER", user).env("LOGNAME", user);
+            };
+            let ran = rsync_with(&server, &["-r", "--list-only", protocol], "repo/", None, login).await;
+            assert_eq!(ran.code, Some(code), "{user} {password} {protocol}: {ran:?}");
+            if code != 0 {
+                ran.says("@ERROR: auth failed on module repo");
+            }
+        }
+    }
+    let head = Request::Head { repository: "repo".to_owned() };
+    let native = soon(async { server.client().await.ask(&head).await }).await;
+    assert_eq!(native.error.unwrap().0, ErrorCode::Refused, "the native protocol knows no users");
+}
+
+#[tokio::test]
+async fn options_that_are_refused_end_the_session_with_their_name() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let refuse = |config: &mut Config| {
+        config.repositories[0].module.refuse_options = vec!["checksum".to_owned(), "compress*".to_owned()];
+    };
+    let server = Server::start(fixture.config(refuse)).await;
+    for (option, protocol) in [("-c", "--protocol=32"), ("-z", "--protocol=30"), ("-c", "--protocol=29")] {
+        let ran = rsync(&server, &["-r", option, protocol], "repo/", Some(&dest(&fixture))).await;
+        assert_ne!(ran.says("refuse").code, Some(0));
+    }
+    rsync(&server, &["-r"], "repo/", Some(&dest(&fixture))).await.exits(0);
+}
+
+#[tokio::test]
+async fn nothing_is_written() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    let ran = {
+        let mut command = std::process::Command::new("rsync");
+        command.arg("-a").arg(fixture.root()).arg(format!("rsync://{}/repo/", server.addr));
+        soon(tokio::task::spawn_blocking(move || command.output())).await.unwrap().unwrap()
+    };
+    assert!(!ran.status.success() && String::from_utf8_lossy(&ran.stderr).contains("read only"), "{ran:?}");
+    let ran = rsync(&server, &["-a", "--remove-source-files"], "repo/", Some(&dest(&fixture))).await;
+    assert_ne!(ran.code, Some(0));
+    assert!(fixture.root().join("a").exists());
+}
+
+#[tokio::test]
+async fn the_modules_own_rules_hide_and_what_they_hide_cannot_be_named() {
+    let fixture = Fixture::with(&[("keep", b"x"), ("secret/file", b"y"), ("other.tmp", b"z")]);
+    let rules = |config: &mut Config| {
+        config.repositories[0].module.rules.exclude = vec!["/secret".to_owned(), "*.tmp".to_owned()];
+    };
+    let server = Server::start(fixture.config(rules)).await;
+    let listed = rsync(&server, &["-r", "--list-only"], "repo/", None).await;
+    assert!(listed.exits(0).out.contains("keep") && !listed.out.contains("secret") && !listed.out.contains("tmp"));
+    rsync(&server, &["-r"], "repo/secret/file", Some(&dest(&fixture))).await.exits(23);
+    rsync(&server, &["-r"], "repo/secret/", Some(&dest(&fixture))).await.exits(23);
+    assert!(!dest(&fixture).join("file").exists());
+}
+
+#[tokio::test]
+async fn a_client_beyond_the_cap_is_told_that_it_waits_and_then_served() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    for by_module in [false, true] {
+        let config = fixture.config(|config| {
+            if by_module {
+                config.repositories[0].module.max_connections = 1;
+            } else {
+                config.limits.connections = 1;
+            }
+        });
+        let server = Server::start(config).await;
+        let mut first = TcpStream::connect(server.addr).await.unwrap();
+        first.write_all(b"@RSYNCD: 29\nrepo\n").await.unwrap();
+        let mut said = Vec::new();
+        soon(async {
+            while !said.ends_with(b"@RSYNCD: OK\n") {
+                said.push(first.read_u8().await.unwrap());
+            }
+        })
+        .await;
+        let mut second = TcpStream::connect(server.addr).await.unwrap();
+        second.write_all(b"@RSYNCD: 29\nrepo\n").await.unwrap();
+        let mut said = Vec::new();
+        let mut first = Some(first);
+        soon(async {
+            while !said.ends_with(b"@RSYNCD: OK\n") {
+                said.push(second.read_u8().await.unwrap());
+                if said.ends_with(b"others.\n") {
+                    drop(first.take());
+                }
+            }
+        })
+        .await;
+        assert!(first.is_none(), "the second did not wait");
+    }
+}

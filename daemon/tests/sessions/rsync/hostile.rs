@@ -1,0 +1,143 @@
+use std::time::Duration;
+
+use stillmirror_daemon::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::support::{assert_same, begin_29, dest, exchange, holds, index_aged, rsync};
+use crate::support::{Fixture, Server, noise, soon};
+
+/// A fixture whose daemon has little patience.
+async fn server(fixture: &Fixture) -> Server {
+    let hurry = |config: &mut Config| {
+        config.limits.handshake = Duration::from_millis(300);
+        config.repositories[0].module.timeout = Duration::from_millis(300);
+        config.limits.rate_window = Duration::from_millis(500);
+    };
+    Server::start(fixture.config(hurry)).await
+}
+
+#[tokio::test]
+async fn text_that_is_no_greeting_gets_an_error_line() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = server(&fixture).await;
+    let long = [b"@RSYNCD: 31.0\n".as_slice(), &[b'x'; 8000]].concat();
+    for bytes in [
+        b"@RSYNCD: nonsense\n".as_slice(),
+        b"@RSYNCD: 12.0\nrepo\n",
+        b"@RSYNCD: 31.0\n#early_input=999999999\n",
+        b"@RSYNCD: 31.0\n#what\n",
+        b"@RSYNCD: 31.0\nre\0po\n",
+        b"@RSYNCD: 31.0\n../repo\n",
+        &long,
+    ] {
+        let answer = exchange(&server, bytes).await;
+        assert!(
+            holds(&answer, "@ERROR: "),
+            "{}: {}",
+            bytes[..20.min(bytes.len())].escape_ascii(),
+            answer.escape_ascii()
+        );
+    }
+}
+
+#[tokio::test]
+async fn endless_arguments_end_the_session() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = server(&fixture).await;
+    let many = [b"@RSYNCD: 31.0\nrepo\n".to_vec(), b"--server\0".repeat(100_000)].concat();
+    let long = [b"@RSYNCD: 31.0\nrepo\n".to_vec(), vec![b'x'; 4 << 20]].concat();
+    for bytes in [many, long] {
+        assert!(holds(&exchange(&server, &bytes).await, "arguments"));
+    }
+}
+
+#[tokio::test]
+async fn requests_that_nobody_can_mean_end_the_session_with_a_message() {
+    let fixture = Fixture::with(&[("a", b"x"), ("b", b"y")]);
+    let server = server(&fixture).await;
+    let request = |fields: &[i32]| {
+        // Index, 16 bits of flags, then the head of the sums.
+        let mut bytes = fields[0].to_le_bytes().to_vec();
+        bytes.extend_from_slice(&0x8000u16.to_le_bytes());
+        fields[1..].iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
+        bytes
+    };
+    for bytes in [
+        request(&[1000, 0, 0, 0, 0]),
+        request(&[i32::MAX, 0, 0, 0, 0]),
+        request(&[-7, 0, 0, 0, 0]),
+        // The root: not a file.
+        request(&[0, 0, 0, 0, 0]),
+        request(&[1, -1, 0, 0, 0]),
+        request(&[1, 1, i32::MAX, 16, 0]),
+        request(&[1, 1, 700, 1000, 0]),
+        // More ends than there are lists and phases.
+        [-1i32; 9].iter().flat_map(|ndx| ndx.to_le_bytes()).collect(),
+    ] {
+        let answer = exchange(&server, &[begin_29("-r"), bytes.clone()].concat()).await;
+        assert!(holds(&answer, "@RSYNCD: OK"), "{}", answer.escape_ascii());
+        let is_ended = holds(&answer, "invalid") || holds(&answer, "phases");
+        assert!(is_ended || bytes.len() == 36, "{}: {}", bytes.escape_ascii(), answer.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn endless_rules_end_the_session() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = server(&fixture).await;
+    let text = b"@RSYNCD: 29\nrepo\n--server\n--sender\n-r\n.\nrepo/\n\n".to_vec();
+    let rule = [&4i32.to_le_bytes()[..], b"- ab"].concat();
+    for rules in [rule.repeat(50_000), i32::MAX.to_le_bytes().to_vec(), (-5i32).to_le_bytes().to_vec()] {
+        let answer = exchange(&server, &[text.clone(), rules].concat()).await;
+        assert!(holds(&answer, "@RSYNCD: OK") && !holds(&answer, "\0a\0"), "{}", answer.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_more_is_ended_at_every_stage() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = server(&fixture).await;
+    let whole = begin_29("-r");
+    for len in [1, 9, 12, 20, 40, whole.len() - 4, whole.len()] {
+        let mut socket = TcpStream::connect(server.addr).await.unwrap();
+        socket.write_all(&whole[..len]).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = soon(socket.read_to_end(&mut answer)).await;
+    }
+}
+
+#[tokio::test]
+async fn bytes_at_random_after_an_honest_start_harm_nobody() {
+    let fixture = Fixture::with(&[("a", &noise(100_000)), ("dir/b", b"y")]);
+    index_aged(&fixture);
+    let server = server(&fixture).await;
+    let start = b"@RSYNCD: 31.0\nrepo\n--server\0--sender\0-logDtpre.iLsfxCIvu\0.\0repo/\0\0".to_vec();
+    let noise = noise(64 << 10);
+    for at in 0..60 {
+        let junk = &noise[at * 1000..at * 1000 + 100 + at * 13];
+        exchange(&server, &[start.as_slice(), junk].concat()).await;
+        let framed = [&((junk.len() as u32) | 7 << 24).to_le_bytes()[..], junk].concat();
+        let names = b"\x04\x06xxh128".as_slice();
+        exchange(&server, &[start.as_slice(), names, &framed].concat()).await;
+    }
+    rsync(&server, &["-a"], "repo/", Some(&dest(&fixture))).await.exits(0);
+    assert_same(&fixture.root(), &dest(&fixture));
+}
+
+#[tokio::test]
+async fn clients_that_stall_do_not_keep_an_honest_one_from_finishing() {
+    let fixture = Fixture::with(&[("big", &noise(8 << 20))]);
+    index_aged(&fixture);
+    let config = fixture.config(|config| (config.memory.cache, config.memory.buffers) = (0, 2 << 20));
+    let server = Server::start(config).await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let mut socket = TcpStream::connect(server.addr).await.unwrap();
+        let request = [&1i32.to_le_bytes()[..], &0x8000u16.to_le_bytes(), &[0; 16]].concat();
+        socket.write_all(&[begin_29("-r"), request].concat()).await.unwrap();
+        stalled.push(socket);
+    }
+    rsync(&server, &["-a"], "repo/", Some(&dest(&fixture))).await.exits(0);
+    assert_same(&fixture.root(), &dest(&fixture));
+}

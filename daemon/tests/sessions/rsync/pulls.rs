@@ -1,0 +1,208 @@
+use std::os::unix::fs::symlink;
+
+use super::support::{assert_same, dest, index_aged, rsync, rsync_with, tree};
+use crate::support::{Fixture, Server, noise, soon};
+
+/// Files of every size that is handled in a way of its own, and what else a tree has.
+fn fixture() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.write("large", &noise(3_500_000));
+    fixture.write("dir/middle", &noise(200_000));
+    fixture.write("dir/empty", b"");
+    for number in 0..300 {
+        fixture.write(&format!("many/{}/file-{number}", number % 7), format!("content {number}").as_bytes());
+    }
+    std::fs::hard_link(fixture.root().join("dir/middle"), fixture.root().join("many/link")).unwrap();
+    symlink("../large", fixture.root().join("dir/symlink")).unwrap();
+    std::fs::create_dir(fixture.root().join("nothing")).unwrap();
+    index_aged(&fixture);
+    fixture
+}
+
+#[tokio::test]
+async fn every_protocol_brings_the_whole_tree() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    for protocol in 27..=32 {
+        let (version, dest) = (format!("--protocol={protocol}"), fixture.dir.path().join(protocol.to_string()));
+        rsync(&server, &["-aH", &version], "repo/", Some(&dest)).await.exits(0);
+        let (mut ours, mut theirs) = (tree(&fixture.root()), tree(&dest));
+        if protocol < 31 {
+            // Older protocols have no nanoseconds.
+            ours.values_mut().chain(theirs.values_mut()).for_each(|entry| entry.2 = 0);
+        }
+        assert!(ours == theirs, "protocol {protocol}");
+    }
+}
+
+#[tokio::test]
+async fn options_that_change_the_way_of_the_data_bring_the_same_tree() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let choices: [&[&str]; 12] = [
+        &["--no-inc-recursive"],
+        &["-c"],
+        &["-z"],
+        &["--compress-choice=lz4"],
+        &["--compress-choice=zlib", "--protocol=30"],
+        &["--checksum-choice=md5"],
+        &["--checksum-choice=xxh64"],
+        &["--checksum-choice=sha1"],
+        &["--checksum-choice=none"],
+        &["--delete", "--stats"],
+        &["--delay-updates", "--delete-delay"],
+        &["-AX"],
+    ];
+    for options in choices {
+        let dest = dest(&fixture);
+        std::fs::create_dir_all(dest.join("many/not-there")).unwrap();
+        rsync(&server, &[&["-aH", "--delete"], options].concat(), "repo/", Some(&dest)).await.exits(0);
+        assert_same(&fixture.root(), &dest);
+        std::fs::remove_dir_all(dest).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_second_pull_brings_nothing_and_one_after_changes_brings_them() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let dest = dest(&fixture);
+    for _ in 0..2 {
+        rsync(&server, &["-aH"], "repo/", Some(&dest)).await.exits(0);
+    }
+    let idle = rsync(&server, &["-aHi", "--delete"], "repo/", Some(&dest)).await;
+    assert_eq!(idle.exits(0).out, "");
+    fixture.write("dir/middle", &noise(300_000)[1..]);
+    std::fs::remove_file(fixture.root().join("many/3/file-3")).unwrap();
+    index_aged(&fixture);
+    server.reload.reload();
+    soon(async {
+        while dest.join("many/3/file-3").exists() {
+            rsync(&server, &["-aH", "--delete"], "repo/", Some(&dest)).await;
+        }
+    })
+    .await;
+    assert_same(&fixture.root(), &dest);
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_on_with_is_whole_in_the_end() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let whole = std::fs::read(fixture.root().join("large")).unwrap();
+    for option in ["--append", "--append-verify", "--inplace"] {
+        for protocol in ["--protocol=29", "--protocol=30", "--protocol=32"] {
+            let dest = dest(&fixture);
+            std::fs::create_dir_all(&dest).unwrap();
+            std::fs::write(dest.join("large"), &whole[..1_234_567]).unwrap();
+            rsync(&server, &["-a", option, protocol], "repo/", Some(&dest)).await.exits(0);
+            assert!(std::fs::read(dest.join("large")).unwrap() == whole, "{option} {protocol}");
+            std::fs::remove_dir_all(dest).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_append_verify_finds_wrong_is_fetched_whole() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let dest = dest(&fixture);
+    std::fs::create_dir_all(&dest).unwrap();
+    std::fs::write(dest.join("large"), vec![b'x'; 100_000]).unwrap();
+    rsync(&server, &["-a", "--append-verify"], "repo/", Some(&dest)).await.exits(0);
+    assert_same(&fixture.root(), &dest);
+}
+
+#[tokio::test]
+async fn parts_and_names_are_what_was_asked_for() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let names = fixture.dir.path().join("names");
+    std::fs::write(&names, "dir/empty\nmany/3/\n").unwrap();
+    let from = format!("--files-from={}", names.display());
+    for (arguments, path, there, not_there) in [
+        (&["-a"][..], "repo/dir", "dir/middle", "large"),
+        (&["-a"], "repo/dir/", "middle", "large"),
+        (&["-aR"], "repo/many/./3/file-3", "3/file-3", "3/file-10"),
+        (&["-a"], "repo/many/[34]", "4/file-4", "5"),
+        (&["-a", &from], "repo/", "dir/empty", "dir/middle"),
+        (&["-ar", &from], "repo/", "many/3/file-3", "many/4"),
+        (&["-a", "--exclude=file-*", "--include=*"], "repo/many/", "3", "3/file-3"),
+        (&["-a", "--exclude=/large"], "repo/", "dir/middle", "large"),
+    ] {
+        for protocol in ["--protocol=28", "--protocol=30", "--protocol=31"] {
+            let dest = dest(&fixture);
+            rsync(&server, &[arguments, &[protocol]].concat(), path, Some(&dest)).await.exits(0);
+            let has = |name: &str| dest.join(name).symlink_metadata().is_ok();
+            assert!(has(there) && !has(not_there), "{arguments:?} {path} {protocol}");
+            std::fs::remove_dir_all(dest).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_missing_path_is_reported_and_the_others_come() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let dest = dest(&fixture);
+    let other = format!("rsync://{}/repo/dir", server.addr);
+    let ran = rsync(&server, &["-a", &other], "repo/not-here", Some(&dest)).await;
+    ran.exits(23).says("not-here");
+    assert!(dest.join("dir/middle").exists());
+}
+
+#[tokio::test]
+async fn looking_changes_nothing_here_or_there() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    let listed = rsync(&server, &["-r", "--list-only"], "repo/", None).await;
+    listed.exits(0).says("many/3/file-3").says("large");
+    let dest = dest(&fixture);
+    rsync(&server, &["-anv"], "repo/", Some(&dest)).await.exits(0).says("dir/middle");
+    assert!(!dest.exists());
+}
+
+#[tokio::test]
+async fn a_tree_larger_than_what_is_sent_ahead_comes_whole() {
+    let fixture = Fixture::new();
+    fixture.write("first", b"x");
+    for number in 0..40_000 {
+        // Links are made faster than files; the client is not told of them.
+        let dir = fixture.root().join(format!("{}/{}", number % 20, number % 100));
+        if number < 100 {
+            std::fs::create_dir_all(&dir).unwrap();
+        }
+        std::fs::hard_link(fixture.root().join("first"), dir.join(number.to_string())).unwrap();
+    }
+    fixture.index();
+    let server = fixture.serve().await;
+    let dest = dest(&fixture);
+    rsync(&server, &["-a"], "repo/", Some(&dest)).await.exits(0);
+    assert_eq!(tree(&fixture.root()).len(), tree(&dest).len());
+}
+
+#[tokio::test]
+async fn files_that_are_no_longer_the_indexed_ones_are_as_vanished() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    fixture.write("many/3/file-3", b"other");
+    std::fs::remove_file(fixture.root().join("large")).unwrap();
+    for (protocol, code) in [("--protocol=29", 23), ("--protocol=30", 24), ("--protocol=32", 24)] {
+        let dest = dest(&fixture);
+        rsync(&server, &["-a", protocol], "repo/", Some(&dest)).await.exits(code).says("file has vanished: \"/large\"");
+        assert!(!dest.join("many/3/file-3").exists() && dest.join("many/3/file-10").exists());
+        std::fs::remove_dir_all(dest).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_port_of_its_own_serves_clients_that_wait_for_the_greeting() {
+    let fixture = fixture();
+    let server = Server::start_with_rsync_port(fixture.config(|_| {})).await;
+    let dest = dest(&fixture);
+    rsync_with(&server, &["-aH"], "repo/", Some(&dest), |_| {}).await.exits(0);
+    let mut socket = tokio::net::TcpStream::connect(server.rsync_addr.unwrap()).await.unwrap();
+    let mut greeting = [0; 8];
+    soon(tokio::io::AsyncReadExt::read_exact(&mut socket, &mut greeting)).await.unwrap();
+    assert_eq!(&greeting, b"@RSYNCD:");
+}

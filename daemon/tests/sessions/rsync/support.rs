@@ -1,0 +1,146 @@
+//! The real `rsync` as a client, and one made by hand.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Fixture, Server, soon};
+
+/// What became of a run of the real `rsync`.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Runs `rsync ARGUMENTS rsync://…/PATH [DEST]`.
+pub(crate) async fn rsync(server: &Server, arguments: &[&str], path: &str, dest: Option<&Path>) -> Ran {
+    rsync_with(server, arguments, path, dest, |_| {}).await
+}
+
+/// As [`rsync`], with a say in the command.
+pub(crate) async fn rsync_with(
+    server: &Server,
+    arguments: &[&str],
+    path: &str,
+    dest: Option<&Path>,
+    change: impl FnOnce(&mut Command),
+) -> Ran {
+    let mut command = Command::new("rsync");
+    command.args(arguments).arg(format!("rsync://{}/{path}", server.addr)).args(dest);
+    change(&mut command);
+    let output =
+        soon(tokio::task::spawn_blocking(move || command.output())).await.unwrap().expect("rsync is installed");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+impl Ran {
+    /// Expects this exit code.
+    #[track_caller]
+    pub(crate) fn exits(&self, code: i32) -> &Self {
+        assert_eq!(self.code, Some(code), "{}{}", self.out, self.err);
+        self
+    }
+
+    /// Expects this in what was printed.
+    #[track_caller]
+    pub(crate) fn says(&self, text: &str) -> &Self {
+        assert!(self.out.contains(text) || self.err.contains(text), "'{text}' is not in {}{}", self.out, self.err);
+        self
+    }
+}
+
+/// Publishes the tree with directories that are older than anything that a client makes: clients leave a
+/// directory's time as it is when it is right to the second.
+pub(crate) fn index_aged(fixture: &Fixture) {
+    let mut dirs = vec![fixture.root()];
+    while let Some(dir) = dirs.pop() {
+        let below = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+        dirs.extend(below.filter(|path| path.is_dir() && !path.is_symlink()));
+        let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_600_000_000, 123_456_789);
+        std::fs::File::open(dir).unwrap().set_modified(time).unwrap();
+    }
+    fixture.index();
+}
+
+/// Where a client puts what it gets.
+pub(crate) fn dest(fixture: &Fixture) -> PathBuf {
+    fixture.dir.path().join("dest")
+}
+
+/// What is to be the same on both sides: by path, type and permissions, mtime in ns, content or target, and
+/// the first name of the same inode.
+pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, (u32, i64, i64, Vec<u8>, Vec<u8>)> {
+    let (mut found, mut leaders) = (BTreeMap::new(), BTreeMap::new());
+    let mut dirs = vec![root.to_owned()];
+    let mut paths = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.is_symlink() {
+                dirs.push(path.clone());
+            }
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    for path in paths {
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
+        let content = if meta.is_symlink() {
+            std::fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec()
+        } else if meta.is_file() {
+            std::fs::read(&path).unwrap()
+        } else {
+            Vec::new()
+        };
+        // Clients leave a symlink's time as it is when it is right to the second.
+        let (sec, nsec) = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
+        let leader = leaders.entry(meta.ino()).or_insert_with(|| name.clone()).clone();
+        found.insert(name, (meta.mode(), sec, nsec, content, leader));
+    }
+    found
+}
+
+/// Sends a whole client's half at once and reads everything until the end.
+pub(crate) async fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(server.addr).await.unwrap();
+    // The daemon may well close before it has read all of it.
+    let _ = socket.write_all(bytes).await;
+    let _ = socket.shutdown().await;
+    let mut answer = Vec::new();
+    let _ = soon(socket.read_to_end(&mut answer)).await;
+    answer
+}
+
+/// A client's half of protocol 29 up to the end of its rules: nothing of it is framed.
+pub(crate) fn begin_29(options: &str) -> Vec<u8> {
+    let text = format!("@RSYNCD: 29\nrepo\n--server\n--sender\n{options}\n.\nrepo/\n\n");
+    [text.as_bytes(), &[0; 4]].concat()
+}
+
+/// Whether the bytes hold this text.
+pub(crate) fn holds(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// Expects the same tree on both sides.
+#[track_caller]
+pub(crate) fn assert_same(ours: &Path, theirs: &Path) {
+    let (ours, theirs) = (tree(ours), tree(theirs));
+    let differs = |(path, entry): &(&Vec<u8>, &_)| theirs.get(*path) != Some(entry);
+    if let Some((path, entry)) = ours.iter().find(differs) {
+        let short = |entry: &(u32, i64, i64, Vec<u8>, Vec<u8>)| {
+            format!("{:o} {}.{} {} bytes, {}", entry.0, entry.1, entry.2, entry.3.len(), entry.4.escape_ascii())
+        };
+        panic!("{}: {} here, {:?} there", path.escape_ascii(), short(entry), theirs.get(path).map(short));
+    }
+    assert_eq!(ours.len(), theirs.len(), "there is more than there should be");
+}
