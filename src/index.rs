@@ -271,6 +271,9 @@ fn tell(name: &str, report: &Report, as_json: bool, quiet: bool) -> Exit {
     for path in &report.torn {
         eprintln!("stillmirror: {name}: kept changing while it was read: {}", Escaped(path));
     }
+    if report.digests_postponed {
+        eprintln!("stillmirror: {name}: the new digests wait for a run in which every file can be read");
+    }
     if as_json {
         line!("{}", to_json(name, report));
     } else if !quiet {
@@ -317,6 +320,7 @@ fn to_json(name: &str, report: &Report) -> Value {
         "hashed_files": report.hashed_files,
         "hashed_bytes": report.hashed_bytes,
         "unreadable": report.unreadable.iter().map(|problem| Escaped(&problem.path).to_string()).collect::<Vec<_>>(),
+        "digests_postponed": report.digests_postponed,
         "torn": report.torn.iter().map(|path| Escaped(path).to_string()).collect::<Vec<_>>(),
         "seconds": time.total.as_secs_f64(),
         "seconds_by_phase": {

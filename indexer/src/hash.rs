@@ -6,13 +6,13 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use md5::Md5;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
-use stillmirror_protocol::entry::{Digest, Digests, Time};
+use stillmirror_protocol::entry::{Digest, Digests};
 use stillmirror_protocol::local::SumsAt;
 use stillmirror_protocol::path;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder};
@@ -81,6 +81,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) options: &'a Options,
     pub(crate) draft: &'a Draft,
     pub(crate) known: KnownSums<'a>,
+    /// When the walk had seen the last of the files.
+    pub(crate) walked: Instant,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) stop: &'a AtomicBool,
 }
@@ -215,7 +217,7 @@ impl Worker<'_> {
     /// what was read is one state's content.
     fn read_once(&mut self, path: &[u8], name: &Name<'_>, linked: bool) -> Result<Option<Outcome>, Trouble> {
         let file = self.reading.tree.open_file(path)?;
-        let before = settled(&file)?;
+        let Some(before) = self.settled(&file, name.facts)? else { return Ok(None) };
         // Another inode under one of several names: what was asked for may still be under another.
         if !before.is_file() || (linked && before.inode() != name.facts.inode()) {
             return Ok(Some(Outcome::Gone));
@@ -231,6 +233,26 @@ impl Worker<'_> {
         };
         let facts = (before != *name.facts).then(|| Box::new(before));
         Ok(Some(Outcome::Read { digests, sums, facts }))
+    }
+
+    /// The facts of an open file once no later write can leave them as they are; none when they keep changing.
+    ///
+    /// What is written within one tick of the clock that stamps the file keeps its `ctime`. That clock may be
+    /// another host's, and any clock may have been set: what counts is how long these facts have been seen.
+    fn settled(&self, file: &File, walked: &Facts) -> Result<Option<Facts>, Errno> {
+        let (mut seen, mut identity) = (self.reading.walked, walked.identity);
+        for _ in 0..TRIES {
+            let facts = tree::facts_of(file)?;
+            if facts.identity != identity {
+                (seen, identity) = (Instant::now(), facts.identity);
+            }
+            let wait = SETTLE.saturating_sub(seen.elapsed());
+            if wait.is_zero() {
+                return Ok(Some(facts));
+            }
+            std::thread::sleep(wait);
+        }
+        Ok(None)
     }
 
     fn sums_builder(&self, path: &[u8], size: u64) -> Option<SumsBuilder> {
@@ -294,22 +316,6 @@ impl Worker<'_> {
             self.reading.progress.hashed(new_files, new_bytes);
             self.told = (self.files, self.bytes);
         }
-    }
-}
-
-/// The facts of an open file once its `ctime` is old enough: a file written to within one tick of the
-/// kernel's clock keeps its `ctime`, so the two states could not be told apart.
-fn settled(file: &File) -> Result<Facts, Errno> {
-    let facts = tree::facts_of(file)?;
-    let Time { sec, nsec } = facts.identity.ctime;
-    let changed = u64::try_from(sec).ok().map(|sec| SystemTime::UNIX_EPOCH + Duration::new(sec, nsec));
-    let age = changed.and_then(|changed| SystemTime::now().duration_since(changed).ok());
-    match age {
-        Some(age) if age < SETTLE => {
-            std::thread::sleep(SETTLE - age);
-            tree::facts_of(file)
-        }
-        _ => Ok(facts),
     }
 }
 

@@ -12,12 +12,12 @@ use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use crate::error::IndexError;
 use crate::hash::{Jobs, KnownSums, Outcomes, Reading, ReadingError};
-use crate::options::Options;
+use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
 use crate::publish::publish;
-use crate::report::{Progress, Report};
+use crate::report::{Problem, Progress, Report};
 use crate::settle::{Settled, settle};
-use crate::tree::Tree;
+use crate::tree::{self, Tree};
 use crate::walk::{Findings, Old, Walk};
 
 /// Indexes a repository: compares the tree with the store's current generation and publishes another one
@@ -34,9 +34,17 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let lock = store.lock()?;
     let before = store.current()?;
     refuse_emptied(options, &tree, before.as_ref())?;
+    let fewer;
     let mut run = Run { options, progress, stop, tree, store, lock, report: Report::default() };
     run.report.time.open = started.elapsed();
-    run.go(before.as_ref(), store_below_root, changed_from)?;
+    if let Ended::ForWantOfDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
+        let has = before.as_ref().map(Generation::list);
+        let (xxh128, md5) = has.map_or((false, false), |list| (list.has_xxh128(), list.has_md5()));
+        fewer = Options { xxh128: options.xxh128 && xxh128, md5: options.md5 && md5, ..options.clone() };
+        run = Run { options: &fewer, ..run };
+        run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())?;
+        run.report.digests_postponed = true;
+    }
     run.report.time.total = started.elapsed();
     Ok(run.report)
 }
@@ -51,42 +59,58 @@ struct Run<'a> {
     report: Report,
 }
 
+/// How a run came to its end.
+enum Ended {
+    /// With the right generation current.
+    Well,
+    /// Before anything was published: the list cannot have the digests that are asked for, because an entry
+    /// would stay whose file was not read.
+    ForWantOfDigests,
+}
+
 impl Run<'_> {
     fn go(
         &mut self,
         before: Option<&Generation>,
-        store_below_root: Option<Vec<u8>>,
-        changed_from: Option<Vec<Vec<u8>>>,
-    ) -> Result<(), IndexError> {
+        store_below_root: Option<&[u8]>,
+        changed_from: Option<&[Vec<u8>]>,
+    ) -> Result<Ended, IndexError> {
         let known = before.map(|before| Old { list: before.list(), local: before.local() });
         // A list without a digest that is asked for is made anew, from reading every file.
         let old = known.filter(|old| self.has_digests(old));
         let owners = Owners::default();
 
         let walking = Instant::now();
-        let excluded = store_below_root;
+        let excluded = store_below_root.map(<[u8]>::to_vec);
         let walk = Walk::new(&self.tree, self.options, excluded, old, &owners, self.progress, self.stop);
-        let findings = match (&changed_from, old) {
+        let findings = match (changed_from, old) {
             (Some(paths), Some(old)) => walk.only(old, paths),
             _ => walk.everything(),
         };
         let findings = findings.map_err(|error| root_error(&self.options.root, error))?;
         self.check_stop()?;
-        self.report.time.walk = walking.elapsed();
+        let hashing = Instant::now();
+        self.report.time.walk += hashing - walking;
 
         if findings.is_empty() && findings.lost.is_empty() {
             self.report.unreadable = findings.unreadable;
             return self.leave(before);
         }
-        let hashing = Instant::now();
+        let anew = known.filter(|_| old.is_none());
+        if anew.is_some_and(|known| self.loses_some(known, &findings.unreadable, &[]) || self.shut(known, &findings)) {
+            return Ok(Ended::ForWantOfDigests);
+        }
         let draft = self.store.begin(&self.lock)?;
-        let outcomes = self.read(&findings, known, &draft)?;
-        self.report.time.hash = hashing.elapsed();
-
+        let outcomes = self.read(&findings, known, hashing, &draft)?;
         let publishing = Instant::now();
+        self.report.time.hash += publishing - hashing;
+
         let settled = settle(findings, &outcomes, old, &owners, self.options);
         drop(outcomes);
         self.check_stop()?;
+        if anew.is_some_and(|known| self.loses_some(known, &settled.unreadable, &settled.torn)) {
+            return Ok(Ended::ForWantOfDigests);
+        }
         if settled.is_empty() {
             self.tell(settled);
             return self.leave(before);
@@ -101,7 +125,7 @@ impl Run<'_> {
         self.report.removed = (was + self.report.added).saturating_sub(is);
         self.store.retain(&self.lock, self.options.retention)?;
         self.report.time.publish = publishing.elapsed();
-        Ok(())
+        Ok(Ended::Well)
     }
 
     fn has_digests(&self, old: &Old<'_>) -> bool {
@@ -109,13 +133,37 @@ impl Run<'_> {
         (none || !self.options.xxh128 || old.list.has_xxh128()) && (none || !self.options.md5 || old.list.has_md5())
     }
 
-    fn read(&mut self, findings: &Findings, known: Option<Old<'_>>, draft: &Draft) -> Result<Outcomes, IndexError> {
+    /// Whether a list made anew would lack entries that must stay.
+    fn loses_some(&self, known: Old<'_>, unreadable: &[Problem], torn: &[Vec<u8>]) -> bool {
+        let kept = unreadable.iter().filter(|_| self.options.unreadable == Unreadable::KeepOld);
+        let mut paths = torn.iter().chain(kept.map(|problem| &problem.path));
+        paths.any(|path| known.list.find(path).is_some())
+    }
+
+    /// Whether some file with an entry that must stay cannot be opened. That is known in seconds, when reading
+    /// every file takes hours.
+    fn shut(&self, known: Old<'_>, findings: &Findings) -> bool {
+        let all = findings.dirs.iter().flat_map(|(dir, differs)| differs.found.iter().map(move |found| (dir, found)));
+        let mut files = all.filter(|(_, found)| found.facts.is_file()).map(|(dir, found)| path::join(dir, &found.name));
+        let shut = |path: &Vec<u8>| self.tree.open_file(path).is_err_and(|error| !tree::is_gone(error));
+        self.options.unreadable == Unreadable::KeepOld
+            && files.any(|path| shut(&path) && known.list.find(&path).is_some())
+    }
+
+    fn read(
+        &mut self,
+        findings: &Findings,
+        known: Option<Old<'_>>,
+        walked: Instant,
+        draft: &Draft,
+    ) -> Result<Outcomes, IndexError> {
         let jobs = Jobs::of(findings);
         let reading = Reading {
             tree: &self.tree,
             options: self.options,
             draft,
             known: KnownSums::of(known),
+            walked,
             progress: self.progress,
             stop: self.stop,
         };
@@ -123,17 +171,18 @@ impl Run<'_> {
             ReadingError::Stopped => IndexError::Stopped,
             ReadingError::Store(error) => error.into(),
         })?;
-        (self.report.hashed_files, self.report.hashed_bytes) = (outcomes.files, outcomes.bytes);
+        self.report.hashed_files += outcomes.files;
+        self.report.hashed_bytes += outcomes.bytes;
         Ok(outcomes)
     }
 
     /// Leaves the current generation current.
-    fn leave(&mut self, before: Option<&Generation>) -> Result<(), IndexError> {
+    fn leave(&mut self, before: Option<&Generation>) -> Result<Ended, IndexError> {
         if let Some(before) = before {
             (self.report.generation, self.report.counts) = (before.number(), before.head().counts);
         }
         self.store.retain(&self.lock, self.options.retention)?;
-        Ok(())
+        Ok(Ended::Well)
     }
 
     fn tell(&mut self, settled: Settled) {

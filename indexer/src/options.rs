@@ -22,7 +22,8 @@ pub struct Options {
     pub name: String,
     /// What is indexed. A change here shows at the next whole walk.
     pub filter: Filter,
-    /// Whether XXH128 is computed too, for stock clients. Turning it on reads every file once.
+    /// Whether XXH128 is computed too, for stock clients. Turning it on reads every file once, and waits for
+    /// a run in which all of them can be read ([`Unreadable::LeaveOut`]: all that can be).
     pub xxh128: bool,
     /// Whether MD5 is computed too, for stock clients. Costs about as much time as SHA-256.
     pub md5: bool,

@@ -44,6 +44,9 @@ pub struct Report {
     pub unreadable: Vec<Problem>,
     /// Files that kept changing while they were read; they are as in the generation before, or left out.
     pub torn: Vec<Vec<u8>>,
+    /// Whether the optional digests that were asked for are still not in the list: every file must be read
+    /// for them, and entries stay whose files cannot be. The next run tries again.
+    pub digests_postponed: bool,
     /// Where the time went.
     pub time: Phases,
 }

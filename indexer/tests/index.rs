@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{Site, set_mtime, sha256};
-use stillmirror_indexer::{IndexError, Progress, STAGING, Specials, Unreadable, index};
+use stillmirror_indexer::{IndexError, Options, Progress, STAGING, Specials, Unreadable, index};
 use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::sums::SumsRef;
 use stillmirror_store::{Store, StoreError};
@@ -406,6 +406,40 @@ fn what_cannot_be_read_is_reported_and_kept_or_left_out() {
     site.options.unreadable = Unreadable::LeaveOut;
     as_nobody(|| assert_eq!(site.index().unreadable.len(), 3));
     assert!(site.paths().is_empty());
+}
+
+#[test]
+fn new_digests_wait_until_every_file_that_stays_can_be_read() {
+    let mut site = Site::new();
+    for path in [site.dir.path(), &site.options.root] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let mode = |path: &str, mode| fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    site.write("file", "one");
+    site.write("dir/below", "two");
+    as_nobody(|| drop(site.index()));
+    let with_md5 = Options { md5: true, ..site.options.clone() };
+    let again = |options: &Options| index(options, &(), &AtomicBool::new(false)).unwrap();
+    for shut in ["file", "dir"] {
+        mode(shut, 0);
+        site.write("new", shut);
+        as_nobody(|| {
+            let report = again(&with_md5);
+            assert!(report.digests_postponed && report.published, "{report:?}");
+            assert_eq!(report.unreadable.len(), 1, "{report:?}");
+        });
+        assert_eq!(site.paths(), ["file", "new", "dir", "dir/below"]);
+        assert!(!site.current().list().has_md5() && site.current().delta().is_some());
+        mode(shut, 0o777);
+    }
+    as_nobody(|| assert!(!again(&with_md5).digests_postponed));
+    assert!(site.current().list().has_md5());
+    // What is to be left out does not hold the digests up.
+    mode("file", 0);
+    site.options = Options { xxh128: true, unreadable: Unreadable::LeaveOut, ..with_md5.clone() };
+    as_nobody(|| assert!(!site.index().digests_postponed));
+    assert_eq!(site.paths(), ["new", "dir", "dir/below"]);
+    assert!(site.current().list().has_xxh128());
 }
 
 #[test]
