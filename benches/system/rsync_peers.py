@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import threading
 import time
 import tomllib
 
@@ -525,3 +526,98 @@ def empty(path):
     shutil.rmtree(path, ignore_errors=True)
     if os.path.lexists(path):
         bench.must(['rm', '-rf', path])
+
+
+# Meters.
+
+
+class Sampler:
+    """The most memory that a server had beyond what it had at the start, looked at often."""
+
+    def __init__(self, server, interval=0.05):
+        self.server, self.interval, self.idle, self.over = server, interval, server.memory(), threading.Event()
+        self.most, self.processes = dict(self.idle), 1
+        self.thread = threading.Thread(target=self.sample)
+
+    def sample(self):
+        while not self.over.wait(self.interval):
+            now = self.server.memory()
+            self.most = {key: max(self.most[key], now[key]) for key in now}
+            self.processes = max(self.processes, len(self.server.processes()))
+
+    def beyond(self, key='private_dirty'):
+        return self.most[key] - self.idle[key]
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+class Session:
+    """The first steps of a client at protocol 31, by hand, for what a real one does not tell: how long the server took."""
+
+    def __init__(self, server, options='-lHogDtpre.LsfxCIvu', path='', source=None):
+        self.start = time.monotonic()
+        self.connection = socket.create_connection((server.address, server.port), timeout=PATIENCE, source_address=source and (source, 0))
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.options, self.path = options, path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.connection.close()
+
+    def handshake(self, rules=b''):
+        """Up to the end of the filter rules, the last that a client says before the list comes."""
+        self.connection.sendall(b'@RSYNCD: 31.0 md5 md4\n')
+        self.line()
+        self.connection.sendall(f'{bench.NAME}\n'.encode())
+        while (line := self.line()) != b'@RSYNCD: OK\n':
+            if line.startswith((b'@ERROR', b'@RSYNCD: EXIT')) or not line:
+                raise ConnectionError(line)
+        words = ['--server', '--sender', self.options, '.', f'{bench.NAME}/{self.path}', '']
+        # Stock sends its seed only after our list of digests.
+        self.connection.sendall('\0'.join([*words, '']).encode() + b'\x03md5')
+        if self.take(1)[0] & 0x80:  # the compatibility flags
+            self.take(1)
+        length = self.take(1)[0]
+        self.take((length & 0x7f) << 8 | self.take(1)[0] if length & 0x80 else length)
+        self.take(4)  # the seed
+        self.asked = time.monotonic()
+        self.connection.sendall(self.frame(rules + bytes(4)))
+
+    @staticmethod
+    def frame(data):
+        return (len(data) | 7 << 24).to_bytes(4, 'little') + data
+
+    def first_list_byte(self):
+        """Seconds from the client's last word, and from the connection."""
+        while True:
+            head = int.from_bytes(self.take(4), 'little')
+            if head >> 24 == 7 and head & 0xffffff:
+                now = time.monotonic()
+                return now - self.asked, now - self.start
+            self.take(head & 0xffffff)
+
+    def line(self):
+        line = b''
+        while not line.endswith(b'\n'):
+            byte = self.connection.recv(1)
+            if not byte:
+                break
+            line += byte
+        return line
+
+    def take(self, count):
+        taken = b''
+        while len(taken) < count:
+            piece = self.connection.recv(count - len(taken))
+            if not piece:
+                raise ConnectionError('the server closed the connection')
+            taken += piece
+        return taken
