@@ -23,8 +23,8 @@ pub const BYTES: usize = 1 << 20;
 
 /// What a client asked for.
 ///
-/// Paths are relative to the module, `a/sub/` keeping its slash and the module itself being empty; their wildcards (`* ? [ ]`)
-/// and backslashes are left as they came.
+/// Paths are relative to the module, `a/sub/` keeping its slash and the module itself being empty; their
+/// wildcards (`* ? [ ]`) and backslashes are left as they came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The version in force.
@@ -281,7 +281,8 @@ impl fmt::Display for Compression {
 }
 
 impl Capabilities {
-    /// From what follows an `e` among the letters. Clients write it whatever version is in force, and before 30 it means nothing.
+    /// From what follows an `e` among the letters. Clients write it whatever version is in force, and before 30
+    /// it means nothing.
     fn read(version: Version, letters: &[u8]) -> Self {
         let has = |letter| version.facts().variable_ints && letters.contains(&letter);
         Self {

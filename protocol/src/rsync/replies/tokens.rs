@@ -1,8 +1,8 @@
 //! How literal data is wrapped: plain tokens, or a compressor's format that holds the data as it is.
 //!
 //! A compressed session is served with stored deflate blocks, raw Zstandard blocks or LZ4 blocks of literals
-//! alone: what a client that asked for `-z` can read, at no cost in CPU and hardly any in bytes. Sources: RFC 1951, RFC
-//! 8878, the LZ4 block format; clients 2.6.0 to 3.5.0.
+//! alone: what a client that asked for `-z` can read, at no cost in CPU and hardly any in bytes. Sources:
+//! RFC 1951, RFC 8878, the LZ4 block format; clients 2.6.0 to 3.5.0.
 
 use crate::rsync::arguments::Compression;
 use crate::rsync::codec::put_i32;
