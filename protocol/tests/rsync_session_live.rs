@@ -150,7 +150,7 @@ fn content(file: usize) -> Vec<u8> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8
     };
-    (0..LENGTHS[file]).map(|at| if file % 2 == 0 { noise() } else { b'a' + (at % 26) as u8 }).collect()
+    (0..LENGTHS[file]).map(|at| if file.is_multiple_of(2) { noise() } else { b'a' + (at % 26) as u8 }).collect()
 }
 
 /// A place to pull to.
@@ -339,6 +339,8 @@ impl Session {
         }
         let content = content(file);
         let rest = &content[request.from as usize..];
+        // A sign of life may stand between any two frames.
+        replies.keep_alive();
         replies.file(request);
         for slice in rest.chunks(replies.slice()) {
             replies.literal(slice.len());
