@@ -48,7 +48,8 @@ fn main() {
     report("-p .~tmp~/", list, &["-p .~tmp~/"]);
     report("20 rules of a mirror script", list, STAGE_ONE);
     report("20 suffixes that are there", list, &["+ *.deb", "- *.dsc", "- *0.deb"].repeat(7)[..20]);
-    report("20 patterns with ** in them", list, &["- pool/**/source/**.asc"; 20]);
+    report("20 patterns with ** that are not there", list, &["- pool/**/source/**.asc"; 20]);
+    report("20 patterns with ** that nearly are", list, &["- pool/**/source-*/**.ddeb"; 20]);
     report("one hostile pattern", list, &[&format!("- {}b", "*[!~]".repeat(800))]);
 }
 

@@ -103,66 +103,106 @@ impl Glob {
     pub(super) fn matches(&self, subject: &[u8], slash_after: bool, starts: Starts, work: &mut u64) -> bool {
         // Most patterns are short, and clearing the longest one's sets would cost more than matching.
         if self.tokens.len() < 64 {
-            self.run(&mut [0; 1], &mut [0; 1], subject, slash_after, starts, work)
+            Run::<1>::new(self).matches(subject, slash_after, starts, work)
         } else {
-            self.run(&mut [0; WORDS], &mut [0; WORDS], subject, slash_after, starts, work)
+            Run::<WORDS>::new(self).matches(subject, slash_after, starts, work)
         }
     }
+}
 
-    fn run<const N: usize>(
-        &self,
-        reach: &mut [u64; N],
-        next: &mut [u64; N],
-        subject: &[u8],
-        slash_after: bool,
-        starts: Starts,
-        work: &mut u64,
-    ) -> bool {
-        let slash = |there: bool| there.then_some(&b'/');
-        let bytes = slash(starts == Starts::SlashBefore).into_iter().chain(subject).chain(slash(slash_after));
-        self.reach(reach, 0);
-        for &byte in bytes {
-            if self.at_end(reach, Token::Deep) {
+/// One comparison: the places that are reached, a bit each, and room for the next ones.
+struct Run<'a, const N: usize> {
+    glob: &'a Glob,
+    reach: [u64; N],
+    next: [u64; N],
+    /// The last `**` that was reached. It stays reached, so nothing before it matters any more.
+    deep: Option<usize>,
+}
+
+impl<'a, const N: usize> Run<'a, N> {
+    fn new(glob: &'a Glob) -> Self {
+        let mut run = Self { glob, reach: [0; N], next: [0; N], deep: None };
+        run.add(0);
+        run.reach = run.next;
+        run
+    }
+
+    fn matches(mut self, subject: &[u8], slash_after: bool, starts: Starts, work: &mut u64) -> bool {
+        let end = self.glob.tokens.len();
+        if starts == Starts::SlashBefore {
+            self.step(b'/', work);
+        }
+        let mut rest = subject;
+        while let Some((&byte, after)) = rest.split_first() {
+            if self.deep.is_some_and(|deep| deep + 1 == end) {
                 return true;
             }
-            next.fill(0);
-            let mut alive = starts == Starts::Elements;
-            for at in places(reach) {
+            if let Some(wanted) = self.only_waits_for() {
                 *work += 1;
-                let Some(&token) = self.tokens.get(at) else { continue };
-                let to = match token {
-                    Token::Byte(wanted) if wanted == byte => at + 1,
-                    Token::One if byte != b'/' => at + 1,
-                    Token::Class(number) if self.classes[usize::from(number)].has(byte) => at + 1,
-                    Token::Many if byte != b'/' => at,
-                    Token::Deep => at,
-                    _ => continue,
-                };
-                self.reach(next, to);
-                alive = true;
+                let Some(at) = memchr::memchr(wanted, rest) else { break };
+                self.step(wanted, work);
+                rest = &rest[at + 1..];
+                continue;
             }
-            if !alive {
+            let may_start = starts == Starts::Elements && self.deep.is_none();
+            let alive = self.step(byte, work);
+            if may_start && byte == b'/' {
+                self.next = self.reach;
+                self.add(0);
+                self.reach = self.next;
+            } else if !alive && !may_start {
                 return false;
             }
-            if byte == b'/' && starts == Starts::Elements {
-                self.reach(next, 0);
-            }
-            std::mem::swap(reach, next);
+            rest = after;
         }
-        has(reach, self.tokens.len())
+        if slash_after {
+            self.step(b'/', work);
+        }
+        has(&self.reach, end)
     }
 
-    /// Adds a place; a star also matches nothing. There are never two stars in a row.
-    fn reach(&self, set: &mut [u64], place: usize) {
-        set[place / 64] |= 1 << (place % 64);
-        if matches!(self.tokens.get(place), Some(Token::Many | Token::Deep)) {
-            set[(place + 1) / 64] |= 1 << ((place + 1) % 64);
+    /// The byte that must come, when all that is reached is a `**` and that byte behind it.
+    fn only_waits_for(&self) -> Option<u8> {
+        let deep = self.deep?;
+        match self.glob.tokens.get(deep + 1) {
+            Some(&Token::Byte(byte)) if N == 1 && self.reach[0] == 0b11 << deep => Some(byte),
+            _ => None,
         }
     }
 
-    /// Whether the last token is reached and is `token`.
-    fn at_end(&self, reach: &[u64], token: Token) -> bool {
-        self.tokens.last() == Some(&token) && has(reach, self.tokens.len() - 1)
+    /// Goes on by a byte. Whether any place is reached then.
+    fn step(&mut self, byte: u8, work: &mut u64) -> bool {
+        self.next = [0; N];
+        let (reach, mut alive) = (self.reach, false);
+        *work += N as u64 / 8;
+        for at in places(&reach) {
+            *work += 1;
+            let to = match self.glob.tokens.get(at) {
+                Some(&Token::Byte(wanted)) if wanted == byte => at + 1,
+                Some(Token::One) if byte != b'/' => at + 1,
+                Some(&Token::Class(number)) if self.glob.classes[usize::from(number)].has(byte) => at + 1,
+                Some(Token::Many) if byte != b'/' => at,
+                Some(Token::Deep) => at,
+                _ => continue,
+            };
+            self.add(to);
+            alive = true;
+        }
+        self.reach = self.next;
+        alive
+    }
+
+    /// Adds a place to the next ones; a star also matches nothing. There are never two stars in a row.
+    fn add(&mut self, place: usize) {
+        let token = self.glob.tokens.get(place);
+        if token == Some(&Token::Deep) && self.deep.is_none_or(|deep| deep < place) {
+            self.deep = Some(place);
+            self.next = [0; N];
+        }
+        self.next[place / 64] |= 1 << (place % 64);
+        if matches!(token, Some(Token::Many | Token::Deep)) {
+            self.next[(place + 1) / 64] |= 1 << ((place + 1) % 64);
+        }
     }
 }
 
@@ -271,5 +311,65 @@ impl ByteSet {
 
     fn remove(&mut self, byte: u8) {
         self.0[usize::from(byte / 64)] &= !(1 << (byte % 64));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the tokens mean, in the plainest words.
+    fn plainly(glob: &Glob, tokens: &[Token], subject: &[u8]) -> bool {
+        let Some((token, after)) = tokens.split_first() else { return subject.is_empty() };
+        let skips = |deep: bool| {
+            let reach = subject.iter().position(|&byte| byte == b'/' && !deep).unwrap_or(subject.len());
+            (0..=reach).any(|at| plainly(glob, after, &subject[at..]))
+        };
+        let Some((&byte, rest)) = subject.split_first() else {
+            return matches!(token, Token::Many | Token::Deep) && plainly(glob, after, subject);
+        };
+        match *token {
+            Token::Many => skips(false),
+            Token::Deep => skips(true),
+            Token::One => byte != b'/' && plainly(glob, after, rest),
+            Token::Byte(wanted) => byte == wanted && plainly(glob, after, rest),
+            Token::Class(number) => glob.classes[usize::from(number)].has(byte) && plainly(glob, after, rest),
+            Token::Never => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sets_of_places_say_what_the_pattern_says(
+            pattern in prop::collection::vec(prop::sample::select(vec!["a", "b", "/", "*", "**", "?", "[ab]", "[!a]"]), 0..9),
+            subject in prop::collection::vec(prop::sample::select(b"ab/".to_vec()), 0..10),
+            slash_after: bool,
+            starts in prop::sample::select(vec![Starts::Beginning, Starts::Elements, Starts::SlashBefore]),
+        ) {
+            let glob = Glob::new(pattern.concat().as_bytes());
+            let slash = |there: bool| if there { "/" } else { "" }.as_bytes();
+            let whole = [slash(starts == Starts::SlashBefore), &subject, slash(slash_after)].concat();
+            let begins = |at: usize| at == 0 || (starts == Starts::Elements && whole[at - 1] == b'/');
+            let expected =
+                (0..=subject.len()).any(|at| begins(at) && plainly(&glob, &glob.tokens, &whole[at..]));
+            let short = Run::<1>::new(&glob).matches(&subject, slash_after, starts, &mut 0);
+            let long = Run::<WORDS>::new(&glob).matches(&subject, slash_after, starts, &mut 0);
+            prop_assert_eq!((short, long), (expected, expected));
+        }
+    }
+
+    #[test]
+    fn the_longest_patterns_match() {
+        let longest = crate::limits::PATH;
+        for (pattern, subject) in [("a".repeat(longest), "a".repeat(longest)), ("*a".repeat(1000), "ba".repeat(1000))] {
+            let matches = |subject: &str| {
+                Glob::new(pattern.as_bytes()).matches(subject.as_bytes(), false, Starts::Beginning, &mut 0)
+            };
+            assert!(matches(&subject));
+            assert!(!matches(&format!("{subject}b")));
+        }
+        assert!(Glob::new(&vec![b'*'; longest + 1]).never_matches());
     }
 }

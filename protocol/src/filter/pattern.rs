@@ -196,14 +196,23 @@ impl Shape {
     }
 }
 
-/// The longest text in a pattern, without slashes at its ends: a slash may be only thought there.
+/// The longest text in a pattern. A slash behind a `**` at the beginning, or before one at the end, may
+/// be one that is only thought there.
 fn needle(glob: &Glob) -> Vec<u8> {
-    let byte = |token: &Token| if let Token::Byte(byte) = token { Some(*byte) } else { None };
-    let texts = glob.tokens().split(|token| byte(token).is_none());
-    let longest = texts.max_by_key(|text| text.len()).unwrap_or_default();
-    let text: Vec<u8> = longest.iter().filter_map(byte).collect();
-    let text = text.strip_prefix(b"/").unwrap_or(&text);
-    text.strip_suffix(b"/").unwrap_or(text).to_vec()
+    let tokens = glob.tokens();
+    let text = |at: usize| match tokens.get(at) {
+        Some(&Token::Byte(b'/')) if at <= 1 || at + 2 >= tokens.len() => None,
+        Some(&Token::Byte(byte)) => Some(byte),
+        _ => None,
+    };
+    let (mut longest, mut start) = (0..0, 0);
+    for at in (0..=tokens.len()).filter(|&at| text(at).is_none()) {
+        if at - start > longest.len() {
+            longest = start..at;
+        }
+        start = at + 1;
+    }
+    longest.filter_map(text).collect()
 }
 
 /// The bytes that can stand where a literal has this one; all, where it has none.
