@@ -6,6 +6,7 @@
 //! <store>/current                    symlink to generations/<number>: the only name that is ever replaced
 //! <store>/generations/<number>/      head, list, list.zst, local, packs; delta, origin-head, origin-list at need
 //! <store>/sums/<number>.pack         block checksum records first written for that generation
+//! <store>/lists/                     file lists encoded for stock clients; nothing depends on them
 //! ```
 //!
 //! Nothing that has its final name is ever modified: a generation is written to a directory of its own,
@@ -19,6 +20,7 @@ mod draft;
 mod error;
 mod generation;
 mod kill;
+pub mod list_cache;
 mod map;
 mod packs;
 mod retain;

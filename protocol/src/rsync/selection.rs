@@ -136,7 +136,8 @@ pub struct Selecting {
     wanted: Wanted,
     /// The directory that names from a list are relative to; none when it is missing.
     base: Option<Vec<u8>>,
-    views: BTreeMap<u32, Marks>,
+    /// By base, with the place of the first path that has it: of equal names the first path's counts.
+    views: BTreeMap<u32, (usize, Marks)>,
     locator: Locator,
     io_error: i32,
 }
@@ -175,7 +176,9 @@ impl Selecting {
 
     /// The selection.
     pub fn finish(self) -> Selection {
-        let views = self.views.into_iter().map(|(base, marks)| marks.into_view(base)).collect();
+        let mut views: Vec<_> = self.views.into_iter().collect();
+        views.sort_unstable_by_key(|&(_, (place, _))| place);
+        let views = views.into_iter().map(|(base, (_, marks))| marks.into_view(base)).collect();
         Selection { views, io_error: self.io_error }
     }
 
@@ -211,7 +214,8 @@ impl Selecting {
             (true, false, true) => CHILDREN,
             _ => 0,
         };
-        let marks = self.views.entry(base).or_default();
+        let place = self.views.len();
+        let (_, marks) = self.views.entry(base).or_insert_with(|| (place, Marks::default()));
         marks.put_parents(list, base, row.number(), if self.wanted.implied_dirs { IMPLIED } else { 0 });
         marks.put(row.number(), ASKED | contents);
         Ok(())

@@ -1,15 +1,26 @@
 //! From the index that a client names to the row that it means.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::list::ListRef;
 use crate::rsync::selection::{ASKED, RECURSE, ROW, Selection};
 
 /// The rows of a list by file index.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Numbers {
     /// An incremental list without filters: computed, in the time of a binary search.
     Levels(Levels),
     /// Row by index; [`Numbers::NO_ROW`] where the index means nothing.
     Table(Vec<u32>),
+    /// As a table, kept elsewhere.
+    Shared(Arc<dyn RowTable>),
+}
+
+/// Rows by index, in a list that was encoded before.
+pub trait RowTable: fmt::Debug + Send + Sync {
+    /// The row that an index means; none for an index that no client may name.
+    fn row(&self, ndx: u32) -> Option<u32>;
 }
 
 impl Numbers {
@@ -21,7 +32,13 @@ impl Numbers {
         match self {
             Self::Levels(levels) => levels.row(list, ndx),
             Self::Table(rows) => rows.get(ndx as usize).copied().filter(|&row| row != Self::NO_ROW),
+            Self::Shared(rows) => rows.row(ndx).filter(|&row| row < list.len()),
         }
+    }
+
+    /// The numbers of a selection's incremental list without filters.
+    pub fn computed(list: ListRef<'_>, selection: &Selection) -> Self {
+        Self::Levels(Levels::of(list, selection))
     }
 }
 

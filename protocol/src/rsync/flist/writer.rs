@@ -25,6 +25,7 @@ pub struct ListWriter {
     lists: u32,
     entries: u32,
     bytes: u64,
+    finished: (u32, u32),
     done: bool,
 }
 
@@ -68,6 +69,7 @@ impl ListWriter {
             lists: 0,
             entries: 0,
             bytes: 0,
+            finished: (0, 0),
             done: false,
             computed,
             class,
@@ -116,6 +118,7 @@ impl ListWriter {
                 Step::End => self.encoder.put_end(self.io_error_of_this_list(), out),
                 Step::Done => self.finish(list, out),
             }
+            self.finished = (self.lists, self.entries);
             boundary = self.class.incremental.then_some(out.len());
         }
         self.bytes += (out.len() - begin) as u64;
@@ -130,6 +133,11 @@ impl ListWriter {
     /// Entries written so far.
     pub fn entries(&self) -> u32 {
         self.entries
+    }
+
+    /// Lists that are complete, and the entries in them: what stands before [`Written::boundary`].
+    pub fn finished(&self) -> (u32, u32) {
+        self.finished
     }
 
     /// Bytes written so far.

@@ -1,0 +1,169 @@
+//! The file of one encoded list.
+
+use std::fs::File;
+use std::io;
+
+use stillmirror_protocol::codec::{DecodeError, Reader};
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::rsync::flist::{Numbers, RowTable};
+use twox_hash::XxHash3_128;
+
+use crate::map::Map;
+
+const MAGIC: [u8; 8] = *b"SMFLIST\n";
+/// Another layout, or another encoding of the same list, is another version.
+const VERSION: u16 = 1;
+pub(super) const HEADER_BYTES: usize = 112;
+pub(super) const MARK_BYTES: usize = 16;
+
+/// The fixed header: what the file is and how long its parts are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Of the key.
+    pub(super) key: [u8; 32],
+    /// Bytes of the stream.
+    pub(super) stream: u64,
+    pub(super) marks: u32,
+    /// Rows by index; 0 when they are computed.
+    pub(super) rows: u32,
+    pub(super) lists: u32,
+    pub(super) entries: u32,
+    /// XXH3-128 of everything after the header.
+    pub(super) checksum: u128,
+}
+
+/// A place in the stream at which one list ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Bytes before it.
+    pub offset: u64,
+    /// Lists before it.
+    pub lists: u32,
+    /// Entries before it.
+    pub entries: u32,
+}
+
+/// An encoded list, mapped. It never changes, and stays readable after its file was removed.
+#[derive(Debug)]
+pub struct CachedList {
+    map: Map,
+    header: Header,
+}
+
+impl Header {
+    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = Vec::with_capacity(HEADER_BYTES);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&self.key);
+        out.extend_from_slice(&self.stream.to_le_bytes());
+        for count in [self.marks, self.rows, self.lists, self.entries] {
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+        out.extend_from_slice(&self.checksum.to_le_bytes());
+        out.resize(HEADER_BYTES, 0);
+        out.try_into().unwrap_or([0; HEADER_BYTES])
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let is = |right: bool, field| if right { Ok(()) } else { Err(DecodeError::Invalid(field)) };
+        is(reader.array::<8>("magic")? == MAGIC, "magic")?;
+        is(reader.u16("version")? == VERSION, "version")?;
+        is(reader.array("reserved")? == [0; 6], "reserved")?;
+        let header = Self {
+            key: reader.array("key")?,
+            stream: reader.u64("stream")?,
+            marks: reader.u32("marks")?,
+            rows: reader.u32("rows")?,
+            lists: reader.u32("lists")?,
+            entries: reader.u32("entries")?,
+            checksum: u128::from_le_bytes(reader.array("checksum")?),
+        };
+        is(reader.rest().iter().all(|&byte| byte == 0), "reserved")?;
+        Ok(header)
+    }
+
+    /// Where the marks and the rows begin, and the file ends.
+    fn layout(&self) -> Option<[u64; 3]> {
+        let marks = padded(self.stream.checked_add(HEADER_BYTES as u64)?)?;
+        let rows = marks.checked_add(u64::from(self.marks) * MARK_BYTES as u64)?;
+        Some([marks, rows, rows.checked_add(u64::from(self.rows) * 4)?])
+    }
+}
+
+/// The next multiple of 8.
+pub(super) fn padded(len: u64) -> Option<u64> {
+    len.checked_next_multiple_of(8)
+}
+
+impl CachedList {
+    /// Maps a file and checks it wholly. The inner error says what is wrong with it.
+    pub(super) fn open(file: &File, key: &Digest) -> io::Result<Result<Self, &'static str>> {
+        let map = Map::of(file)?;
+        let Some((head, body)) = map.bytes().split_at_checked(HEADER_BYTES) else {
+            return Ok(Err("the file is cut short"));
+        };
+        let Ok(header) = Header::decode(head) else { return Ok(Err("no encoded list of this version")) };
+        if header.key != key.0 {
+            return Ok(Err("another list than its name says"));
+        }
+        if header.layout().is_none_or(|[.., end]| end != map.bytes().len() as u64) {
+            return Ok(Err("the file's length is not what its header says"));
+        }
+        if XxHash3_128::oneshot(body) != header.checksum {
+            return Ok(Err("its checksum differs"));
+        }
+        map.forget_pages();
+        Ok(Ok(Self { map, header }))
+    }
+
+    /// The whole list as it is sent.
+    pub fn stream(&self) -> &[u8] {
+        &self.map.bytes()[HEADER_BYTES..HEADER_BYTES + self.header.stream as usize]
+    }
+
+    /// Places in the stream at which lists end, some tens of KiB apart, ascending; the last is its end. Of a
+    /// list that is not incremental: its end alone.
+    pub fn marks(&self) -> impl ExactSizeIterator<Item = Mark> {
+        let [marks, rows, _] = self.header.layout().unwrap_or_default();
+        self.map.bytes()[marks as usize..rows as usize].chunks_exact(MARK_BYTES).map(|bytes| {
+            let mut reader = Reader::new(bytes);
+            Mark {
+                offset: reader.u64("offset").unwrap_or_default(),
+                lists: reader.u32("lists").unwrap_or_default(),
+                entries: reader.u32("entries").unwrap_or_default(),
+            }
+        })
+    }
+
+    /// Lists in the stream.
+    pub fn lists(&self) -> u32 {
+        self.header.lists
+    }
+
+    /// Entries in the stream.
+    pub fn entries(&self) -> u32 {
+        self.header.entries
+    }
+
+    /// Whether rows by index are computed ([`Numbers::computed`]) rather than in the file.
+    pub fn is_computed(&self) -> bool {
+        self.header.rows == 0 && self.header.entries > 0
+    }
+
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.map.bytes().len() as u64
+    }
+}
+
+impl RowTable for CachedList {
+    fn row(&self, ndx: u32) -> Option<u32> {
+        let [_, rows, end] = self.header.layout()?;
+        let rows = self.map.bytes().get(rows as usize..end as usize)?;
+        let (rows, _) = rows.as_chunks::<4>();
+        rows.get(ndx as usize).map(|bytes| u32::from_le_bytes(*bytes)).filter(|&row| row != Numbers::NO_ROW)
+    }
+}

@@ -1,0 +1,167 @@
+//! Encoded lists on disk: what was written is read, what is damaged or gone is built again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rkyv::util::AlignedVec;
+use stillmirror_protocol::changes::{Changes, Put, apply};
+use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
+use stillmirror_protocol::list;
+use stillmirror_protocol::rsync::flist::{Class, ListWriter, Numbers, RowTable};
+use stillmirror_protocol::rsync::selection::{Everything, Selection, Wanted};
+use stillmirror_protocol::rsync::version::Version;
+use stillmirror_store::list_cache::{Bounds, CachedList, Key, ListCache};
+use stillmirror_store::{Store, StoreError};
+
+const WIDE: Bounds = Bounds { files: 100, bytes: 1 << 30 };
+
+/// The encoded list of a tree with so many directories of ten files.
+fn tree(directories: u32) -> AlignedVec {
+    let entry = |kind| Entry { mode: 0o755, mtime: Time { sec: 7, nsec: 1 }, owner: Owner::default(), kind };
+    let root = Put { entry: entry(Kind::Directory), tag: 0 };
+    let mut changes = Changes { root: Some(root), ..Changes::default() };
+    for dir in 0..directories {
+        let name = format!("directory-{dir}").into_bytes();
+        changes.put(b"", &name, entry(Kind::Directory), 0);
+        for file in 0..10u32 {
+            let digests = Digests { sha256: Digest([1; 32]), ..Digests::default() };
+            let kind = Kind::File { size: u64::from(file), digests, link: None };
+            changes.put(&name, format!("file-{file}").as_bytes(), entry(kind), 0);
+        }
+    }
+    apply(None, &changes).expect("the changes make a tree").list.encode()
+}
+
+fn class(incremental: bool) -> Class {
+    Class { incremental, varint_flags: true, ..Class::plain(Version::NEWEST) }
+}
+
+fn key(generation: u64, class: &Class) -> Key {
+    Key::new(generation, Digest([generation as u8; 32]), class, b"selection", b"")
+}
+
+fn writer(bytes: &[u8], class: Class) -> ListWriter {
+    let list = list::open(bytes).expect("a built list is valid");
+    let wanted = Wanted { paths: vec![Vec::new()], recurse: true, ..Wanted::default() };
+    ListWriter::new(list, class, Selection::resolve(list, wanted, &Everything).0, &Everything)
+}
+
+fn build(cache: &ListCache, generation: u64, bytes: &[u8], class: Class) -> std::sync::Arc<CachedList> {
+    let list = list::open(bytes).expect("a built list is valid");
+    cache.build(&key(generation, &class), list, writer(bytes, class), &Everything).expect("it is built")
+}
+
+fn cache(dir: &Path, bounds: Bounds) -> ListCache {
+    Store::create(dir, "pub").expect("a store").list_cache(bounds)
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> =
+        fs::read_dir(dir.join("lists")).expect("lists").map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_list_comes_back_with_its_rows_and_the_places_between_its_parts() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(2000));
+    let list = list::open(&bytes).expect("a built list is valid");
+    let cache = cache(dir.path(), WIDE);
+    for class in [class(false), class(true)] {
+        let (mut stream, mut rows) = (Vec::new(), Vec::new());
+        let mut plain = writer(&bytes, class);
+        while !plain.write(list, &Everything, &mut stream, &mut rows, usize::MAX).done {}
+        assert!(cache.open(&key(1, &class)).expect("no error").is_none());
+        build(&cache, 1, &bytes, class);
+        let cached = cache.open(&key(1, &class)).expect("no error").expect("it was built");
+        assert!(cached.stream() == stream, "the stream differs");
+        assert_eq!((cached.lists(), cached.entries()), (plain.lists(), plain.entries()));
+        let marks: Vec<_> = cached.marks().collect();
+        let last = marks.last().expect("the end is marked");
+        assert_eq!((last.offset, last.lists, last.entries), (stream.len() as u64, cached.lists(), cached.entries()));
+        assert!(marks.is_sorted_by(|a, b| a.offset < b.offset && a.lists <= b.lists && a.entries < b.entries));
+        assert_eq!(marks.len() > 1, class.incremental);
+        assert_eq!(cached.is_computed(), class.incremental);
+        if !class.incremental {
+            let shared = Numbers::Shared(cached.clone());
+            let table = Numbers::Table(rows);
+            assert!((0..=cached.entries()).all(|ndx| shared.row(list, ndx) == table.row(list, ndx)));
+            assert!(cached.row(cached.entries() - 1).is_some());
+            assert!(cached.row(u32::MAX).is_none());
+        }
+    }
+    assert_eq!(files(dir.path()).len(), 2, "no drafts stay");
+}
+
+#[test]
+fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
+    let cache = cache(dir.path(), WIDE);
+    let class = class(false);
+    let spoil: [fn(&mut Vec<u8>); 6] = [
+        |bytes| bytes[0] ^= 1,
+        |bytes| bytes[8] ^= 1,
+        |bytes| bytes[20] ^= 1,
+        |bytes| bytes[200] ^= 1,
+        |bytes| bytes.truncate(300),
+        |bytes| bytes[48..56].fill(0xff),
+    ];
+    for spoil in spoil {
+        build(&cache, 1, &bytes, class);
+        let path = files(dir.path()).remove(0);
+        let mut content = fs::read(&path).expect("it is there");
+        spoil(&mut content);
+        fs::remove_file(&path).expect("it is there");
+        fs::write(&path, content).expect("it is written");
+        assert!(matches!(cache.open(&key(1, &class)), Err(StoreError::Damaged { .. })));
+        assert!(cache.open(&key(1, &class)).expect("no error").is_none());
+    }
+}
+
+#[test]
+fn lists_go_with_their_generation_and_stay_readable_to_those_who_have_them() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
+    let cache = cache(dir.path(), WIDE);
+    let open = build(&cache, 1, &bytes, class(false));
+    let before = open.stream().to_vec();
+    build(&cache, 2, &bytes, class(false));
+    let draft = dir.path().join("lists/.tmp-1-2-3.list");
+    fs::write(&draft, b"left by a crash").expect("it is written");
+    cache.sweep(|generation| generation == 2).expect("no error");
+    assert_eq!(files(dir.path()).len(), 2, "a draft may be another process's");
+    let long_ago = SystemTime::now() - Duration::from_secs(7200);
+    fs::File::options().write(true).open(&draft).expect("it is there").set_modified(long_ago).expect("a time");
+    cache.sweep(|generation| generation == 2).expect("no error");
+    assert!(cache.open(&key(1, &class(false))).expect("no error").is_none());
+    assert!(cache.open(&key(2, &class(false))).expect("no error").is_some());
+    assert_eq!(files(dir.path()).len(), 1);
+    assert!(open.stream() == before, "what is mapped stays");
+}
+
+#[test]
+fn the_list_used_least_recently_makes_way() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
+    let bounds = Bounds { files: 2, bytes: 1 << 30 };
+    let cache = cache(dir.path(), bounds);
+    for generation in [1, 2] {
+        build(&cache, generation, &bytes, class(false));
+    }
+    let age = |generation: u64, seconds| {
+        let file = files(dir.path()).into_iter().find(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{generation}-")))
+        });
+        let file = fs::File::options().write(true).open(file.expect("it is there")).expect("it opens");
+        file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).expect("a time");
+    };
+    age(1, 1000);
+    age(2, 500);
+    // Being used makes the older one the younger.
+    assert!(cache.open(&key(1, &class(false))).expect("no error").is_some());
+    build(&cache, 3, &bytes, class(false));
+    let is_there = |generation| cache.open(&key(generation, &class(false))).expect("no error").is_some();
+    assert_eq!([1, 2, 3].map(is_there), [true, false, true]);
+    let small = Store::open(dir.path()).expect("a store").list_cache(Bounds { files: 9, bytes: 1 });
+    assert!(!build(&small, 4, &bytes, class(false)).stream().is_empty(), "the session that built it has it");
+    assert!(files(dir.path()).is_empty());
+}
