@@ -26,6 +26,7 @@
 
 use std::ops::Range;
 
+use fearless_simd::{Level as Instructions, dispatch};
 use twox_hash::XxHash3_64;
 
 /// Most levels a scheme has.
@@ -465,13 +466,14 @@ pub enum SumsError {
 pub(crate) const MULTIPLIER: u32 = 0x8DA6_B343;
 
 const CHUNK: usize = 256;
-/// The powers of [`MULTIPLIER`] that weigh the bytes of a chunk: low halves, high halves.
-const WEIGHTS: ([u16; CHUNK], [u16; CHUNK]) = {
+/// The powers of [`MULTIPLIER`] that weigh the bytes of a chunk: low halves, signed, and what they leave.
+const WEIGHTS: ([i16; CHUNK], [i16; CHUNK]) = {
     let (mut low, mut high) = ([0; CHUNK], [0; CHUNK]);
     let (mut weight, mut i) = (1u32, CHUNK);
     while i > 0 {
         i -= 1;
-        (low[i], high[i]) = (weight as u16, (weight >> 16) as u16);
+        low[i] = weight as i16;
+        high[i] = (weight.wrapping_sub(low[i] as u32) >> 16) as i16;
         weight = weight.wrapping_mul(MULTIPLIER);
     }
     (low, high)
@@ -491,30 +493,29 @@ pub(crate) const fn power(mut exponent: u64) -> u32 {
     result
 }
 
-/// The weak checksum of a block.
+/// The weak checksum of a block, by the widest instructions that the machine has.
 pub(crate) fn weak(block: &[u8]) -> u32 {
+    dispatch!(Instructions::new(), _widest => weak_by_chunks(block))
+}
+
+#[inline(always)]
+fn weak_by_chunks(block: &[u8]) -> u32 {
     let (chunks, rest) = block.as_chunks::<CHUNK>();
     let sum = chunks.iter().fold(0u32, |sum, chunk| sum.wrapping_mul(CHUNK_POWER).wrapping_add(weigh(chunk)));
     rest.iter().fold(sum, |sum, &byte| sum.wrapping_mul(MULTIPLIER).wrapping_add(u32::from(byte)))
 }
 
-/// The sum of a chunk's weighted bytes, in 16-bit arithmetic only: that is what compilers turn into SIMD
-/// instructions on every machine.
+/// The sum of a chunk's weighted bytes. Products of 16-bit numbers are what SIMD instructions are good at, so
+/// the two halves of the weights make two sums, of which the high one counts modulo 2^16.
+#[inline(always)]
 fn weigh(chunk: &[u8; CHUNK]) -> u32 {
-    // Of the products of bytes and low halves of weights: the sum of bits 8 to 15, that of bits 0 to 15 modulo
-    // 2^16, and that of bits 16 and up, which joins the products of high halves.
-    let (mut middle, mut low, mut high) = (0u16, 0u16, 0u16);
-    for ((&byte, &weight_low), &weight_high) in chunk.iter().zip(&WEIGHTS.0).zip(&WEIGHTS.1) {
-        let byte = u16::from(byte);
-        let product = byte.wrapping_mul(weight_low);
-        middle = middle.wrapping_add(product >> 8);
-        low = low.wrapping_add(product);
-        let above = ((u32::from(byte) * u32::from(weight_low)) >> 16) as u16;
-        high = high.wrapping_add(above).wrapping_add(byte.wrapping_mul(weight_high));
-    }
-    // 256 times 255 fits into 16 bits: so `middle` is exact, and the sum of bits 0 to 7 is what it leaves of `low`.
-    let low = (u32::from(middle) << 8) + u32::from(low.wrapping_sub(middle << 8));
-    low.wrapping_add(u32::from(high) << 16)
+    let mut bytes = [0i16; CHUNK];
+    bytes.iter_mut().zip(chunk).for_each(|(wide, &byte)| *wide = i16::from(byte));
+    // At most 256 · 255 · 2^15: this fits.
+    let low: i32 = bytes.iter().zip(&WEIGHTS.0).map(|(&byte, &weight)| i32::from(byte) * i32::from(weight)).sum();
+    let high =
+        bytes.iter().zip(&WEIGHTS.1).fold(0i16, |sum, (byte, weight)| sum.wrapping_add(byte.wrapping_mul(*weight)));
+    low.cast_unsigned().wrapping_add(u32::from(high.cast_unsigned()) << 16)
 }
 
 #[cfg(test)]
