@@ -196,8 +196,8 @@ impl Options {
             recurse: self.recurse,
             dirs: self.dirs,
             relative: self.relative,
-            // A client that could take the list incrementally counts on every parent being in it.
-            implied_dirs: self.implied_dirs || self.capabilities.incremental,
+            // Since protocol 30 a client counts on every parent being in the list, and leaves them alone itself.
+            implied_dirs: self.implied_dirs || self.version.facts().variable_ints,
             files_from: self.files_from != FilesFrom::No,
         }
     }
