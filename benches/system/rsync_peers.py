@@ -131,7 +131,8 @@ def classes(text):
         line = re.sub(rb'(vanished: ).*', rb'\1NAME', line)
         line = re.sub(rb'(?<!code )\b\d+\b', b'N', line)
         kinds.add(re.sub(rb'\s+', b' ', line).strip().decode(errors='backslashreplace'))
-    return sorted(kinds - {''})
+    # Whether a client still reads what a server has said before it closed is a race.
+    return sorted(kind for kind in kinds if kind and 'Connection reset' not in kind)
 
 
 # The judge.
@@ -430,7 +431,7 @@ class Tree:
         os.makedirs(self.at('specials'), exist_ok=True)
         for name, mode, device in (('fifo', stat.S_IFIFO, 0), ('null', stat.S_IFCHR, os.makedev(1, 3)), ('zero', stat.S_IFCHR, os.makedev(1, 5)),
                                    ('loop', stat.S_IFBLK, os.makedev(7, 0)), ('loop9', stat.S_IFBLK, os.makedev(7, 9)), ('big', stat.S_IFCHR, os.makedev(259, 300_000)),
-                                   ('wide', stat.S_IFBLK, os.makedev(4095, 1_048_575)), ('x-fifo', stat.S_IFIFO, 0), ('zero-again', stat.S_IFCHR, os.makedev(1, 5))):
+                                   ('wide', stat.S_IFBLK, os.makedev(4095, 524_287)), ('x-fifo', stat.S_IFIFO, 0), ('zero-again', stat.S_IFCHR, os.makedev(1, 5))):
             os.mknod(self.at(f'specials/{name}'), mode | 0o640, device)
             os.chmod(self.at(f'specials/{name}'), 0o640)
             self.touch(f'specials/{name}')
@@ -516,9 +517,9 @@ def wide_tree(root, files=4000, seed=2):
     tree.settle()
 
 
-def clone(source, dest):
+def clone(source, dest, links=True):
     """A destination that holds an earlier state; exact in times, links and holes."""
-    bench.must(['cp', '-a', source, dest])
+    bench.must(['cp', '-a', *([] if links else ['--no-preserve=links']), source, dest])
 
 
 def empty(path):
