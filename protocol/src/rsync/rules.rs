@@ -229,3 +229,6 @@ impl RuleError {
 fn related(path: &[u8], dir: &[u8]) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
+
+#[cfg(test)]
+mod tests;

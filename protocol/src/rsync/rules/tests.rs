@@ -1,0 +1,138 @@
+use super::*;
+use crate::changes::{Changes, Put, apply};
+use crate::entry::{Digests, Entry, Kind, Owner, Time};
+
+fn rules(texts: &[&str]) -> Result<Rules, RuleError> {
+    Rules::parse(texts.iter().map(|text| text.as_bytes()), Version::NEWEST, false)
+}
+
+fn old_rules(texts: &[&str]) -> Result<Rules, RuleError> {
+    Rules::parse(texts.iter().map(|text| text.as_bytes()), Version::OLDEST, false)
+}
+
+fn hides(rules: &Rules, path: &str) -> bool {
+    rules.hides(path.trim_end_matches('/').as_bytes(), 0, path.ends_with('/'))
+}
+
+/// The list of a tree of these files, with their sizes.
+fn list_of(files: &[(&str, u64)]) -> rkyv::util::AlignedVec {
+    let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), kind };
+    let mut changes = Changes { root: Some(Put { entry: entry(Kind::Directory), tag: 0 }), ..Changes::default() };
+    for (path, size) in files {
+        for (at, _) in path.match_indices('/') {
+            let (dir, name) = crate::path::split(&path.as_bytes()[..at]);
+            changes.put(dir, name, entry(Kind::Directory), 0);
+        }
+        let (dir, name) = crate::path::split(path.as_bytes());
+        changes.put(dir, name, entry(Kind::File { size: *size, digests: Digests::default(), link: None }), 0);
+    }
+    apply(None, &changes).unwrap().list.encode()
+}
+
+#[test]
+fn what_is_no_rule_is_refused_in_rsyncs_words() {
+    for (text, message) in [
+        ("foo", "Unknown filter rule: foo"),
+        ("-n foo", "invalid modifier 'n' at position 1 in filter rule: -n foo"),
+        ("-s,p foo", "invalid modifier ',' at position 2 in filter rule: -s,p foo"),
+        ("Hs foo", "invalid modifier 's' at position 1 in filter rule: Hs foo"),
+        (":-C x", "invalid modifier 'C' at position 2 in filter rule: :-C x"),
+        ("- ", "unexpected end of filter rule: - "),
+        ("hide", "unexpected end of filter rule: hide"),
+        ("! x", "'!' rule has trailing characters: ! x"),
+    ] {
+        assert_eq!(rules(&[text]).map(|_| ()).unwrap_err().to_string(), message);
+    }
+    assert_eq!(rules(&["-n foo"]).unwrap_err().exit(), Exit::Syntax);
+}
+
+#[test]
+fn a_rule_that_would_read_a_file_is_refused_by_name() {
+    let error = rules(&["- x", ". /etc/rules"]).unwrap_err();
+    assert!(error.to_string().contains(". /etc/rules"), "{error}");
+    assert_eq!(error.exit(), Exit::Unsupported);
+}
+
+#[test]
+fn old_clients_say_only_plus_minus_and_bang() {
+    let old = old_rules(&["+ keep", "kee?", "-s x", ":C"]).unwrap();
+    assert!(
+        !hides(&old, "keep") && hides(&old, "keen") && !hides(&old, "x") && hides(&old, "-s x") && hides(&old, ":C")
+    );
+    assert!(!hides(&old_rules(&["x", "!"]).unwrap(), "x"));
+    assert!(hides(&old_rules(&["x", "! "]).unwrap(), "x"));
+}
+
+#[test]
+fn the_modifier_of_a_slash_looks_at_the_path_in_the_module() {
+    let rules = rules(&["-/ /sub/foo", "- /bar"]).unwrap();
+    assert!(rules.hides(b"sub/foo", 4, false) && !rules.hides(b"foo", 0, false));
+    assert!(rules.hides(b"sub/bar", 4, false) && !rules.hides(b"sub/bar", 0, false));
+}
+
+#[test]
+fn cvs_excludes_follow_the_clients_rules() {
+    let rules = Rules::parse([&b"+ core"[..], b"!", b"+ keep.o"], Version::NEWEST, true).unwrap();
+    assert!(hides(&rules, "a/core") && hides(&rules, "x.o") && !hides(&rules, "keep.o") && hides(&rules, ".git/"));
+    assert!(!hides(&rules, ".git"), "only as a directory");
+    assert_eq!(rules.merge_files().collect::<Vec<_>>(), [b".cvsignore"]);
+}
+
+#[test]
+fn a_merge_file_that_stands_where_it_would_be_read_is_refused() {
+    let bytes = list_of(&[("a/.rules", 5), ("b/.rules", 0), ("c/x/y", 1)]);
+    let list = crate::list::open(&bytes).unwrap();
+    let merging = rules(&["dir-merge,n- /.rules"]).unwrap();
+    let error = merging.check_merges(list, b"").unwrap_err();
+    assert!(matches!(&error, RuleError::DirMerge { file, .. } if file == "a/.rules"), "{error}");
+    assert!(merging.check_merges(list, b"a").is_err());
+    assert_eq!(merging.check_merges(list, b"b"), Ok(()), "an empty file says nothing");
+    assert_eq!(merging.check_merges(list, b"c"), Ok(()), "nothing is there");
+    assert_eq!(rules(&[": .none"]).unwrap().check_merges(list, b""), Ok(()));
+    let above = list_of(&[(".rules", 5), ("c/x/y", 1)]);
+    assert!(merging.check_merges(crate::list::open(&above).unwrap(), b"c/x").is_err());
+}
+
+#[test]
+fn a_module_and_its_client_must_both_let_a_name_through() {
+    let module = ModuleRules::parse(b"- /private/ + *.iso  H void", b"secret.txt", b"secret* !x").unwrap();
+    assert!(module.hides(b"private", true) && module.hides(b"secret.key", false));
+    assert!(!module.hides(b"secret.txt", false) && !module.hides(b"secret.iso", false));
+    assert!(!module.hides(b"void", false), "a stock daemon's module does not hide by 'hide'");
+    assert!(module.hides(b"!x", false));
+    let rules = rules(&["+ private/", "- *.txt"]).unwrap().within(Arc::new(module));
+    assert!(hides(&rules, "private/") && hides(&rules, "a/b.txt") && !hides(&rules, "a/b.iso"));
+    assert!(rules.module_hides(b"private", true) && !rules.module_hides(b"a/b.txt", false));
+}
+
+#[test]
+fn a_modules_filter_has_to_be_rules() {
+    for filter in [&b"foo"[..], b"- foo bar", b"-", b"-  foo", b". rules", b":C - b"] {
+        assert!(ModuleRules::parse(filter, b"", b"").is_err(), "{}", filter.escape_ascii());
+    }
+    assert!(ModuleRules::parse(b"- a ! -_b -C - c", b"- d", b"e f").is_ok());
+}
+
+#[test]
+fn rules_without_excludes_hide_nothing_and_equal_rules_have_equal_keys() {
+    assert!(rules(&["+ a", "- b", "!", "-x c"]).unwrap().nothing());
+    let key = |texts: &[&str]| rules(texts).unwrap().key();
+    assert_eq!(key(&["- a", "!", "hide,p b"]), key(&["-s_b"]));
+    for other in [&["+ b"][..], &["-/ b"], &["-! b"], &["- b/"], &["- b", "- b"]] {
+        assert_ne!(key(other), key(&["- b"]), "{other:?}");
+    }
+}
+
+#[test]
+fn rules_that_cost_too_much_are_cut_short() {
+    let hostile = format!("- {}", "*[!~]".repeat(800));
+    let rules = rules(&vec![hostile.as_str(); 60]).unwrap();
+    let name = "a".repeat(255);
+    assert!(!hides(&rules, &name) && !rules.exhausted());
+    let a_name = rules.counted.load(Ordering::Relaxed);
+    assert!(a_name > 1_000_000, "{a_name} steps");
+    rules.counted.store(COUNTED_STEPS - a_name, Ordering::Relaxed);
+    assert!(!hides(&rules, &name) && !rules.exhausted());
+    assert!(!hides(&rules, &name) && rules.exhausted());
+    assert!(hides(&rules, &name), "from then on nothing is looked at");
+}
