@@ -16,5 +16,5 @@ mod walk;
 mod writer;
 
 pub use class::{Class, ListDigest};
-pub use numbers::{Levels, Numbers};
+pub use numbers::{Levels, Numbers, RowTable};
 pub use writer::{ListWriter, Written};
