@@ -10,7 +10,7 @@ use stillmirror_protocol::changes::{Changes, Put, apply};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::rsync::flist::{Class, ListWriter};
-use stillmirror_protocol::rsync::selection::{Everything, Hides, Selection, Wanted};
+use stillmirror_protocol::rsync::selection::{Everything, Hides, Selecting, Selection, Wanted};
 use stillmirror_protocol::rsync::version::Version;
 
 const RUNS: usize = 5;
@@ -31,6 +31,26 @@ fn main() {
     report("lH, incremental, a filter, protocol 31", list, options(incremental, true, false), &Nothing);
     report("lHog, one list, protocol 29", list, options(Class::plain(version(29)), true, true), &Everything);
     report("lHog, one list, protocol 27", list, options(Class::plain(version(27)), true, true), &Everything);
+    report_names(list);
+}
+
+/// Every file by its name, as `--files-from` sends them.
+fn report_names(list: ListRef<'_>) {
+    let files = (0..list.len()).filter(|&row| list.row(row).is_file());
+    let mut names: Vec<_> = files.map(|row| list.path(row)).collect();
+    for order in ["sorted", "in random order"] {
+        let start = Instant::now();
+        let wanted = Wanted { relative: true, implied_dirs: true, files_from: true, ..Wanted::default() };
+        let mut selecting = Selecting::new(list, wanted, &Everything, &mut Vec::new());
+        let found = names.iter().filter(|name| selecting.add(list, &Everything, name).is_ok()).count();
+        std::hint::black_box(selecting.finish());
+        println!("{found} names from a client, {order}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        names.sort_by_cached_key(|name| xxh(name));
+    }
+}
+
+fn xxh(name: &[u8]) -> u64 {
+    twox_hash::XxHash3_64::oneshot(name)
 }
 
 /// A filter that hides nothing: what asking costs.
