@@ -44,7 +44,7 @@ enum Shape {
 }
 
 #[derive(Debug, Clone)]
-struct Needle(Finder<'static>);
+struct Needle(Box<Finder<'static>>);
 
 impl PartialEq for Needle {
     fn eq(&self, other: &Self) -> bool {
@@ -188,7 +188,7 @@ impl Shape {
             [b'*', after @ ..] if scope == Scope::Name && text(after) => Self::Suffix(after.into()),
             body => {
                 let glob = Glob::new(body);
-                let needle = Needle(Finder::new(&needle(&glob)).into_owned());
+                let needle = Needle(Box::new(Finder::new(&needle(&glob)).into_owned()));
                 let (deep, slash_after) = (body.starts_with(b"**"), body.ends_with(b"***"));
                 Self::Glob { glob, deep, slash_after, needle }
             }

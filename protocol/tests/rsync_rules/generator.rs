@@ -4,6 +4,7 @@
 //! free invention. The grammar is covered whole, and so are texts that are no rules.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Path -> whether it is a directory; without the root.
 pub(crate) type Tree = BTreeMap<Vec<u8>, bool>;
@@ -125,11 +126,11 @@ pub(crate) fn tree(random: &mut Random, entries: usize) -> Tree {
         let is_dir = !deep && random.chance(40);
         let name = if is_dir && random.chance(80) { random.pick(&DIRECTORIES) } else { random.pick(&NAMES) };
         let path = if parent.is_empty() { name.to_vec() } else { [&parent, &b"/"[..], name].concat() };
-        if !tree.contains_key(&path) {
+        if let Entry::Vacant(free) = tree.entry(path) {
             if is_dir {
-                dirs.push(path.clone());
+                dirs.push(free.key().clone());
             }
-            tree.insert(path, is_dir);
+            free.insert(is_dir);
         }
     }
     tree

@@ -154,7 +154,7 @@ impl<'a> Head<'a> {
         match modifier {
             b'/' => self.modifiers.absolute = true,
             b'!' if !merge => self.modifiers.negated = true,
-            b'C' if !self.cvs && !sided && !(merge && *plain) => (self.cvs, *plain) = (true, true),
+            b'C' if !(self.cvs || sided || merge && *plain) => (self.cvs, *plain) = (true, true),
             b'-' if !*plain => *plain = true,
             b'+' if !*plain => (*plain, self.modifiers.include) = (true, true),
             b'e' if merge => self.modifiers.exclude_self = true,
