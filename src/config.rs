@@ -46,6 +46,7 @@ pub(crate) struct Daemon {
     pub(crate) rsync: bool,
     pub(crate) rsync_listen: Option<Listen>,
     pub(crate) motd_file: Option<PathBuf>,
+    pub(crate) cached_lists: Bytes,
     pub(crate) compression: Compression,
 }
 
@@ -65,6 +66,7 @@ impl Default for Daemon {
             rsync: true,
             rsync_listen: None,
             motd_file: None,
+            cached_lists: Bytes(1 << 30),
             compression: Compression::default(),
         }
     }
@@ -338,6 +340,7 @@ mod tests {
             format!("#drain = \"{}s\"", defaults.drain.0),
             format!("#cache = \"{}MiB\"", defaults.cache.0 >> 20),
             format!("#buffers = \"{}MiB\"", defaults.buffers.0 >> 20),
+            format!("#cached_lists = \"{}GiB\"", defaults.cached_lists.0 >> 30),
             format!("#reload_interval = \"{}s\"", defaults.reload_interval.0),
         ] {
             assert!(EXAMPLE.contains(&line), "the example lacks '{line}'");

@@ -109,6 +109,7 @@ fn resolve(config: Config) -> daemon::Config {
         rsync: daemon::RsyncConfig {
             enabled: settings.rsync,
             motd: settings.motd_file,
+            cached_lists: settings.cached_lists.0,
             compression: match settings.compression {
                 Compression::Stored => daemon::Compression::Stored,
                 Compression::Refuse => daemon::Compression::Refuse,

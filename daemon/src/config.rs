@@ -73,8 +73,8 @@ pub struct ModuleConfig {
     /// Stock clients of this repository at once; more wait as they do for [`Limits::connections`]. 0 for
     /// no limit but that. Default 0.
     pub max_connections: usize,
-    /// How long a client may be silent when something is expected of it; it is told. Zero for
-    /// [`Limits::idle`], which clients are not told of. Default zero.
+    /// How long a client may be silent when something is expected of it. Zero for [`Limits::idle`], and an
+    /// hour for clients of before 3.1, which cannot be told. Default zero.
     pub timeout: Duration,
     /// Owners go out as numbers alone. Default false.
     pub numeric_ids: bool,
@@ -98,6 +98,9 @@ pub struct RsyncConfig {
     pub enabled: bool,
     /// A text for every client; read at every connection. Default none.
     pub motd: Option<PathBuf>,
+    /// Bytes of encoded lists kept in each store, so that a list is written once for all; 0 for none.
+    /// Default 1 GiB.
+    pub cached_lists: u64,
     /// What `-z` gets. Default [`Compression::Stored`].
     pub compression: Compression,
 }
@@ -169,7 +172,7 @@ impl Default for Config {
 
 impl Default for RsyncConfig {
     fn default() -> Self {
-        Self { enabled: true, motd: None, compression: Compression::default() }
+        Self { enabled: true, motd: None, cached_lists: 1 << 30, compression: Compression::default() }
     }
 }
 

@@ -6,6 +6,7 @@
 //! session     native: one reader of requests, a lane of answers from the index, a lane of data
 //! stream      the data lane of every dialect: read ahead, sent in order, never copied
 //! registry    the repositories and their current generations, replaced while sessions go on
+//! lists       encoded file lists for stock clients, built once and mapped
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
 //! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
@@ -22,6 +23,7 @@ mod direct;
 mod extents;
 mod file;
 mod listener;
+mod lists;
 mod pack;
 mod pool;
 mod registry;
@@ -37,7 +39,7 @@ use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_store::StoreError;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -138,6 +140,8 @@ struct Shared {
     admission: Arc<Admission>,
     strangers: Arc<Strangers>,
     rsync: RsyncConfig,
+    /// Whose turn it is to encode a list.
+    builder: Semaphore,
     /// The daemon stops: nothing new is begun.
     stopping: CancellationToken,
     /// The daemon ends: what runs is cut off.
@@ -160,6 +164,7 @@ impl Daemon {
             admission: Admission::new(config.limits.connections, config.limits.queue),
             strangers: Arc::default(),
             rsync: config.rsync.clone(),
+            builder: Semaphore::new(1),
             stopping: CancellationToken::new(),
             ending: CancellationToken::new(),
         };
@@ -220,11 +225,14 @@ impl Reload {
 }
 
 async fn reload(shared: Arc<Shared>, now: Arc<Notify>, interval: std::time::Duration) {
+    let mut is_first = true;
     loop {
-        let shared = Arc::clone(&shared);
+        let (shared, always) = (Arc::clone(&shared), std::mem::take(&mut is_first));
         let look = move || {
             for repository in shared.registry.all() {
-                repository.reload();
+                if repository.reload() || always {
+                    lists::sweep(&shared, repository);
+                }
                 repository.prepare();
             }
         };

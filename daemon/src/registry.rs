@@ -15,6 +15,7 @@ use crate::access::{Hosts, Users};
 use crate::admission::Admission;
 use crate::config::{self, ModuleConfig, RepositoryConfig};
 use crate::file::Tree;
+use crate::lists::Lists;
 
 /// All repositories, in the order of the configuration.
 pub(crate) struct Registry {
@@ -132,25 +133,38 @@ impl Repository {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes the store's current generation the one that new sessions get. Costs one `readlink` when it
-    /// is that already. What cannot be opened is logged, once, and the one before goes on being served.
-    pub(crate) fn reload(&self) {
+    /// Makes the store's current generation the one that new sessions get, and says whether it was another
+    /// before. Costs one `readlink` when it is that already. What cannot be opened is logged, once, and the
+    /// one before goes on being served.
+    pub(crate) fn reload(&self) -> bool {
         let store = match self.store() {
             Ok(store) => store,
-            Err(error) => return self.fail(Failed::Store, &error),
+            Err(error) => {
+                self.fail(Failed::Store, &error);
+                return false;
+            }
         };
         let number = match store.current_number() {
             Ok(Some(number)) => number,
-            Ok(None) => return,
-            Err(error) => return self.fail(Failed::Store, &error),
+            Ok(None) => return false,
+            Err(error) => {
+                self.fail(Failed::Store, &error);
+                return false;
+            }
         };
         let before = self.current();
         if before.as_ref().is_some_and(|edition| edition.generation.number() == number) || self.has_failed(number) {
-            return;
+            return false;
         }
         match store.generation(number) {
-            Ok(generation) => self.put(Edition::new(generation)),
-            Err(error) => self.fail(Failed::Generation(number), &error),
+            Ok(generation) => {
+                self.put(Edition::new(generation));
+                true
+            }
+            Err(error) => {
+                self.fail(Failed::Generation(number), &error);
+                false
+            }
         }
     }
 
@@ -210,6 +224,8 @@ pub(crate) struct Edition {
     steps: OnceLock<Vec<Step>>,
     /// Which filter rules of stock clients hide nothing of it.
     pub(crate) voids: Voids,
+    /// Its encoded lists.
+    pub(crate) lists: Lists,
 }
 
 /// What was found of filter rules, each named by a digest: most clients come with the same few.
@@ -247,7 +263,7 @@ struct Step {
 
 impl Edition {
     fn new(generation: Generation) -> Self {
-        Self { generation, steps: OnceLock::new(), voids: Voids::default() }
+        Self { generation, steps: OnceLock::new(), voids: Voids::default(), lists: Lists::default() }
     }
 
     /// How the list comes to a receiver that has the one with digest `have`. May read older generations

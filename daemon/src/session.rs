@@ -78,3 +78,11 @@ pub(crate) struct Pinned {
     pub(crate) repository: Arc<Repository>,
     pub(crate) edition: Arc<Edition>,
 }
+
+/// Makes mapped pages resident, so that sending them does not wait for the disk.
+pub(crate) fn touch(bytes: &[u8]) {
+    const PAGE: usize = 4096;
+    for page in bytes.chunks(PAGE) {
+        std::hint::black_box(page[0]);
+    }
+}

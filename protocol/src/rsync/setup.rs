@@ -124,6 +124,7 @@ impl Setup {
             devices: options.devices,
             specials: options.specials,
             numeric_ids: options.numeric_ids,
+            nameless: false,
             atimes: options.atimes,
             acls: options.acls,
             xattrs: options.xattrs,

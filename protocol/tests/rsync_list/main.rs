@@ -70,6 +70,7 @@ fn class() -> impl Strategy<Value = Class> {
             devices: bit(8),
             specials: bit(9),
             numeric_ids: bit(10),
+            nameless: false,
             atimes: since30(11),
             acls: since30(12),
             xattrs: since30(13),

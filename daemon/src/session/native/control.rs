@@ -9,7 +9,7 @@ use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Reply, Request
 use tokio::sync::mpsc;
 
 use super::{Session, UnderWay};
-use crate::session::{Ended, Pinned};
+use crate::session::{Ended, Pinned, touch};
 
 /// Payload bytes of one frame of a control answer.
 const CHUNK: usize = 256 << 10;
@@ -17,8 +17,6 @@ const CHUNK: usize = 256 << 10;
 const DIR_CHUNK: usize = 32 << 10;
 /// Pieces of one frame: what one `writev` takes, less the header's own.
 const PIECES: usize = 512;
-/// Bytes of a page of mapped memory.
-const PAGE: usize = 4096;
 
 /// A request that is answered from the index.
 pub(super) struct Job {
@@ -240,13 +238,6 @@ fn record<'a>(pinned: &'a Pinned, item: &Item) -> &'a [u8] {
 fn chunk(pinned: &Pinned, at: usize) -> &[u8] {
     let bytes = pinned.edition.generation.list_zst();
     &bytes[at..bytes.len().min(at + CHUNK)]
-}
-
-/// Makes mapped pages resident, so that sending them does not wait for the disk.
-fn touch(bytes: &[u8]) {
-    for page in bytes.chunks(PAGE) {
-        std::hint::black_box(page[0]);
-    }
 }
 
 /// As [`touch`], for a record of any size: the kernel reads ahead in what follows.

@@ -99,6 +99,7 @@ pub(super) struct Answers {
     numbers: Numbers,
     phases: Phases,
     lists: u32,
+    entries: u32,
     lists_done: u32,
     /// An error that waits until what came before it is answered.
     failed: Option<Ended>,
@@ -137,6 +138,7 @@ impl Answers {
             numbers: Numbers::Table(Vec::new()),
             phases,
             lists: 0,
+            entries: 0,
             lists_done: 0,
             failed: None,
             ended: false,
@@ -146,13 +148,14 @@ impl Answers {
         }
     }
 
-    /// How the list is numbered, if its numbers are computed.
-    pub(super) fn number(&mut self, computed: Option<Numbers>) {
-        self.numbers = computed.unwrap_or(Numbers::Table(Vec::new()));
+    /// How the list is numbered, if that is known before it goes out.
+    pub(super) fn number(&mut self, numbers: Option<Numbers>) {
+        self.numbers = numbers.unwrap_or(Numbers::Table(Vec::new()));
     }
 
-    /// A piece of the list is about to go out: rows by index, lists begun so far.
-    pub(super) fn listed(&mut self, rows: &mut Vec<u32>, lists: u32, is_last: bool) {
+    /// A piece of the list is about to go out: its rows by index, lists begun and entries so far.
+    pub(super) fn listed(&mut self, rows: &mut Vec<u32>, lists: u32, entries: u32, is_last: bool) {
+        self.entries = entries;
         if let Numbers::Table(table) = &mut self.numbers {
             table.append(rows);
         }
@@ -203,7 +206,7 @@ impl Answers {
 
     fn answer(&mut self, asked: input::Asked) -> Result<Option<Answer>, Ended> {
         Ok(Some(match asked {
-            input::Asked::Request(request) if request.is_keep_alive(self.entries()) => return Ok(None),
+            input::Asked::Request(request) if request.is_keep_alive(self.entries) => return Ok(None),
             input::Asked::Request(request) => self.answer_request(request)?,
             input::Asked::Deleted(counts) => Answer::Deleted(counts),
             input::Asked::Done => {
@@ -248,14 +251,6 @@ impl Answers {
 
     fn algorithm(&self) -> Algorithm {
         self.settled.setup.transfer
-    }
-
-    /// Indices given out, of a list that is one.
-    fn entries(&self) -> u32 {
-        match &self.numbers {
-            Numbers::Table(rows) => rows.len() as u32,
-            Numbers::Levels(_) => u32::MAX,
-        }
     }
 }
 

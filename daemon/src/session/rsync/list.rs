@@ -1,15 +1,18 @@
-//! The file list, streamed.
+//! The file list on its way: out of the cache, or as it is written.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use stillmirror_protocol::rsync::flist::{ListWriter, Written};
+use stillmirror_protocol::rsync::fault::Fault;
+use stillmirror_protocol::rsync::flist::{ListWriter, Numbers, Written};
 use stillmirror_protocol::rsync::rules::Rules;
+use stillmirror_store::list_cache::{CachedList, Mark};
 
 use super::answers::{Answers, QUEUE, Until};
 use super::select::Selected;
 use super::{Session, Settled};
+use crate::lists::{Lists, Query};
 use crate::session::Ended;
 use crate::stream::Lane;
 
@@ -45,34 +48,99 @@ impl Session {
         settled: &Arc<Settled>,
         selected: Selected,
     ) -> Result<Lane<Answers>, Ended> {
-        let Selected { selection, rules, class } = selected;
-        let io_error = selection.io_error();
-        if io_error != 0 && !class.carries_errors() {
+        let io_error = selected.selection.io_error();
+        if io_error != 0 && !selected.class.carries_errors() {
             lane.framing.replies.io_error(io_error);
         }
+        let (cached, numbers, selected) = self.look_for(settled, selected).await?;
+        self.tally().cached = cached.is_some();
+        lane.framing.number(numbers);
+        match cached {
+            Some(cached) => self.send_cached(lane, &cached, selected.class.incremental).await,
+            None => self.send_written(lane, settled, selected).await,
+        }
+    }
+
+    /// The list as it was encoded before, with its numbers.
+    async fn look_for(
+        &self,
+        settled: &Arc<Settled>,
+        selected: Selected,
+    ) -> Result<(Option<Arc<CachedList>>, Option<Numbers>, Selected), Ended> {
+        let (shared, pinned) = (Arc::clone(&self.shared), Arc::clone(&settled.pinned));
+        let runtime = tokio::runtime::Handle::current();
+        self.blocking(move || {
+            let _runtime = runtime.enter();
+            let Selected { class, selection, rules } = &selected;
+            let query = Query::new(&pinned, *class, selection, rules);
+            let cached = query.and_then(|query| Lists::find(&shared, &pinned, query));
+            let numbers = cached.as_ref().map(|cached| match cached.is_computed() {
+                true => Numbers::computed(pinned.edition.generation.list(), selection),
+                false => Numbers::Shared(Arc::<CachedList>::clone(cached)),
+            });
+            (cached, numbers, selected)
+        })
+        .await
+    }
+
+    async fn send_cached(
+        &self,
+        mut lane: Lane<Answers>,
+        cached: &Arc<CachedList>,
+        incremental: bool,
+    ) -> Result<Lane<Answers>, Ended> {
+        let (mut progress, mut sent) = (Progress::default(), 0);
+        let marks: Vec<Mark> = cached.marks().collect();
+        for Mark { offset, lists, entries } in marks {
+            let end = offset as usize;
+            lane.framing.listed(&mut Vec::new(), lists, entries, end == cached.stream().len());
+            progress.sent.push_back((lists, entries));
+            while sent < end {
+                let piece = sent..end.min(sent + CHUNK);
+                let (touched, range) = (Arc::clone(cached), piece.clone());
+                self.blocking(move || crate::session::touch(&touched.stream()[range])).await?;
+                lane = self.send_piece(lane, &cached.stream()[piece.clone()]).await?;
+                sent = piece.end;
+            }
+            if incremental && sent < cached.stream().len() {
+                lane = answer_meanwhile(lane, &mut progress, entries).await?;
+            }
+        }
+        self.tally().listed = u64::from(cached.entries());
+        Ok(lane)
+    }
+
+    async fn send_written(
+        &self,
+        mut lane: Lane<Answers>,
+        settled: &Arc<Settled>,
+        selected: Selected,
+    ) -> Result<Lane<Answers>, Ended> {
+        let Selected { selection, rules, class } = selected;
         let writer = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
             let list = move || ListWriter::new(settled.pinned.edition.generation.list(), class, selection, &*rules);
             self.blocking(list).await?
         };
         lane.framing.number(writer.computed());
-        let mut step =
-            Step { writer, rows: Vec::new(), bytes: Vec::new(), written: Written { done: false, boundary: None } };
+        let written = Written { done: false, boundary: None };
+        let mut step = Step { writer, rows: Vec::new(), bytes: Vec::new(), written };
         let mut progress = Progress::default();
         let mut limit = FIRST_CHUNK;
         while !step.written.done {
-            step = self.make(settled, &rules, step, limit).await?;
+            step = self.write(settled, &rules, step, limit).await?;
             if rules.exhausted() {
                 return Err(Ended::RulesTooCostly);
             }
             limit = CHUNK;
-            lane.framing.listed(&mut step.rows, step.writer.lists(), step.written.done);
-            progress.sent.push_back((step.writer.lists(), step.writer.entries()));
+            let (lists, entries) = (step.writer.lists(), step.writer.entries());
+            lane.framing.listed(&mut step.rows, lists, entries, step.written.done);
+            progress.sent.push_back((lists, entries));
             let bytes = std::mem::take(&mut step.bytes);
-            let boundary = step.written.boundary.filter(|_| class.incremental).unwrap_or(0);
-            lane = self.send_piece(lane, &bytes[..boundary]).await?;
-            if boundary > 0 && !step.written.done {
-                lane = answer_meanwhile(lane, &mut progress, step.writer.entries()).await?;
+            let boundary = step.written.boundary.filter(|_| class.incremental && !step.written.done).unwrap_or(0);
+            if boundary > 0 {
+                lane = self.send_piece(lane, &bytes[..boundary]).await?;
+                lane = answer_meanwhile(lane, &mut progress, entries).await?;
             }
             lane = self.send_piece(lane, &bytes[boundary..]).await?;
             step.bytes = bytes;
@@ -81,7 +149,8 @@ impl Session {
         Ok(lane)
     }
 
-    async fn make(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, step: Step, limit: usize) -> Result<Step, Ended> {
+    /// Makes the next piece.
+    async fn write(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, step: Step, limit: usize) -> Result<Step, Ended> {
         let (settled, rules) = (Arc::clone(settled), Arc::clone(rules));
         self.blocking(move || {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
@@ -93,7 +162,7 @@ impl Session {
         .await
     }
 
-    /// Sends bytes of the list as one frame.
+    /// Sends bytes of the list as one frame, behind what there is to say before.
     async fn send_piece(&self, mut lane: Lane<Answers>, bytes: &[u8]) -> Result<Lane<Answers>, Ended> {
         if !bytes.is_empty() {
             lane.framing.replies.list_head(bytes.len());
@@ -126,7 +195,7 @@ async fn answer_meanwhile(
         lane = lane.run().await?;
         lane.framing.until = Until::End;
         if lane.framing.has_ended() {
-            return Err(stillmirror_protocol::rsync::fault::Fault::Phases.into());
+            return Err(Fault::Phases.into());
         }
     }
 }

@@ -56,7 +56,9 @@ impl Session {
         }
         let selection = lookup.selecting.finish();
         let rules = self.without_void(settled, rules).await?;
-        Ok(Selected { selection, rules, class: settled.setup.class(&settled.options) })
+        let nameless = settled.pinned.repository.module.numeric_ids;
+        let class = Class { nameless, ..settled.setup.class(&settled.options) };
+        Ok(Selected { selection, rules, class })
     }
 
     async fn rules(&self, input: &mut Input, settled: &Arc<Settled>) -> Result<Rules, Ended> {

@@ -75,9 +75,34 @@ pub(crate) fn dest(fixture: &Fixture) -> PathBuf {
     fixture.dir.path().join("dest")
 }
 
-/// What is to be the same on both sides: by path, type and permissions, mtime in ns, content or target, and
-/// the first name of the same inode.
-pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, (u32, i64, i64, Vec<u8>, Vec<u8>)> {
+/// What is to be the same on both sides.
+#[derive(PartialEq)]
+pub(crate) struct Entry {
+    mode: u32,
+    /// Seconds, and nanoseconds.
+    mtime: (i64, i64),
+    /// Or a symlink's target.
+    content: Vec<u8>,
+    /// The first name of the same inode.
+    leader: Vec<u8>,
+}
+
+impl Entry {
+    /// Forgets what older protocols do not carry.
+    pub(crate) fn without_nanoseconds(&mut self) {
+        self.mtime.1 = 0;
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { mode, mtime: (sec, nsec), content, leader } = self;
+        write!(f, "{mode:o} {sec}.{nsec:09} {} bytes, {}", content.len(), leader.escape_ascii())
+    }
+}
+
+/// All entries by path.
+pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
     let (mut found, mut leaders) = (BTreeMap::new(), BTreeMap::new());
     let mut dirs = vec![root.to_owned()];
     let mut paths = vec![root.to_owned()];
@@ -102,9 +127,9 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, (u32, i64, i64, Vec<u8>, Ve
             Vec::new()
         };
         // Clients leave a symlink's time as it is when it is right to the second.
-        let (sec, nsec) = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
+        let mtime = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
         let leader = leaders.entry(meta.ino()).or_insert_with(|| name.clone()).clone();
-        found.insert(name, (meta.mode(), sec, nsec, content, leader));
+        found.insert(name, Entry { mode: meta.mode(), mtime, content, leader });
     }
     found
 }
@@ -137,10 +162,7 @@ pub(crate) fn assert_same(ours: &Path, theirs: &Path) {
     let (ours, theirs) = (tree(ours), tree(theirs));
     let differs = |(path, entry): &(&Vec<u8>, &_)| theirs.get(*path) != Some(entry);
     if let Some((path, entry)) = ours.iter().find(differs) {
-        let short = |entry: &(u32, i64, i64, Vec<u8>, Vec<u8>)| {
-            format!("{:o} {}.{} {} bytes, {}", entry.0, entry.1, entry.2, entry.3.len(), entry.4.escape_ascii())
-        };
-        panic!("{}: {} here, {:?} there", path.escape_ascii(), short(entry), theirs.get(path).map(short));
+        panic!("{}: {entry:?} here, {:?} there", path.escape_ascii(), theirs.get(path));
     }
     assert_eq!(ours.len(), theirs.len(), "there is more than there should be");
 }

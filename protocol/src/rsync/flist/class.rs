@@ -30,6 +30,9 @@ pub struct Class {
     pub specials: bool,
     /// `--numeric-ids`: no names of users and groups.
     pub numeric_ids: bool,
+    /// The sender's own choice to tell no names: the client, which does not know of it, finds empty lists
+    /// of them.
+    pub nameless: bool,
     /// `-U`. The index holds no access times; modification times stand in.
     pub atimes: bool,
     /// `-A`, from protocol 30: "none" for every entry.
@@ -78,6 +81,7 @@ impl Class {
             devices: false,
             specials: false,
             numeric_ids: false,
+            nameless: false,
             atimes: false,
             acls: false,
             xattrs: false,
@@ -104,6 +108,7 @@ impl Class {
             devices: self.devices && !list.archived().major.is_empty(),
             specials: self.specials && facts.special_devices,
             numeric_ids: self.numeric_ids && ids,
+            nameless: self.nameless && ids && !self.numeric_ids,
             acls: self.acls && facts.variable_ints,
             xattrs: self.xattrs && facts.variable_ints,
             checksum: self.checksum.map(|digest| match digest {
@@ -138,6 +143,7 @@ impl Class {
             self.atimes,
             self.acls,
             self.xattrs,
+            self.nameless,
         ];
         let bits = bits.into_iter().enumerate().fold(0u16, |bits, (at, bit)| bits | u16::from(bit) << at);
         let [low, high] = bits.to_le_bytes();

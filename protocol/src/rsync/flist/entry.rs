@@ -138,12 +138,13 @@ impl EntryEncoder {
     /// Appends what follows the end of a list that is all: names of users and groups, and the error.
     pub(super) fn put_trailer(&self, list: ListRef<'_>, io_error: i32, out: &mut Vec<u8>) {
         let Class { version, id0_names, .. } = self.class;
+        let names = !self.class.nameless;
         if !self.class.numeric_ids {
             if self.class.owner {
-                self.owners.users.put_names(list, out, version, id0_names);
+                self.owners.users.put_names(list, out, version, names, id0_names);
             }
             if self.class.group {
-                self.owners.groups.put_names(list, out, version, id0_names);
+                self.owners.groups.put_names(list, out, version, names, id0_names);
             }
         }
         if !self.facts.variable_ints {
@@ -166,7 +167,7 @@ impl EntryEncoder {
         flag(Some(time.sec) == self.before.mtime, SAME_TIME);
         flag(self.facts.nanoseconds && time.nsec != 0, NSEC);
         flag(self.class.atimes && !is_dir && Some(time.sec) == self.before.atime, SAME_ATIME);
-        let named = self.class.incremental && !self.class.numeric_ids;
+        let named = self.class.incremental && !self.class.numeric_ids && !self.class.nameless;
         let users = &mut self.owners.users;
         plan.uid = users.id(owner);
         let same = !self.class.owner || self.before.uid == Some(plan.uid);

@@ -66,9 +66,17 @@ impl Ids {
         (self.name)(list, self.same[owner as usize])
     }
 
-    /// Appends the list of names: of the numbers seen, 0 and those without a name left out.
-    pub(super) fn put_names(&self, list: ListRef<'_>, out: &mut Vec<u8>, version: Version, id0_name: bool) {
-        for (owner, _) in self.seen.iter().enumerate().filter(|&(_, &seen)| seen) {
+    /// Appends the list of names: of the numbers seen, 0 and those without a name left out; none without
+    /// `names`.
+    pub(super) fn put_names(
+        &self,
+        list: ListRef<'_>,
+        out: &mut Vec<u8>,
+        version: Version,
+        names: bool,
+        id0_name: bool,
+    ) {
+        for (owner, _) in self.seen.iter().enumerate().filter(|&(_, &seen)| seen && names) {
             let (id, name) = (self.ids[owner], (self.name)(list, owner as u32));
             if id != 0 && !name.is_empty() {
                 put_int30(out, version, id.cast_signed());
