@@ -70,14 +70,11 @@ fn join(base: &[u8], name: &[u8]) -> Vec<u8> {
     if name.is_empty() { base.to_vec() } else { path::join(base, name) }
 }
 
-/// What stands before and after the first `/./`.
+/// What stands before and after the first `/./`; a `./` in front counts only where there is none.
 fn pivot(path: &[u8]) -> (&[u8], &[u8]) {
-    if let Some(after) = path.strip_prefix(b"./") {
-        return (&[], after);
-    }
     match path.windows(3).position(|three| three == b"/./") {
         Some(at) => (&path[..at], &path[at + 3..]),
-        None => (&[], path),
+        None => (&[], path.strip_prefix(b"./").unwrap_or(path)),
     }
 }
 
@@ -111,6 +108,8 @@ mod tests {
             ("a/b/", asked("", "a/b", true)),
             ("./a/b", asked("", "a/b", false)),
             ("a/./b/./c", asked("a", "b/c", false)),
+            ("./a/./b", asked("a", "b", false)),
+            ("././a/./b", asked("", "a/b", false)),
             ("a/b/./", asked("a/b", "", true)),
             ("a/b/.", asked("", "a/b", true)),
             ("", asked("", "", true)),
