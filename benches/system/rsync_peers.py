@@ -109,7 +109,7 @@ def fill(word, urls):
 
 # Lines that carry times or byte counts of the session; and, in a listing, the size of a directory, which is the file system's.
 VOLATILE = re.compile(rb'^(sent |total size is |receiving |opening |Number of |Total |Literal |Matched |File list |deleting in )|to-chk=|^\s*$')
-DIRECTORY = re.compile(rb'^(d[rwxsStT-]{9}\+?) +[\d,]+ ')
+DIRECTORY = re.compile(rb'^(d[rwxsStT-]{9}\+?|@ .d\S{9}) +[\d,]+ ')
 
 
 def said(text, server, dest):
