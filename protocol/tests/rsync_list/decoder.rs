@@ -74,9 +74,21 @@ pub(crate) fn decode(class: Class, bytes: &[u8]) -> Decoded {
         acls: [false; 2],
         xattrs: false,
     };
-    let decoded = reader.session();
+    let mut decoded = reader.session();
     assert_eq!(reader.at, bytes.len(), "bytes follow the list");
+    if p < 29 {
+        sort_by_paths(&mut decoded.lists[0].entries);
+    }
     decoded
+}
+
+/// Sorts as these clients do. What came must have been sorted, but for `.`: they take only directories
+/// after it for sent with their contents.
+fn sort_by_paths(entries: &mut [Entry]) {
+    let dots = entries.iter().take_while(|entry| entry.name == b".").count();
+    assert!(entries[dots..].iter().all(|entry| entry.name != b"."), "`.` after others");
+    assert!(entries[dots..].is_sorted_by_key(|entry| &entry.name), "entries out of order");
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
 }
 
 impl Reader<'_> {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::walk::{Entry, Path};
+use super::walk::{Entry, Path, Place};
 use crate::list::ListRef;
 use crate::rsync::selection::{ASKED, Hides, RECURSE, ROW, Selection};
 
@@ -54,7 +54,7 @@ impl Breadth {
         let contents = mark.is_some_and(|mark| mark & RECURSE != 0);
         Self {
             path: Path::base(list, base),
-            top: row.map(|row| Entry { row, top: true, contents }),
+            top: row.map(|row| Entry { row, top: true, contents, place: Place::Here }),
             is_dot: row == Some(list.dir(base).row()),
             current: Some(Current::default()),
             pending: VecDeque::new(),
@@ -87,7 +87,7 @@ impl Breadth {
             if is_dir && let Some(number) = list.row(row).dir_number() {
                 push(&mut self.pending, number);
             }
-            return Step::Entry(Entry { row, top: false, contents: true });
+            return Step::Entry(Entry { row, top: false, contents: true, place: Place::Here });
         }
         self.current = None;
         Step::End

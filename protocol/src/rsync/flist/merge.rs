@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::walk::{Entry, Walk};
+use super::walk::{Entry, Place, Walk};
 use crate::list::ListRef;
 use crate::rsync::selection::{Hides, Selection};
 use crate::rsync::version::ListOrder;
@@ -77,7 +77,8 @@ impl Merge {
             ListOrder::Paths => a.walk.name().cmp(b.walk.name()),
             ListOrder::Tree => tree_order(a.walk.name(), a.is_dir, b.walk.name(), b.is_dir),
         };
-        names.then(a.view.cmp(&b.view))
+        let waits = |source: &Source| source.entry.place != Place::Early;
+        waits(a).cmp(&waits(b)).then(names).then(a.view.cmp(&b.view))
     }
 }
 

@@ -21,6 +21,19 @@ pub(super) struct Entry {
     pub(super) top: bool,
     /// Of a directory: its contents are listed too.
     pub(super) contents: bool,
+    /// Where it is written, and where it is numbered.
+    pub(super) place: Place,
+}
+
+/// The place of an entry in the list. Clients number what they sorted, in whatever order it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Written and numbered here.
+    Here,
+    /// Written here, before its turn.
+    Early,
+    /// Written before, numbered here.
+    Late,
 }
 
 /// A place in a walk.
@@ -176,7 +189,7 @@ impl Children {
             _ if contents => mark & ASKED != 0,
             asked => asked == 0 && mark & LISTED == IMPLIED,
         };
-        Entry { row, top, contents }
+        Entry { row, top, contents, place: Place::Here }
     }
 }
 
@@ -185,5 +198,6 @@ fn base_entry(list: ListRef<'_>, view: &View) -> (Option<Entry>, u32) {
     let row = list.dir(view.base).row();
     let mark = view.mark_of(row).unwrap_or(0);
     let asked = mark & (RECURSE | CHILDREN);
-    ((mark & LISTED != 0).then_some(Entry { row, top: asked != 0, contents: asked != 0 }), asked)
+    let entry = Entry { row, top: asked != 0, contents: asked != 0, place: Place::Here };
+    ((mark & LISTED != 0).then_some(entry), asked)
 }

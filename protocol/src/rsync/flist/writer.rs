@@ -5,7 +5,7 @@ use super::breadth::{Breadth, Step};
 use super::entry::EntryEncoder;
 use super::merge::Merge;
 use super::numbers::{Levels, Numbers};
-use super::walk::Walk;
+use super::walk::{Place, Walk};
 use crate::list::ListRef;
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
 use crate::rsync::selection::{Hides, Selection};
@@ -104,9 +104,13 @@ impl ListWriter {
         while !self.done && out.len() < limit {
             match self.route.next(list, &self.selection, hides) {
                 Step::Entry(entry) => {
-                    self.encoder.put(list, entry, self.route.name(), out);
-                    self.entries += 1;
-                    self.put_row(entry.row, rows);
+                    if entry.place != Place::Late {
+                        self.encoder.put(list, entry, self.route.name(), out);
+                        self.entries += 1;
+                    }
+                    if entry.place != Place::Early {
+                        self.put_row(entry.row, rows);
+                    }
                     continue;
                 }
                 Step::List(index, row) => {

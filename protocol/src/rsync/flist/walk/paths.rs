@@ -1,7 +1,11 @@
 //! Before protocol 29: the order of full paths as bytes. A directory's entry and its contents stand
 //! apart, with `name-x` between `name` and `name/x`.
+//!
+//! `.` is written first all the same, though names such as `+x` are numbered before it: a client takes
+//! those directories for sent with their contents (and deletes in them) that come after a directory that
+//! is marked so.
 
-use super::{Children, Entry, Path, base_entry};
+use super::{Children, Entry, Path, Place, base_entry};
 use crate::list::{Dir, ListRef};
 use crate::rsync::selection::{Hides, View};
 
@@ -9,6 +13,8 @@ use crate::rsync::selection::{Hides, View};
 pub(in super::super) struct Walk {
     pub(super) path: Path,
     stack: Vec<Frame>,
+    /// `.`, to be written.
+    first: Option<Entry>,
 }
 
 /// A directory being listed: three runs that are merged by name, and `.` in the topmost.
@@ -37,12 +43,18 @@ enum Next {
 impl Walk {
     pub(super) fn new(list: ListRef<'_>, view: &View, hides: &impl Hides) -> Self {
         let (dot, asked) = base_entry(list, view);
-        let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new() };
-        walk.descend(list, view, hides, list.dir(view.base).row(), asked, dot);
+        let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), first: None };
+        let at = |place| dot.map(|dot| Entry { place, ..dot });
+        walk.descend(list, view, hides, list.dir(view.base).row(), asked, at(Place::Late));
+        walk.path = Path::base(list, view.base);
+        walk.first = at(Place::Early);
         walk
     }
 
     pub(super) fn next(&mut self, list: ListRef<'_>, view: &View, hides: &impl Hides) -> Option<Entry> {
+        if let Some(dot) = self.first.take() {
+            return Some(dot);
+        }
         loop {
             let frame = self.stack.last_mut()?;
             let dir = list.dir(frame.files.dir);
