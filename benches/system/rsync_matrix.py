@@ -300,7 +300,10 @@ class Matrix:
         cells = [(client, one, protocol, stage) for client in clients for one in self.cases for stage in one.stages for protocol in protocols]
         with peers.stock(b, self.root) as self.stock, peers.second(b, self.root, self.store) as self.judged, \
                 concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
-            results = list(pool.map(self.cell, range(len(cells)), cells))
+            self.failures, results = [], []
+            for cell, result in zip(cells, pool.map(self.cell, range(len(cells)), cells)):
+                results.append(result)
+                self.judge(cell, result)
         self.report(cells, results)
 
     def cell(self, number, cell):
@@ -321,27 +324,31 @@ class Matrix:
         found = peers.differences(*results)
         return self.gaps.unexplained('matrix', one.name, protocol, peers.version_of(client), found), found, results
 
+    def judge(self, cell, result):
+        """Tell of a failure at once: all of them take a while."""
+        (client, one, protocol, stage), (bad, _, pulls) = cell, result
+        if not bad:
+            return
+        self.failures.append({'client': os.path.basename(client), 'case': one.name, 'protocol': protocol, 'stage': stage,
+                              'command': peers.command(pulls[1]),
+                              'differences': [[str(part) for part in difference] for difference in bad[:8]], 'of': len(bad)})
+        if len(self.failures) <= self.b.args.show:
+            print(f'\n{one.name} at {protocol}, {stage}, by {os.path.basename(client)}: {self.failures[-1]["command"]}')
+            for facet, path, here, there in self.failures[-1]['differences']:
+                print(f'    {facet} {path[:80]}: stock {here[:300]}, {self.judged.name} {there[:300]}', flush=True)
+
     def report(self, cells, results):
-        b, failures = self.b, []
-        rows = {}
-        for (client, one, protocol, stage), (bad, found, pulls) in zip(cells, results):
+        b, rows = self.b, {}
+        for (_, one, _, _), (bad, found, pulls) in zip(cells, results):
             row = rows.setdefault(one.name, {'case': one.name, 'cells': 0, 'same': 0, 'known': 0, 'differ': 0, 'exits': set()})
             row['cells'] += 1
             row['differ' if bad else 'known' if found else 'same'] += 1
             row['exits'].add(str(pulls[0].code))
-            if bad:
-                failures.append({'client': os.path.basename(client), 'case': one.name, 'protocol': protocol, 'stage': stage,
-                                 'command': peers.command(pulls[1]),
-                                 'differences': [[str(part) for part in difference] for difference in bad[:8]], 'of': len(bad)})
         for row in rows.values():
             row['exits'] = ' '.join(sorted(row['exits']))
         b.table(f'{self.name}: {self.judged.name} beside stock', list(rows.values()))
-        for failure in failures[:b.args.show]:
-            print(f'\n{failure["case"]} at {failure["protocol"]}, {failure["stage"]}, by {failure["client"]}: {failure["command"]}')
-            for facet, path, here, there in failure['differences']:
-                print(f'    {facet} {path[:80]}: stock {here[:300]}, {self.judged.name} {there[:300]}')
-        b.tables.setdefault('failures', []).extend(failures)
-        b.check(f'{self.name}: {len(cells)} pulls are the same as from a stock daemon, or known', not failures)
+        b.tables.setdefault('failures', []).extend(self.failures)
+        b.check(f'{self.name}: {len(cells)} pulls are the same as from a stock daemon, or known', not self.failures)
 
 
 def lists(folder, root):
@@ -356,7 +363,7 @@ def lists(folder, root):
     (folder / 'names0').write_bytes(b'\0'.join([name for name in names if name] + [b'odd/new\nline']) + b'\0')
     (folder / 'comments').write_bytes(b'# a comment\nREADME\n; another\n#hash\n')
     (folder / 'missing').write_bytes(b'README\nno/such/file\nextra/one\nsizes/none\nnosuch\nsizes/700\n')
-    (folder / 'below-sizes').write_bytes(b'700\n32768\n../README\n/1\n')
+    (folder / 'below-sizes').write_bytes(b'700\n32768\n/1\nnone\n')
     (folder / 'excludes').write_bytes(b'# a comment\n*.gz\n; another\n- /sizes/1*\n+ /links/leader\n/links/*\norder/**/x\n[a-m]*.deb\n')
     (folder / 'rules').write_bytes(b'+ /dists/***\n- /odd/\n-s *.deb\n-r extra\nhide *.dsc\nprotect zz/\n-! */\n')
     shutil.copy(folder / 'names', root / 'names-on-server')
