@@ -220,7 +220,7 @@ def cases(files):
     yield case('msgs2stderr', '-a --msgs2stderr')
     yield case('no-motd', '-a --no-motd')
     yield case('quiet', '-aq')
-    yield case('out-format', '-a', '--out-format=%i %n%L %l %M %U %G %B', *ALL)
+    yield case('out-format', '-a', '--out-format=%i %n%L %M %U %G %B', *ALL)
     yield case('log-file', f'-a --log-file={files}/log')
     yield case('outbuf', '-a --outbuf=L')
     yield case('8-bit', '-a8v')
