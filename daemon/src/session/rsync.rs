@@ -23,7 +23,7 @@ mod tally;
 use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -60,6 +60,8 @@ struct Session {
     writer: Arc<Mutex<Writer>>,
     /// Bytes.
     received: Arc<AtomicU64>,
+    /// Sub-lists that the client is not through with.
+    open_lists: AtomicU32,
     tally: std::sync::Mutex<Tally>,
 }
 
@@ -87,6 +89,7 @@ pub(crate) async fn serve(
         peer,
         writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
         received: input.received(),
+        open_lists: AtomicU32::new(0),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
     let result = session.run(&mut input, stranger).await;
@@ -171,7 +174,7 @@ impl Session {
         };
         tokio::select! {
             result = answer => result,
-            ended = cut_off(input.pass_on(to_lane)) => Err(ended),
+            ended = cut_off(input.pass_on(to_lane, &self.open_lists)) => Err(ended),
         }
     }
 

@@ -1,18 +1,18 @@
 //! Answers to requests, in order: the rsync framing of the data lane.
 
+mod saying;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use stillmirror_protocol::list::ListRef;
-use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::digest::{Algorithm, Hasher, Indexed, Sum};
 use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Numbers;
 use stillmirror_protocol::rsync::phases::{self, Phases};
-use stillmirror_protocol::rsync::replies::{Replies, Severity, Statistics, io_error};
+use stillmirror_protocol::rsync::replies::{Replies, Statistics};
 use stillmirror_protocol::rsync::requests::Request;
-use stillmirror_protocol::wire::ItemFailure;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -20,6 +20,7 @@ use super::input;
 use super::{Session, Settled};
 use crate::session::{Ended, Pinned};
 use crate::stream::{Asked, Frames, Framing, Got, Order};
+use saying::Saying;
 
 /// Requests that wait to be answered, beside those that may have to be remembered while the list goes out.
 pub(super) const QUEUE: u32 = 1024;
@@ -161,6 +162,7 @@ impl Answers {
         }
         self.phases.lists_begun(u64::from(lists - self.lists));
         self.lists = lists;
+        self.session.open_lists.store(lists.saturating_sub(self.lists_done), Ordering::Relaxed);
         if is_last {
             self.phases.lists_ended();
         }
@@ -211,6 +213,7 @@ impl Answers {
             input::Asked::Deleted(counts) => Answer::Deleted(counts),
             input::Asked::Done => {
                 self.lists_done += 1;
+                self.session.open_lists.store(self.lists.saturating_sub(self.lists_done), Ordering::Relaxed);
                 match self.phases.done()? {
                     phases::Answer::Done => Answer::Done,
                     phases::Answer::DoneAndStatistics => Answer::DoneAndStatistics,
@@ -252,6 +255,12 @@ impl Answers {
     fn algorithm(&self) -> Algorithm {
         self.settled.setup.transfer
     }
+
+    fn statistics(&self) -> Statistics {
+        let total = self.settled.pinned.edition.generation.head().counts.bytes;
+        let read = self.session.received.load(Ordering::Relaxed);
+        Statistics { read, written: self.sent, total, ..Statistics::default() }
+    }
 }
 
 impl Framing for Answers {
@@ -285,12 +294,11 @@ impl Framing for Answers {
     fn frames(&self, order: &Answering, parts: &[Got], memory: &[u8], _is_last: bool) -> (Frames, After) {
         let (replies, hasher) = (self.replies.clone(), self.hasher.clone());
         let after = After { replies, hasher, io_error: self.io_error, files: 0 };
-        let mut saying = Saying { answers: self, frames: Frames::default(), after, memory };
+        let mut saying = Saying::new(self, after, memory);
         for part in parts {
             saying.say(&order.items[part.item as usize], part);
         }
-        saying.flush();
-        (saying.frames, saying.after)
+        saying.finish()
     }
 
     fn settle(&mut self, order: &Answering, frames: &Frames, after: After, _is_last: bool) {
@@ -305,111 +313,5 @@ impl Framing for Answers {
         }
         drop(tally);
         (self.replies, self.hasher, self.io_error) = (after.replies, after.hasher, after.io_error);
-    }
-}
-
-/// What goes out for a piece, as it is put together.
-struct Saying<'a> {
-    answers: &'a Answers,
-    frames: Frames,
-    after: After,
-    memory: &'a [u8],
-}
-
-impl Saying<'_> {
-    fn say(&mut self, answer: &Answer, part: &Got) {
-        let replies = &mut self.after.replies;
-        match answer {
-            Answer::Echo(request) => replies.echo(request),
-            Answer::Done => replies.done(),
-            Answer::Deleted(counts) => replies.deleted(counts),
-            Answer::DoneAndStatistics => {
-                if self.after.io_error != 0 {
-                    replies.io_error(self.after.io_error);
-                }
-                replies.done();
-                replies.statistics(&self.answers.statistics());
-            }
-            Answer::Shorter(ndx) => replies.no_send(*ndx),
-            Answer::File(file) => match &part.bytes {
-                Ok(range) => self.bytes(file, part.before, range.clone()),
-                Err(reason) => self.failure(file, part, *reason),
-            },
-        }
-    }
-
-    /// Bytes of a file, with its head before the first and its end behind the last of them.
-    fn bytes(&mut self, file: &Content, before: u64, range: std::ops::Range<usize>) {
-        let (algorithm, seed) = (self.answers.algorithm(), self.answers.settled.setup.seed);
-        if before == 0 {
-            self.after.replies.file(&file.request);
-            self.after.hasher = file.digest.is_none().then(|| Hasher::new(algorithm, seed));
-        }
-        if let Some(hasher) = &mut self.after.hasher {
-            hasher.update(&self.memory[range.clone()]);
-        }
-        let (begin, end) = (file.read_from + before, file.read_from + before + range.len() as u64);
-        let unsent = file.from.saturating_sub(begin).min(range.len() as u64) as usize;
-        let mut rest = range.start + unsent..range.end;
-        while !rest.is_empty() {
-            let len = rest.len().min(self.after.replies.slice());
-            self.after.replies.literal(len);
-            self.flush();
-            self.frames.bytes(rest.start..rest.start + len);
-            rest.start += len;
-        }
-        if end == file.size {
-            let sum = self.after.hasher.take().map(Hasher::finish).or(file.digest);
-            self.after.replies.end(sum.as_deref().unwrap_or_default());
-            self.after.files += 1;
-        }
-    }
-
-    /// A file of which nothing (more) comes. One that was begun is ended with a digest that it cannot have, so
-    /// that the client asks again, and then hears the truth.
-    fn failure(&mut self, file: &Content, part: &Got, reason: ItemFailure) {
-        let settled = &self.answers.settled;
-        let module = &settled.pinned.repository.name;
-        let name = path::Escaped(&self.answers.list().path(file.row)).to_string();
-        let (text, bits, severity) = match reason {
-            ItemFailure::Vanished | ItemFailure::Stale => {
-                (format!("file has vanished: \"/{name}\" (in {module})"), io_error::VANISHED, Severity::Warning)
-            }
-            ItemFailure::Unreadable => (
-                format!("rsync: [sender] send_files failed to open \"/{name}\" (in {module})"),
-                io_error::GENERAL,
-                Severity::Transfer,
-            ),
-        };
-        let has_codes = settled.setup.version.number() >= 30;
-        self.after.replies.message(if has_codes { severity } else { Severity::Transfer }, &text);
-        self.after.io_error |= bits;
-        if part.before == 0 {
-            self.after.replies.no_send(file.request.ndx);
-        } else {
-            self.after.hasher = None;
-            let right =
-                file.digest.as_deref().map_or_else(|| vec![0; self.answers.algorithm().bytes()], <[u8]>::to_vec);
-            let wrong: Vec<u8> = right.iter().map(|byte| !byte).collect();
-            self.after.replies.end(&wrong);
-        }
-        self.frames.fail(part.item, reason);
-    }
-
-    /// Moves what the replies have written to the frames.
-    fn flush(&mut self) {
-        let out = self.after.replies.buffer();
-        if !out.is_empty() {
-            self.frames.words(out);
-            out.clear();
-        }
-    }
-}
-
-impl Answers {
-    fn statistics(&self) -> Statistics {
-        let total = self.settled.pinned.edition.generation.head().counts.bytes;
-        let read = self.session.received.load(Ordering::Relaxed);
-        Statistics { read, written: self.sent, total, ..Statistics::default() }
     }
 }

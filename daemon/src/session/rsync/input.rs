@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -17,7 +17,9 @@ use crate::session::Ended;
 /// Bytes read at a time.
 const READ: usize = 16 << 10;
 /// How long more ends of sub-lists are waited for.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(10);
+/// Sub-lists that are open when it does not pay any more.
+const MANY: u32 = 8;
 
 /// What the client sends, from its first byte on.
 pub(super) struct Input {
@@ -130,7 +132,7 @@ impl Input {
     }
 
     /// Passes on what the client asks for, until it ends. Gives a reason when the client waits for the end.
-    pub(super) async fn pass_on(&mut self, to_lane: mpsc::Sender<Asked>) -> Option<Ended> {
+    pub(super) async fn pass_on(&mut self, to_lane: mpsc::Sender<Asked>, open_lists: &AtomicU32) -> Option<Ended> {
         // A client ends sub-list after sub-list, each in a packet of its own, and waits for none of the
         // answers: a thousand times less work when they are taken together.
         let mut only_ends = false;
@@ -138,7 +140,7 @@ impl Input {
             let asked = match self.event_at_hand() {
                 Ok(Some(event)) => asked(event),
                 Ok(None) => {
-                    if std::mem::take(&mut only_ends) {
+                    if std::mem::take(&mut only_ends) && open_lists.load(Ordering::Relaxed) > MANY {
                         sleep(GATHER).await;
                     }
                     match self.read_in_time().await {

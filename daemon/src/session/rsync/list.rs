@@ -20,8 +20,9 @@ use crate::stream::Lane;
 const CHUNK: usize = 128 << 10;
 /// Bytes of the first piece: it is to go out at once.
 const FIRST_CHUNK: usize = 8 << 10;
-/// Entries of unfinished sub-lists beyond which no more are sent: what a client asks for in them may all
-/// have to be remembered, so that it never waits for this side to read while this side waits for it.
+/// Entries behind the oldest unfinished sub-lists beyond which no more are sent: what a client asks for in
+/// them may all have to be remembered, so that it never waits for this side to read while this side waits for
+/// it. The oldest do not count: a client may want the next list before it ends the one that it has.
 pub(super) const WINDOW: u32 = 32 << 10;
 
 /// A piece of the list, and all that is needed for the next one.
@@ -32,12 +33,11 @@ struct Step {
     written: Written,
 }
 
-/// How much of what was sent the client has done with.
+/// How far the client is behind what was sent.
 #[derive(Default)]
 struct Progress {
-    /// After some of the pieces: lists begun, and entries.
+    /// After pieces that it is not through with: whole lists, and entries in them.
     sent: VecDeque<(u32, u32)>,
-    finished: u32,
 }
 
 impl Session {
@@ -103,7 +103,7 @@ impl Session {
                 sent = piece.end;
             }
             if incremental && sent < cached.stream().len() {
-                lane = answer_meanwhile(lane, &mut progress, entries).await?;
+                lane = answer_meanwhile(lane, &mut progress).await?;
             }
         }
         self.tally().listed = u64::from(cached.entries());
@@ -135,12 +135,12 @@ impl Session {
             limit = CHUNK;
             let (lists, entries) = (step.writer.lists(), step.writer.entries());
             lane.framing.listed(&mut step.rows, lists, entries, step.written.done);
-            progress.sent.push_back((lists, entries));
             let bytes = std::mem::take(&mut step.bytes);
             let boundary = step.written.boundary.filter(|_| class.incremental && !step.written.done).unwrap_or(0);
             if boundary > 0 {
                 lane = self.send_piece(lane, &bytes[..boundary]).await?;
-                lane = answer_meanwhile(lane, &mut progress, entries).await?;
+                progress.sent.push_back(step.writer.finished());
+                lane = answer_meanwhile(lane, &mut progress).await?;
             }
             lane = self.send_piece(lane, &bytes[boundary..]).await?;
             step.bytes = bytes;
@@ -177,14 +177,9 @@ impl Session {
 }
 
 /// Answers what has been asked for, if it is much, and for as long as too much of the list is not done with.
-async fn answer_meanwhile(
-    mut lane: Lane<Answers>,
-    progress: &mut Progress,
-    entries: u32,
-) -> Result<Lane<Answers>, Ended> {
+async fn answer_meanwhile(mut lane: Lane<Answers>, progress: &mut Progress) -> Result<Lane<Answers>, Ended> {
     loop {
-        let finished = progress.finished_by(lane.framing.lists_done());
-        let until = if entries.saturating_sub(finished) > WINDOW {
+        let until = if progress.ahead_of(lane.framing.lists_done()) > WINDOW {
             Until::Some
         } else if lane.framing.waiting() > QUEUE as usize / 2 {
             Until::Empty
@@ -201,14 +196,26 @@ async fn answer_meanwhile(
 }
 
 impl Progress {
-    /// Entries of the lists that the client is through with.
-    fn finished_by(&mut self, lists: u32) -> u32 {
-        while let Some(&(sent, entries)) = self.sent.front()
-            && sent <= lists
-        {
-            self.finished = entries;
+    /// Entries behind the oldest piece that a client who is through with so many lists is not through with.
+    fn ahead_of(&mut self, lists: u32) -> u32 {
+        while self.sent.front().is_some_and(|&(sent, _)| sent <= lists) {
             self.sent.pop_front();
         }
-        self.finished
+        let entries = |piece: Option<&(u32, u32)>| piece.map_or(0, |&(_, entries)| entries);
+        entries(self.sent.back()) - entries(self.sent.front())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_piece_that_a_client_is_not_through_with_does_not_count() {
+        let mut progress = Progress { sent: VecDeque::from([(1, 50_000), (5, 60_000), (9, 70_000)]) };
+        assert_eq!(progress.ahead_of(0), 20_000);
+        assert_eq!(progress.ahead_of(4), 10_000);
+        assert_eq!(progress.ahead_of(5), 0);
+        assert_eq!(progress.ahead_of(9), 0);
     }
 }

@@ -1,3 +1,4 @@
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use super::support::{Entry, assert_same, dest, index_aged, rsync, rsync_with, tree};
@@ -166,19 +167,35 @@ async fn looking_changes_nothing_here_or_there() {
 async fn every_entry_of_a_tree_larger_than_what_is_sent_ahead_can_be_asked_for() {
     let fixture = Fixture::new();
     fixture.write("first", b"x");
-    for number in 0..40_000 {
+    // A directory that is larger than that, and a hundred small ones.
+    for number in 0..44_000 {
         // Links are made faster than files; the client is not told of them.
-        let dir = fixture.root().join(format!("{}/{}", number % 20, number % 100));
-        if number < 100 {
-            std::fs::create_dir_all(&dir).unwrap();
+        let dir = if number < 36_000 { "wide".to_owned() } else { format!("wide/{}", number % 100 + 100_000) };
+        if number == 0 || (36_000..36_100).contains(&number) {
+            std::fs::create_dir_all(fixture.root().join(&dir)).unwrap();
         }
-        std::fs::hard_link(fixture.root().join("first"), dir.join(number.to_string())).unwrap();
+        let name = fixture.root().join(dir).join(number.to_string());
+        std::fs::hard_link(fixture.root().join("first"), name).unwrap();
     }
     fixture.index();
     let server = fixture.serve().await;
-    let asked = rsync(&server, &["-rn", "--out-format=%n"], "repo/", Some(&dest(&fixture))).await;
-    let files = asked.exits(0).out.lines().filter(|name| !name.ends_with('/')).count();
-    assert_eq!(files, 40_001);
+    let ask = async || rsync(&server, &["-rn", "--out-format=%n"], "repo/wide/", Some(&dest(&fixture))).await;
+    let streamed = ask().await;
+    let files = streamed.exits(0).out.lines().filter(|name| !name.ends_with('/')).count();
+    assert_eq!(files, 44_000);
+    // The first client had the list encoded for those that follow.
+    let is_encoded = || {
+        let names = std::fs::read_dir(fixture.store().join("lists")).into_iter().flatten();
+        names.flatten().any(|entry| entry.file_name().as_bytes().starts_with(b"1-"))
+    };
+    soon(async {
+        while !is_encoded() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
+    assert_eq!(sorted(&ask().await.exits(0).out), sorted(&streamed.out));
 }
 
 #[tokio::test]
