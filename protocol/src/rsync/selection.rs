@@ -125,6 +125,11 @@ impl Missing {
         self.why != Why::Skipped
     }
 
+    /// Whether it is nothing to speak of with `--ignore-missing-args`.
+    pub fn may_be_ignored(&self) -> bool {
+        self.why == Why::NoEntry
+    }
+
     fn io_error(&self) -> i32 {
         i32::from(!matches!(self.why, Why::NoEntry | Why::Skipped))
     }
@@ -184,8 +189,8 @@ impl Selecting {
 
     fn set_base(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) {
         let base = paths::tidy(self.wanted.paths.first().map_or(&[][..], |path| path));
-        self.base = match self.locator.directory(list, hides, &base) {
-            Ok(_) => Some(base),
+        self.base = match self.locator.base(list, hides, &base) {
+            Ok((_, base)) => Some(base),
             Err(lost) => {
                 self.io_error |= 1;
                 missing.push(Missing { path: base, why: lost.going_in() });
@@ -196,9 +201,9 @@ impl Selecting {
 
     fn select(&mut self, list: ListRef<'_>, hides: &impl Hides, asked: &Asked) -> Result<(), Missing> {
         let going_in = |lost: Lost| Missing { path: asked.base.clone(), why: lost.going_in() };
-        let base = self.locator.directory(list, hides, &asked.base).map_err(going_in)?;
+        let (base, base_path) = self.locator.base(list, hides, &asked.base).map_err(going_in)?;
         let missing = |why| Missing { path: asked.shown(), why };
-        let path = asked.path();
+        let path = Asked { base: base_path, name: asked.name.clone(), contents: asked.contents }.path();
         let row = self.locator.entry(list, hides, &path).map_err(|lost| missing(lost.looking()))?;
         let is_dir = row.is_dir();
         if is_dir && !self.wanted.recurse && !self.wanted.dirs && !self.wanted.files_from {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use stillmirror_protocol::entry::{Entry, Kind};
 use stillmirror_protocol::list;
 use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::flist::Class;
@@ -189,8 +190,11 @@ fn small() -> Tree {
 
 /// The names that a command line lists, and what it is told.
 fn listed(paths: &[&str], options: &str) -> (Vec<String>, Vec<Missing>) {
-    let tree = small();
-    let bytes = encoded(&tree);
+    listed_in(&small(), paths, options)
+}
+
+fn listed_in(tree: &Tree, paths: &[&str], options: &str) -> (Vec<String>, Vec<Missing>) {
+    let bytes = encoded(tree);
     let list = list::open(&bytes).expect("a built list is valid");
     let has = |option| options.contains(option);
     let wanted = Wanted {
@@ -232,6 +236,31 @@ fn wildcards_are_expanded_as_stock_rsync_does() {
         let skipped = |missing: &Missing| missing.why == Why::Skipped;
         assert_eq!(names, expected, "{paths:?} {options}");
         assert_eq!(missing.iter().any(|missing| !skipped(missing)), expected.is_empty(), "{paths:?} {missing:?}");
+    }
+}
+
+#[test]
+fn a_path_may_lead_through_symlinks_that_stay_in_the_repository() {
+    let mut tree = small();
+    for (path, target) in [
+        ("to", "a/b"),
+        ("a/up", "../to/./c/"),
+        ("out", "../elsewhere"),
+        ("a/far", "../../a"),
+        ("absolute", "/a"),
+        ("loop", "loop"),
+        ("file", "top"),
+    ] {
+        let kind = Kind::Symlink { target: target.into() };
+        tree.insert(path.into(), Entry { kind, ..crate::trees::plain(false) });
+    }
+    for (path, expected) in [("to/", &[".", "g", "c", "c/h"][..]), ("a/up/", &[".", "h"]), ("to/c", &["c", "c/h"])] {
+        let (names, missing) = listed_in(&tree, &[path], "r");
+        assert_eq!((names, missing.len()), (expected.iter().map(|&name| name.to_owned()).collect(), 0), "{path}");
+    }
+    for path in ["out/", "a/far/", "absolute/", "loop/", "file/"] {
+        let (names, missing) = listed_in(&tree, &[path], "r");
+        assert_eq!((names.len(), missing.len()), (0, 1), "{path}");
     }
 }
 

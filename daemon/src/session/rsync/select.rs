@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use stillmirror_protocol::path;
-use stillmirror_protocol::rsync::arguments::FilesFrom;
+use stillmirror_protocol::rsync::arguments::{FilesFrom, Options};
+use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Class;
 use stillmirror_protocol::rsync::replies::{Replies, Severity};
 use stillmirror_protocol::rsync::requests::{Event, Requests};
@@ -39,6 +40,7 @@ impl Session {
         settled: &Arc<Settled>,
         replies: &mut Replies,
     ) -> Result<Selected, Ended> {
+        check_links(settled)?;
         let rules = Arc::new(self.rules(input, settled).await?);
         let lookup = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
@@ -115,6 +117,10 @@ impl Session {
         let settled = Arc::clone(settled);
         self.blocking(move || {
             let (dir, name) = transferred(&settled.options.paths[0]);
+            // A path through a symlink is no path of the list's.
+            if settled.pinned.edition.generation.list().find(dir).is_none_or(|row| row.target().is_some()) {
+                return rules;
+            }
             let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
             let edition = &settled.pinned.edition;
             let is_void = edition.voids.get(&key, || rules.is_void_below(edition.generation.list(), dir, name));
@@ -129,12 +135,27 @@ impl Session {
         replies: &mut Replies,
         mut lookup: Lookup,
     ) -> Result<Lookup, Ended> {
-        for missing in lookup.missing.drain(..) {
+        let ignored = |missing: &Missing| settled.options.ignore_missing_args && missing.may_be_ignored();
+        for missing in lookup.missing.drain(..).filter(|missing| !ignored(missing)) {
             let severity = if missing.is_error() { Severity::Transfer } else { Severity::Info };
             replies.message(severity, missing.message(&settled.pinned.repository.name));
         }
         self.flush(replies).await?;
         Ok(lookup)
+    }
+}
+
+/// What symlinks point to is not in the list; a client that wants it had better know. Without symlinks these
+/// options mean nothing.
+fn check_links(settled: &Settled) -> Result<(), Fault> {
+    let Options { copy_links, copy_dirlinks, copy_unsafe_links, .. } = *settled.options;
+    let asked =
+        [(copy_links, "copy-links"), (copy_dirlinks, "copy-dirlinks"), (copy_unsafe_links, "copy-unsafe-links")];
+    match asked.iter().find(|(is_on, _)| *is_on) {
+        Some((_, name)) if settled.pinned.edition.generation.head().counts.symlinks > 0 => {
+            Err(Fault::Refused((*name).to_owned()))
+        }
+        _ => Ok(()),
     }
 }
 

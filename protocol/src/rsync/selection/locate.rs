@@ -4,6 +4,9 @@ use super::{Hides, Why};
 use crate::list::{ListRef, Row};
 use crate::path;
 
+/// Symlinks that one path may lead through, as in Linux.
+const LINKS: usize = 40;
+
 /// Finds entries, and remembers the last directory: a list of names goes directory by directory.
 #[derive(Debug, Default)]
 pub(super) struct Locator {
@@ -41,6 +44,18 @@ impl Locator {
         if hides.module_hides(path, row.is_dir()) { Err(Lost::Absent) } else { Ok(row) }
     }
 
+    /// The number of the directory that names are relative to, and its own path: symlinks on the way to it
+    /// are followed, as far as they stay in the repository.
+    pub(super) fn base(&mut self, list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<(u32, Vec<u8>), Lost> {
+        match self.directory(list, hides, path) {
+            Err(Lost::NotDirectory) => {
+                let number = follow(list, hides, path)?;
+                Ok((number, list.dir(number).path()))
+            }
+            found => Ok((found?, path.to_vec())),
+        }
+    }
+
     /// The number of the directory at a tidy path.
     pub(super) fn directory(&mut self, list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<u32, Lost> {
         if let Some((_, found)) = self.last.as_ref().filter(|(last, _)| last == path) {
@@ -50,6 +65,40 @@ impl Locator {
         self.last = Some((path.to_vec(), found));
         found
     }
+}
+
+/// The directory at a path, through symlinks. Absolute targets lead out of the repository, and so does `..`
+/// from its root.
+fn follow(list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<u32, Lost> {
+    let mut links = LINKS;
+    let mut at = 0;
+    // The names that are still to go, the next one last.
+    let mut names: Vec<&[u8]> = path.rsplit(|&byte| byte == b'/').collect();
+    while let Some(name) = names.pop() {
+        match name {
+            b"" | b"." => continue,
+            b".." if at == 0 => return Err(Lost::Absent),
+            b".." => {
+                at = list.dir(at).parent();
+                continue;
+            }
+            _ => {}
+        }
+        let row = list.dir(at).child(name).ok_or(Lost::Absent)?;
+        if hides.module_hides(&list.path(row.number()), row.is_dir()) {
+            return Err(Lost::Absent);
+        }
+        match (row.dir_number(), row.target()) {
+            (Some(number), _) => at = number,
+            (None, Some(target)) if links > 0 && !target.starts_with(b"/") => {
+                links -= 1;
+                names.extend(target.rsplit(|&byte| byte == b'/'));
+            }
+            (None, Some(_)) => return Err(Lost::Absent),
+            (None, None) => return Err(Lost::NotDirectory),
+        }
+    }
+    Ok(at)
 }
 
 fn walk(list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<u32, Lost> {
