@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use stillmirror_protocol::path;
-use stillmirror_protocol::rsync::arguments::{FilesFrom, Options};
-use stillmirror_protocol::rsync::fault::Fault;
+use stillmirror_protocol::rsync::arguments::FilesFrom;
 use stillmirror_protocol::rsync::flist::Class;
 use stillmirror_protocol::rsync::replies::{Replies, Severity};
 use stillmirror_protocol::rsync::requests::{Event, Requests};
@@ -40,7 +39,6 @@ impl Session {
         settled: &Arc<Settled>,
         replies: &mut Replies,
     ) -> Result<Selected, Ended> {
-        check_links(settled)?;
         let rules = Arc::new(self.rules(input, settled).await?);
         let lookup = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
@@ -142,20 +140,6 @@ impl Session {
         }
         self.flush(replies).await?;
         Ok(lookup)
-    }
-}
-
-/// What symlinks point to is not in the list; a client that wants it had better know. Without symlinks these
-/// options mean nothing.
-fn check_links(settled: &Settled) -> Result<(), Fault> {
-    let Options { copy_links, copy_dirlinks, copy_unsafe_links, .. } = *settled.options;
-    let asked =
-        [(copy_links, "copy-links"), (copy_dirlinks, "copy-dirlinks"), (copy_unsafe_links, "copy-unsafe-links")];
-    match asked.iter().find(|(is_on, _)| *is_on) {
-        Some((_, name)) if settled.pinned.edition.generation.head().counts.symlinks > 0 => {
-            Err(Fault::Refused((*name).to_owned()))
-        }
-        _ => Ok(()),
     }
 }
 
