@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stillmirror_protocol::rsync::flist::{Class, ListWriter};
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::{Hides, Selection};
+use stillmirror_store::Store;
 use stillmirror_store::list_cache::{Bounds, CachedList, Key, ListCache};
 
 use crate::Shared;
@@ -136,7 +137,7 @@ impl Lists {
 /// Removes the encoded lists of generations that are gone.
 pub(crate) fn sweep(shared: &Shared, repository: &Repository) {
     let Some(cache) = cache(shared, repository) else { return };
-    let kept = repository.store().and_then(|store| store.generations());
+    let kept = repository.store().and_then(Store::generations);
     if let Err(error) = kept.and_then(|kept| cache.sweep(|generation| kept.contains(&generation))) {
         tracing::debug!(repository = repository.name, %error, "old encoded lists stay");
     }

@@ -82,6 +82,20 @@ async fn options_that_are_refused_end_the_session_with_their_name() {
 }
 
 #[tokio::test]
+async fn a_client_that_wants_symlinks_followed_is_told_that_they_are_not() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    rsync(&server, &["-rL"], "repo/", Some(&dest(&fixture))).await.exits(0);
+    std::os::unix::fs::symlink("a", fixture.root().join("link")).unwrap();
+    fixture.index();
+    let server = fixture.serve().await;
+    for option in ["--copy-links", "--copy-dirlinks", "--copy-unsafe-links"] {
+        let ran = rsync(&server, &["-rl", option], "repo/", Some(&dest(&fixture))).await;
+        assert_ne!(ran.says(&option[2..]).code, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_written() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
