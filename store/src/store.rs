@@ -36,9 +36,16 @@ pub struct CurrentHead {
 /// The right to write a store, given up on drop.
 #[derive(Debug)]
 pub struct StoreLock {
-    // Dropping the file releases the lock.
-    _file: File,
+    file: File,
     dir: PathBuf,
+}
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is being started has the file open too, until it becomes
+        // another program. Where unlocking fails, closing is what is left.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Store {
@@ -181,7 +188,7 @@ impl Store {
         }
         // For the message above, and nothing else.
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).at("write", &path)?;
-        Ok(StoreLock { _file: file, dir: self.dir.clone() })
+        Ok(StoreLock { file, dir: self.dir.clone() })
     }
 
     /// Begins a new generation. Clears away what a killed run left.

@@ -3,7 +3,9 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use common::{NAME, content, fill, publish, record, store};
@@ -189,4 +191,22 @@ fn numbers_go_on_after_a_current_that_was_deleted() {
     assert!(store.current().unwrap().is_none());
     assert_eq!(publish(&store).unwrap(), 4);
     assert_eq!(store.generations().unwrap(), [4]);
+}
+
+#[test]
+fn a_lock_ends_with_its_guard_although_a_child_is_being_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), NAME).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Until it becomes another program, a child has all that its parent has open.
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        });
+        let refused = (0..1000).find_map(|_| store.lock().err());
+        over.store(true, Ordering::Relaxed);
+        assert!(refused.is_none(), "{refused:?}");
+    });
 }
