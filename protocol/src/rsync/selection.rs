@@ -1,6 +1,6 @@
 //! What part of the repository a client asked for.
 //!
-//! A selection is a few [`View`]s, one for every directory that names are relative to, each a sorted run
+//! A selection is a few views, one for every directory that names are relative to, each a sorted run
 //! of marked rows: what is listed, and what of it is descended into. The names of the list follow from
 //! the tree, so a million names from a client cost four bytes each.
 
