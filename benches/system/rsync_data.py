@@ -65,6 +65,7 @@ def one(b, server, what, options, cache, files, size, dest):
     if done.returncode:
         print(done.stderr.decode(errors='replace')[-500:])
     peers.empty(dest)
+    print(f'{what}, {cache}, {server.name}: {wall:.2f} s, server {cpu:.2f} s', flush=True)
     return {'what': what, 'cache': cache, 'daemon': server.name, 'exit': done.returncode, 'GiB': size / bench.GIB, 'server cpu s': cpu,
             'server cpu s a GiB': cpu * bench.GIB / size, 'wall s': wall, 'MiB/s': size / MIB / wall, 'private': memory.beyond()}
 

@@ -87,7 +87,9 @@ def measure(server, client, words, dest, cold=False):
         wall, done = bench.timed(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
         print(done.stderr.decode(errors='replace')[-500:])
-    return {'exit': done.returncode, 'server cpu s': server.cpu() - before, 'client wall s': wall, 'private': memory.beyond()}
+    found = {'exit': done.returncode, 'server cpu s': server.cpu() - before, 'client wall s': wall, 'private': memory.beyond()}
+    print(f'{server.name}: {" ".join(words[:4])}: {found}', flush=True)
+    return found
 
 
 def first_bytes(b, server, what, cache):

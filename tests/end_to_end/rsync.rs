@@ -1,0 +1,12 @@
+//! Stock clients pull the same tree from a stock daemon and from ours: how they end, what they list and what they
+//! leave behind must be the same, except where `tests/known_gaps.toml` says why not.
+//!
+//! A reduced form of `benches/system/rsync_*.py`, which puts every option to every protocol: here each option is tried
+//! once, and the protocols take turns.
+
+mod changes;
+mod modules;
+mod options;
+mod peers;
+mod scripts;
+mod tree;

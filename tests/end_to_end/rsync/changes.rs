@@ -1,0 +1,98 @@
+//! The tree changes, with and without a new generation, while stock clients pull.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::peers::{Pair, index, pull};
+use crate::support::*;
+
+/// Waits until our daemon has taken up a generation with this name in it.
+pub(super) fn wait_for(pair: &Pair, name: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pull(&pair.ours.address, &["--list-only", &format!("{{M}}/{name}")], &pair.world.path("nowhere")).code
+        != Some(0)
+    {
+        assert!(Instant::now() < deadline, "{name} does not come");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_file_that_is_not_the_indexed_one_is_as_vanished_and_the_rest_comes() {
+    let pair = Pair::new();
+    std::fs::write(pair.world.src().join("README"), b"rewritten since").unwrap();
+    std::fs::remove_file(pair.world.src().join("sizes/1")).unwrap();
+    for (protocol, code) in [(27, 23), (28, 23), (29, 23), (30, 24), (31, 24), (32, 24)] {
+        let dest = pair.world.path(&format!("stale-{protocol}"));
+        let pulled =
+            pull(&pair.ours.address, &["-aH", "--delete", &format!("--protocol={protocol}"), "{M}/", "{D}/"], &dest);
+        assert_eq!(pulled.code, Some(code), "at {protocol}: {}", pulled.errors);
+        for gone in ["README", "sizes/1"] {
+            assert!(!pulled.tree.contains_key(std::path::Path::new(gone)), "{gone} came at {protocol}");
+            assert!(pulled.errors.contains(gone), "{gone} is not named at {protocol}: {}", pulled.errors);
+        }
+        assert_eq!(pulled.tree[std::path::Path::new("sizes/300001")].content.len(), 300_001);
+    }
+    index(&pair.world);
+    let dest = pair.world.path("stale-32");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pull(&pair.ours.address, &["-aH", "--delete", "{M}/", "{D}/"], &dest).code != Some(0) {
+        assert!(Instant::now() < deadline, "the next generation does not come");
+    }
+    assert_eq!(files(&pair.world.src()), files(&dest));
+}
+
+#[test]
+fn pulls_during_publishing_end_well_and_the_next_one_converges() {
+    let world = World::with_tree();
+    index(&world);
+    let server = world.serve();
+    let over = AtomicBool::new(false);
+    let ways: [&[&str]; 3] = [
+        &["-aH", "--delete"],
+        &["-rltp", "--delete-after", "--no-inc-recursive"],
+        &["-ac", "--delete", "--protocol=29"],
+    ];
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = ways
+            .iter()
+            .enumerate()
+            .map(|(number, options)| {
+                let (dest, address, over) = (world.path(&format!("dest-{number}")), &server.address, &over);
+                scope.spawn(move || {
+                    let mut codes = Vec::new();
+                    while !over.load(Ordering::Relaxed) {
+                        codes.push(pull(address, &[*options, &["{M}/", "{D}/"]].concat(), &dest).code);
+                    }
+                    codes
+                })
+            })
+            .collect();
+        for round in 0..12_usize {
+            write(&world.src().join("README"), &noise(1000 + round, 1));
+            write(&world.src().join(format!("pool/new/{round}")), &noise(20_000, 3));
+            let _ = std::fs::remove_file(world.src().join(format!("pool/new/{}", round.wrapping_sub(3))));
+            std::thread::sleep(Duration::from_millis(20));
+            index(&world);
+        }
+        over.store(true, Ordering::Relaxed);
+        for client in clients {
+            for code in client.join().unwrap() {
+                assert!(matches!(code, Some(0 | 23 | 24)), "exit {code:?}");
+            }
+        }
+    });
+    write(&world.src().join("the-last"), b"");
+    index(&world);
+    for (number, options) in ways.iter().enumerate() {
+        let dest = world.path(&format!("dest-{number}"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !dest.join("the-last").exists() {
+            assert!(Instant::now() < deadline, "the last generation does not come");
+            pull(&server.address, &[*options, &["{M}/", "{D}/"]].concat(), &dest);
+        }
+        let pulled = pull(&server.address, &[*options, &["{M}/", "{D}/"]].concat(), &dest);
+        assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
+        assert_eq!(files(&world.src()), files(&dest));
+    }
+}
