@@ -28,6 +28,7 @@ pub(crate) struct Lists {
 }
 
 /// What is known of a list.
+#[derive(Clone)]
 enum State {
     /// It was asked for once, with filters: the next client with the same ones makes it worth its place.
     AskedOnce,
@@ -65,8 +66,10 @@ impl Lists {
     pub(crate) fn find(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) -> Option<Arc<CachedList>> {
         let cache = cache(shared, &pinned.repository)?;
         let lists = &pinned.edition.lists;
-        match lists.lock().get(&query.key) {
-            Some(State::Ready(list)) => return Some(Arc::clone(list)),
+        // Copied out: the lock must be free when the list is built.
+        let state = lists.lock().get(&query.key).cloned();
+        match state {
+            Some(State::Ready(list)) => return Some(list),
             Some(State::NotToBeHad) => return None,
             Some(State::AskedOnce) => {
                 lists.build(shared, pinned, cache, query);

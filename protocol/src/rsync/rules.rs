@@ -180,6 +180,10 @@ impl Hides for Rules {
         hidden
     }
 
+    fn gave_up(&self) -> bool {
+        self.exhausted()
+    }
+
     fn module_hides(&self, path: &[u8], is_dir: bool) -> bool {
         self.module.hides(path, is_dir)
     }

@@ -61,6 +61,11 @@ pub trait Hides {
     fn nothing(&self) -> bool {
         false
     }
+
+    /// Whether the filters have given up: a list that was made with them is not to be believed.
+    fn gave_up(&self) -> bool {
+        false
+    }
 }
 
 /// No filters.

@@ -32,6 +32,9 @@ pub(super) fn build(
     let (file, rows) = (draft.create("list")?, draft.create("rows")?);
     let body = Body { out: BufWriter::new(&file), hash: XxHash3_128::new(), len: HEADER_BYTES as u64 };
     let header = body.write(key, list, writer, hides, &rows).at("write", &draft.path("list"))?;
+    if hides.gave_up() {
+        return Err(io::Error::other("its filters cost too much")).at("write", &draft.path("list"));
+    }
     file.write_all_at(&header.encode(), 0).at("write", &draft.path("list"))?;
     fs::rename(draft.path("list"), path).at("rename", &draft.path("list"))?;
     Ok(file)

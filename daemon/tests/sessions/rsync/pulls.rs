@@ -223,3 +223,20 @@ async fn a_port_of_its_own_serves_clients_that_wait_for_the_greeting() {
     soon(tokio::io::AsyncReadExt::read_exact(&mut socket, &mut greeting)).await.unwrap();
     assert_eq!(&greeting, b"@RSYNCD:");
 }
+
+#[tokio::test]
+async fn a_list_with_filters_is_the_same_however_often_it_is_asked_for() {
+    let fixture = Fixture::new();
+    fixture.write("first", b"x");
+    for number in 0..5_000 {
+        std::fs::hard_link(fixture.root().join("first"), fixture.root().join(number.to_string())).unwrap();
+    }
+    fixture.index();
+    let server = fixture.serve().await;
+    // The second one has it encoded, some later one gets it so.
+    for _ in 0..5 {
+        let asked = ["-rn", "--timeout=20", "--exclude=*7", "--out-format=%n"];
+        let ran = rsync(&server, &asked, "repo/", Some(&dest(&fixture))).await;
+        assert_eq!(ran.exits(0).out.lines().filter(|name| !name.ends_with('/')).count(), 4_501);
+    }
+}
