@@ -272,7 +272,7 @@ fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
         match (stock.tree.get(name), ours.tree.get(name)) {
             (Some(a), Some(b)) if a == b => {}
             (Some(a), Some(b)) => {
-                found.extend(a.facets(b).map(|(facet, text)| (facet, format!("{}: {text}", name.display()))))
+                found.extend(a.facets(b).map(|(facet, text)| (facet, format!("{}: {text}", name.display()))));
             }
             (Some(_), None) => found.push(("missing".into(), name.display().to_string())),
             (None, _) => found.push(("extra".into(), name.display().to_string())),
