@@ -93,6 +93,8 @@ pub struct Options {
     pub checksum_choice: Option<(Algorithm, Algorithm)>,
     /// Whether data is to be compressed and how.
     pub compress: Compress,
+    /// `--compress-level`: 0 turns zlib off.
+    pub compress_level: Option<i32>,
     /// `--checksum-seed`, unless 0.
     pub seed: Option<i32>,
     /// `--timeout`, in seconds, unless 0.
@@ -243,6 +245,7 @@ impl Options {
             from0: false,
             checksum_choice: None,
             compress: Compress::No,
+            compress_level: None,
             seed: None,
             timeout: None,
             bwlimit: None,

@@ -74,6 +74,7 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Negotiation {
     setup: Setup,
+    level: Option<i32>,
     /// What was offered by name, and waits for the client's names.
     digests: Option<Vec<Algorithm>>,
     compressions: Option<Vec<Compression>>,
@@ -156,7 +157,8 @@ impl Negotiation {
         if let Some(compressions) = &self.compressions {
             let Some(names) = take_names(&mut self.input)? else { return Ok(None) };
             let chosen = first_offered(&names, Compression::from_name, compressions);
-            self.setup.compression = chosen.ok_or(Fault::NothingInCommon { what: "compress" })?;
+            let chosen = chosen.ok_or(Fault::NothingInCommon { what: "compress" })?;
+            self.setup.compression = at_level(chosen, self.level);
             self.compressions = None;
         }
         Ok(Some(self.setup))
@@ -193,7 +195,7 @@ impl Negotiation {
             version,
             transfer,
             list,
-            compression,
+            compression: at_level(compression, options.compress_level),
             seed: options.seed.unwrap_or(offer.seed),
             incremental: offer.incremental && can.incremental && options.wanted().may_be_incremental(),
             safe_list: can.safe_list,
@@ -204,11 +206,21 @@ impl Negotiation {
         let by_digest_name = can.varint_flags && options.checksum_choice.is_none();
         Self {
             setup,
+            level: options.compress_level,
             digests: by_digest_name.then(|| offer.digests.to_vec()),
             compressions: by_name.then(|| offer.compressions.to_vec()),
             fault,
             input: Vec::new(),
         }
+    }
+}
+
+/// What a client takes a compression at a level for: zlib at level 0 is none at all, and its data are not wrapped.
+/// The others have no such level.
+fn at_level(compression: Compression, level: Option<i32>) -> Compression {
+    match compression {
+        Compression::Zlib | Compression::Zlibx if level == Some(0) => Compression::None,
+        other => other,
     }
 }
 

@@ -142,6 +142,7 @@ impl Parser {
             "new-compress" => options.compress = Compress::Chosen(Compression::Zlibx),
             "old-compress" => options.compress = Compress::Chosen(Compression::Zlib),
             "compress-choice" => self.compress_choice(value),
+            "compress-level" => self.options.compress_level = self.number(known, value),
             "checksum-choice" => self.checksum_choice(value),
             "checksum-seed" => self.options.seed = self.number(known, value).filter(|&seed| seed != 0),
             "timeout" => self.options.timeout = self.number(known, value).filter(|&seconds| seconds != 0),

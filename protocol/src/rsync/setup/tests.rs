@@ -72,6 +72,20 @@ fn clients_without_names_get_what_their_version_implies() {
 }
 
 #[test]
+fn zlib_at_level_0_is_no_compression() {
+    let compression = |version, words: &[&str], names: &[&[u8]]| {
+        agree(&options(version, &[words, &["--compress-level=0"]].concat()), &OFFER, names)
+            .expect("an agreement")
+            .compression
+    };
+    assert_eq!(compression(29, &["-rz"], &[]), Compression::None);
+    assert_eq!(compression(30, &["-rze.iLsf", "--new-compress"], &[]), Compression::None);
+    assert_eq!(compression(32, &["-rze.iLsfxCIvu"], &[b"md5", b"zlibx"]), Compression::None);
+    assert_eq!(compression(32, &["-rze.iLsfxCIvu"], &[b"md5", b"zstd"]), Compression::Zstd);
+    assert_eq!(compression(32, &["-rze.iLsfxCIvu", "--compress-choice=lz4"], &[b"md5"]), Compression::Lz4);
+}
+
+#[test]
 fn the_block_is_bits_then_names_then_seed_then_patience() {
     let begin = |options: &Options, offer: &Offer<'_>| Setup::begin(options, offer).0;
     assert_eq!(begin(&options(29, &["-r"]), &OFFER), [4, 3, 2, 1]);
