@@ -12,13 +12,15 @@ mod grammar;
 mod ordered;
 mod void;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
 use crate::filter::{Link, Subject};
-use crate::list::{FileType, ListRef};
+use crate::list::{Dir, FileType, ListRef, Row};
+use crate::path::{join, split};
 use crate::rsync::fault::Exit;
 use crate::rsync::selection::Hides;
 use crate::rsync::version::Version;
@@ -27,7 +29,7 @@ use ordered::Ordered;
 
 /// Steps of comparison that a name may cost without being counted. A step is some two nanoseconds; names cost the filters
 /// of mirror scripts a few dozen.
-const FREE_STEPS: u64 = 4096;
+const FREE_STEPS: u64 = 1024;
 /// Steps beyond that in one session: some five seconds.
 const COUNTED_STEPS: u64 = 1 << 31;
 
@@ -107,27 +109,18 @@ impl Rules {
 
     /// Names of per-directory merge files (`.cvsignore`, `.rsync-filter`) that the rules ask for.
     pub fn merge_files(&self) -> impl Iterator<Item = &[u8]> {
-        self.merges().map(|merge| crate::path::split(&merge.path).1)
+        self.merges().map(|path| split(path).1)
     }
 
     /// Refuses rules whose merge files stand in the list: in `under` or below it, or above it, where they may be looked
     /// for too. The index has no contents, so what they say is not known. Empty files say nothing.
     pub fn check_merges(&self, list: ListRef<'_>, under: &[u8]) -> Result<(), RuleError> {
-        if self.merges().next().is_none() {
-            return Ok(());
-        }
-        for dir in list.dirs() {
-            let found = self.merges().find(|merge| {
-                dir.child(crate::path::split(&merge.path).1).is_some_and(|row| match row.file_type() {
-                    FileType::File => row.size() > 0,
-                    file_type => file_type == FileType::Symlink,
-                })
-            });
-            let Some(merge) = found else { continue };
+        let rules: BTreeMap<&[u8], &[u8]> = self.merges().map(|path| (split(path).1, path)).collect();
+        for dir in list.dirs().filter(|_| !rules.is_empty()) {
+            let Some((name, rule)) = merge_file(dir, &rules) else { continue };
             let path = dir.path();
             if related(&path, under) || related(under, &path) {
-                let file = crate::path::join(&path, crate::path::split(&merge.path).1);
-                return Err(RuleError::DirMerge { rule: shown(&merge.path), file: shown(&file) });
+                return Err(RuleError::DirMerge { rule: shown(rule), file: shown(&join(&path, name)) });
             }
         }
         Ok(())
@@ -161,8 +154,8 @@ impl Rules {
         self.module.0.excluding().chain(self.client.excluding())
     }
 
-    fn merges(&self) -> impl Iterator<Item = &ordered::Merge> {
-        self.module.0.merges().iter().chain(self.client.merges())
+    fn merges(&self) -> impl Iterator<Item = &[u8]> {
+        self.module.0.merges().chain(self.client.merges())
     }
 }
 
@@ -226,6 +219,20 @@ impl RuleError {
             Self::Merge(_) | Self::DirMerge { .. } => Exit::Unsupported,
             _ => Exit::Syntax,
         }
+    }
+}
+
+/// A file in the directory that some rule names and that has something to say, with the rule. Rules can name more
+/// than there is.
+fn merge_file<'a>(dir: Dir<'a>, rules: &BTreeMap<&'a [u8], &'a [u8]>) -> Option<(&'a [u8], &'a [u8])> {
+    let says = |row: Row<'_>| match row.file_type() {
+        FileType::File => row.size() > 0,
+        file_type => file_type == FileType::Symlink,
+    };
+    if rules.len() < dir.files().len() {
+        rules.iter().find(|(name, _)| dir.child(name).is_some_and(says)).map(|(&name, &rule)| (name, rule))
+    } else {
+        dir.children().filter(|&(_, row)| says(row)).find_map(|(name, _)| Some((name, *rules.get(name)?)))
     }
 }
 

@@ -14,18 +14,15 @@ const CVS: &str = "RCS SCCS CVS CVS.adm RCSLOG cvslog.* tags TAGS .make.state .n
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ordered {
     chain: Chain,
-    merges: Vec<Merge>,
+    /// Files of rules that may stand in every directory: paths relative to any; with a slash before it, one is also
+    /// looked for above the transfer's root.
+    merges: Vec<Vec<u8>>,
     key: Vec<u8>,
     /// How CVS's patterns were first asked for. It stays so, whatever later rules say: stock rsync makes them
     /// once.
     cvs: Option<Modifiers>,
-}
-
-/// A file of rules that may stand in every directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Merge {
-    /// Its path relative to any directory; with a slash before it, it is also looked for above the transfer's root.
-    pub(super) path: Vec<u8>,
+    /// They are among the links. A second time they could decide on nothing that is left.
+    has_cvs: bool,
 }
 
 impl Ordered {
@@ -37,6 +34,9 @@ impl Ordered {
             Rule::Match(..) => (),
             Rule::Cvs(modifiers) => {
                 let modifiers = *self.cvs.get_or_insert(*modifiers);
+                if std::mem::replace(&mut self.has_cvs, true) {
+                    return Ok(());
+                }
                 CVS.split_ascii_whitespace().for_each(|word| self.link(modifiers, word.as_bytes()));
             }
             Rule::DirMerge(modifiers, path) => {
@@ -44,7 +44,7 @@ impl Ordered {
                     self.link(Modifiers::default(), crate::path::split(path).1);
                 }
                 self.note(b':', path);
-                self.merges.push(Merge { path: path.to_vec() });
+                self.merges.push(path.to_vec());
             }
             Rule::Merge(text) => return Err(RuleError::Merge(text.clone())),
         }
@@ -77,8 +77,8 @@ impl Ordered {
         self.chain.links().iter().filter(|link| !link.include)
     }
 
-    pub(super) fn merges(&self) -> &[Merge] {
-        &self.merges
+    pub(super) fn merges(&self) -> impl Iterator<Item = &[u8]> {
+        self.merges.iter().map(Vec::as_slice)
     }
 
     pub(super) fn key(&self) -> &[u8] {

@@ -94,6 +94,29 @@ fn a_merge_file_that_stands_where_it_would_be_read_is_refused() {
 }
 
 #[test]
+fn rules_may_name_more_files_than_there_are() {
+    let bytes = list_of(&[("a/.rules", 5), ("a/b", 1)]);
+    let list = crate::list::open(&bytes).unwrap();
+    let many = |prefix: &str, last: &str| {
+        let texts: Vec<String> = (0..100).map(|number| format!("{prefix} x{number}")).collect();
+        let texts = texts.iter().map(String::as_str).chain([last]);
+        rules(&texts.collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!(many(":", ": other").check_merges(list, b""), Ok(()));
+    let error = many(":", ": .rules").check_merges(list, b"").unwrap_err();
+    assert!(matches!(&error, RuleError::DirMerge { file, .. } if file == "a/.rules"), "{error}");
+    assert!(many("-", "- other").is_void_for(list));
+    assert!(!many("-", "- b").is_void_for(list));
+}
+
+#[test]
+fn the_patterns_of_cvs_are_there_once() {
+    let links = |texts: &[&str]| rules(texts).unwrap().client.excluding().count();
+    assert_eq!(links(&["-C"; 1000]), links(&["-C"]));
+    assert_eq!(links(&["-C", "- x", "!", "-C"]), links(&["-C"]));
+}
+
+#[test]
 fn a_module_and_its_client_must_both_let_a_name_through() {
     let module = ModuleRules::parse(b"- /private/ + *.iso  H void", b"secret.txt", b"secret* !x").unwrap();
     assert!(module.hides(b"private", true) && module.hides(b"secret.key", false));

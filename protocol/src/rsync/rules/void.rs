@@ -67,10 +67,11 @@ fn walk(rules: &Rules, list: ListRef<'_>, top: Dir<'_>, path: &[u8], root: usize
             rules.hides(&path, root, is_dir)
         };
         let files_hidden = match reach {
-            Reach::All => dir.files().any(|row| hides(dir.name_of(row), false)),
-            Reach::Names(names) => {
+            Reach::Names(names) if names.len() < dir.files().len() => {
                 names.iter().any(|name| dir.child(name).is_some_and(|row| hides(name, row.is_dir())))
             }
+            // Rules can name more than there is.
+            _ => dir.files().any(|row| hides(dir.name_of(row), false)),
         };
         if files_hidden || dir.subdirs().any(|row| hides(dir.name_of(row), true)) {
             return false;
