@@ -50,6 +50,7 @@ fn main() {
     report("20 suffixes that are there", list, &["+ *.deb", "- *.dsc", "- *0.deb"].repeat(7)[..20]);
     report("20 patterns with ** that are not there", list, &["- pool/**/source/**.asc"; 20]);
     report("20 patterns with ** that nearly are", list, &["- pool/**/source-*/**.ddeb"; 20]);
+    report("4,000 patterns with text that is not there", list, &["- **nowhere[0-9]**"; 4000]);
     report("one hostile pattern", list, &[&format!("- {}", "*[!~]".repeat(800))]);
 }
 

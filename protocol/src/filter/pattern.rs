@@ -143,8 +143,11 @@ impl Pattern {
             }
             Shape::Prefix(text) => part.starts_with(text),
             Shape::Suffix(text) => part.ends_with(text),
-            Shape::Glob { needle, .. } if needle.0.find(part).is_none() => false,
-            Shape::Glob { glob, deep, slash_after, .. } => {
+            Shape::Glob { glob, deep, slash_after, needle } => {
+                *work += part.len() as u64 / 16;
+                if needle.0.find(part).is_none() {
+                    return false;
+                }
                 let starts = match (self.scope, deep) {
                     (Scope::Anywhere, true) if absolute && subject.root > 0 => Starts::Beginning,
                     (Scope::Anywhere, true) => Starts::SlashBefore,
