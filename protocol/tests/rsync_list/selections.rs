@@ -306,3 +306,14 @@ fn no_number_of_wildcards_costs_more_than_a_few_walks() {
     assert!(selection.is_empty());
     assert_eq!(missing.len(), 3);
 }
+
+#[test]
+fn a_wildcard_of_which_not_all_was_looked_at_is_told() {
+    let mut tree = small();
+    tree.insert(vec![b'a'; 255], crate::trees::plain(false));
+    let hostile = "*[!~]".repeat(800);
+    let mut paths = vec![hostile.as_str(); 20_000];
+    paths.push("to*");
+    let (_, missing) = listed_in(&tree, &paths, "r");
+    assert_eq!(missing.last().map(|missing| &missing.path[..]), Some(&b"to*"[..]));
+}

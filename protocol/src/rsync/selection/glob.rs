@@ -3,12 +3,14 @@
 //! `*` also matches names that begin with a dot, as stock rsync's daemon has it.
 
 use super::{Hides, paths};
-use crate::filter::Filter;
+use crate::filter::{Pattern, Subject};
 use crate::list::ListRef;
 
-/// Names that one session's globs may be compared with, beside eight times all names: enough for every
-/// honest command line, and `*/*/*` a thousand times over is none.
-const FREE_STEPS: u64 = 1 << 20;
+/// Steps of comparison that one session's globs may take, beside [`STEPS_EACH`] for every name in the list.
+/// Enough for every honest command line, and `*/*/*` a thousand times over is none.
+const STEPS: u64 = 1 << 26;
+/// A name costs an ordinary component a few dozen.
+const STEPS_EACH: u64 = 256;
 
 /// What is left for a session's globs.
 #[derive(Debug)]
@@ -16,7 +18,15 @@ pub(super) struct Budget(u64);
 
 impl Budget {
     pub(super) fn for_list(list: ListRef<'_>) -> Self {
-        Self(FREE_STEPS + 8 * u64::from(list.len()))
+        Self(STEPS + STEPS_EACH * u64::from(list.len()))
+    }
+
+    /// Whether the name matches; none does when nothing is left.
+    fn matches(&mut self, pattern: &Pattern, name: &[u8], is_dir: bool) -> bool {
+        let mut steps = 0;
+        let matches = self.0 > 0 && pattern.matches(&Subject::new(name, 0, is_dir), false, &mut steps);
+        self.0 = self.0.saturating_sub(steps);
+        matches
     }
 }
 
@@ -25,8 +35,8 @@ pub(super) fn is_glob(path: &[u8]) -> bool {
     path.iter().any(|byte| b"*?[".contains(byte))
 }
 
-/// Calls `each` with every path that a path with wildcards stands for: with itself when it has none or
-/// nothing matches.
+/// Calls `each` with every path that a path with wildcards stands for: with itself when it has none, nothing
+/// matches, or not all could be looked at.
 pub(super) fn expand(
     list: ListRef<'_>,
     path: &[u8],
@@ -49,7 +59,7 @@ pub(super) fn expand(
         each(path);
     };
     Expansion { list, hides, budget }.go(Vec::new(), 0, &components, &mut reached);
-    if !found {
+    if !found || budget.0 == 0 {
         each(path);
     }
 }
@@ -69,9 +79,9 @@ impl<H: Hides> Expansion<'_, '_, H> {
             path.extend_from_slice(if rest.is_empty() { b"" } else { b"/" });
             return self.go(path, dir, rest, each);
         }
-        for (name, row) in matching(self.list, dir, component, self.budget) {
+        for row in matching(self.list, dir, component, self.budget) {
             let number = self.list.row(row).dir_number();
-            let mut path = [&path[..], &name].concat();
+            let mut path = [&path[..], self.list.dir(dir).name_of(row)].concat();
             if self.hides.module_hides(&paths::tidy(&path), number.is_some()) {
                 continue;
             }
@@ -87,19 +97,15 @@ impl<H: Hides> Expansion<'_, '_, H> {
     }
 }
 
-/// The children of a directory that match one component.
-fn matching(list: ListRef<'_>, dir: u32, component: &[u8], budget: &mut Budget) -> Vec<(Vec<u8>, u32)> {
+/// The rows of a directory's children that match one component.
+fn matching(list: ListRef<'_>, dir: u32, component: &[u8], budget: &mut Budget) -> Vec<u32> {
     let dir = list.dir(dir);
-    let mut filter = Filter::default();
-    if !is_glob(component) || filter.exclude(&[b"/", component].concat()).is_err() {
-        let name = unescaped(component);
-        return dir.child(&name).map(|row| (name, row.number())).into_iter().collect();
+    let pattern = Pattern::new(&[b"/", component].concat());
+    if !is_glob(component) || pattern.never_matches() {
+        return dir.child(&unescaped(component)).map(|row| row.number()).into_iter().collect();
     }
-    let steps = u64::from(dir.rows().end - dir.rows().start);
-    let Some(left) = budget.0.checked_sub(steps) else { return Vec::new() };
-    budget.0 = left;
-    let matches = dir.children().filter(|(name, row)| !filter.keeps_below_root(name, row.is_dir()));
-    matches.map(|(name, row)| (name.to_vec(), row.number())).collect()
+    let matches = dir.children().filter(|(name, row)| budget.matches(&pattern, name, row.is_dir()));
+    matches.map(|(_, row)| row.number()).collect()
 }
 
 /// Without the backslashes that protect the byte after them.
