@@ -7,11 +7,17 @@ use crate::path;
 /// Symlinks that one path may lead through, as in Linux.
 const LINKS: usize = 40;
 
-/// Finds entries, and remembers the last directory: a list of names goes directory by directory.
+/// Finds entries, and remembers the last directories: a list of names goes directory by directory.
 #[derive(Debug, Default)]
 pub(super) struct Locator {
-    last: Option<(Vec<u8>, Result<u32, Lost>)>,
+    /// That names were relative to; with its number goes its own path.
+    base: Last<(u32, Vec<u8>)>,
+    /// That an entry was in.
+    parent: Last<u32>,
 }
+
+/// A path and what came of it.
+type Last<T> = Option<(Vec<u8>, Result<T, Lost>)>;
 
 /// A path that leads nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,22 +53,24 @@ impl Locator {
     /// The number of the directory that names are relative to, and its own path: symlinks on the way to it
     /// are followed, as far as they stay in the repository.
     pub(super) fn base(&mut self, list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<(u32, Vec<u8>), Lost> {
-        match self.directory(list, hides, path) {
-            Err(Lost::NotDirectory) => {
-                let number = follow(list, hides, path)?;
-                Ok((number, list.dir(number).path()))
-            }
-            found => Ok((found?, path.to_vec())),
+        if let Some((_, found)) = self.base.as_ref().filter(|(base, _)| base == path) {
+            return found.clone();
         }
+        let found = match walk(list, hides, path) {
+            Err(Lost::NotDirectory) => follow(list, hides, path).map(|number| (number, list.dir(number).path())),
+            found => found.map(|number| (number, path.to_vec())),
+        };
+        self.base = Some((path.to_vec(), found.clone()));
+        found
     }
 
     /// The number of the directory at a tidy path.
-    pub(super) fn directory(&mut self, list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<u32, Lost> {
-        if let Some((_, found)) = self.last.as_ref().filter(|(last, _)| last == path) {
+    fn directory(&mut self, list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<u32, Lost> {
+        if let Some((_, found)) = self.parent.as_ref().filter(|(last, _)| last == path) {
             return *found;
         }
         let found = walk(list, hides, path);
-        self.last = Some((path.to_vec(), found));
+        self.parent = Some((path.to_vec(), found));
         found
     }
 }
