@@ -9,7 +9,7 @@ pub use request::{Request, SumHead, item};
 use crate::codec::DecodeError;
 use crate::limits;
 use crate::rsync::arguments::{Append, FilesFrom, Options};
-use crate::rsync::codec::{Cursor, NDX_DEL_STATS, NDX_DONE, NdxDecoder, VSTRING};
+use crate::rsync::codec::{Cursor, NDX_DEL_STATS, NDX_DONE, NdxDecoder};
 use crate::rsync::fault::Fault;
 use crate::rsync::mux::{Demux, Part, tag};
 use crate::rsync::setup::Setup;
@@ -225,7 +225,8 @@ impl Requests {
         let facts = self.version.facts();
         let flags = if facts.item_flags { cursor.u16("item flags")? } else { item::TRANSFER };
         let basis = if flags & item::BASIS != 0 { Some(cursor.byte("kind of basis")?) } else { None };
-        let name = if flags & item::NAME != 0 { Some(cursor.vstring("name of basis", VSTRING)?.into()) } else { None };
+        let name =
+            if flags & item::NAME != 0 { Some(cursor.vstring("name of basis", limits::PATH)?.into()) } else { None };
         let xattrs = self.has_xattrs(flags);
         if xattrs && cursor.varint("extended attribute")? != 0 {
             return Err(Fault::Xattrs);

@@ -314,6 +314,19 @@ fn a_name_is_no_longer_than_a_path() {
 }
 
 #[test]
+fn nor_is_the_name_of_a_basis() {
+    let run = |len: usize| {
+        let mut data = Vec::new();
+        NdxEncoder::new(Version::NEWEST).put(&mut data, 1);
+        data.extend_from_slice(&item::NAME.to_le_bytes());
+        put_vstring(&mut data, &vec![b'x'; len]);
+        entries(&Options::none(Version::NEWEST), &data)
+    };
+    assert!(run(limits::PATH).is_ok());
+    assert!(matches!(run(limits::PATH + 1), Err(Fault::Decode(DecodeError::TooLarge { .. }))));
+}
+
+#[test]
 fn raw_names_must_begin_between_frames() {
     let options = Options { files_from: FilesFrom::Client, ..Options::none(version(30)) };
     assert_eq!(entries(&options, b"a\0\0"), Err(Fault::NamesInFrame));
