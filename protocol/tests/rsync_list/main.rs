@@ -358,3 +358,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn filters_that_hide_much_let_go_now_and_then() {
+    let mut tree = Tree::new();
+    tree.insert(Vec::new(), trees::plain(true));
+    let hidden: BTreeSet<Vec<u8>> = (0..40_000).map(|number| format!("hidden-{number}").into_bytes()).collect();
+    tree.extend(hidden.iter().chain([&b"shown".to_vec()]).map(|name| (name.clone(), trees::plain(false))));
+    let bytes = encoded(&tree);
+    let list = list::open(&bytes).expect("a built list is valid");
+    let hides = Names(hidden);
+    for (number, incremental) in [(27, false), (29, false), (31, true)] {
+        let class = Class { incremental, ..Class::plain(Version::new(number).expect("a version")) };
+        let (selection, _) = Selection::resolve(list, contents_of(b""), &hides);
+        let mut writer = ListWriter::new(list, class, selection, &hides);
+        let (mut out, mut rows, mut calls) = (Vec::new(), Vec::new(), 1);
+        while !writer.write(list, &hides, &mut out, &mut rows, usize::MAX).done {
+            calls += 1;
+        }
+        // Of an incremental list, index 0 is told too.
+        assert_eq!((calls, writer.entries(), rows.len()), (3, 2, 2 + usize::from(incremental)), "{number}");
+    }
+}

@@ -78,11 +78,11 @@ impl Breadth {
             return Step::Entry(top);
         }
         let Some(current) = &mut self.current else { return self.next_list(list) };
-        for row in current.rows.by_ref() {
+        if let Some(row) = current.rows.next() {
             self.path.set(current.path_len, list.dir(current.dir).name_of(row));
             let is_dir = row >= current.dirs_from;
             if self.path.hidden(hides, is_dir) {
-                continue;
+                return Step::Entry(Entry::hidden(row));
             }
             if is_dir && let Some(number) = list.row(row).dir_number() {
                 push(&mut self.pending, number);

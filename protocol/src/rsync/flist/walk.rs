@@ -25,6 +25,12 @@ pub(super) struct Entry {
     pub(super) place: Place,
 }
 
+impl Entry {
+    pub(super) fn hidden(row: u32) -> Self {
+        Self { row, top: false, contents: false, place: Place::Hidden }
+    }
+}
+
 /// The place of an entry in the list. Clients number what they sorted, in whatever order it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -34,6 +40,9 @@ pub(super) enum Place {
     Early,
     /// Written before, numbered here.
     Late,
+    /// Nowhere: filters hide it. Given all the same, so that looking for the next that is not hidden can be broken
+    /// off.
+    Hidden,
 }
 
 /// A place in a walk.

@@ -10,6 +10,9 @@ use crate::list::ListRef;
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
 use crate::rsync::selection::{Hides, Selection};
 
+/// Hidden entries after which [`ListWriter::write`] returns, so that filters that hide much keep nobody waiting.
+const HIDDEN: usize = 16 << 10;
+
 /// Writes one list, piece by piece.
 ///
 /// It borrows nothing, so that a session can keep it while its client stalls; every call must be given
@@ -83,8 +86,9 @@ impl ListWriter {
         self.computed.clone().map(Numbers::Levels)
     }
 
-    /// Appends to `out` until it holds `limit` bytes or an entry more, or the list is complete. Rows by
-    /// index are appended to `rows`, unless they are [computed](ListWriter::computed).
+    /// Appends to `out` until it holds `limit` bytes or an entry more, the list is complete, or many entries in it
+    /// were hidden: then maybe nothing. Rows by index are appended to `rows`, unless they are
+    /// [computed](ListWriter::computed).
     pub fn write(
         &mut self,
         list: ListRef<'_>,
@@ -101,16 +105,18 @@ impl ListWriter {
                 self.put_row(breadth.first_dir().unwrap_or(Numbers::NO_ROW), rows);
             }
         }
-        while !self.done && out.len() < limit {
+        let mut hidden = 0;
+        while !self.done && out.len() < limit && hidden < HIDDEN {
             match self.route.next(list, &self.selection, hides) {
                 Step::Entry(entry) => {
-                    if entry.place != Place::Late {
+                    if matches!(entry.place, Place::Here | Place::Early) {
                         self.encoder.put(list, entry, self.route.name(), out);
                         self.entries += 1;
                     }
-                    if entry.place != Place::Early {
+                    if matches!(entry.place, Place::Here | Place::Late) {
                         self.put_row(entry.row, rows);
                     }
+                    hidden += usize::from(entry.place == Place::Hidden);
                     continue;
                 }
                 Step::List(index, row) => {

@@ -83,7 +83,7 @@ impl Walk {
                     let asks = frame.files.asks(mark);
                     self.descend(list, view, hides, row, asks, None);
                 }
-                Next::File if mark.is_none() && self.path.hidden(hides, false) => {}
+                Next::File if mark.is_none() && self.path.hidden(hides, false) => return Some(Entry::hidden(row)),
                 _ if frame.files.lists(mark) => return Some(frame.files.entry(row, mark)),
                 _ => {}
             }

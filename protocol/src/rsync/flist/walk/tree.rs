@@ -43,7 +43,7 @@ impl Walk {
             let is_dir = row >= frame.dirs_from;
             // What was asked for by name has been through the filters.
             if mark.is_none() && self.path.hidden(hides, is_dir) {
-                continue;
+                return Some(Entry::hidden(row));
             }
             let (lists, asks) = (frame.children.lists(mark), frame.children.asks(mark));
             let entry = frame.children.entry(row, mark);
