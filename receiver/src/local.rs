@@ -11,20 +11,25 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps,
-};
+use rustix::fs::{AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
 use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::local::Identity;
 use stillmirror_protocol::path;
+use stillmirror_store::Flock;
 
 /// The local tree, opened.
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: OwnedFd,
     path: PathBuf,
+}
+
+/// The right to change a tree, given up on drop.
+#[derive(Debug)]
+pub(crate) struct TreeLock {
+    _flock: Option<Flock<OwnedFd>>,
 }
 
 /// What `statx` says of one name.
@@ -50,14 +55,17 @@ impl Tree {
         Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
     }
 
-    /// Takes the tree for this process alone, as long as it is open. False: another one has it.
-    pub(crate) fn lock(&self) -> io::Result<bool> {
-        match rustix::fs::flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(true),
-            Err(Errno::WOULDBLOCK) => Ok(false),
-            // A file system without such locks: then nobody has it.
-            Err(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => Ok(true),
-            Err(error) => Err(error.into()),
+    /// Takes the tree for this pull alone. None: another one has it.
+    pub(crate) fn lock(&self) -> io::Result<Option<TreeLock>> {
+        match Flock::take(self.root.try_clone()?) {
+            Ok(flock) => Ok(flock.map(|flock| TreeLock { _flock: Some(flock) })),
+            Err(error) => match Errno::from_io_error(&error) {
+                // A file system without such locks: then nobody has it.
+                Some(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => {
+                    Ok(Some(TreeLock { _flock: None }))
+                }
+                _ => Err(error),
+            },
         }
     }
 
@@ -290,6 +298,7 @@ fn is_absence(error: &io::Error) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn no_symlink_and_no_dots_lead_out_of_the_tree() {
@@ -307,6 +316,26 @@ mod tests {
         assert_eq!(tree.stat(b"up/secret").unwrap(), None);
         assert_eq!(tree.stat(b"file").unwrap().unwrap().kind, FileType::Symlink);
         assert!(tree.dir(b"real").is_ok() && tree.dir(b"").is_ok());
+    }
+
+    #[test]
+    fn a_lock_ends_with_its_guard_although_a_child_is_being_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Until it becomes another program, a child has all that its parent has open.
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::process::Command::new("true").status().unwrap();
+                }
+            });
+            let refused = (0..1000).filter(|_| Tree::open(dir.path()).unwrap().lock().unwrap().is_none()).count();
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(refused, 0);
+        });
+        let (one, other) = (Tree::open(dir.path()).unwrap(), Tree::open(dir.path()).unwrap());
+        let held = one.lock().unwrap();
+        assert!(held.is_some() && other.lock().unwrap().is_none());
     }
 
     #[test]

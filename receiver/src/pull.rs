@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{At as _, PullError};
 use crate::facts::{Facts, Held, Looking};
 use crate::listing;
-use crate::local::{self, Tree};
+use crate::local::{self, Tree, TreeLock};
 use crate::mark;
 use crate::owners::OwnerMap;
 use crate::plan::{Inputs, plan};
@@ -95,6 +95,8 @@ struct Pull<'a> {
 /// What the pull has of its own before it asks anything.
 struct Own {
     tree: Option<Tree>,
+    /// None for a dry run.
+    _tree_lock: Option<TreeLock>,
     store: Option<(Store, Option<StoreLock>)>,
 }
 
@@ -140,14 +142,14 @@ impl Pull<'_> {
             }
         };
         let tree = open_tree(dest, !dry_run)?;
-        let free = match &tree {
-            Some(tree) if !dry_run => tree.lock().at("lock", dest)?,
-            _ => true,
+        let lock = match &tree {
+            Some(tree) if !dry_run => {
+                let busy = || PullError::usage(format!("another pull into {} is running", dest.display()));
+                Some(tree.lock().at("lock", dest)?.ok_or_else(busy)?)
+            }
+            _ => None,
         };
-        if !free {
-            return Err(PullError::usage(format!("another pull into {} is running", dest.display())));
-        }
-        Ok(Own { tree, store })
+        Ok(Own { tree, _tree_lock: lock, store })
     }
 
     /// Whether the last pull took all of what is current, and that is to be believed. Reads small files only.

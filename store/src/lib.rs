@@ -18,6 +18,7 @@
 mod beneath;
 mod draft;
 mod error;
+mod flock;
 mod generation;
 mod kill;
 pub mod list_cache;
@@ -29,6 +30,7 @@ mod store;
 pub use beneath::open_beneath;
 pub use draft::Draft;
 pub use error::{Damage, StoreError};
+pub use flock::Flock;
 pub use generation::{Generation, Origin};
 pub use kill::{KILL_POINTS, kill_point};
 pub use packs::PackUse;

@@ -4,11 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use stillmirror_protocol::head::{Head, check_repository_name};
 
 use crate::draft::Draft;
 use crate::error::{At, Damage, StoreError};
+use crate::flock::Flock;
 use crate::generation::{Generation, read_head};
 use crate::packs;
 
@@ -36,16 +36,8 @@ pub struct CurrentHead {
 /// The right to write a store, given up on drop.
 #[derive(Debug)]
 pub struct StoreLock {
-    file: File,
+    _flock: Flock<File>,
     dir: PathBuf,
-}
-
-impl Drop for StoreLock {
-    fn drop(&mut self) {
-        // Closing is not enough: a child that is being started has the file open too, until it becomes
-        // another program. Where unlocking fails, closing is what is left.
-        let _ = flock(&self.file, FlockOperation::Unlock);
-    }
 }
 
 impl Store {
@@ -175,20 +167,17 @@ impl Store {
     /// Takes the right to write. Does not wait.
     pub fn lock(&self) -> Result<StoreLock, StoreError> {
         let path = self.dir.join("lock");
-        let mut file =
+        let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let text = packs::read_small(&path, 16).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-                let holder = text.and_then(|text| text.trim().parse().ok());
-                return Err(StoreError::Locked { dir: self.dir.clone(), holder });
-            }
-            Err(error) => return Err(error).at("lock", &path),
-        }
+        let Some(flock) = Flock::take(file).at("lock", &path)? else {
+            let text = packs::read_small(&path, 16).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let holder = text.and_then(|text| text.trim().parse().ok());
+            return Err(StoreError::Locked { dir: self.dir.clone(), holder });
+        };
         // For the message above, and nothing else.
+        let mut file = flock.file();
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).at("write", &path)?;
-        Ok(StoreLock { file, dir: self.dir.clone() })
+        Ok(StoreLock { _flock: flock, dir: self.dir.clone() })
     }
 
     /// Begins a new generation. Clears away what a killed run left.
