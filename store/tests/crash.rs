@@ -10,26 +10,20 @@ use std::process::Command;
 use common::{content, publish, record, store};
 use stillmirror_store::{KILL_POINTS, Retention, Store};
 
+/// Set for the writer: this test again, in a process of its own that is killed.
 const STORE: &str = "STILLMIRROR_TEST_STORE";
 
 #[test]
-#[ignore = "the writer that the other test starts and kills"]
-fn writer_in_a_process_of_its_own() {
-    let dir = std::env::var_os(STORE).expect("a store to write to");
-    let store = Store::open(dir.as_ref()).unwrap();
-    publish(&store).unwrap();
-    let lock = store.lock().unwrap();
-    store.retain(&lock, Retention { count: 1, age: None }).unwrap();
-}
-
-#[test]
 fn a_kill_at_any_point_leaves_the_old_generation_or_the_new_one() {
+    if let Some(dir) = std::env::var_os(STORE) {
+        return write(&Store::open(dir.as_ref()).unwrap());
+    }
     for point in KILL_POINTS {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), 2);
         let old = content(&store.current().unwrap().unwrap());
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "writer_in_a_process_of_its_own"])
+            .args(["--exact", "a_kill_at_any_point_leaves_the_old_generation_or_the_new_one"])
             .env(STORE, store.dir())
             .env("STILLMIRROR_KILL_AT", point)
             .output()
@@ -52,6 +46,13 @@ fn a_kill_at_any_point_leaves_the_old_generation_or_the_new_one() {
         assert_eq!(names(&store, "sums"), [format!("{next}.pack")], "{point}");
         assert_eq!(store.current().unwrap().unwrap().sums(0), Some(&record(next)[..]), "{point}");
     }
+}
+
+/// Passes every point at which it may be killed.
+fn write(store: &Store) {
+    publish(store).unwrap();
+    let lock = store.lock().unwrap();
+    store.retain(&lock, Retention { count: 1, age: None }).unwrap();
 }
 
 fn names(store: &Store, dir: &str) -> Vec<String> {
