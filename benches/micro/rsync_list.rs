@@ -100,6 +100,7 @@ fn repository(count: u32) -> list::FileList {
         mode: if matches!(kind, Kind::Directory) { 0o755 } else { 0o644 },
         mtime: Time { sec: 1_700_000_000 + i64::from(at.wrapping_mul(2_654_435_761) >> 8), nsec: 0 },
         owner: owner.clone(),
+        link: None,
         kind,
     };
     let mut changes = Changes { root: Some(put(entry(0, Kind::Directory))), ..Changes::default() };
@@ -120,7 +121,7 @@ fn repository(count: u32) -> list::FileList {
         let size = u64::from(at.wrapping_mul(40_503));
         let size = if link.is_some() { 7 } else { size };
         let digests = if link.is_some() { Digests { sha256: Digest([1; 32]), ..digests } } else { digests };
-        changes.put(&path, name.as_bytes(), entry(at, Kind::File { size, digests, link }), 0);
+        changes.put(&path, name.as_bytes(), Entry { link, ..entry(at, Kind::File { size, digests }) }, 0);
         (last_dir, last_section) = (path, section);
     }
     changes.put(b"", b"pool", entry(0, Kind::Directory), 0);

@@ -98,7 +98,7 @@ fn best<T>(work: impl Fn() -> T) -> (f64, T) {
 }
 
 fn encoded() -> rkyv::util::AlignedVec {
-    let entry = |kind| Entry { mode: 0o644, mtime: Time::default(), owner: Owner::default(), kind };
+    let entry = |kind| Entry { mode: 0o644, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let mut changes = Changes { root: Some(Put { entry: entry(Kind::Directory), tag: 0 }), ..Changes::default() };
     let parent = |number: usize| format!("pool/main/{}/source-{number}", number % 100);
     changes.put(b"", b"pool", entry(Kind::Directory), 0);
@@ -110,7 +110,7 @@ fn encoded() -> rkyv::util::AlignedVec {
         changes.put(above.as_bytes(), name.as_bytes(), entry(Kind::Directory), 0);
         for file in 0..FILES_EACH {
             let name = format!("lib{number}-tool_{file}.1-{}_amd64.{}", number % 9, ["deb", "dsc", "tar.xz"][file % 3]);
-            let kind = Kind::File { size: 1000, digests: Digests::default(), link: None };
+            let kind = Kind::File { size: 1000, digests: Digests::default() };
             changes.put(dir.as_bytes(), name.as_bytes(), entry(kind), 0);
         }
     }

@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 
-use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::entry::Kind;
 
-/// One name of a regular file that a walk has looked at, and that has several names or had.
-#[derive(Debug, Clone, Copy)]
+/// One name of an inode that a walk has looked at, and that has several names or had.
+#[derive(Debug)]
 pub(crate) struct Member {
-    /// Names with equal keys are one inode, of one content.
-    pub(crate) key: (u64, u64, Digest),
+    /// Device and inode, and what was found there: names with equal keys are one inode, of one content.
+    pub(crate) key: (u64, u64, Kind),
     /// The leader of its old group, when its row stays as it is. None: it is put in any case.
     pub(crate) stays: Option<Stays>,
 }
@@ -26,11 +26,11 @@ pub(crate) struct Stays {
 ///
 /// `all_seen` says whether every name of the old list was looked at or is gone. If one may be left that
 /// was not, a name is never trusted to have lost its group by being the only one left.
-pub(crate) fn regroup(members: &[Member], all_seen: bool) -> Vec<(usize, Option<u64>)> {
-    let mut groups: HashMap<(u64, u64, Digest), Vec<usize>> = HashMap::new();
+pub(crate) fn regroup(members: &[&Member], all_seen: bool) -> Vec<(usize, Option<u64>)> {
+    let mut groups: HashMap<&(u64, u64, Kind), Vec<usize>> = HashMap::new();
     let mut staying: HashMap<u32, Vec<usize>> = HashMap::new();
     for (at, member) in members.iter().enumerate() {
-        groups.entry(member.key).or_default().push(at);
+        groups.entry(&member.key).or_default().push(at);
         if let Some(Stays { old_leader: Some(leader) }) = member.stays {
             staying.entry(leader).or_default().push(at);
         }
@@ -66,44 +66,48 @@ mod tests {
     use super::*;
 
     fn stays(inode: u64, old_leader: Option<u32>) -> Member {
-        Member { key: (1, inode, Digest::NONE), stays: Some(Stays { old_leader }) }
+        Member { key: (1, inode, Kind::Fifo), stays: Some(Stays { old_leader }) }
     }
 
     fn put(inode: u64) -> Member {
-        Member { key: (1, inode, Digest::NONE), stays: None }
+        Member { key: (1, inode, Kind::Fifo), stays: None }
+    }
+
+    fn regrouped(members: &[Member], all_seen: bool) -> Vec<(usize, Option<u64>)> {
+        regroup(&members.iter().collect::<Vec<_>>(), all_seen)
     }
 
     #[test]
     fn a_group_that_stays_is_not_told() {
-        assert_eq!(regroup(&[stays(1, Some(7)), stays(1, Some(7))], true), []);
+        assert_eq!(regrouped(&[stays(1, Some(7)), stays(1, Some(7))], true), []);
     }
 
     #[test]
     fn a_new_name_puts_the_whole_group() {
         let members = [stays(1, Some(7)), put(1), stays(1, Some(7))];
-        assert_eq!(regroup(&members, true), [(0, Some(0)), (1, Some(0)), (2, Some(0))]);
+        assert_eq!(regrouped(&members, true), [(0, Some(0)), (1, Some(0)), (2, Some(0))]);
     }
 
     #[test]
     fn two_groups_that_become_one_are_put() {
         let members = [stays(1, Some(7)), stays(1, Some(7)), stays(1, Some(9)), stays(1, Some(9))];
-        assert_eq!(regroup(&members, true).len(), 4);
+        assert_eq!(regrouped(&members, true).len(), 4);
     }
 
     #[test]
     fn names_that_fell_apart_are_put_as_single_ones() {
-        assert_eq!(regroup(&[stays(1, Some(7)), stays(2, Some(7))], true), [(0, None), (1, None)]);
+        assert_eq!(regrouped(&[stays(1, Some(7)), stays(2, Some(7))], true), [(0, None), (1, None)]);
     }
 
     #[test]
     fn the_last_name_of_a_group_needs_no_telling_unless_others_were_not_seen() {
-        assert_eq!(regroup(&[stays(1, Some(7))], true), []);
-        assert_eq!(regroup(&[stays(1, Some(7))], false), [(0, None)]);
+        assert_eq!(regrouped(&[stays(1, Some(7))], true), []);
+        assert_eq!(regrouped(&[stays(1, Some(7))], false), [(0, None)]);
     }
 
     #[test]
     fn a_name_that_leaves_a_group_splits_it() {
         let members = [stays(1, Some(7)), stays(1, Some(7)), stays(2, Some(7))];
-        assert_eq!(regroup(&members, true), [(0, Some(0)), (1, Some(0))]);
+        assert_eq!(regrouped(&members, true), [(0, Some(0)), (1, Some(0))]);
     }
 }

@@ -117,7 +117,7 @@ impl Settling<'_> {
             None => return,
         };
         let local = LocalFacts { identity: facts.identity, sums: None };
-        self.put(dir, &name, &facts, kind, local);
+        self.put(dir, name, &facts, kind, local);
     }
 
     fn file(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, outcome: Option<&Outcome>) {
@@ -141,49 +141,42 @@ impl Settling<'_> {
 
     fn read(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, digests: &Digests, sums: SumsAt) {
         let local = LocalFacts { identity: facts.identity, sums: Some(sums) };
-        let kind = Kind::File { size: facts.size, digests: *digests, link: None };
+        let kind = Kind::File { size: facts.size, digests: *digests };
         let row = old.and_then(|row| Some(self.old?.list.row(row)));
-        let (device, inode) = facts.inode();
-        let key = (device, inode, digests.sha256);
         match row.filter(|row| is_entry(*row, &self.entry(facts, kind.clone()))) {
             Some(row) => {
                 self.settled.row_facts.insert(row.number(), local);
-                let old_leader = row.link_leader();
-                if facts.links > 1 || old_leader.is_some() {
-                    self.members.push((Member { key, stays: Some(Stays { old_leader }) }, Place::Row(row.number())));
+                if facts.links > 1 || row.link_leader().is_some() {
+                    self.row_stays(row, facts);
                 }
             }
-            None => {
-                self.put(dir, &name, facts, kind, local);
-                if facts.links > 1 {
-                    self.members.push((Member { key, stays: None }, Place::Put(dir.to_vec(), name)));
-                }
-            }
+            None => self.put(dir, name, facts, kind, local),
         }
     }
 
     fn linked(&mut self, linked: &[(u32, Facts)]) {
         let Some(Old { list, .. }) = self.old else { return };
-        for (row, facts) in linked {
-            let (device, inode) = facts.inode();
-            let row = list.row(*row);
-            let key = (device, inode, row.sha256());
-            let stays = Some(Stays { old_leader: row.link_leader() });
-            self.members.push((Member { key, stays }, Place::Row(row.number())));
-        }
+        linked.iter().for_each(|(row, facts)| self.row_stays(list.row(*row), facts));
+    }
+
+    /// Notes a row that says what its name is, unless that is of another link group now.
+    fn row_stays(&mut self, row: Row<'_>, facts: &Facts) {
+        let (device, inode) = facts.inode();
+        let stays = Some(Stays { old_leader: row.link_leader() });
+        self.members.push((Member { key: (device, inode, row.to_entry().kind), stays }, Place::Row(row.number())));
     }
 
     /// Puts every name whose link group is not simply what remains of its old one.
     fn regroup(&mut self) {
         let places = std::mem::take(&mut self.members);
-        let members: Vec<Member> = places.iter().map(|(member, _)| *member).collect();
+        let members: Vec<&Member> = places.iter().map(|(member, _)| member).collect();
         let all_seen = self.settled.unreadable.is_empty() && self.settled.torn.is_empty();
         for (at, link) in regroup(&members, all_seen) {
             match &places[at].1 {
                 Place::Put(dir, name) => {
                     let op = self.settled.changes.dirs.get_mut(dir).and_then(|ops| ops.get_mut(name));
                     if let Some(Op::Put(put)) = op {
-                        set_link(&mut put.entry, link);
+                        put.entry.link = link;
                     }
                 }
                 Place::Row(row) => self.put_row(*row, link),
@@ -194,8 +187,7 @@ impl Settling<'_> {
     /// Puts a row as it is, in another link group.
     fn put_row(&mut self, row: u32, link: Option<u64>) {
         let Some(Old { list, local, .. }) = self.old else { return };
-        let mut entry = list.row(row).to_entry();
-        set_link(&mut entry, link);
+        let entry = Entry { link, ..list.row(row).to_entry() };
         let facts = self.settled.row_facts.remove(&row).unwrap_or_else(|| LocalFacts {
             identity: local.identity(row),
             sums: list.row(row).file_number().map(|file| local.sums(file).unwrap_or_default()),
@@ -224,10 +216,16 @@ impl Settling<'_> {
         }
     }
 
-    fn put(&mut self, dir: &[u8], name: &[u8], facts: &Facts, kind: Kind, local: LocalFacts) {
+    fn put(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, kind: Kind, local: LocalFacts) {
         let tag = self.tag(local);
         let entry = self.entry(facts, kind);
-        self.settled.changes.put(dir, name, entry, tag);
+        let linked = (facts.links > 1 && !facts.is_dir()).then(|| entry.kind.clone());
+        self.settled.changes.put(dir, &name, entry, tag);
+        if let Some(kind) = linked {
+            let (device, inode) = facts.inode();
+            let member = Member { key: (device, inode, kind), stays: None };
+            self.members.push((member, Place::Put(dir.to_vec(), name)));
+        }
     }
 
     /// A removal, unless the name is there as something else.
@@ -240,7 +238,7 @@ impl Settling<'_> {
 
     fn entry(&self, facts: &Facts, kind: Kind) -> Entry {
         let owner = self.owners.get(facts.uid, facts.gid);
-        Entry { mode: facts.mode & PERMISSIONS, mtime: facts.mtime, owner, kind }
+        Entry { mode: facts.mode & PERMISSIONS, mtime: facts.mtime, owner, link: None, kind }
     }
 
     fn tag(&mut self, facts: LocalFacts) -> u32 {
@@ -269,13 +267,5 @@ fn is_same_directory(row: Row<'_>, entry: &Entry) -> bool {
 
 /// Whether a row says what an entry says, link groups aside.
 fn is_entry(row: Row<'_>, entry: &Entry) -> bool {
-    let mut was = row.to_entry();
-    set_link(&mut was, None);
-    was == *entry
-}
-
-fn set_link(entry: &mut Entry, to: Option<u64>) {
-    if let Kind::File { link, .. } = &mut entry.kind {
-        *link = to;
-    }
+    Entry { link: None, ..row.to_entry() } == *entry
 }

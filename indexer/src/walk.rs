@@ -33,7 +33,7 @@ pub(crate) struct Findings {
     pub(crate) dirs: BTreeMap<Vec<u8>, DirFindings>,
     /// Rows that differ in nothing portable, and are no files whose content must be looked at.
     pub(crate) moved: Vec<(u32, Identity)>,
-    /// Unchanged files with several names, or of a link group: the grouping may have changed around them.
+    /// Unchanged rows whose inodes have several names, or that are of a link group: the grouping may have changed around them.
     pub(crate) linked: Vec<(u32, Facts)>,
     /// Directories that were there when their parent was listed, and could not be listed themselves.
     pub(crate) lost: Vec<Lost>,
@@ -238,7 +238,7 @@ impl<'a> Walk<'a> {
 
     /// Whether a name belongs to the repository at all.
     fn wants(&self, path: &[u8], name: &[u8], facts: &Facts) -> bool {
-        let special = !matches!(facts.file_type(), Some(FileType::File | FileType::Directory | FileType::Symlink));
+        let special = facts.file_type().is_none_or(FileType::is_special);
         let excluded = |excluded: &Vec<u8>| excluded.ends_with(name) && excluded == path;
         let skipped = special && self.options.specials == Specials::Skip;
         !skipped && !self.excluded.iter().any(excluded) && self.options.filter.keeps(path, facts.is_dir())
@@ -258,20 +258,17 @@ impl<'a> Walk<'a> {
         let mut read = Vec::new();
         if let (Some(row), Some(old)) = (row.filter(|row| self.same_facts(*row, facts)), self.old) {
             let same_inode = old.local.identity(row.number()) == facts.identity;
-            match kind {
-                Some(FileType::File) if same_inode => {
-                    if facts.links > 1 || row.link_leader().is_some() {
-                        findings.linked.push((row.number(), *facts));
-                    }
-                    return Ok(());
-                }
-                Some(FileType::File) => {}
-                _ if same_inode => return Ok(()),
-                Some(FileType::Symlink) => read = target()?,
-                _ => {}
+            if !same_inode && kind == Some(FileType::Symlink) {
+                read = target()?;
             }
-            if kind != Some(FileType::File) && row.target().is_none_or(|target| target == read) {
+            let moved = !same_inode && !facts.is_file() && row.target().is_none_or(|target| target == read);
+            if moved {
                 findings.moved.push((row.number(), facts.identity));
+            }
+            if same_inode || moved {
+                if !facts.is_dir() && (facts.links > 1 || row.link_leader().is_some()) {
+                    findings.linked.push((row.number(), *facts));
+                }
                 return Ok(());
             }
         } else if kind == Some(FileType::Symlink) {
@@ -326,7 +323,7 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
     };
     for (dir, differs) in &findings.dirs {
         for found in &differs.found {
-            if found.facts.is_file() && found.facts.links > 1 {
+            if found.facts.links > 1 && !found.facts.is_dir() {
                 inodes.insert(found.facts.inode());
             }
             found.old.map(|row| old.list.row(row)).filter(|_| !found.facts.is_dir()).into_iter().for_each(&mut touch);
@@ -334,6 +331,11 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
         for name in &differs.removed {
             old.list.find(&path::join(dir, name)).into_iter().for_each(&mut touch);
         }
+    }
+    // What has the same look in another inode may have left a group, or come to one.
+    for (row, identity) in findings.moved.iter().filter(|(row, _)| !old.list.row(*row).is_dir()) {
+        touch(old.list.row(*row));
+        inodes.insert((identity.device, identity.inode));
     }
     if !gone_dirs.is_empty() {
         let below_gone = |row: u32| {

@@ -219,6 +219,35 @@ fn link_groups_are_formed_broken_and_moved() {
 }
 
 #[test]
+fn symlinks_and_fifos_are_grouped_as_files_are() {
+    let site = Site::new();
+    let new_symlink = || {
+        symlink("target", site.path("s1")).unwrap();
+        set_mtime(&site.path("s1"), 1000);
+    };
+    new_symlink();
+    let status = Command::new("mkfifo").arg(site.path("p1")).status();
+    assert!(status.unwrap().success());
+    site.index();
+    assert_eq!((site.group("s1").len(), site.group("p1").len()), (0, 0));
+
+    site.link("s1", "s2");
+    site.link("p1", "p2");
+    assert_eq!(site.index().added, 2);
+    assert_eq!((site.group("s1"), site.group("p2")), (vec!["s1".into(), "s2".into()], vec!["p1".into(), "p2".into()]));
+    site.assert_as_fresh("formed");
+
+    // The same look as before, and another inode.
+    site.remove("s1");
+    new_symlink();
+    site.remove("p2");
+    site.index_changed(&[b"s1", b"p2"]);
+    assert_eq!((site.group("s2").len(), site.group("p1").len()), (0, 0));
+    site.assert_as_fresh("parted");
+    assert!(!site.index().published);
+}
+
+#[test]
 fn a_link_that_leads_out_of_the_tree_makes_no_group() {
     let site = Site::new();
     site.write("a", "x");

@@ -10,7 +10,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
-use crate::entry::{Entry, Kind};
+use crate::entry::Entry;
 use crate::list::{Dir, ListRef, Row};
 use crate::order;
 use crate::path;
@@ -161,10 +161,8 @@ pub fn merge<'a, 'b>(old: Option<Dir<'a>>, new: Dir<'b>) -> Vec<Pair<'a, 'b>> {
 pub fn same_entry(a: Row<'_>, b: Row<'_>) -> bool {
     a.mode() == b.mode()
         && a.mtime() == b.mtime()
-        && a.size() == b.size()
+        && a.has_content_of(b)
         && a.digests() == b.digests()
-        && a.target() == b.target()
-        && a.device() == b.device()
         && a.owner() == b.owner()
 }
 
@@ -225,8 +223,8 @@ impl Regrouped {
 pub fn largest_link(changes: &Changes) -> Option<u64> {
     let puts = changes.dirs.values().flat_map(BTreeMap::values);
     puts.filter_map(|op| match op {
-        Op::Put(Put { entry: Entry { kind: Kind::File { link, .. }, .. }, .. }) => *link,
-        _ => None,
+        Op::Put(put) => put.entry.link,
+        Op::Remove => None,
     })
     .max()
 }

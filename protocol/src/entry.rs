@@ -51,7 +51,7 @@ pub struct Owner {
 }
 
 /// The digests of one regular file's whole content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Digests {
     /// SHA-256: decides what content is.
     pub sha256: Digest,
@@ -62,8 +62,8 @@ pub struct Digests {
     pub md5: [u8; 16],
 }
 
-/// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an entry is: its type and its content.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A regular file.
     File {
@@ -71,9 +71,6 @@ pub enum Kind {
         size: u64,
         /// Digests of the content.
         digests: Digests,
-        /// The link group, when this inode has more than one name in the repository. The number only
-        /// joins the names within one set of changes; it is not kept.
-        link: Option<u64>,
     },
     /// A directory.
     Directory,
@@ -93,7 +90,7 @@ pub enum Kind {
 }
 
 /// A device's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Device {
     /// Major number.
     pub major: u32,
@@ -133,6 +130,9 @@ pub struct Entry {
     pub mtime: Time,
     /// Owner.
     pub owner: Owner,
+    /// The link group, when this inode has more than one name in the repository; never of a directory. The
+    /// number only joins the names within one set of changes; it is not kept.
+    pub link: Option<u64>,
     /// Type, and what belongs to it.
     pub kind: Kind,
 }

@@ -492,6 +492,11 @@ impl FileType {
             _ => return None,
         })
     }
+
+    /// Whether it is a device, a fifo or a socket: what takes privileges to make, or means nothing elsewhere.
+    pub fn is_special(self) -> bool {
+        !matches!(self, Self::File | Self::Directory | Self::Symlink)
+    }
 }
 
 impl std::fmt::Debug for Row<'_> {
@@ -601,6 +606,15 @@ impl<'a> Row<'a> {
         })
     }
 
+    /// Whether it is of the same type as another entry and has the same content: what names of one inode agree in.
+    pub fn has_content_of(&self, other: Row<'_>) -> bool {
+        self.file_type() == other.file_type()
+            && self.size() == other.size()
+            && self.sha256() == other.sha256()
+            && self.target() == other.target()
+            && self.device() == other.device()
+    }
+
     /// The row of the first name of this inode, when it has more than one name here.
     pub fn link_leader(&self) -> Option<u32> {
         if self.list.flags[self.row] & FLAG_LINKED == 0 {
@@ -618,12 +632,9 @@ impl<'a> Row<'a> {
             mode: self.permissions(),
             mtime: self.mtime(),
             owner: self.owner(),
+            link: self.link_leader().map(u64::from),
             kind: match self.file_type() {
-                FileType::File => Kind::File {
-                    size: self.size(),
-                    digests: self.digests().unwrap_or_default(),
-                    link: self.link_leader().map(u64::from),
-                },
+                FileType::File => Kind::File { size: self.size(), digests: self.digests().unwrap_or_default() },
                 FileType::Directory => Kind::Directory,
                 FileType::Symlink => Kind::Symlink { target: self.target().unwrap_or_default().to_vec() },
                 FileType::CharDevice => Kind::CharDevice(device()),

@@ -22,14 +22,8 @@ fn owner() -> impl Strategy<Value = Owner> {
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    let file = |size: u64, byte: u8, link| {
-        let digests = Digests { sha256: Digest([byte; 32]), ..Digests::default() };
-        Kind::File { size, digests, link }
-    };
     prop_oneof![
-        6 => (0..1u64 << 40, any::<u8>()).prop_map(move |(size, byte)| file(size, byte, None)),
-        // Members of a group agree in content, so content follows from the group.
-        3 => (1..4u64).prop_map(move |group| file(group * 1000, group as u8, Some(group))),
+        6 => (0..1u64 << 40, any::<u8>()).prop_map(|(size, byte)| file(size, byte)),
         4 => Just(Kind::Directory),
         1 => prop::collection::vec(1..=255u8, 1..9).prop_map(|target| Kind::Symlink { target }),
         1 => (any::<u32>(), any::<u32>()).prop_map(|(major, minor)| Kind::CharDevice(Device { major, minor })),
@@ -37,9 +31,27 @@ fn kind() -> impl Strategy<Value = Kind> {
     ]
 }
 
+fn file(size: u64, byte: u8) -> Kind {
+    Kind::File { size, digests: Digests { sha256: Digest([byte; 32]), ..Digests::default() } }
+}
+
+/// A kind with its link group. Members of a group agree in content, so content follows from the group.
+fn linked() -> impl Strategy<Value = (Kind, Option<u64>)> {
+    let member = |group: u64| match group {
+        1 => Kind::Symlink { target: b"target".to_vec() },
+        2 => Kind::BlockDevice(Device { major: 8, minor: 1 }),
+        3 => Kind::Socket,
+        _ => file(group * 1000, group as u8),
+    };
+    prop_oneof![
+        4 => kind().prop_map(|kind| (kind, None)),
+        1 => (1..7u64).prop_map(move |group| (member(group), Some(group))),
+    ]
+}
+
 fn entry() -> impl Strategy<Value = Entry> {
-    (0..0o10_000u16, any::<i64>(), 0..1_000_000_000u32, owner(), kind())
-        .prop_map(|(mode, sec, nsec, owner, kind)| Entry { mode, mtime: Time { sec, nsec }, owner, kind })
+    (0..0o10_000u16, any::<i64>(), 0..1_000_000_000u32, owner(), linked())
+        .prop_map(|(mode, sec, nsec, owner, (kind, link))| Entry { mode, mtime: Time { sec, nsec }, owner, link, kind })
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -72,7 +84,7 @@ fn tree() -> impl Strategy<Value = Tree> {
 }
 
 fn directory(mode: u16) -> Entry {
-    Entry { mode, mtime: Time::default(), owner: Owner::default(), kind: Kind::Directory }
+    Entry { mode, mtime: Time::default(), owner: Owner::default(), link: None, kind: Kind::Directory }
 }
 
 fn put(entry: &Entry) -> Put {
@@ -104,18 +116,15 @@ fn read(list: ListRef<'_>) -> Tree {
 /// The tree as a list must show it: groups of one name dissolved, others numbered by their first row.
 fn canonical(tree: &Tree, list: ListRef<'_>) -> Tree {
     let mut groups: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
-    let link_of = |entry: &Entry| if let Kind::File { link, .. } = entry.kind { link } else { None };
     for (path, entry) in tree {
-        if let Some(group) = link_of(entry) {
+        if let Some(group) = entry.link {
             groups.entry(group).or_default().push(list.find(path).expect("it is listed").number());
         }
     }
     let mut tree = tree.clone();
     for entry in tree.values_mut() {
-        if let Kind::File { link, .. } = &mut entry.kind {
-            let rows = link.map(|group| &groups[&group]).filter(|rows| rows.len() > 1);
-            *link = rows.and_then(|rows| rows.iter().min()).map(|&leader| u64::from(leader));
-        }
+        let rows = entry.link.map(|group| &groups[&group]).filter(|rows| rows.len() > 1);
+        entry.link = rows.and_then(|rows| rows.iter().min()).map(|&leader| u64::from(leader));
     }
     tree
 }
@@ -230,10 +239,7 @@ proptest! {
 
 #[test]
 fn a_file_that_becomes_a_directory_loses_nothing_else() {
-    let file = Entry {
-        kind: Kind::File { size: 1, digests: Digests { sha256: Digest([1; 32]), ..Digests::default() }, link: None },
-        ..directory(0o644)
-    };
+    let file = Entry { kind: file(1, 1), ..directory(0o644) };
     let before = Tree::from([(vec![], directory(0o755)), (b"x".to_vec(), file.clone()), (b"y".to_vec(), file.clone())]);
     let bytes = encoded(&before);
     let mut changes = Changes::default();

@@ -2,8 +2,8 @@
 //!
 //! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever stands for less than a file.
 //! 2. Directories are made, with permissions that let the next steps work.
-//! 3. Files are renamed into place, then hard links, symlinks and specials. What points to others comes
-//!    after what it points to: see [`rank::Rank`].
+//! 3. Files are renamed into place, then their hard links, then symlinks and specials, and theirs. What
+//!    points to others comes after what it points to: see [`rank::Rank`].
 //! 4. What the sender does not have is deleted.
 //! 5. Directories get their modes, owners and times, the deepest first.
 //!
@@ -76,8 +76,10 @@ impl Committer<'_> {
         };
         run.make_directories(plan)?;
         run.place_files(plan, staged.files)?;
-        run.link(plan)?;
+        let (files, others) = plan.links.iter().partition(|(row, _)| self.selection.list.row(*row).is_file());
+        run.link(files)?;
         run.make_others(plan)?;
+        run.link(others)?;
         run.set_metadata(plan)?;
         run.delete(plan)?;
         run.finish()
@@ -158,8 +160,8 @@ impl<'a> Run<'a> {
         Ok(copy)
     }
 
-    fn link(&mut self, plan: &Plan) -> Result<(), PullError> {
-        for &(row, leader) in &plan.links {
+    fn link(&mut self, links: Vec<(u32, u32)>) -> Result<(), PullError> {
+        for (row, leader) in links {
             let path = self.begin(row)?;
             if let Some(&why) = self.failed.get(&leader) {
                 self.failed.insert(row, why);
@@ -187,7 +189,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Makes a name that cannot be a further link a file of its own.
+    /// Makes a name that cannot be a further link an inode of its own.
     fn copy_instead(&mut self, row: u32, path: &[u8], leader: &[u8]) -> Result<(), PullError> {
         self.report.links_copied += 1;
         let fact = self.context.selection.index(row).and_then(|index| self.context.facts.rows[index]);
@@ -195,6 +197,9 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         tracing::warn!(path = %self.shown(path).display(), "no further hard link can be made: copied");
+        if !self.entry(row).is_file() {
+            return self.make(row, path);
+        }
         let source = self.context.tree.file(leader).at("read", self.shown(leader))?;
         let name = self.temporary();
         self.context.stage.copy(source, &name, &self.metadata(row)).at("copy to", self.shown(path))?;
@@ -209,24 +214,30 @@ impl<'a> Run<'a> {
     fn make_others(&mut self, plan: &Plan) -> Result<(), PullError> {
         for &row in &plan.others {
             let path = self.begin(row)?;
-            let name = self.temporary();
-            match self.make_other(row, &name) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    self.failed.insert(row, Failure::Refused);
-                    continue;
-                }
-                Err(error) => return Err(error).at("create", self.shown(&path)),
-            }
-            if self.place(row, &path, &name)? {
-                self.set_metadata_of(row, &path)?;
-                self.report.others_made += 1;
-            }
+            self.make(row, &path)?;
         }
         Ok(())
     }
 
-    fn make_other(&self, row: u32, name: &[u8]) -> io::Result<()> {
+    /// Makes a symlink or a special.
+    fn make(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
+        let name = self.temporary();
+        match self.make_staged(row, &name) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.failed.insert(row, Failure::Refused);
+                return Ok(());
+            }
+            Err(error) => return Err(error).at("create", self.shown(path)),
+        }
+        if self.place(row, path, &name)? {
+            self.set_metadata_of(row, path)?;
+            self.report.others_made += 1;
+        }
+        Ok(())
+    }
+
+    fn make_staged(&self, row: u32, name: &[u8]) -> io::Result<()> {
         let (entry, stage) = (self.entry(row), self.context.stage.fd());
         let kind = match entry.file_type() {
             FileType::Symlink => {

@@ -140,10 +140,7 @@ impl Looking<'_> {
             size: was.size(),
             mtime: was.mtime(),
             identity: held.local.identity(was.number()),
-            content: was.file_type() == is.file_type()
-                && was.sha256() == is.sha256()
-                && was.target() == is.target()
-                && was.device() == is.device(),
+            content: was.has_content_of(is),
             metadata: was.mode() == is.mode()
                 && was.mtime() == is.mtime()
                 && self.owners.of(is).is_none_or(|_| was.owner() == is.owner()),

@@ -113,26 +113,26 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
         let entry = list.row(row);
         let right = fact.is_some_and(|fact| fact.content) && !apart.contains(&row);
         match entry.file_type() {
-            FileType::File => match entry.link_leader() {
+            FileType::Directory if right => {}
+            FileType::Directory => plan.directories.push(row),
+            kind if kind.is_special() && !inputs.specials => continue,
+            kind => match entry.link_leader() {
                 Some(leader) => groups.entry(leader).or_default().push(row),
                 None if right => {}
-                None => wanted.push(row),
+                None if kind == FileType::File => wanted.push(row),
+                None => plan.others.push(row),
             },
-            FileType::Directory if !right => plan.directories.push(row),
-            FileType::Directory | FileType::Symlink if right => {}
-            FileType::Symlink => plan.others.push(row),
-            _ if !inputs.specials => continue,
-            _ if !right => plan.others.push(row),
-            _ => {}
         }
         if right && fact.is_some_and(|fact| !fact.metadata) {
             plan.metadata.push(row);
         }
     }
     for members in groups.into_values() {
-        wanted.extend(join_group(inputs, &members, &apart, &mut plan.links));
+        let Some(row) = join_group(inputs, &members, &apart, &mut plan.links) else { continue };
+        if list.row(row).is_file() { wanted.push(row) } else { plan.others.push(row) }
     }
     wanted.sort_unstable();
+    plan.others.sort_unstable();
     if inputs.delete {
         plan.deletes = inputs.facts.extra.iter().map(|extra| extra.path.clone()).collect();
     }
@@ -140,14 +140,14 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     plan
 }
 
-/// Names of one inode that the list has as different files, of different modes, owners or times: all but
-/// those of one file need inodes of their own, whatever their content. (Files that differ in nothing may
-/// share an inode, as rsync has it: the operator may have linked them to save space.)
+/// Names of one inode that the list has with different modes, owners or times: all but those of one look
+/// need inodes of their own, whatever their content. (What differs in nothing may share an inode, as rsync
+/// has it: the operator may have linked it to save space.)
 fn apart(inputs: &Inputs<'_>) -> HashSet<u32> {
     let list = inputs.selection.list;
     let looks = |row: u32| (list.row(row).mode(), list.row(row).mtime(), list.row(row).owner_number());
     let shared = inputs.selection.rows.iter().zip(&inputs.facts.rows).filter_map(|(&row, fact)| {
-        let fact = fact.filter(|fact| fact.shared && fact.content && fact.kind == FileType::File)?;
+        let fact = fact.filter(|fact| fact.shared && fact.content && fact.kind != FileType::Directory)?;
         Some((row, fact))
     });
     let mut owners: HashMap<(u64, u64), (u32, bool)> = HashMap::new();
@@ -166,7 +166,7 @@ fn apart(inputs: &Inputs<'_>) -> HashSet<u32> {
 }
 
 /// Makes one inode of a link group's names: of the first that is right, else of the first, which is then
-/// wanted.
+/// to be made.
 fn join_group(inputs: &Inputs<'_>, members: &[u32], apart: &HashSet<u32>, links: &mut Vec<(u32, u32)>) -> Option<u32> {
     let right = |row: u32, fact: &Fact| fact.content && !apart.contains(&row);
     let fact = |row: u32| inputs.facts.rows[inputs.selection.index(row)?].filter(|fact| right(row, fact));

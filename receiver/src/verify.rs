@@ -148,11 +148,11 @@ impl Verifier<'_> {
         if stat.kind != row.file_type() {
             return Some(Problem::Type);
         }
+        if row.link_leader().is_some() {
+            found.inodes.push((row.number(), (stat.identity.device, stat.identity.inode)));
+        }
         let right = match stat.kind {
             FileType::File => {
-                if row.link_leader().is_some() {
-                    found.inodes.push((row.number(), (stat.identity.device, stat.identity.inode)));
-                }
                 found.files = 1;
                 found.bytes = stat.size;
                 let read = || -> io::Result<bool> {

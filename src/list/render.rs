@@ -82,13 +82,13 @@ fn entry_json(path: &[u8], entry: &Entry) -> serde_json::Value {
         "uid": entry.owner.uid,
         "gid": entry.owner.gid,
     });
+    if entry.link.is_some() {
+        fields["hard_linked"] = true.into();
+    }
     match &entry.kind {
-        Kind::File { size, digests, link } => {
+        Kind::File { size, digests } => {
             fields["size"] = (*size).into();
             fields["sha256"] = digests.sha256.to_string().into();
-            if link.is_some() {
-                fields["hard_linked"] = true.into();
-            }
         }
         Kind::Symlink { target } => fields["target"] = Escaped(target).to_string().into(),
         Kind::CharDevice(device) | Kind::BlockDevice(device) => {
@@ -155,8 +155,8 @@ mod tests {
         for (bits, shown) in
             [(0o755, "-rwxr-xr-x"), (0o4755, "-rwsr-xr-x"), (0o2640, "-rw-r-S---"), (0o1777, "-rwxrwxrwt")]
         {
-            let kind = Kind::File { size: 0, digests: Default::default(), link: None };
-            let entry = Entry { mode: bits, mtime: Time::default(), owner: Default::default(), kind };
+            let kind = Kind::File { size: 0, digests: Default::default() };
+            let entry = Entry { mode: bits, mtime: Time::default(), owner: Default::default(), link: None, kind };
             assert_eq!(mode(&entry), shown);
         }
     }

@@ -18,7 +18,8 @@ const WIDE: Bounds = Bounds { files: 100, bytes: 1 << 30 };
 
 /// The encoded list of a tree with so many directories of ten files.
 fn tree(directories: u32) -> AlignedVec {
-    let entry = |kind| Entry { mode: 0o755, mtime: Time { sec: 7, nsec: 1 }, owner: Owner::default(), kind };
+    let entry =
+        |kind| Entry { mode: 0o755, mtime: Time { sec: 7, nsec: 1 }, owner: Owner::default(), link: None, kind };
     let root = Put { entry: entry(Kind::Directory), tag: 0 };
     let mut changes = Changes { root: Some(root), ..Changes::default() };
     for dir in 0..directories {
@@ -26,7 +27,7 @@ fn tree(directories: u32) -> AlignedVec {
         changes.put(b"", &name, entry(Kind::Directory), 0);
         for file in 0..10u32 {
             let digests = Digests { sha256: Digest([1; 32]), ..Digests::default() };
-            let kind = Kind::File { size: u64::from(file), digests, link: None };
+            let kind = Kind::File { size: u64::from(file), digests };
             changes.put(&name, format!("file-{file}").as_bytes(), entry(kind), 0);
         }
     }

@@ -157,13 +157,13 @@ fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<
             // Large files of measurements are not hashed: nothing in this crate looks at the digest.
             let sha256 =
                 if meta.len() > 64 << 20 { Digest([1; 32]) } else { list::digest(&std::fs::read(disk(path)).unwrap()) };
-            let link = (meta.nlink() > 1).then(|| meta.ino());
-            Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() }, link }
+            Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() } }
         };
         Entry {
             mode: (meta.mode() & 0o7777) as u16,
             mtime: Time { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 },
             owner: Owner { uid: meta.uid(), gid: meta.gid(), ..Owner::default() },
+            link: (!meta.is_dir() && meta.nlink() > 1).then(|| meta.ino()),
             kind,
         }
     };

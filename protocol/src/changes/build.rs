@@ -280,15 +280,15 @@ impl<'a> Builder<'a> {
     }
 
     fn push_put(&mut self, put: &Put) {
-        let Entry { mode, mtime, owner, kind } = &put.entry;
+        let Entry { mode, mtime, owner, link, kind } = &put.entry;
         let owner = self.owner_number(owner);
+        if let Some(link) = link.filter(|_| !kind.is_dir()) {
+            self.groups.entry((true, link)).or_default().push(self.list.len() as u32);
+        }
         let mut bytes = 0;
         let aux = match kind {
-            Kind::File { size, digests, link } => {
+            Kind::File { size, digests } => {
                 bytes = *size;
-                if let Some(link) = link {
-                    self.groups.entry((true, *link)).or_default().push(self.list.len() as u32);
-                }
                 self.push_digests(digests)
             }
             Kind::Directory => self.list.dir_row.len() as u32 - u32::from(!self.list.dir_row.is_empty()),

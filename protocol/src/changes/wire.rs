@@ -88,8 +88,9 @@ const TAG_CHAR: u8 = 4;
 const TAG_BLOCK: u8 = 5;
 const TAG_FIFO: u8 = 6;
 const TAG_SOCKET: u8 = 7;
+/// Beside the type: the number of a link group follows.
+const HAS_LINK: u8 = 0x80;
 
-const HAS_LINK: u8 = 1;
 const HAS_XXH128: u8 = 2;
 const HAS_MD5: u8 = 4;
 
@@ -154,7 +155,7 @@ pub struct EntryEncoder {
 impl EntryEncoder {
     /// Appends one entry.
     pub fn encode(&mut self, out: &mut Vec<u8>, entry: &Entry) {
-        out.push(match &entry.kind {
+        let tag = match &entry.kind {
             Kind::File { .. } => TAG_FILE,
             Kind::Directory => TAG_DIRECTORY,
             Kind::Symlink { .. } => TAG_SYMLINK,
@@ -162,13 +163,17 @@ impl EntryEncoder {
             Kind::BlockDevice(_) => TAG_BLOCK,
             Kind::Fifo => TAG_FIFO,
             Kind::Socket => TAG_SOCKET,
-        });
+        };
+        out.push(tag | if entry.link.is_some() { HAS_LINK } else { 0 });
         put_varint(out, u64::from(entry.mode));
         put_signed(out, entry.mtime.sec);
         put_varint(out, u64::from(entry.mtime.nsec));
         self.owner(out, &entry.owner);
+        if let Some(link) = entry.link {
+            put_varint(out, link);
+        }
         match &entry.kind {
-            Kind::File { size, digests, link } => file(out, *size, digests, *link),
+            Kind::File { size, digests } => file(out, *size, digests),
             Kind::Symlink { target } => put_bytes(out, target),
             Kind::CharDevice(device) | Kind::BlockDevice(device) => {
                 put_varint(out, u64::from(device.major));
@@ -193,15 +198,12 @@ impl EntryEncoder {
     }
 }
 
-fn file(out: &mut Vec<u8>, size: u64, digests: &Digests, link: Option<u64>) {
+fn file(out: &mut Vec<u8>, size: u64, digests: &Digests) {
     let (xxh128, md5) = (digests.xxh128 != [0; 16], digests.md5 != [0; 16]);
     let has = |there, bit| if there { bit } else { 0 };
-    out.push(has(link.is_some(), HAS_LINK) | has(xxh128, HAS_XXH128) | has(md5, HAS_MD5));
+    out.push(has(xxh128, HAS_XXH128) | has(md5, HAS_MD5));
     put_varint(out, size);
     out.extend_from_slice(&digests.sha256.0);
-    if let Some(link) = link {
-        put_varint(out, link);
-    }
     if xxh128 {
         out.extend_from_slice(&digests.xxh128);
     }
@@ -227,9 +229,10 @@ impl EntryDecoder {
         let sec = reader.signed("mtime")?;
         let nsec = reader.varint_to("mtime nanoseconds", 999_999_999)? as u32;
         let owner = self.owner(reader)?;
-        let kind = match tag {
+        let link = if tag & HAS_LINK == 0 { None } else { Some(reader.varint("link")?) };
+        let kind = match tag & !HAS_LINK {
             TAG_FILE => decode_file(reader)?,
-            TAG_DIRECTORY => Kind::Directory,
+            TAG_DIRECTORY if link.is_none() => Kind::Directory,
             TAG_SYMLINK => {
                 let target = reader.bytes("target", limits::TARGET)?;
                 if target.is_empty() || target.contains(&0) {
@@ -243,7 +246,7 @@ impl EntryDecoder {
             TAG_SOCKET => Kind::Socket,
             _ => return Err(DecodeError::Invalid("type")),
         };
-        Ok(Some(Entry { mode, mtime: Time { sec, nsec }, owner, kind }))
+        Ok(Some(Entry { mode, mtime: Time { sec, nsec }, owner, link, kind }))
     }
 
     fn owner(&mut self, reader: &mut Reader<'_>) -> Result<Owner, DecodeError> {
@@ -267,19 +270,18 @@ impl EntryDecoder {
 
 fn decode_file(reader: &mut Reader<'_>) -> Result<Kind, DecodeError> {
     let has = reader.u8("file flags")?;
-    if has & !(HAS_LINK | HAS_XXH128 | HAS_MD5) != 0 {
+    if has & !(HAS_XXH128 | HAS_MD5) != 0 {
         return Err(DecodeError::Invalid("file flags"));
     }
     let size = reader.varint_to("size", limits::FILE_SIZE)?;
     let mut digests = Digests { sha256: Digest(reader.array("sha256")?), ..Digests::default() };
-    let link = if has & HAS_LINK != 0 { Some(reader.varint("link")?) } else { None };
     if has & HAS_XXH128 != 0 {
         digests.xxh128 = reader.array("xxh128")?;
     }
     if has & HAS_MD5 != 0 {
         digests.md5 = reader.array("md5")?;
     }
-    Ok(Kind::File { size, digests, link })
+    Ok(Kind::File { size, digests })
 }
 
 fn device(reader: &mut Reader<'_>) -> Result<Device, DecodeError> {

@@ -22,7 +22,7 @@ pub struct Facts {
     pub second_flags_byte: bool,
     /// The order that numbers the entries.
     pub order: ListOrder,
-    /// How the list says which names are one file.
+    /// How the list says which names are one inode.
     pub links: LinkForm,
     /// Fifos and sockets carry a device number.
     pub special_devices: bool,
@@ -69,12 +69,12 @@ pub enum ListOrder {
     Tree,
 }
 
-/// How a list joins the names of one file, with `-H`.
+/// How a list joins the names of one inode, with `-H`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkForm {
     /// Device and inode with every regular file.
     InodeOfEveryFile,
-    /// Device and inode with files that have several names.
+    /// Device and inode with whatever has several names.
     Inode,
     /// The index of the group's first entry.
     Index,

@@ -18,8 +18,9 @@ pub(crate) fn tree() -> impl Strategy<Value = Tree> {
         let dirs: Vec<u8> = dirs.iter().flat_map(|dir| dir.bytes().chain(*b"/")).collect();
         [dirs, name].concat()
     });
-    let root = entry(Just(Kind::Directory).boxed());
-    (root, prop::collection::vec((path, entry(kind().boxed())), 0..80)).prop_map(|(root, entries)| {
+    let root = single(Just(Kind::Directory).boxed());
+    let entry = prop_oneof![4 => single(kind().boxed()), 1 => (1..7u64).prop_map(member)];
+    (root, prop::collection::vec((path, entry), 0..80)).prop_map(|(root, entries)| {
         let mut tree = Tree::from([(Vec::new(), root)]);
         for (path, entry) in entries {
             for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
@@ -50,7 +51,7 @@ pub(crate) fn encoded(tree: &Tree) -> AlignedVec {
 }
 
 fn directory() -> Entry {
-    Entry { mode: 0o755, mtime: Time { sec: 5, nsec: 0 }, owner: Owner::default(), kind: Kind::Directory }
+    Entry { mode: 0o755, mtime: Time { sec: 5, nsec: 0 }, owner: Owner::default(), link: None, kind: Kind::Directory }
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -79,30 +80,37 @@ fn time() -> impl Strategy<Value = Time> {
     (seconds, nsec).prop_map(|(sec, nsec)| Time { sec, nsec })
 }
 
-fn entry(kind: BoxedStrategy<Kind>) -> impl Strategy<Value = Entry> {
+fn single(kind: BoxedStrategy<Kind>) -> impl Strategy<Value = Entry> {
     let mode = prop::sample::select(vec![0o644, 0o755, 0o4755, 0o600]);
-    (mode, time(), owner(), kind).prop_map(|(mode, mtime, owner, kind)| match &kind {
-        // Names of one file agree in everything.
-        Kind::File { link: Some(group), .. } => Entry {
-            mode: 0o640,
-            mtime: Time { sec: *group as i64, nsec: 7 },
-            owner: Owner { uid: *group as u32, user: format!("user{group}").into_bytes(), ..Owner::default() },
-            kind,
-        },
-        _ => Entry { mode, mtime, owner, kind },
-    })
+    (mode, time(), owner(), kind).prop_map(|(mode, mtime, owner, kind)| Entry { mode, mtime, owner, link: None, kind })
+}
+
+/// A name of one of six inodes. Names of one inode agree in everything.
+fn member(group: u64) -> Entry {
+    let kind = match group {
+        1 => Kind::Symlink { target: b"target".to_vec() },
+        2 => Kind::CharDevice(Device { major: 1, minor: 3 }),
+        3 => Kind::Fifo,
+        _ => file(group * 1000, group as u8),
+    };
+    Entry {
+        mode: 0o640,
+        mtime: Time { sec: group as i64, nsec: 7 },
+        owner: Owner { uid: group as u32, user: format!("user{group}").into_bytes(), ..Owner::default() },
+        link: Some(group),
+        kind,
+    }
+}
+
+fn file(size: u64, byte: u8) -> Kind {
+    Kind::File { size, digests: Digests { sha256: Digest([byte; 32]), xxh128: [byte; 16], md5: [byte ^ 1; 16] } }
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    let file = |size: u64, byte: u8, link| {
-        let digests = Digests { sha256: Digest([byte; 32]), xxh128: [byte; 16], md5: [byte ^ 1; 16] };
-        Kind::File { size, digests, link }
-    };
     let size = (any::<u64>(), 1..64u32).prop_map(|(size, shift)| size >> shift);
     let device = (any::<bool>(), 0..0x1000u32, 0..0x10_0000u32);
     prop_oneof![
-        6 => (size, any::<u8>()).prop_map(move |(size, byte)| file(size, byte, None)),
-        5 => (1..4u64).prop_map(move |group| file(group * 1000, group as u8, Some(group))),
+        6 => (size, any::<u8>()).prop_map(|(size, byte)| file(size, byte)),
         4 => Just(Kind::Directory),
         1 => prop::collection::vec(1..=255u8, 1..300).prop_map(|target| Kind::Symlink { target }),
         1 => device.prop_map(|(small, major, minor)| {
@@ -118,7 +126,6 @@ fn kind() -> impl Strategy<Value = Kind> {
 
 /// An entry like any other.
 pub(crate) fn plain(is_dir: bool) -> Entry {
-    let file =
-        || Kind::File { size: 1, digests: Digests { sha256: Digest([1; 32]), ..Digests::default() }, link: None };
+    let file = || Kind::File { size: 1, digests: Digests { sha256: Digest([1; 32]), ..Digests::default() } };
     Entry { kind: if is_dir { Kind::Directory } else { file() }, mode: 0o644, ..directory() }
 }

@@ -240,12 +240,12 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
 
 /// The list of the tree.
 fn encoded(tree: &Tree) -> AlignedVec {
-    let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), kind };
+    let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let put = |kind| Put { entry: entry(kind), tag: 0 };
     let mut changes = Changes { root: Some(put(Kind::Directory)), ..Changes::default() };
     for (path, &is_dir) in tree {
         let (dir, name) = stillmirror_protocol::path::split(path);
-        let file = Kind::File { size: 1, digests: Digests::default(), link: None };
+        let file = Kind::File { size: 1, digests: Digests::default() };
         changes.put(dir, name, entry(if is_dir { Kind::Directory } else { file }), 0);
     }
     apply(None, &changes).expect("a tree applies to nothing").list.encode()

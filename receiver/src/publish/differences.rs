@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use stillmirror_protocol::changes::Changes;
-use stillmirror_protocol::entry::{Entry, Kind};
-use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::entry::Entry;
+use stillmirror_protocol::list::Row;
 use stillmirror_protocol::local::Identity;
 use stillmirror_protocol::path;
 
@@ -51,8 +51,8 @@ impl Publisher<'_> {
     fn leave_out(&self, changes: &mut Changes) {
         for place in &self.selection.dirs {
             for (name, row) in place.dir.children() {
-                let special = !matches!(row.file_type(), FileType::File | FileType::Directory | FileType::Symlink);
-                if self.selection.index(row.number()).is_none() || (special && !self.specials) {
+                let skipped = row.file_type().is_special() && !self.specials;
+                if skipped || self.selection.index(row.number()).is_none() {
                     changes.remove(&place.path, name);
                 }
             }
@@ -117,17 +117,17 @@ impl Publisher<'_> {
         let stat = self.tree.stat(local).at("stat", self.tree.shown(local))?;
         let Some(stat) = stat.filter(|stat| stat.kind == held.file_type()) else { return Ok(false) };
         let mut entry = held.to_entry();
-        let rows = shared.get(&inode(stat.identity)).filter(|_| held.is_file());
-        if let Some(rows) = rows.filter(|rows| self.sha256(rows[0]) == held.sha256()) {
+        let rows = shared.get(&inode(stat.identity));
+        if let Some(rows) = rows.filter(|rows| self.selection.list.row(rows[0]).has_content_of(held)) {
             // Its content has another name too, which the sender's list knows: one inode, of that one's
             // mode and time. The next pull must know, for what happens to one name changes the other's ctime.
-            let group = (1 << 32) + u64::from(rows[0]);
+            let link = Some((1 << 32) + u64::from(rows[0]));
             for &row in rows {
-                let path = self.selection.path(row);
-                differences.put(&path, linked(self.selection.list.row(row).to_entry(), group), self.identity(row));
+                let member = Entry { link, ..self.selection.list.row(row).to_entry() };
+                differences.put(&self.selection.path(row), member, self.identity(row));
             }
             let now = self.selection.list.row(rows[0]).to_entry();
-            entry = linked(Entry { kind: entry.kind, ..now }, group);
+            entry = Entry { link, kind: entry.kind, ..now };
         } else if held.is_file() && !(stat.size == held.size() && same_time(stat.mtime, held.mtime())) {
             // Somebody else was here: it is served to nobody.
             differences.put(local, entry, Identity::UNKNOWN);
@@ -137,18 +137,14 @@ impl Publisher<'_> {
         Ok(true)
     }
 
-    fn sha256(&self, row: u32) -> stillmirror_protocol::entry::Digest {
-        self.selection.list.row(row).sha256()
-    }
-
-    /// The files that may share their inodes with names that stay.
+    /// The rows that may share their inodes with names that stay.
     fn rows_by_inode(&self) -> Inodes {
         let facts = self.selection.rows.iter().zip(&self.facts.rows);
         let shared = facts.filter(|(_, fact)| fact.is_some_and(|fact| fact.shared)).map(|(&row, _)| row);
         let rows: BTreeSet<u32> = shared.chain(self.committed.identities.keys().copied()).collect();
         let mut inodes = Inodes::new();
         for row in rows {
-            if self.selection.list.row(row).is_file() && !self.failed.contains_key(&row) {
+            if !self.selection.list.row(row).is_dir() && !self.failed.contains_key(&row) {
                 inodes.entry(inode(self.identity(row))).or_default().push(row);
             }
         }
@@ -161,11 +157,4 @@ type Inodes = HashMap<(u64, u64), Vec<u32>>;
 
 fn inode(identity: Identity) -> (u64, u64) {
     (identity.device, identity.inode)
-}
-
-fn linked(mut entry: Entry, group: u64) -> Entry {
-    if let Kind::File { link, .. } = &mut entry.kind {
-        *link = Some(group);
-    }
-    entry
 }

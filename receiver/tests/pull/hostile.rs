@@ -159,11 +159,11 @@ fn every_offence_is_named_and_nothing_changes() {
 
 /// A list with these names in its root, as no honest indexer writes it.
 fn list_of(names: &[&[u8]]) -> rkyv::util::AlignedVec {
-    let entry = |kind| Entry { mode: 0o644, mtime: Time::default(), owner: Owner::default(), kind };
+    let entry = |kind| Entry { mode: 0o644, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let mut changes = Changes { root: Some(Put { entry: entry(Kind::Directory), tag: 0 }), ..Changes::default() };
     for name in names {
         let digests = Digests { sha256: Digest([1; 32]), ..Digests::default() };
-        changes.put(b"", name, entry(Kind::File { size: 1, digests, link: None }), 0);
+        changes.put(b"", name, entry(Kind::File { size: 1, digests }), 0);
     }
     apply(None, &changes).unwrap().list.encode()
 }

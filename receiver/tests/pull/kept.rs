@@ -174,11 +174,12 @@ fn a_name_beyond_the_links_that_an_inode_may_have_becomes_a_file_of_its_own() {
 #[test]
 fn files_of_the_largest_sizes_are_counted_without_overflow() {
     let mut changes = Changes::default();
-    let root = Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), kind: Kind::Directory };
+    let root =
+        Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), link: None, kind: Kind::Directory };
     changes.root = Some(Put { entry: root.clone(), tag: 0 });
     for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
         let digests = Digests { sha256: Digest([number as u8 + 1; 32]), ..Digests::default() };
-        let kind = Kind::File { size: limits::FILE_SIZE, digests, link: None };
+        let kind = Kind::File { size: limits::FILE_SIZE, digests };
         changes.put(b"", name.as_bytes(), Entry { mode: 0o644, kind, ..root.clone() }, 0);
     }
     let (sender, place) = (Sender::of(&Tree::default()), Place::new());

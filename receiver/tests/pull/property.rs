@@ -13,6 +13,8 @@ enum Step {
     Dir(String),
     Symlink(String, u8),
     Fifo(String),
+    LinkedSymlink(String, u8),
+    LinkedFifo(String, u8),
     Remove(String),
     Rename(String, String),
     Mode(String, u16),
@@ -30,6 +32,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => path().prop_map(Step::Dir),
         1 => (path(), any::<u8>()).prop_map(|(path, target)| Step::Symlink(path, target)),
         1 => path().prop_map(Step::Fifo),
+        1 => (path(), 3..5u8).prop_map(|(path, group)| Step::LinkedSymlink(path, group)),
+        1 => (path(), 5..7u8).prop_map(|(path, group)| Step::LinkedFifo(path, group)),
         2 => path().prop_map(Step::Remove),
         2 => (path(), path()).prop_map(|(from, to)| Step::Rename(from, to)),
         1 => (path(), prop::sample::select(vec![0o755, 0o700, 0o775])).prop_map(|(path, mode)| Step::Mode(path, mode)),
@@ -51,6 +55,15 @@ fn build(tree: Tree, step: &Step) -> Tree {
         Step::Dir(path) => clear(tree, path).dir(path),
         Step::Symlink(path, target) => clear(tree, path).symlink(path, &format!("t{target}")),
         Step::Fifo(path) => clear(tree, path).fifo(path),
+        Step::LinkedSymlink(path, group) => {
+            clear(tree, path).symlink(path, &format!("linked{group}")).in_group(path, u64::from(*group))
+        }
+        Step::LinkedFifo(path, group) => {
+            let mut tree = clear(tree, path).fifo(path).in_group(path, u64::from(*group));
+            // Names that differ in nothing may stay linked, so these differ from those of other inodes.
+            tree.0.get_mut(path.as_bytes()).unwrap().mtime.sec += i64::from(*group);
+            tree
+        }
         Step::Remove(path) => tree.without(path),
         Step::Rename(from, to) => {
             let within = to.starts_with(&format!("{from}/")) || from.starts_with(&format!("{to}/")) || from == to;
@@ -71,8 +84,7 @@ fn build(tree: Tree, step: &Step) -> Tree {
             if tree.0.get(path.as_bytes()).is_some_and(|at| !matches!(at.node, crate::tree::Node::Symlink(_))) =>
         {
             // Names of one inode have one mode.
-            let linked = matches!(tree.0[path.as_bytes()].node, crate::tree::Node::File(_, Some(_)));
-            if linked { tree } else { tree.mode(path, *mode) }
+            if tree.0[path.as_bytes()].link.is_some() { tree } else { tree.mode(path, *mode) }
         }
         Step::Mode(..) => tree,
     }

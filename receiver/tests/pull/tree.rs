@@ -15,17 +15,17 @@ use stillmirror_protocol::path;
 /// What a path is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Node {
-    /// Content, and the link group.
-    File(Vec<u8>, Option<u64>),
+    File(Vec<u8>),
     Dir,
     Symlink(Vec<u8>),
     Fifo,
 }
 
-/// A node with its mode and time.
+/// A node with its link group, mode and time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct At {
     pub(crate) node: Node,
+    pub(crate) link: Option<u64>,
     pub(crate) mode: u16,
     pub(crate) mtime: Time,
 }
@@ -42,12 +42,16 @@ impl Default for Tree {
 
 impl Tree {
     pub(crate) fn file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {
-        self.put(path, Node::File(content.into(), None));
+        self.put(path, Node::File(content.into()));
         self
     }
 
-    pub(crate) fn linked(mut self, path: &str, content: impl Into<Vec<u8>>, group: u64) -> Self {
-        self.put(path, Node::File(content.into(), Some(group)));
+    pub(crate) fn linked(self, path: &str, content: impl Into<Vec<u8>>, group: u64) -> Self {
+        self.file(path, content).in_group(path, group)
+    }
+
+    pub(crate) fn in_group(mut self, path: &str, group: u64) -> Self {
+        self.0.get_mut(path.as_bytes()).unwrap().link = Some(group);
         self
     }
 
@@ -95,7 +99,7 @@ impl Tree {
         }
         // Time follows content, so that a changed file has a changed time.
         let seed = match &node {
-            Node::File(content, _) => content.iter().fold(7u64, |sum, &byte| sum.wrapping_mul(31) + u64::from(byte)),
+            Node::File(content) => content.iter().fold(7u64, |sum, &byte| sum.wrapping_mul(31) + u64::from(byte)),
             _ => 3,
         };
         self.0.insert(path.into(), at(node, seed));
@@ -103,7 +107,7 @@ impl Tree {
 
     pub(crate) fn contents(&self) -> HashMap<Vec<u8>, Vec<u8>> {
         let file = |(path, at): (&Vec<u8>, &At)| match &at.node {
-            Node::File(content, _) => Some((path.clone(), content.clone())),
+            Node::File(content) => Some((path.clone(), content.clone())),
             _ => None,
         };
         self.0.iter().filter_map(file).collect()
@@ -114,16 +118,16 @@ impl Tree {
         let mut changes = Changes::default();
         for (path, at) in &self.0 {
             let kind = match &at.node {
-                Node::File(content, link) => {
+                Node::File(content) => {
                     let sha256 = Digest(Sha256::digest(content).into());
                     let digests = Digests { sha256, ..Digests::default() };
-                    Kind::File { size: content.len() as u64, digests, link: *link }
+                    Kind::File { size: content.len() as u64, digests }
                 }
                 Node::Dir => Kind::Directory,
                 Node::Symlink(target) => Kind::Symlink { target: target.clone() },
                 Node::Fifo => Kind::Fifo,
             };
-            let entry = Entry { mode: at.mode, mtime: at.mtime, owner: Owner::default(), kind };
+            let entry = Entry { mode: at.mode, mtime: at.mtime, owner: Owner::default(), link: at.link, kind };
             if path.is_empty() {
                 changes.root = Some(Put { entry, tag: 0 });
             } else {
@@ -151,14 +155,16 @@ impl Tree {
             } else if kind.is_symlink() {
                 Node::Symlink(fs::read_link(&full).unwrap().as_os_str().as_bytes().to_vec())
             } else if kind.is_file() {
-                inodes.entry(stat.ino()).or_default().push(path.clone());
-                Node::File(fs::read(&full).unwrap(), None)
+                Node::File(fs::read(&full).unwrap())
             } else {
                 Node::Fifo
             };
             let mode = if kind.is_symlink() { 0o777 } else { (stat.mode() & 0o7777) as u16 };
             let mtime = Time { sec: stat.mtime(), nsec: stat.mtime_nsec() as u32 };
-            tree.0.insert(path, At { node, mode, mtime });
+            if !kind.is_dir() {
+                inodes.entry(stat.ino()).or_default().push(path.clone());
+            }
+            tree.0.insert(path, At { node, link: None, mode, mtime });
         }
         tree.number_links(inodes.into_values().collect());
         tree
@@ -169,9 +175,7 @@ impl Tree {
         let mut tree = self.clone();
         let mut groups: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
         for (path, at) in &mut tree.0 {
-            if let Node::File(_, link) = &mut at.node
-                && let Some(group) = link.take()
-            {
+            if let Some(group) = at.link.take() {
                 groups.entry(group).or_default().push(path.clone());
             }
             if matches!(at.node, Node::Symlink(_)) {
@@ -188,8 +192,8 @@ impl Tree {
         groups.sort();
         for (number, paths) in groups.into_iter().enumerate() {
             for path in paths {
-                if let Some(At { node: Node::File(_, link), .. }) = self.0.get_mut(&path) {
-                    *link = Some(number as u64);
+                if let Some(at) = self.0.get_mut(&path) {
+                    at.link = Some(number as u64);
                 }
             }
         }
@@ -198,7 +202,12 @@ impl Tree {
 
 fn at(node: Node, seed: u64) -> At {
     let mode = if node == Node::Dir { 0o755 } else { 0o644 };
-    At { node, mode, mtime: Time { sec: 1_600_000_000 + (seed % 1_000_000) as i64, nsec: (seed % 999_999_937) as u32 } }
+    At {
+        node,
+        link: None,
+        mode,
+        mtime: Time { sec: 1_600_000_000 + (seed % 1_000_000) as i64, nsec: (seed % 999_999_937) as u32 },
+    }
 }
 
 /// Bytes that do not repeat, the same for the same seed.
@@ -220,12 +229,12 @@ pub(crate) fn assert_same(dest: &Path, tree: &Tree) {
     for (path, at) in &wanted.0 {
         let name = String::from_utf8_lossy(path);
         let there = found.0.get(path).unwrap_or_else(|| panic!("'{name}' is missing"));
-        if let (Node::File(a, la), Node::File(b, lb)) = (&there.node, &at.node) {
+        if let (Node::File(a), Node::File(b)) = (&there.node, &at.node) {
             assert!(a == b, "'{name}' has another content");
-            assert_eq!(la, lb, "'{name}' is linked otherwise");
         } else {
             assert_eq!(there.node, at.node, "'{name}'");
         }
+        assert_eq!(there.link, at.link, "'{name}' is linked otherwise");
         assert_eq!((there.mode, there.mtime), (at.mode, at.mtime), "mode and time of '{name}'");
     }
     let extra: Vec<_> = found.0.keys().filter(|path| !wanted.0.contains_key(*path)).collect();

@@ -219,6 +219,32 @@ fn a_later_name_that_is_right_leads_its_link_group() {
 }
 
 #[test]
+fn names_of_one_symlink_or_fifo_are_linked_and_parted_again() {
+    let names =
+        |tree: Tree, name: &str| tree.symlink(&format!("{name}/symlink"), "target").fifo(&format!("{name}/fifo"));
+    let grouped = |tree: Tree, name: &str| {
+        names(tree, name).in_group(&format!("{name}/symlink"), 1).in_group(&format!("{name}/fifo"), 2)
+    };
+    let linked = grouped(grouped(Tree::default(), "a"), "b");
+    let (sender, place) = (Sender::of(&linked), Place::new());
+    let report = run(place.mirror(&sender)).unwrap();
+    assert_eq!((report.others_made, report.files_linked), (2, 2));
+    assert_same(&place.dest(), &linked);
+    // A name that is right already leads.
+    fs::remove_dir_all(place.file("a")).unwrap();
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &linked);
+
+    let mut parted = names(linked, "b");
+    parted.0.get_mut(&b"b/symlink"[..]).unwrap().mtime.sec += 1;
+    parted.0.get_mut(&b"b/fifo"[..]).unwrap().mtime.sec += 1;
+    sender.publish(&parted);
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &parted);
+    assert!(run(place.mirror(&sender)).unwrap().unchanged);
+}
+
+#[test]
 fn names_that_are_linked_no_longer_become_files_of_their_own() {
     let tree = Tree::default().linked("a", "same", 1).linked("b", "same", 1).file("c", "same");
     let (sender, place) = (Sender::of(&tree), Place::new());

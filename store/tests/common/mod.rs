@@ -68,19 +68,20 @@ pub(crate) fn tree(number: u64) -> Changes {
         mode,
         mtime: Time { sec: 1_600_000_000, nsec: 123_456_789 },
         owner: owner(0, "root"),
+        link: None,
         kind,
     };
-    let file = |size, link| {
+    let file = |size| {
         let digests = Digests { sha256: Digest([size as u8; 32]), ..Digests::default() };
-        Kind::File { size, digests, link }
+        entry(0o644, Kind::File { size, digests })
     };
     let mut changes = Changes::default();
     changes.root = Some(stillmirror_protocol::changes::Put { entry: entry(0o755, Kind::Directory), tag: 0 });
-    changes.put(b"", b"README", entry(0o644, file(number, None)), 1);
+    changes.put(b"", b"README", file(number), 1);
     changes.put(b"", b"pool", entry(0o2775, Kind::Directory), 2);
     changes.put(b"", b"stable", entry(0o777, Kind::Symlink { target: b"pool".to_vec() }), 3);
-    changes.put(b"pool", b"a", entry(0o644, file(77, Some(5))), 4);
-    changes.put(b"pool", b"b\xff", entry(0o644, file(77, Some(5))), 5);
+    changes.put(b"pool", b"a", Entry { link: Some(5), ..file(77) }, 4);
+    changes.put(b"pool", b"b\xff", Entry { link: Some(5), ..file(77) }, 5);
     let null = Kind::CharDevice(Device { major: 1, minor: 3 });
     changes.put(b"pool", b"null", Entry { owner: owner(1000, "mirror"), ..entry(0o666, null) }, 6);
     changes

@@ -113,6 +113,10 @@ fn link_groups(root: &Path) {
         symlink(target, root.join("symlinks").join(name)).unwrap();
     }
     symlink(OsStr::from_bytes(b"high\xff \n"), root.join("symlinks/odd")).unwrap();
+    for name in ["aa/symlink", "links/symlink", "symlinks/z/same"] {
+        std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+        std::fs::hard_link(root.join("symlinks/ok"), root.join(name)).unwrap();
+    }
 }
 
 /// Fifos and, for root, devices.
@@ -125,6 +129,9 @@ fn special(root: &Path) {
     };
     node("fifo", FileType::Fifo, (0, 0));
     node("fifo2", FileType::Fifo, (0, 0));
+    for name in ["special/fifo3", "zz-fifo"] {
+        std::fs::hard_link(dir.join("fifo"), root.join(name)).unwrap();
+    }
     if am_root() {
         node("null", FileType::CharacterDevice, (1, 3));
         node("zero", FileType::CharacterDevice, (1, 5));

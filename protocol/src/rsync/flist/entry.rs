@@ -100,7 +100,7 @@ impl EntryEncoder {
     pub(super) fn put(&mut self, list: ListRef<'_>, entry: Entry, name: &[u8], out: &mut Vec<u8>) {
         let row = list.row(entry.row);
         let mode = u32::from(row.mode());
-        let linked = self.class.hard_links && mode & TYPE == FILE && links::is_linked(list, entry.row);
+        let linked = self.class.hard_links && links::is_linked(list, entry.row);
         let first = if linked { self.links.first(list, entry.row, self.ndx) } else { None };
         let plan = self.plan(list, row, entry, linked, first);
         self.put_flags_and_name(plan.flags, mode & TYPE == DIRECTORY, name, out);

@@ -13,7 +13,7 @@ pub(super) struct Links {
 
 const UNSENT: u32 = u32::MAX;
 
-/// Whether a row is one of several names of its file.
+/// Whether a row is one of several names of its inode.
 pub(super) fn is_linked(list: ListRef<'_>, row: u32) -> bool {
     list.archived().flags[row as usize] & FLAG_LINKED != 0
 }

@@ -16,7 +16,7 @@ fn hides(rules: &Rules, path: &str) -> bool {
 
 /// The list of a tree of these files, with their sizes.
 fn list_of(files: &[(&str, u64)]) -> rkyv::util::AlignedVec {
-    let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), kind };
+    let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let mut changes = Changes { root: Some(Put { entry: entry(Kind::Directory), tag: 0 }), ..Changes::default() };
     for (path, size) in files {
         for (at, _) in path.match_indices('/') {
@@ -24,7 +24,7 @@ fn list_of(files: &[(&str, u64)]) -> rkyv::util::AlignedVec {
             changes.put(dir, name, entry(Kind::Directory), 0);
         }
         let (dir, name) = crate::path::split(path.as_bytes());
-        changes.put(dir, name, entry(Kind::File { size: *size, digests: Digests::default(), link: None }), 0);
+        changes.put(dir, name, entry(Kind::File { size: *size, digests: Digests::default() }), 0);
     }
     apply(None, &changes).unwrap().list.encode()
 }
