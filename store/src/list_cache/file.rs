@@ -115,8 +115,12 @@ impl CachedList {
         if XxHash3_128::oneshot(body) != header.checksum {
             return Ok(Err("its checksum differs"));
         }
-        map.forget_pages();
-        Ok(Ok(Self { map, header }))
+        let list = Self { map, header };
+        if !list.marks_are_right() {
+            return Ok(Err("its marks are not those of its stream"));
+        }
+        list.map.forget_pages();
+        Ok(Ok(list))
     }
 
     /// The whole list as it is sent.
@@ -136,6 +140,15 @@ impl CachedList {
                 entries: reader.u32("entries").unwrap_or_default(),
             }
         })
+    }
+
+    /// Whether the marks ascend to the end of the stream.
+    fn marks_are_right(&self) -> bool {
+        let Header { stream, lists, entries, .. } = self.header;
+        let numbers = |mark: Mark| [mark.offset, mark.lists.into(), mark.entries.into()];
+        let ascend = |(one, next): (Mark, Mark)| numbers(one).iter().zip(numbers(next)).all(|(one, next)| *one <= next);
+        self.marks().zip(self.marks().skip(1)).all(ascend)
+            && self.marks().last() == Some(Mark { offset: stream, lists, entries })
     }
 
     /// Lists in the stream.
