@@ -208,8 +208,8 @@ impl Answers {
 
     fn answer(&mut self, asked: input::Asked) -> Result<Option<Answer>, Ended> {
         Ok(Some(match asked {
-            input::Asked::Request(request) if request.is_keep_alive(self.entries) => return Ok(None),
-            input::Asked::Request(request) => self.answer_request(request)?,
+            input::Asked::Request(request, _) if request.is_keep_alive(self.entries) => return Ok(None),
+            input::Asked::Request(request, _) => self.answer_request(request)?,
             input::Asked::Deleted(counts) => Answer::Deleted(counts),
             input::Asked::Done => {
                 self.lists_done += 1;

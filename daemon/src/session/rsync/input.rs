@@ -9,7 +9,7 @@ use rustix::net::sockopt;
 use stillmirror_protocol::rsync::requests::{Event, Request, Requests};
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use crate::session::Ended;
@@ -20,6 +20,8 @@ const READ: usize = 16 << 10;
 const GATHER: Duration = Duration::from_millis(10);
 /// Sub-lists that are open when it does not pay any more.
 const MANY: u32 = 8;
+/// Bytes in names of bases, of requests that wait to be answered. Ordinary clients name few bases.
+const NAMES: usize = 1 << 20;
 
 /// What the client sends, from its first byte on.
 pub(super) struct Input {
@@ -35,7 +37,8 @@ pub(super) struct Input {
 /// A part of what a client asks for, for the lane that answers.
 #[derive(Debug)]
 pub(super) enum Asked {
-    Request(Request),
+    /// With what its name takes of [`NAMES`].
+    Request(Request, Option<OwnedSemaphorePermit>),
     Done,
     Deleted([i32; 5]),
     /// The client ends, with this exit code.
@@ -136,6 +139,7 @@ impl Input {
         // A client ends sub-list after sub-list, each in a packet of its own, and waits for none of the
         // answers: a thousand times less work when they are taken together.
         let mut only_ends = false;
+        let names = Arc::new(Semaphore::new(NAMES));
         loop {
             let asked = match self.event_at_hand() {
                 Ok(Some(event)) => asked(event),
@@ -150,7 +154,10 @@ impl Input {
                 }
                 Err(ended) => Some(Asked::Failed(ended)),
             };
-            let Some(asked) = asked else { continue };
+            let Some(mut asked) = asked else { continue };
+            if let Asked::Request(Request { name: Some(name), .. }, held) = &mut asked {
+                *held = Arc::clone(&names).acquire_many_owned(name.len() as u32).await.ok();
+            }
             only_ends = matches!(asked, Asked::Done);
             let ended = match &asked {
                 Asked::Exit(code) => Some(Some(Ended::ClientExit(*code))),
@@ -171,7 +178,7 @@ impl Input {
 /// What is to be answered of an event, if anything is.
 fn asked(event: Event) -> Option<Asked> {
     match event {
-        Event::Request(request) => Some(Asked::Request(request)),
+        Event::Request(request) => Some(Asked::Request(request, None)),
         Event::Done => Some(Asked::Done),
         Event::Deleted(counts) => Some(Asked::Deleted(counts)),
         Event::Exit(code) => Some(Asked::Exit(code)),

@@ -126,6 +126,24 @@ async fn bytes_at_random_after_an_honest_start_harm_nobody() {
 }
 
 #[tokio::test]
+async fn requests_that_name_long_bases_are_answered_however_many() {
+    const REQUESTS: usize = 3000;
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    // Index, flags, and a name of 4000 bytes.
+    let request = [&1i32.to_le_bytes()[..], &0x1000u16.to_le_bytes(), &[0x8f, 0xa0], &[b'~'; 4000]].concat();
+    let (mut from, mut to) = TcpStream::connect(server.addr).await.unwrap().into_split();
+    let ask = async {
+        to.write_all(&[begin_29("-r"), request.repeat(REQUESTS)].concat()).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let mut answer = Vec::new();
+    let (_, read) = soon(async { tokio::join!(ask, from.read_to_end(&mut answer)) }).await;
+    read.unwrap();
+    assert_eq!(answer.iter().filter(|&&byte| byte == b'~').count(), REQUESTS * 4000);
+}
+
+#[tokio::test]
 async fn clients_that_stall_do_not_keep_an_honest_one_from_finishing() {
     let fixture = Fixture::with(&[("big", &noise(8 << 20))]);
     index_aged(&fixture);
