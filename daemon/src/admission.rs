@@ -1,9 +1,16 @@
 //! Who may have a session, and who waits for one.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Interval, interval};
+use tokio_util::sync::CancellationToken;
+
+/// How often a waiting connection is told its place.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A fixed number of sessions, and a bounded queue for them, in the order of arrival.
 pub(crate) struct Admission {
@@ -52,7 +59,8 @@ impl Admission {
         let number = queue.next;
         queue.next += 1;
         queue.tickets.insert(number);
-        Arrival::Queued(Ticket { admission: Arc::clone(self), number })
+        let admitted = Box::pin(Arc::clone(&self.sessions).acquire_owned());
+        Arrival::Queued(Ticket { admission: Arc::clone(self), number, admitted, news: interval(NEWS) })
     }
 }
 
@@ -60,18 +68,35 @@ impl Admission {
 pub(crate) struct Ticket {
     admission: Arc<Admission>,
     number: u64,
+    admitted: Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>,
+    news: Interval,
+}
+
+/// What happens to one who waits.
+pub(crate) enum Turn {
+    /// A session.
+    Come(Place),
+    /// Still so many before this one: told at once, and every [`NEWS`].
+    Waiting(u64),
+    /// The daemon stops.
+    Stopping,
 }
 
 impl Ticket {
-    /// Connections that wait before this one.
-    pub(crate) fn place(&self) -> u64 {
-        let queue = self.admission.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.tickets.range(..self.number).count() as u64
+    /// Waits for what happens next. To be asked from the first moment on: the order is that of the first asking.
+    pub(crate) async fn turn(&mut self, stopping: &CancellationToken) -> Turn {
+        tokio::select! {
+            biased;
+            permit = &mut self.admitted => Turn::Come(Place { _permit: permit.ok() }),
+            () = stopping.cancelled() => Turn::Stopping,
+            _ = self.news.tick() => Turn::Waiting(self.place()),
+        }
     }
 
-    /// Waits for a session. To be polled from the first moment on: the order is that of the first polls.
-    pub(crate) async fn wait(&self) -> Place {
-        Place { _permit: Arc::clone(&self.admission.sessions).acquire_owned().await.ok() }
+    /// Connections that wait before this one.
+    fn place(&self) -> u64 {
+        let queue = self.admission.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.tickets.range(..self.number).count() as u64
     }
 }
 

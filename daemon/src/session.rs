@@ -1,6 +1,6 @@
 //! Sessions: what those of every dialect have in common.
 
-pub(crate) mod failures;
+pub(crate) mod counts;
 pub(crate) mod native;
 pub(crate) mod rsync;
 

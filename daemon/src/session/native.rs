@@ -11,24 +11,19 @@ mod tally;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, FrameHeader, Reply, ServerHello, kind};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::interval;
 
 use crate::Shared;
-use crate::admission::{Arrival, Place, Ticket};
+use crate::admission::{Arrival, Place, Ticket, Turn};
 use crate::pool::EXTENT;
 use crate::session::Ended;
 use crate::stream::Writer;
 use tally::Tally;
-
-/// How often a waiting connection is told its place.
-const QUEUE_NEWS: Duration = Duration::from_secs(10);
 
 /// A request that is under way until this is dropped.
 struct UnderWay {
@@ -103,19 +98,15 @@ impl Session {
         }
     }
 
-    async fn queue(&self, ticket: Ticket) -> Result<Option<Place>, Ended> {
-        let admitted = ticket.wait();
-        tokio::pin!(admitted);
-        let mut news = interval(QUEUE_NEWS);
+    async fn queue(&self, mut ticket: Ticket) -> Result<Option<Place>, Ended> {
         loop {
-            tokio::select! {
-                biased;
-                place = &mut admitted => return Ok(Some(place)),
-                () = self.shared.stopping.cancelled() => {
+            match ticket.turn(&self.shared.stopping).await {
+                Turn::Come(place) => return Ok(Some(place)),
+                Turn::Waiting(place) => self.reply(0, &Reply::Queued { place }).await?,
+                Turn::Stopping => {
                     self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;
                     return Ok(None);
                 }
-                _ = news.tick() => self.reply(0, &Reply::Queued { place: ticket.place() }).await?,
             }
         }
     }

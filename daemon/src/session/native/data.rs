@@ -85,16 +85,11 @@ impl Framing for Data {
     }
 
     fn settle(&mut self, order: &Wanted, frames: &Frames, (): (), is_last: bool) {
-        let mut tally = self.session.tally();
-        tally.literal += frames.literal();
-        for &(item, reason) in frames.failures() {
-            let list = order.pinned.edition.generation.list();
-            tally.failures.add(&list.path(order.items[item as usize].row), reason);
-        }
-        if is_last {
-            let rows = order.items.iter().map(|item| item.row);
-            tally.files += rows.clone().zip(rows.skip(1)).filter(|(one, next)| one != next).count() as u64 + 1;
-        }
+        let rows = order.items.iter().map(|item| item.row);
+        let changes = || rows.clone().zip(rows.skip(1)).filter(|(one, next)| one != next).count();
+        let files = if is_last { changes() as u64 + 1 } else { 0 };
+        let path = |item: u32| order.pinned.edition.generation.list().path(order.items[item as usize].row);
+        self.session.tally().counts.add(frames, files, path);
     }
 }
 

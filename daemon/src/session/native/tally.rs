@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::session::Ended;
-use crate::session::failures::Failures;
+use crate::session::counts::Counts;
 
 /// Counts of one session.
 pub(super) struct Tally {
@@ -16,11 +16,7 @@ pub(super) struct Tally {
     repository: String,
     generation: u64,
     pub(super) requests: u64,
-    pub(super) files: u64,
-    /// Bytes of files.
-    pub(super) literal: u64,
-    /// Files that were not sent.
-    pub(super) failures: Failures,
+    pub(super) counts: Counts,
 }
 
 impl Tally {
@@ -32,9 +28,7 @@ impl Tally {
             repository: String::new(),
             generation: 0,
             requests: 0,
-            files: 0,
-            literal: 0,
-            failures: Failures::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -52,7 +46,7 @@ impl Tally {
     /// Writes the log lines.
     pub(super) fn report(&self, sent: u64, ended: Option<&Ended>) {
         let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
-        self.failures.report(self.peer, &self.repository, self.generation);
+        self.counts.report_failures(self.peer, &self.repository, self.generation);
         if !self.served {
             return tracing::debug!(peer = %self.peer, result, "connection");
         }
@@ -61,9 +55,9 @@ impl Tally {
             repository = self.repository,
             generation = self.generation,
             requests = self.requests,
-            files = self.files,
+            files = self.counts.files,
             bytes_sent = sent,
-            bytes_literal = self.literal,
+            bytes_literal = self.counts.literal,
             seconds = self.began.elapsed().as_millis() as f64 / 1000.0,
             result,
             "session"

@@ -303,15 +303,11 @@ impl Framing for Answers {
 
     fn settle(&mut self, order: &Answering, frames: &Frames, after: After, _is_last: bool) {
         self.sent += frames.len() as u64;
-        let mut tally = self.session.tally();
-        tally.literal += frames.literal();
-        tally.files += after.files;
-        for &(item, reason) in frames.failures() {
-            if let Answer::File(file) = &order.items[item as usize] {
-                tally.failures.add(&self.list().path(file.row), reason);
-            }
-        }
-        drop(tally);
+        let path = |item: u32| match &order.items[item as usize] {
+            Answer::File(file) => self.list().path(file.row),
+            _ => Vec::new(),
+        };
+        self.session.tally().counts.add(frames, after.files, path);
         (self.replies, self.hasher, self.io_error) = (after.replies, after.hasher, after.io_error);
     }
 }

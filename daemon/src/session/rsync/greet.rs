@@ -10,18 +10,16 @@ use stillmirror_protocol::rsync::arguments::Options;
 use stillmirror_protocol::rsync::auth::{self, CHALLENGE_BYTES, Proof};
 use stillmirror_protocol::rsync::greeting::{Event, Greeting, GreetingOffer};
 use stillmirror_protocol::rsync::version::Version;
-use tokio::time::{interval, timeout};
+use tokio::time::timeout;
 
 use super::{Input, Session};
-use crate::admission::{Admission, Arrival, Place};
+use crate::admission::{Admission, Arrival, Place, Turn};
 use crate::listener::Stranger;
 use crate::registry::Repository;
 use crate::session::{Ended, Pinned};
 
 /// How long a client may take to say who it is: its user may be typing.
 const LOGIN: Duration = Duration::from_secs(60);
-/// How often a waiting client is told its place.
-const QUEUE_NEWS: Duration = Duration::from_secs(10);
 /// Bytes of a message of the day.
 const MOTD_BYTES: u64 = 64 << 10;
 
@@ -150,23 +148,19 @@ impl Session {
     }
 
     async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Place, Ended> {
-        let ticket = match admission.arrive() {
+        let mut ticket = match admission.arrive() {
             Arrival::Admitted(place) => return Ok(place),
             Arrival::Queued(ticket) => ticket,
             Arrival::Refused => {
                 return Err(Ended::Refused("max connections reached, and too many wait -- try again later".to_owned()));
             }
         };
-        let admitted = ticket.wait();
-        tokio::pin!(admitted);
-        let mut news = interval(QUEUE_NEWS);
         loop {
-            tokio::select! {
-                biased;
-                place = &mut admitted => return Ok(place),
-                () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
-                _ = news.tick() => {
-                    let line = format!("All connections are taken: you wait for one behind {} others.\n", ticket.place());
+            match ticket.turn(&self.shared.stopping).await {
+                Turn::Come(place) => return Ok(place),
+                Turn::Stopping => return Err(Ended::Stopping),
+                Turn::Waiting(place) => {
+                    let line = format!("All connections are taken: you wait for one behind {place} others.\n");
                     self.writer.lock().await.send_bytes(line.as_bytes()).await?;
                 }
             }

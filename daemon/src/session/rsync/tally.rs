@@ -6,7 +6,7 @@ use std::time::Instant;
 use stillmirror_protocol::rsync::fault::Exit;
 
 use crate::session::Ended;
-use crate::session::failures::Failures;
+use crate::session::counts::Counts;
 
 /// Counts of one session.
 pub(super) struct Tally {
@@ -22,10 +22,7 @@ pub(super) struct Tally {
     pub(super) listed: u64,
     /// The list came out of the cache.
     pub(super) cached: bool,
-    pub(super) files: u64,
-    /// Bytes of files.
-    pub(super) literal: u64,
-    pub(super) failures: Failures,
+    pub(super) counts: Counts,
 }
 
 impl Tally {
@@ -39,9 +36,7 @@ impl Tally {
             protocol: 0,
             listed: 0,
             cached: false,
-            files: 0,
-            literal: 0,
-            failures: Failures::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -61,7 +56,7 @@ impl Tally {
         let address = self.peer.ip().to_canonical();
         let exit = ended.map_or(Exit::Ok as i32, Ended::exit_code);
         let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
-        self.failures.report(self.peer, &self.module, self.generation);
+        self.counts.report_failures(self.peer, &self.module, self.generation);
         if self.module.is_empty() {
             return tracing::debug!(%address, exit, result, "rsync connection");
         }
@@ -73,8 +68,8 @@ impl Tally {
             protocol = self.protocol,
             listed = self.listed,
             cached = self.cached,
-            files = self.files,
-            bytes_literal = self.literal,
+            files = self.counts.files,
+            bytes_literal = self.counts.literal,
             bytes_sent = sent,
             bytes_received = received,
             seconds = self.began.elapsed().as_millis() as f64 / 1000.0,

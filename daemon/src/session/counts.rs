@@ -1,0 +1,66 @@
+//! What a session of any dialect sent, for the log.
+
+use std::net::SocketAddr;
+
+use stillmirror_protocol::path;
+use stillmirror_protocol::wire::ItemFailure;
+
+use crate::stream::Frames;
+
+/// Names that one session's log line shows.
+const NAMES_SHOWN: usize = 5;
+
+/// What one session sent of files.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) files: u64,
+    /// Bytes of files.
+    pub(crate) literal: u64,
+    failures: Failures,
+}
+
+/// Files that were not sent.
+#[derive(Default)]
+struct Failures {
+    count: u64,
+    names: Vec<String>,
+}
+
+impl Counts {
+    /// A piece was sent, and with it the last of so many files; `path` tells those of items.
+    pub(crate) fn add(&mut self, frames: &Frames, files: u64, path: impl Fn(u32) -> Vec<u8>) {
+        self.files += files;
+        self.literal += frames.literal();
+        for &(item, reason) in frames.failures() {
+            self.failures.add(&path(item), reason);
+        }
+    }
+
+    /// Writes the log line about files that were not sent, if there is one to write.
+    pub(crate) fn report_failures(&self, peer: SocketAddr, repository: &str, generation: u64) {
+        if self.failures.count > 0 {
+            tracing::warn!(
+                %peer,
+                repository,
+                generation,
+                files = self.failures.count,
+                first = self.failures.names.join(", "),
+                "files were not sent because they are no longer the indexed ones; index the repository again"
+            );
+        }
+    }
+}
+
+impl Failures {
+    fn add(&mut self, path: &[u8], reason: ItemFailure) {
+        self.count += 1;
+        if self.names.len() < NAMES_SHOWN {
+            let reason = match reason {
+                ItemFailure::Stale => "stale",
+                ItemFailure::Vanished => "vanished",
+                ItemFailure::Unreadable => "unreadable",
+            };
+            self.names.push(format!("{} ({reason})", path::Escaped(path)));
+        }
+    }
+}
