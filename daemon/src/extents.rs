@@ -5,9 +5,11 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stillmirror_protocol::wire::ItemFailure;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::file::FileState;
+use crate::gate::Gate;
 use crate::pool::{Buffer, EXTENT};
 
 /// Reads under way at once, over all sessions: enough to keep many disks busy, few enough that their
@@ -48,7 +50,7 @@ pub(crate) type Outcome = Result<Arc<Extent>, ItemFailure>;
 pub(crate) struct Extents {
     capacity: usize,
     slots: Mutex<Slots>,
-    reads: Arc<Semaphore>,
+    reads: Gate,
 }
 
 #[derive(Default)]
@@ -120,8 +122,7 @@ impl Coming {
 impl Extents {
     /// A cache that keeps at most `bytes` of extents that nobody holds any more.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        let reads = Arc::new(Semaphore::new(READS));
-        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), reads })
+        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), reads: Gate::new(READS) })
     }
 
     /// An extent that is there or being read already.
@@ -145,26 +146,12 @@ impl Extents {
     }
 
     /// Runs something that may wait for the disk, on a thread of its own, in the order of asking.
-    pub(crate) fn run<T, F>(&self, work: F) -> tokio::task::JoinHandle<Option<T>>
+    pub(crate) fn run<T, F>(&self, work: F) -> JoinHandle<Option<T>>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        if let Ok(permit) = Arc::clone(&self.reads).try_acquire_owned() {
-            return tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                Some(work())
-            });
-        }
-        let reads = Arc::clone(&self.reads);
-        tokio::spawn(async move {
-            let permit = reads.acquire_owned().await;
-            let work = move || {
-                let _permit = permit;
-                work()
-            };
-            tokio::task::spawn_blocking(work).await.ok()
-        })
+        self.reads.run(work)
     }
 
     fn settle(&self, key: Key, extent: Option<&Arc<Extent>>) {

@@ -7,6 +7,7 @@
 //! stream      the data lane of every dialect: read ahead, sent in order, never copied
 //! registry    the repositories and their current generations, replaced while sessions go on
 //! lists       encoded file lists for stock clients, built once and mapped
+//! gate        work that blocks, on threads of its own: reads, and lists for single clients
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
 //! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
@@ -22,6 +23,7 @@ mod config;
 mod direct;
 mod extents;
 mod file;
+mod gate;
 mod listener;
 mod lists;
 mod pack;
@@ -34,6 +36,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_store::StoreError;
@@ -51,10 +54,14 @@ pub use config::{
 
 use admission::Admission;
 use extents::Extents;
+use gate::Gate;
 use listener::{Port, Strangers};
 use pack::Packs;
 use pool::{EXTENT, Pool};
 use registry::Registry;
+
+/// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why a daemon does not start or ends.
 #[derive(Debug, Error)]
@@ -142,6 +149,8 @@ struct Shared {
     rsync: RsyncConfig,
     /// Whose turn it is to encode a list.
     builder: Semaphore,
+    /// Filters, names and lists of single stock clients: beside the reads, which must not wait for them.
+    choosing: Gate,
     /// The daemon stops: nothing new is begun.
     stopping: CancellationToken,
     /// The daemon ends: what runs is cut off.
@@ -165,6 +174,8 @@ impl Daemon {
             strangers: Arc::default(),
             rsync: config.rsync.clone(),
             builder: Semaphore::new(1),
+            // Some wait for a page of a list.
+            choosing: Gate::new(2 * std::thread::available_parallelism().map_or(1, usize::from)),
             stopping: CancellationToken::new(),
             ending: CancellationToken::new(),
         };
@@ -224,8 +235,8 @@ impl Reload {
     }
 }
 
-async fn reload(shared: Arc<Shared>, now: Arc<Notify>, interval: std::time::Duration) {
-    let mut is_first = true;
+async fn reload(shared: Arc<Shared>, now: Arc<Notify>, interval: Duration) {
+    let (mut is_first, interval) = (true, interval.max(LEAST_INTERVAL));
     loop {
         let (shared, always) = (Arc::clone(&shared), std::mem::take(&mut is_first));
         let look = move || {

@@ -196,6 +196,12 @@ impl Session {
         self.shared.extents.run(work).await.ok().flatten().ok_or(Ended::Panicked)
     }
 
+    /// Does what takes a core for a while, for this client alone. It waits for more of its kind, and no read waits
+    /// for it.
+    async fn choosing<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended> {
+        self.shared.choosing.run(work).await.ok().flatten().ok_or(Ended::Panicked)
+    }
+
     /// Sends what is in the buffer of replies.
     async fn flush(&self, replies: &mut Replies) -> Result<(), Ended> {
         let out = replies.take();
@@ -213,7 +219,7 @@ impl Settled {
         let configured = self.pinned.repository.module.timeout;
         match self.setup.timeout {
             _ if !configured.is_zero() => configured,
-            Some(_) if self.setup.version.number() >= 31 => shared.limits.idle,
+            Some(_) if self.setup.version.facts().exit_messages => shared.limits.idle,
             _ => shared.limits.idle.max(PATIENCE),
         }
     }

@@ -165,6 +165,9 @@ impl Answers {
         self.session.open_lists.store(lists.saturating_sub(self.lists_done), Ordering::Relaxed);
         if is_last {
             self.phases.lists_ended();
+            if let Numbers::Table(table) = &mut self.numbers {
+                table.shrink_to_fit();
+            }
         }
     }
 

@@ -120,7 +120,7 @@ impl Session {
         let writer = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
             let list = move || ListWriter::new(settled.pinned.edition.generation.list(), class, selection, &*rules);
-            self.blocking(list).await?
+            self.choosing(list).await?
         };
         lane.framing.number(writer.computed());
         let written = Written { done: false, boundary: None };
@@ -152,7 +152,7 @@ impl Session {
     /// Makes the next piece.
     async fn write(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, step: Step, limit: usize) -> Result<Step, Ended> {
         let (settled, rules) = (Arc::clone(settled), Arc::clone(rules));
-        self.blocking(move || {
+        self.choosing(move || {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
             let list = settled.pinned.edition.generation.list();

@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 
-use stillmirror_protocol::path;
+use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::arguments::FilesFrom;
+use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Class;
 use stillmirror_protocol::rsync::replies::{Replies, Severity};
 use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selection};
+use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
 use crate::file::{FileState, OpenFile};
-use crate::pool::EXTENT;
 use crate::session::{Ended, Pinned};
 
 /// Bytes of a file of names in the repository.
 const NAMES_BYTES: u64 = 256 << 20;
+/// Bytes of it that are looked up at a time: any file can be named, and what is missing is all told.
+const NAMES_STEP: u64 = 64 << 10;
 
 /// What is to be listed.
 pub(super) struct Selected {
@@ -42,17 +45,13 @@ impl Session {
         let rules = Arc::new(self.rules(input, settled).await?);
         let lookup = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            self.blocking(move || begin(&settled, &rules)).await??
+            self.choosing(move || begin(&settled, &rules)).await??
         };
         let mut lookup = self.tell_missing(settled, replies, lookup).await?;
         match &settled.options.files_from {
             FilesFrom::No => {}
             FilesFrom::Client => lookup = self.client_names(input, settled, &rules, replies, lookup).await?,
-            FilesFrom::Path(path) => {
-                let (path, pinned, rules) = (path.clone(), Arc::clone(settled), Arc::clone(&rules));
-                let named = self.blocking(move || module_names(&pinned, &rules, &path, lookup)).await??;
-                lookup = self.tell_missing(settled, replies, named).await?;
-            }
+            FilesFrom::Path(path) => lookup = self.module_names(settled, path, &rules, replies, lookup).await?,
         }
         let selection = lookup.selecting.finish();
         let rules = self.without_void(settled, rules).await?;
@@ -72,14 +71,15 @@ impl Session {
             }
         }
         let settled = Arc::clone(settled);
-        self.blocking(move || {
+        self.choosing(move || {
             let Settled { pinned, options, .. } = &*settled;
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
             let rules = rules.within(Arc::clone(&pinned.repository.rules));
-            let is_one = options.wanted().may_be_incremental();
-            let under = if is_one { transferred(&options.paths[0]).0 } else { b"" };
-            rules.check_merges(pinned.edition.generation.list(), under)?;
+            let list = pinned.edition.generation.list();
+            let one = options.paths.first().filter(|_| options.wanted().may_be_incremental());
+            let under = one.map(|path| transferred(path).0).filter(|dir| is_own_path(list, dir));
+            rules.check_merges(list, under.unwrap_or_default())?;
             Ok(rules)
         })
         .await?
@@ -97,7 +97,7 @@ impl Session {
         loop {
             let (requests, settled_too, rules) = (input.take_requests()?, Arc::clone(settled), Arc::clone(rules));
             let step = move || streamed_names(requests, &settled_too, &rules, lookup);
-            let (requests, looked_up, is_over) = self.blocking(step).await?;
+            let (requests, looked_up, is_over) = self.choosing(step).await?;
             input.put_requests(requests);
             lookup = self.tell_missing(settled, replies, looked_up).await?;
             if is_over? {
@@ -107,16 +107,38 @@ impl Session {
         }
     }
 
+    /// Looks up the names in a file of the repository.
+    async fn module_names(
+        &self,
+        settled: &Arc<Settled>,
+        path: &[u8],
+        rules: &Arc<Rules>,
+        replies: &mut Replies,
+        mut lookup: Lookup,
+    ) -> Result<Lookup, Ended> {
+        let (pinned, path) = (Arc::clone(&settled.pinned), path.to_vec());
+        let mut names = Some(self.choosing(move || NameFile::open(&pinned, &path)).await??);
+        while let Some(mut rest) = names.take() {
+            let (settled_too, rules) = (Arc::clone(settled), Arc::clone(rules));
+            let mut buffer = self.shared.pool.take().await;
+            let step =
+                move || rest.look_up(&settled_too, &rules, &mut lookup, &mut buffer).map(|more| (more, rest, lookup));
+            let (more, rest, looked_up) = self.choosing(step).await??;
+            lookup = self.tell_missing(settled, replies, looked_up).await?;
+            names = more.then_some(rest);
+        }
+        Ok(lookup)
+    }
+
     /// No rules, when they hide nothing of what is asked for: then the list is everybody's.
     async fn without_void(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
         if rules.nothing() || !settled.options.wanted().may_be_incremental() {
             return Ok(rules);
         }
         let settled = Arc::clone(settled);
-        self.blocking(move || {
+        self.choosing(move || {
             let (dir, name) = transferred(&settled.options.paths[0]);
-            // A path through a symlink is no path of the list's.
-            if settled.pinned.edition.generation.list().find(dir).is_none_or(|row| row.target().is_some()) {
+            if !is_own_path(settled.pinned.edition.generation.list(), dir) {
                 return rules;
             }
             let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
@@ -151,6 +173,11 @@ fn transferred(path: &[u8]) -> (&[u8], usize) {
     }
 }
 
+/// Whether rules see this very path: it has no `.` or `..`, and leads through no symlink.
+fn is_own_path(list: ListRef<'_>, path: &[u8]) -> bool {
+    list.find(path).is_some_and(|row| row.target().is_none())
+}
+
 fn begin(settled: &Settled, rules: &Rules) -> Result<Lookup, Ended> {
     let mut missing = Vec::new();
     let list = settled.pinned.edition.generation.list();
@@ -179,32 +206,50 @@ fn streamed_names(
     (requests, lookup, is_over)
 }
 
-/// Looks up the names in a file of the repository.
-fn module_names(settled: &Settled, rules: &Rules, path: &[u8], mut lookup: Lookup) -> Result<Lookup, Ended> {
-    let list = settled.pinned.edition.generation.list();
-    let content = read_file(&settled.pinned, path)
-        .ok_or_else(|| Ended::Refused(format!("failed to open files-from file {}", path::Escaped(path))))?;
-    let ends = |byte: &u8| if settled.options.from0 { *byte == 0 } else { *byte == b'\n' || *byte == b'\r' };
-    let is_comment = |name: &[u8]| !settled.options.from0 && (name.starts_with(b"#") || name.starts_with(b";"));
-    for name in content.split(ends).filter(|name| !name.is_empty() && !is_comment(name)) {
-        lookup.missing.extend(lookup.selecting.add(list, rules, name).err());
-    }
-    Ok(lookup)
+/// A file of names in the repository, as far as they are looked up.
+struct NameFile {
+    file: OpenFile,
+    size: u64,
+    read: u64,
+    /// The beginning of a name whose end is not read yet.
+    begun: Vec<u8>,
 }
 
-/// A file of the repository, if it is the indexed one and not too large for what it is to be.
-fn read_file(pinned: &Pinned, path: &[u8]) -> Option<Vec<u8>> {
-    let generation = &pinned.edition.generation;
-    let path = path.strip_prefix(b"/").unwrap_or(path);
-    let row = generation.list().find(path).filter(|row| row.is_file() && row.size() <= NAMES_BYTES)?;
-    let file = pinned.repository.tree.open_file(path, FileState::indexed(generation, row.number())).ok()?;
-    let mut buffer = crate::direct::AlignedBytes::slab(EXTENT).pop()?;
-    let mut content = Vec::new();
-    while (content.len() as u64) < row.size() {
-        let at = content.len() as u64;
-        let len = (row.size() - at).min(EXTENT as u64) as usize;
-        let range = file.read(at, len, &mut buffer[..OpenFile::room(at, len)]).ok()?;
-        content.extend_from_slice(&buffer[range]);
+impl NameFile {
+    /// Opens it, if it is the indexed one and not too large for what it is to be.
+    fn open(pinned: &Pinned, path: &[u8]) -> Result<Self, Ended> {
+        let refused = || Ended::Refused(format!("failed to open files-from file {}", path::Escaped(path)));
+        let generation = &pinned.edition.generation;
+        let path = path.strip_prefix(b"/").unwrap_or(path);
+        let row = generation.list().find(path).filter(|row| row.is_file() && row.size() <= NAMES_BYTES);
+        let row = row.ok_or_else(refused)?;
+        let file = pinned.repository.tree.open_file(path, FileState::indexed(generation, row.number()));
+        Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, begun: Vec::new() })
     }
-    Some(content)
+
+    /// Looks up the names in the next [`NAMES_STEP`] bytes; whether there are more. `buffer` has room for them.
+    fn look_up(
+        &mut self,
+        settled: &Settled,
+        rules: &Rules,
+        lookup: &mut Lookup,
+        buffer: &mut [u8],
+    ) -> Result<bool, Ended> {
+        let len = (self.size - self.read).min(NAMES_STEP) as usize;
+        let range = self.file.read(self.read, len, buffer);
+        let range = range.map_err(|_| Ended::Refused("failed to read the files-from file".to_owned()))?;
+        self.read += len as u64;
+        self.begun.extend_from_slice(&buffer[range]);
+        let from0 = settled.options.from0;
+        let ends = |byte: &u8| if from0 { *byte == 0 } else { matches!(byte, b'\n' | b'\r') };
+        let is_last = self.read == self.size;
+        let end = if is_last { self.begun.len() } else { self.begun.iter().rposition(ends).map_or(0, |at| at + 1) };
+        let list = settled.pinned.edition.generation.list();
+        let is_comment = |name: &[u8]| !from0 && matches!(name.first(), Some(b'#' | b';'));
+        for name in self.begun[..end].split(ends).filter(|name| !name.is_empty() && !is_comment(name)) {
+            lookup.missing.extend(lookup.selecting.add(list, rules, name).err());
+        }
+        self.begun.drain(..end);
+        if self.begun.len() > limits::PATH { Err(Fault::NameTooLong.into()) } else { Ok(!is_last) }
+    }
 }

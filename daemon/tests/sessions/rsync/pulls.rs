@@ -142,6 +142,23 @@ async fn parts_and_names_are_what_was_asked_for() {
 }
 
 #[tokio::test]
+async fn names_may_stand_in_a_file_of_the_repository() {
+    let fixture = fixture();
+    let missing: String = (0..10_000).map(|number| format!("not-here-{number}\n")).collect();
+    let names = format!("# a comment\ndir/empty\r\n{missing}\nmany/3/file-3");
+    fixture.write("names", names.as_bytes());
+    fixture.write("long", &[&b"dir/empty\n"[..], &[b'x'; 200_000]].concat());
+    index_aged(&fixture);
+    let server = fixture.serve().await;
+    let dest = dest(&fixture);
+    let ran = rsync(&server, &["-a", "--files-from=:names"], "repo/", Some(&dest)).await;
+    ran.exits(23).says("not-here-0").says("not-here-9999");
+    assert!(dest.join("dir/empty").exists() && dest.join("many/3/file-3").exists() && !dest.join("large").exists());
+    rsync(&server, &["-a", "--files-from=:long"], "repo/", Some(&dest)).await.exits(12).says("--files-from");
+    rsync(&server, &["-a", "--files-from=:none"], "repo/", Some(&dest)).await.exits(5).says("files-from file none");
+}
+
+#[tokio::test]
 async fn a_missing_path_is_reported_and_the_others_come() {
     let fixture = fixture();
     let server = fixture.serve().await;

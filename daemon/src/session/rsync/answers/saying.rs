@@ -95,8 +95,8 @@ impl<'a> Saying<'a> {
                 Severity::Transfer,
             ),
         };
-        let has_codes = settled.setup.version.number() >= 30;
-        self.after.replies.message(if has_codes { severity } else { Severity::Transfer }, &text);
+        let is_counted = settled.setup.version.facts().graded_messages;
+        self.after.replies.message(if is_counted { severity } else { Severity::Transfer }, &text);
         self.after.io_error |= bits;
         if part.before == 0 {
             self.after.replies.no_send(file.request.ndx);
