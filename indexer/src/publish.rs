@@ -7,7 +7,7 @@ use rkyv::util::AlignedVec;
 use stillmirror_protocol::changes::{Applied, ApplyError, Changes, Source, apply};
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head};
-use stillmirror_protocol::list::{self, FileType, ListRef};
+use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::local::{LocalTable, SumsAt};
 use stillmirror_store::{Draft, Generation, Store};
 
@@ -46,7 +46,7 @@ pub(crate) fn publish(
     }
     let (counts, list_len) = match (encoded, before) {
         (None, Some(before)) => (before.head().counts, before.head().list_len),
-        _ => (counts(list_in(encoded.unwrap_or_default())?), encoded.map_or(0, <[u8]>::len) as u64),
+        _ => (Counts::of(list_in(encoded.unwrap_or_default())?), encoded.map_or(0, <[u8]>::len) as u64),
     };
     let head = Head {
         repository: store.repository().to_owned(),
@@ -146,24 +146,6 @@ fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<SumsAt, SumsA
 /// A delta that touches most of a large list takes longer to make and to send than the list.
 fn is_worth_a_delta(changes: &Changes, entries: usize) -> bool {
     changes.len() <= (entries / 2).max(1000)
-}
-
-fn counts(list: ListRef<'_>) -> Counts {
-    let mut counts = Counts::default();
-    for row in (0..list.len()).map(|row| list.row(row)) {
-        match row.file_type() {
-            FileType::File => {
-                counts.files += 1;
-                // Each inode once: under its leader.
-                let once = row.link_leader().is_none_or(|leader| leader == row.number());
-                counts.bytes += if once { row.size() } else { 0 };
-            }
-            FileType::Directory => counts.directories += 1,
-            FileType::Symlink => counts.symlinks += 1,
-            _ => counts.specials += 1,
-        }
-    }
-    counts
 }
 
 fn now() -> Time {

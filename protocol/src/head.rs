@@ -7,6 +7,7 @@ use twox_hash::XxHash3_128;
 use crate::codec::{DecodeError, Reader, put_bytes};
 use crate::entry::{Digest, Time};
 use crate::limits;
+use crate::list::{FileType, ListRef};
 
 const MAGIC: [u8; 8] = *b"SMHEAD\r\n";
 const VERSION: u16 = 1;
@@ -44,6 +45,28 @@ pub struct Counts {
     pub specials: u64,
     /// Bytes in regular files, each link group counted once.
     pub bytes: u64,
+}
+
+impl Counts {
+    /// What a list holds. Takes time linear in it.
+    pub fn of(list: ListRef<'_>) -> Self {
+        let mut counts = Self::default();
+        for row in (0..list.len()).map(|row| list.row(row)) {
+            match row.file_type() {
+                FileType::File => {
+                    counts.files += 1;
+                    if row.link_leader().is_none_or(|leader| leader == row.number()) {
+                        // Sizes may be a peer's word, and three of the largest are too much for a sum.
+                        counts.bytes = counts.bytes.saturating_add(row.size());
+                    }
+                }
+                FileType::Directory => counts.directories += 1,
+                FileType::Symlink => counts.symlinks += 1,
+                _ => counts.specials += 1,
+            }
+        }
+        counts
+    }
 }
 
 /// A head that cannot be used.

@@ -11,7 +11,7 @@ use rkyv::util::AlignedVec;
 use stillmirror_protocol::changes::{self, Source as RowSource};
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::{Counts, Head};
-use stillmirror_protocol::list::{self, FileType, ListRef};
+use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::local::{Identity, LocalTable, SumsAt};
 use stillmirror_store::{Draft, Generation};
 
@@ -148,7 +148,7 @@ impl Publisher<'_> {
             list_digest: digest,
             list_len: own.encoded.len() as u64,
             previous: same.map_or(before, |held| held.head().previous),
-            counts: counts(list),
+            counts: Counts::of(list),
         };
         match (same, self.held) {
             (Some(held), _) => held.delta().map_or(Ok(()), |delta| draft.write_delta(delta))?,
@@ -256,24 +256,4 @@ fn origin_list(held: &Generation) -> Result<Vec<u8>, PullError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(held.list_bytes().to_vec()),
         Err(error) => crate::error::At::at(Err(error), "read", &path),
     }
-}
-
-/// What a list holds, for its head.
-pub(crate) fn counts(list: ListRef<'_>) -> Counts {
-    let mut counts = Counts::default();
-    for row in (0..list.len()).map(|row| list.row(row)) {
-        match row.file_type() {
-            FileType::File => {
-                counts.files += 1;
-                if row.link_leader().is_none_or(|leader| leader == row.number()) {
-                    // Sizes are the sender's word, and three of the largest are too much for a sum.
-                    counts.bytes = counts.bytes.saturating_add(row.size());
-                }
-            }
-            FileType::Directory => counts.directories += 1,
-            FileType::Symlink => counts.symlinks += 1,
-            _ => counts.specials += 1,
-        }
-    }
-    counts
 }

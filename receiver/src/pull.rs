@@ -23,7 +23,6 @@ use crate::local::{self, Tree, TreeLock};
 use crate::mark;
 use crate::owners::OwnerMap;
 use crate::plan::{Inputs, plan};
-use crate::publish;
 use crate::report::{Check, Options, Phase, Progress, Report};
 use crate::selection::Selection;
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
@@ -310,7 +309,7 @@ fn origin_of(held: &Generation) -> (Digest, ListRef<'_>) {
 /// The store relies on the numbers in a head.
 fn check_counts(list: ListRef<'_>, head: &Head) -> Result<(), PullError> {
     let bytes = head.counts.bytes;
-    if (Counts { bytes, ..publish::counts(list) }) == head.counts {
+    if (Counts { bytes, ..Counts::of(list) }) == head.counts {
         return Ok(());
     }
     Err(PullError::offence("a head that counts other entries than its list has"))

@@ -113,13 +113,9 @@ pub(crate) fn index(root: &Path, store: &Path) -> u64 {
     let lock = store.lock().unwrap();
     let draft = store.begin(&lock).unwrap();
     let mut local = LocalTable::default();
-    let mut counts = Counts { directories: u64::from(list.directories()), ..Counts::default() };
     for number in 0..list.len() {
         let (path, row) = (list.path(number), list.row(number));
         let sums = row.is_file().then(|| draft.append_sums(&path).unwrap());
-        counts.files += u64::from(row.is_file());
-        counts.symlinks += u64::from(row.target().is_some());
-        counts.bytes += row.size();
         local.push(facts[&path], sums);
     }
     let digest = list::digest(&encoded);
@@ -137,7 +133,7 @@ pub(crate) fn index(root: &Path, store: &Path) -> u64 {
         list_digest: digest,
         list_len: encoded.len() as u64,
         previous,
-        counts,
+        counts: Counts::of(list),
     };
     draft.write_head(&head.encode()).unwrap();
     draft.publish().unwrap()

@@ -12,7 +12,7 @@ use stillmirror_protocol::changes::diff;
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::limits;
-use stillmirror_protocol::list::{self, FileType};
+use stillmirror_protocol::list;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 use stillmirror_protocol::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ItemFailure, ListForm, Reply, Request, ServerHello, frame,
@@ -145,22 +145,9 @@ impl Sender {
     }
 }
 
+/// A list that is none has no counts, and nobody comes to compare them.
 fn counts(encoded: &[u8]) -> Counts {
-    let mut counts = Counts::default();
-    // A list that is none has no counts, and nobody comes to compare them.
-    let Ok(list) = list::open(encoded) else { return counts };
-    for row in (0..list.len()).map(|row| list.row(row)) {
-        match row.file_type() {
-            FileType::File => counts.files += 1,
-            FileType::Directory => counts.directories += 1,
-            FileType::Symlink => counts.symlinks += 1,
-            _ => counts.specials += 1,
-        }
-        if row.link_leader().is_none_or(|leader| leader == row.number()) {
-            counts.bytes = counts.bytes.saturating_add(row.size());
-        }
-    }
-    counts
+    list::open(encoded).map_or_else(|_| Counts::default(), Counts::of)
 }
 
 fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
