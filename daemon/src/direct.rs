@@ -1,7 +1,10 @@
-//! What direct I/O needs from the system: aligned memory, and what the page cache holds of a file.
+//! What direct I/O needs from the system: aligned memory, many reads at once, and what the page cache holds
+//! of a file.
 //!
 //! The one module of this crate with `unsafe`; each use states its contract.
 #![allow(unsafe_code)]
+
+pub(crate) mod batch;
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};

@@ -1,11 +1,14 @@
 //! A repository's files: opened beneath its root, known to be the indexed ones, read in aligned pieces.
 
+mod batch;
+mod open;
+
 use std::io;
-use std::ops::Range;
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{Advice, AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -17,6 +20,8 @@ use stillmirror_store::{Generation, open_beneath};
 
 use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
+pub(crate) use batch::Wanted;
+pub(crate) use open::OpenFile;
 
 /// The state in which a file was indexed. Only a file in exactly this state is ever sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,10 +88,23 @@ impl Tree {
 
     /// Opens the file at `path` if it is in the indexed state.
     pub(crate) fn open_file(self: &Arc<Self>, path: &[u8], indexed: FileState) -> Result<OpenFile, ItemFailure> {
-        let plain = self.open_beneath(path, OFlags::empty()).map_err(|errno| self.failure(path, errno))?;
-        let file = OpenFile { tree: Arc::clone(self), path: path.into(), indexed, plain, direct: OnceLock::new() };
-        file.check(&file.plain)?;
+        let file = self.open_checked(path, indexed)?;
+        Ok(OpenFile::new(Arc::clone(self), path, indexed, file))
+    }
+
+    fn open_checked(&self, path: &[u8], indexed: FileState) -> Result<OwnedFd, ItemFailure> {
+        let file = self.open_beneath(path, OFlags::empty()).map_err(|errno| self.failure(path, errno))?;
+        self.check(path, indexed, &file)?;
         Ok(file)
+    }
+
+    /// Whether an open file is in its indexed state.
+    fn check(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<(), ItemFailure> {
+        match FileState::of(file) {
+            Ok(Some(state)) if state == indexed => Ok(()),
+            Ok(_) => Err(ItemFailure::Stale),
+            Err(errno) => Err(self.failure(path, errno)),
+        }
     }
 
     /// No symlink is followed anywhere in the path, and nothing outside the root is reached, whatever
@@ -105,6 +123,22 @@ impl Tree {
         let alignment = probe_alignment(file);
         self.learn(device, alignment);
         alignment
+    }
+
+    /// How a range of a file on `device` is best read.
+    fn way(&self, file: &OwnedFd, device: u64, offset: u64, len: usize) -> Way {
+        let is_cached = || direct::is_cached(file, offset, len as u64);
+        match self.policy {
+            DirectPolicy::Never => return Way::ThroughCache,
+            DirectPolicy::Auto if len == 0 || is_cached() => return Way::ThroughCache,
+            DirectPolicy::Auto | DirectPolicy::Always => {}
+        }
+        match self.alignment(file, device) {
+            Some(alignment) => Way::Directly(alignment),
+            // Pages that others put into the cache are theirs to keep.
+            None if self.policy == DirectPolicy::Always && is_cached() => Way::ThroughCache,
+            None => Way::ThroughCacheAndOut,
+        }
     }
 
     fn learn(&self, device: u64, alignment: Option<usize>) {
@@ -134,6 +168,22 @@ impl Tree {
     }
 }
 
+/// How a range of a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Past the page cache; offsets and memory are aligned to as many bytes.
+    Directly(usize),
+    /// It is in the page cache, or the operator wants it there.
+    ThroughCache,
+    /// The file system has no direct reads: through the page cache, and out of it again.
+    ThroughCacheAndOut,
+}
+
+/// The room that reading a range needs, from a start aligned to [`ALIGNMENT`].
+pub(crate) fn room(offset: u64, len: usize) -> usize {
+    ((offset % ALIGNMENT as u64) as usize + len).next_multiple_of(ALIGNMENT)
+}
+
 /// What the kernel says of direct reads of a file: 4096 bytes where it says nothing, none where it says
 /// that there are none, or wants more than a buffer's own alignment.
 fn probe_alignment(file: &OwnedFd) -> Option<usize> {
@@ -145,92 +195,6 @@ fn probe_alignment(file: &OwnedFd) -> Option<usize> {
     }
     let alignment = statx.stx_dio_offset_align.max(statx.stx_dio_mem_align) as usize;
     (statx.stx_dio_offset_align != 0 && alignment.is_power_of_two() && alignment <= ALIGNMENT).then_some(alignment)
-}
-
-/// A file that was in its indexed state when it was opened.
-pub(crate) struct OpenFile {
-    tree: Arc<Tree>,
-    path: Box<[u8]>,
-    indexed: FileState,
-    plain: OwnedFd,
-    /// Opened when something is to be read directly; `None` where that is refused.
-    direct: OnceLock<Option<OwnedFd>>,
-}
-
-impl OpenFile {
-    /// The room that [`OpenFile::read`] needs for a range, from a start aligned to [`ALIGNMENT`].
-    pub(crate) fn room(offset: u64, len: usize) -> usize {
-        ((offset % ALIGNMENT as u64) as usize + len).next_multiple_of(ALIGNMENT)
-    }
-
-    /// Reads `len` bytes at `offset` and says where in `buffer` they are. `buffer` begins on a multiple
-    /// of [`ALIGNMENT`] and has [`OpenFile::room`]. Fails unless the file was in its indexed state before
-    /// and after.
-    pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
-        let range = match self.read_directly(offset, len, buffer) {
-            Some(result) => result,
-            None => self.read_through_cache(offset, len, buffer),
-        };
-        let range = range.map_err(|errno| self.tree.failure(&self.path, errno))?;
-        self.check(&self.plain)?;
-        if range.len() < len {
-            // The file ends before its indexed size, and yet has that size: its disk is at odds with itself.
-            return Err(ItemFailure::Unreadable);
-        }
-        Ok(range)
-    }
-
-    /// `None` when the bytes should come through the page cache.
-    fn read_directly(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Option<Result<Range<usize>, Errno>> {
-        match self.tree.policy {
-            _ if len == 0 => return Some(Ok(0..0)),
-            DirectPolicy::Never => return None,
-            DirectPolicy::Auto if direct::is_cached(&self.plain, offset, len as u64) => return None,
-            DirectPolicy::Auto | DirectPolicy::Always => {}
-        }
-        let alignment = self.tree.alignment(&self.plain, self.indexed.identity.device)?;
-        let file = self.direct.get_or_init(|| self.open_directly()).as_ref()?;
-        let skip = (offset % alignment as u64) as usize;
-        let room = &mut buffer[..(skip + len).next_multiple_of(alignment)];
-        match read_aligned(file, offset - skip as u64, skip + len, room, alignment) {
-            Ok(filled) => Some(Ok(skip.min(filled)..filled.min(skip + len))),
-            Err(Errno::INVAL) => {
-                self.tree.learn(self.indexed.identity.device, None);
-                None
-            }
-            Err(errno) => Some(Err(errno)),
-        }
-    }
-
-    fn open_directly(&self) -> Option<OwnedFd> {
-        match self.tree.open_beneath(&self.path, OFlags::DIRECT) {
-            Ok(file) => self.check(&file).is_ok().then_some(file),
-            Err(Errno::INVAL) => {
-                self.tree.learn(self.indexed.identity.device, None);
-                None
-            }
-            // It was there a moment ago: the check after the read will tell what became of it.
-            Err(_) => None,
-        }
-    }
-
-    fn read_through_cache(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, Errno> {
-        // Asked before the read: pages that others put into the cache are theirs to keep.
-        let drop_after = self.tree.policy != DirectPolicy::Never && !direct::is_cached(&self.plain, offset, len as u64);
-        let filled = read_full(&self.plain, offset, &mut buffer[..len])?;
-        if drop_after {
-            let _ = rustix::fs::fadvise(&self.plain, offset, std::num::NonZero::new(len as u64), Advice::DontNeed);
-        }
-        Ok(0..filled)
-    }
-
-    fn check(&self, file: &OwnedFd) -> Result<(), ItemFailure> {
-        match FileState::of(file) {
-            Ok(Some(state)) if state == self.indexed => Ok(()),
-            Ok(_) => Err(ItemFailure::Stale),
-            Err(errno) => Err(self.tree.failure(&self.path, errno)),
-        }
-    }
 }
 
 /// Reads until `want` bytes are there or the file ends; every read begins and ends aligned.
@@ -254,7 +218,8 @@ fn read_aligned(file: &OwnedFd, start: u64, want: usize, room: &mut [u8], alignm
     }
 }
 
-fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+/// Fills the buffer as far as the file goes, by plain reads.
+fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8], way: Way) -> Result<usize, Errno> {
     let mut filled = 0;
     while filled < buffer.len() {
         match rustix::io::pread(file, &mut buffer[filled..], offset + filled as u64) {
@@ -263,6 +228,9 @@ fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, Er
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
+    }
+    if way == Way::ThroughCacheAndOut {
+        let _ = rustix::fs::fadvise(file, offset, NonZero::new(buffer.len() as u64), Advice::DontNeed);
     }
     Ok(filled)
 }
@@ -296,7 +264,7 @@ pub(crate) mod tests {
 
     fn read(file: &OpenFile, offset: u64, len: usize) -> Result<Vec<u8>, ItemFailure> {
         let mut buffer = AlignedBytes::slab(2 << 20).remove(0);
-        let range = file.read(offset, len, &mut buffer[..OpenFile::room(offset, len)])?;
+        let range = file.read(offset, len, &mut buffer[..room(offset, len)])?;
         Ok(buffer[range].to_vec())
     }
 
@@ -327,7 +295,7 @@ pub(crate) mod tests {
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         let open = tree.open_file(b"file", indexed).unwrap();
         assert!(read(&open, 0, content.len()).as_deref() == Ok(&content));
-        if open.direct.get().is_some_and(Option::is_some) {
+        if open.reads_directly() {
             assert!(!direct::is_cached(&file, 0, 4096));
         }
     }
@@ -347,5 +315,57 @@ pub(crate) mod tests {
         let mut other = std::fs::OpenOptions::new().append(true).open(dir.path().join("file")).unwrap();
         other.write_all(b"x").unwrap();
         assert_eq!(read(&file, 0, 100), Err(ItemFailure::Stale));
+    }
+
+    /// Ranges of the files `0`, `1`, … of a tree, whose states are `states`.
+    fn read_batch(
+        tree: &Tree,
+        states: &[FileState],
+        ranges: &[(u32, u64, usize)],
+    ) -> Vec<Result<Vec<u8>, ItemFailure>> {
+        let mut buffers: Vec<_> = ranges.iter().map(|_| AlignedBytes::slab(2 << 20).remove(0)).collect();
+        let wanted = ranges.iter().zip(&mut buffers).map(|(&(row, offset, len), buffer)| {
+            let room = &mut buffer[..room(offset, len)];
+            Wanted { row, offset, len, room }
+        });
+        let indexed = |row: u32| (row.to_string().into_bytes(), states[row as usize]);
+        let outcomes = tree.read_batch(indexed, &mut wanted.collect::<Vec<_>>());
+        let bytes = outcomes.into_iter().zip(&buffers);
+        bytes.map(|(outcome, buffer)| outcome.map(|range| buffer[range].to_vec())).collect()
+    }
+
+    #[test]
+    fn a_batch_gives_the_ranges_of_each_file_and_fails_those_that_changed_or_went() {
+        for policy in [DirectPolicy::Always, DirectPolicy::Auto, DirectPolicy::Never] {
+            for is_refused in [false, true] {
+                let dir = tempfile::Builder::new().prefix("direct").tempdir().unwrap();
+                let content = |row: u32| vec![row as u8; 4095 + row as usize];
+                let states: Vec<FileState> = (0..12)
+                    .map(|row| {
+                        let mut file = std::fs::File::create(dir.path().join(row.to_string())).unwrap();
+                        file.write_all(&content(row)).unwrap();
+                        file.sync_all().unwrap();
+                        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+                        FileState::of(&OwnedFd::from(file)).unwrap().unwrap()
+                    })
+                    .collect();
+                let tree = Tree::open("repo", dir.path(), policy).unwrap();
+                if is_refused {
+                    tree.learn(states[0].identity.device, None);
+                }
+                std::fs::write(dir.path().join("3"), "another").unwrap();
+                std::fs::remove_file(dir.path().join("5")).unwrap();
+                let whole = (0..12).map(|row| (row, 0, content(row).len()));
+                let ranges: Vec<_> = whole.chain([(7, 0, 0), (7, 4000, 100), (7, 1, 3000), (8, 4103, 1)]).collect();
+                for (&(row, offset, len), got) in ranges.iter().zip(read_batch(&tree, &states, &ranges)) {
+                    let expected = match row {
+                        3 => Err(ItemFailure::Stale),
+                        5 => Err(ItemFailure::Vanished),
+                        _ => Ok(content(row)[offset as usize..offset as usize + len].to_vec()),
+                    };
+                    assert!(got == expected, "{policy:?}, refused: {is_refused}: {len} bytes at {offset} of {row}");
+                }
+            }
+        }
     }
 }

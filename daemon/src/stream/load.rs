@@ -11,7 +11,7 @@ use super::plan::{Cursor, ExtentPiece, Part, Piece};
 use super::{Framing, Got, Lane, Order};
 use crate::Shared;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
-use crate::file::{FileState, OpenFile};
+use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::pack::Place;
 use crate::pool::Buffer;
 use crate::session::Pinned;
@@ -120,22 +120,26 @@ pub(super) async fn start_extent(
 
 /// Reads parts of files, each behind the other in one buffer.
 pub(super) fn read_batch(pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
+    let (mut free, mut used) = (&mut buffer[..], 0);
+    let mut starts = Vec::with_capacity(parts.len());
+    let mut wanted = Vec::with_capacity(parts.len());
+    for part in parts {
+        let Some(row) = part.row else { continue };
+        let (room, rest) = std::mem::take(&mut free).split_at_mut(room(part.offset, part.len));
+        starts.push(used);
+        used += room.len();
+        free = rest;
+        wanted.push(Wanted { row, offset: part.offset, len: part.len, room });
+    }
     let generation = &pinned.edition.generation;
-    let mut file: Option<(u32, Result<OpenFile, ItemFailure>)> = None;
-    let mut used = 0;
-    let mut read = |part: &Part| {
-        let Some(row) = part.row else { return Ok(0..0) };
-        if file.as_ref().is_none_or(|(of, _)| *of != row) {
-            file = Some((row, open(pinned, row, FileState::indexed(generation, row))));
-        }
-        let Some((_, opened)) = &file else { return Err(ItemFailure::Unreadable) };
-        let opened = opened.as_ref().map_err(|reason| *reason)?;
-        let start = used;
-        used += OpenFile::room(part.offset, part.len);
-        let range = opened.read(part.offset, part.len, &mut buffer[start..used])?;
-        Ok(start + range.start..start + range.end)
+    let indexed = |row| (generation.list().path(row), FileState::indexed(generation, row));
+    let outcomes = pinned.repository.tree.read_batch(indexed, &mut wanted);
+    let mut came = starts.into_iter().zip(outcomes);
+    let mut bytes = |part: &Part| match came.by_ref().take(usize::from(!part.is_words())).next() {
+        Some((start, outcome)) => outcome.map(|range| start + range.start..start + range.end),
+        None => Ok(0..0),
     };
-    let parts = parts.iter().map(|part| Got { item: part.item, before: part.before, bytes: read(part) }).collect();
+    let parts = parts.iter().map(|part| Got { item: part.item, before: part.before, bytes: bytes(part) }).collect();
     Loaded { memory: Memory::Own(buffer), parts }
 }
 
@@ -160,13 +164,10 @@ impl LargeFile {
     }
 
     fn open(&self) -> Result<&OpenFile, ItemFailure> {
-        let open = || open(&self.pinned, self.row, self.state);
+        let path = || self.pinned.edition.generation.list().path(self.row);
+        let open = || self.pinned.repository.tree.open_file(&path(), self.state);
         self.open.get_or_init(open).as_ref().map_err(|reason| *reason)
     }
-}
-
-fn open(pinned: &Pinned, row: u32, state: FileState) -> Result<OpenFile, ItemFailure> {
-    pinned.repository.tree.open_file(&pinned.edition.generation.list().path(row), state)
 }
 
 impl<F: Framing> Lane<F> {

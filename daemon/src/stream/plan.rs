@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::{Asked, Order};
 use crate::extents::Key;
-use crate::file::{FileState, OpenFile};
+use crate::file::{FileState, room};
 use crate::pool::EXTENT;
 
 /// Files up to this size (bytes) are read beside each other and not kept for other clients: the next
 /// one would have to ask within milliseconds for that to pay.
 const SMALL: u64 = 64 << 10;
-/// Files in one batch: they are read one after the other, while other batches are read beside it.
-const BATCH: usize = 32;
+/// Files in one batch: they are read at once, while other batches are read beside it.
+const BATCH: usize = 128;
 /// Parts of one batch, those without a file included: their words go out in one call.
 const PARTS: usize = 256;
 
@@ -121,7 +121,7 @@ impl<O: Order> Plan<O> {
     /// Plans the next piece.
     pub(super) fn next(&mut self) -> Piece {
         let mut parts = Vec::new();
-        let (mut room, mut files) = (EXTENT, 0);
+        let (mut free, mut files) = (EXTENT, 0);
         while !self.is_done() && parts.len() < PARTS {
             match self.step() {
                 Step::Extent(extent) if parts.is_empty() => {
@@ -132,8 +132,8 @@ impl<O: Order> Plan<O> {
                     self.advance(0);
                     parts.push(part);
                 }
-                Step::Part(part) if files < BATCH && OpenFile::room(part.offset, part.len) <= room => {
-                    room -= OpenFile::room(part.offset, part.len);
+                Step::Part(part) if files < BATCH && room(part.offset, part.len) <= free => {
+                    free -= room(part.offset, part.len);
                     files += 1;
                     self.advance(part.len);
                     parts.push(part);

@@ -1,0 +1,128 @@
+//! Ranges of many files, read with few system calls.
+
+use std::iter::repeat_n;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use stillmirror_protocol::wire::ItemFailure;
+
+use super::{FileState, Tree, Way, read_aligned, read_full};
+use crate::direct::batch::{Read, read_all};
+
+/// A range of the regular file at `row`, and the memory that it is read to, which begins on a multiple of
+/// [`crate::direct::ALIGNMENT`] and has [`super::room`].
+pub(crate) struct Wanted<'a> {
+    pub(crate) row: u32,
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+    pub(crate) room: &'a mut [u8],
+}
+
+/// A file that was in its indexed state when it was opened.
+struct Opened {
+    path: Vec<u8>,
+    indexed: FileState,
+    file: OwnedFd,
+    /// How all ranges of it are read: the descriptor is set up for that.
+    way: Way,
+}
+
+impl Tree {
+    /// Says of each range where in its room it is. Fails for each whose file was not in its indexed state
+    /// before and after. Ranges of one file that come one after the other share its descriptor. `indexed`
+    /// gives a row's path and state.
+    pub(crate) fn read_batch(
+        &self,
+        indexed: impl Fn(u32) -> (Vec<u8>, FileState),
+        wanted: &mut [Wanted<'_>],
+    ) -> Vec<Result<Range<usize>, ItemFailure>> {
+        let runs = wanted.chunk_by(|one, next| one.row == next.row);
+        let files: Vec<_> = runs.map(|run| (run.len(), self.open_for(indexed(run[0].row), run))).collect();
+        let owners = files.iter().flat_map(|(ranges, opened)| repeat_n(opened, *ranges));
+        let (mut outcomes, mut direct, mut reads) = (Vec::with_capacity(wanted.len()), Vec::new(), Vec::new());
+        for (at, (Wanted { offset, len, room, .. }, opened)) in wanted.iter_mut().zip(owners).enumerate() {
+            outcomes.push(match opened {
+                Err(reason) => Err(*reason),
+                Ok(_) if *len == 0 => Ok(0..0),
+                Ok(opened) => match opened.way {
+                    Way::Directly(alignment) => {
+                        let skip = (*offset % alignment as u64) as usize;
+                        let room = &mut room[..(skip + *len).next_multiple_of(alignment)];
+                        reads.push(Read { file: opened.file.as_fd(), offset: *offset - skip as u64, room });
+                        direct.push((at, opened, alignment));
+                        Ok(skip..skip + *len)
+                    }
+                    way => self.came(opened, read_full(&opened.file, *offset, &mut room[..*len], way), 0..*len),
+                },
+            });
+        }
+        let results = read_all(&mut reads);
+        for (((at, opened, alignment), read), result) in direct.into_iter().zip(reads).zip(results) {
+            if let Ok(range) = outcomes[at].clone() {
+                let result = self.complete(opened, read, result, range.end, alignment);
+                outcomes[at] = self.came(opened, result, range);
+            }
+        }
+        let mut rest = outcomes.as_mut_slice();
+        for (ranges, opened) in &files {
+            let (its, others) = rest.split_at_mut(*ranges);
+            if let Ok(Opened { path, indexed, file, .. }) = opened
+                && let Err(reason) = self.check(path, *indexed, file)
+            {
+                its.fill(Err(reason));
+            }
+            rest = others;
+        }
+        outcomes
+    }
+
+    /// Opens the file of a run of ranges.
+    fn open_for(&self, (path, indexed): (Vec<u8>, FileState), run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
+        let file = self.open_checked(&path, indexed)?;
+        let start = run.iter().map(|range| range.offset).min().unwrap_or(0);
+        let end = run.iter().map(|range| range.offset + range.len as u64).max().unwrap_or(0);
+        let mut way = self.way(&file, indexed.identity.device, start, (end - start) as usize);
+        // One descriptor does for one batch: what is not cached now will not be when it is read.
+        if matches!(way, Way::Directly(_)) && rustix::fs::fcntl_setfl(&file, OFlags::DIRECT).is_err() {
+            self.learn(indexed.identity.device, None);
+            way = Way::ThroughCacheAndOut;
+        }
+        Ok(Opened { path, indexed, file, way })
+    }
+
+    /// The rest of a direct read of `want` bytes that gave less, or was refused.
+    fn complete(
+        &self,
+        Opened { indexed, file, .. }: &Opened,
+        read: Read<'_>,
+        result: Result<usize, Errno>,
+        want: usize,
+        alignment: usize,
+    ) -> Result<usize, Errno> {
+        match result {
+            Ok(filled) if filled < want => read_aligned(file, read.offset, want, read.room, alignment),
+            Err(Errno::INVAL) => {
+                self.learn(indexed.identity.device, None);
+                rustix::fs::fcntl_setfl(file, OFlags::empty())?;
+                read_full(file, read.offset, read.room, Way::ThroughCacheAndOut)
+            }
+            result => result,
+        }
+    }
+
+    /// Where the range is, when all of it came.
+    fn came(
+        &self,
+        opened: &Opened,
+        filled: Result<usize, Errno>,
+        range: Range<usize>,
+    ) -> Result<Range<usize>, ItemFailure> {
+        match filled.map_err(|errno| self.failure(&opened.path, errno))? {
+            filled if filled >= range.end => Ok(range),
+            // The file ends before its indexed size: if it still has that size, its disk is at odds with itself.
+            _ => Err(ItemFailure::Unreadable),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A file that stays open from read to read, for several readers.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use stillmirror_protocol::wire::ItemFailure;
+
+use super::{FileState, Tree, Way, read_aligned, read_full};
+
+/// A file that was in its indexed state when it was opened.
+pub(crate) struct OpenFile {
+    tree: Arc<Tree>,
+    path: Box<[u8]>,
+    indexed: FileState,
+    plain: OwnedFd,
+    /// Opened when something is to be read directly; `None` where that is refused.
+    direct: OnceLock<Option<OwnedFd>>,
+}
+
+impl OpenFile {
+    /// `plain` is open for reading, and was in the state in which it was indexed.
+    pub(super) fn new(tree: Arc<Tree>, path: &[u8], indexed: FileState, plain: OwnedFd) -> Self {
+        Self { tree, path: path.into(), indexed, plain, direct: OnceLock::new() }
+    }
+
+    /// Reads `len` bytes at `offset` and says where in `buffer` they are. `buffer` begins on a multiple
+    /// of [`crate::direct::ALIGNMENT`] and has [`super::room`]. Fails unless the file was in its indexed
+    /// state before and after.
+    pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
+        let range = match self.tree.way(&self.plain, self.indexed.identity.device, offset, len) {
+            Way::Directly(alignment) => match self.read_directly(offset, len, buffer, alignment) {
+                Some(result) => result,
+                None => self.read_through_cache(offset, len, buffer, Way::ThroughCacheAndOut),
+            },
+            way => self.read_through_cache(offset, len, buffer, way),
+        };
+        let range = range.map_err(|errno| self.tree.failure(&self.path, errno))?;
+        self.tree.check(&self.path, self.indexed, &self.plain)?;
+        if range.len() < len {
+            // The file ends before its indexed size, and yet has that size: its disk is at odds with itself.
+            return Err(ItemFailure::Unreadable);
+        }
+        Ok(range)
+    }
+
+    /// `None` where direct reads turn out to be refused.
+    fn read_directly(
+        &self,
+        offset: u64,
+        len: usize,
+        buffer: &mut [u8],
+        alignment: usize,
+    ) -> Option<Result<Range<usize>, Errno>> {
+        let file = self.direct.get_or_init(|| self.open_directly()).as_ref()?;
+        let skip = (offset % alignment as u64) as usize;
+        let room = &mut buffer[..(skip + len).next_multiple_of(alignment)];
+        match read_aligned(file, offset - skip as u64, skip + len, room, alignment) {
+            Ok(filled) => Some(Ok(skip.min(filled)..filled.min(skip + len))),
+            Err(Errno::INVAL) => {
+                self.tree.learn(self.indexed.identity.device, None);
+                None
+            }
+            Err(errno) => Some(Err(errno)),
+        }
+    }
+
+    fn open_directly(&self) -> Option<OwnedFd> {
+        match self.tree.open_beneath(&self.path, OFlags::DIRECT) {
+            Ok(file) => self.tree.check(&self.path, self.indexed, &file).is_ok().then_some(file),
+            Err(Errno::INVAL) => {
+                self.tree.learn(self.indexed.identity.device, None);
+                None
+            }
+            // It was there a moment ago: the check after the read will tell what became of it.
+            Err(_) => None,
+        }
+    }
+
+    fn read_through_cache(&self, offset: u64, len: usize, buffer: &mut [u8], way: Way) -> Result<Range<usize>, Errno> {
+        read_full(&self.plain, offset, &mut buffer[..len], way).map(|filled| 0..filled)
+    }
+
+    #[cfg(test)]
+    pub(super) fn reads_directly(&self) -> bool {
+        self.direct.get().is_some_and(Option::is_some)
+    }
+}
