@@ -1,6 +1,7 @@
 //! What a session of any dialect sent, for the log.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use stillmirror_protocol::path;
 use stillmirror_protocol::wire::ItemFailure;
@@ -10,9 +11,10 @@ use crate::stream::Frames;
 /// Names that one session's log line shows.
 const NAMES_SHOWN: usize = 5;
 
-/// What one session sent of files.
-#[derive(Default)]
+/// Who came, when, and what they were sent of files.
 pub(crate) struct Counts {
+    pub(crate) peer: SocketAddr,
+    began: Instant,
     pub(crate) files: u64,
     /// Bytes of files.
     pub(crate) literal: u64,
@@ -27,6 +29,15 @@ struct Failures {
 }
 
 impl Counts {
+    pub(crate) fn new(peer: SocketAddr) -> Self {
+        Self { peer, began: Instant::now(), files: 0, literal: 0, failures: Failures::default() }
+    }
+
+    /// How long the session lasts, to the millisecond.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.began.elapsed().as_millis() as f64 / 1000.0
+    }
+
     /// A piece was sent, and with it the last of so many files; `path` tells those of items.
     pub(crate) fn add(&mut self, frames: &Frames, files: u64, path: impl Fn(u32) -> Vec<u8>) {
         self.files += files;
@@ -37,10 +48,10 @@ impl Counts {
     }
 
     /// Writes the log line about files that were not sent, if there is one to write.
-    pub(crate) fn report_failures(&self, peer: SocketAddr, repository: &str, generation: u64) {
+    pub(crate) fn report_failures(&self, repository: &str, generation: u64) {
         if self.failures.count > 0 {
             tracing::warn!(
-                %peer,
+                peer = %self.peer,
                 repository,
                 generation,
                 files = self.failures.count,

@@ -1,35 +1,24 @@
 //! What a session did, for the log: one line a pull.
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use crate::session::Ended;
 use crate::session::counts::Counts;
 
 /// Counts of one session.
 pub(super) struct Tally {
-    peer: SocketAddr,
-    began: Instant,
+    pub(super) counts: Counts,
     /// Whether it got as far as being served.
     served: bool,
     /// The repository and generation asked for last.
     repository: String,
     generation: u64,
     pub(super) requests: u64,
-    pub(super) counts: Counts,
 }
 
 impl Tally {
     pub(super) fn new(peer: SocketAddr) -> Self {
-        Self {
-            peer,
-            began: Instant::now(),
-            served: false,
-            repository: String::new(),
-            generation: 0,
-            requests: 0,
-            counts: Counts::default(),
-        }
+        Self { counts: Counts::new(peer), served: false, repository: String::new(), generation: 0, requests: 0 }
     }
 
     /// The session has its place.
@@ -46,19 +35,19 @@ impl Tally {
     /// Writes the log lines.
     pub(super) fn report(&self, sent: u64, ended: Option<&Ended>) {
         let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
-        self.counts.report_failures(self.peer, &self.repository, self.generation);
+        self.counts.report_failures(&self.repository, self.generation);
         if !self.served {
-            return tracing::debug!(peer = %self.peer, result, "connection");
+            return tracing::debug!(peer = %self.counts.peer, result, "connection");
         }
         tracing::info!(
-            peer = %self.peer,
+            peer = %self.counts.peer,
             repository = self.repository,
             generation = self.generation,
             requests = self.requests,
             files = self.counts.files,
             bytes_sent = sent,
             bytes_literal = self.counts.literal,
-            seconds = self.began.elapsed().as_millis() as f64 / 1000.0,
+            seconds = self.counts.seconds(),
             result,
             "session"
         );

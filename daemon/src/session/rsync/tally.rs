@@ -1,7 +1,6 @@
 //! What a session did, for the log: one line a pull, with the fields of rsync's own.
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use stillmirror_protocol::rsync::fault::Exit;
 
@@ -10,8 +9,7 @@ use crate::session::counts::Counts;
 
 /// Counts of one session.
 pub(super) struct Tally {
-    peer: SocketAddr,
-    began: Instant,
+    pub(super) counts: Counts,
     /// Empty until the client may have it.
     module: String,
     user: Option<String>,
@@ -22,21 +20,18 @@ pub(super) struct Tally {
     pub(super) listed: u64,
     /// The list came out of the cache.
     pub(super) cached: bool,
-    pub(super) counts: Counts,
 }
 
 impl Tally {
     pub(super) fn new(peer: SocketAddr) -> Self {
         Self {
-            peer,
-            began: Instant::now(),
+            counts: Counts::new(peer),
             module: String::new(),
             user: None,
             generation: 0,
             protocol: 0,
             listed: 0,
             cached: false,
-            counts: Counts::default(),
         }
     }
 
@@ -53,10 +48,10 @@ impl Tally {
 
     /// Writes the log lines.
     pub(super) fn report(&self, sent: u64, received: u64, ended: Option<&Ended>) {
-        let address = self.peer.ip().to_canonical();
+        let address = self.counts.peer.ip().to_canonical();
         let exit = ended.map_or(Exit::Ok as i32, Ended::exit_code);
         let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
-        self.counts.report_failures(self.peer, &self.module, self.generation);
+        self.counts.report_failures(&self.module, self.generation);
         if self.module.is_empty() {
             return tracing::debug!(%address, exit, result, "rsync connection");
         }
@@ -72,7 +67,7 @@ impl Tally {
             bytes_literal = self.counts.literal,
             bytes_sent = sent,
             bytes_received = received,
-            seconds = self.began.elapsed().as_millis() as f64 / 1000.0,
+            seconds = self.counts.seconds(),
             exit,
             result,
             "rsync session"
