@@ -56,10 +56,13 @@ fn main() {
 
 fn report(what: &str, list: ListRef<'_>, texts: &[&str]) {
     let texts = || texts.iter().map(|text| text.as_bytes());
-    let rules = Rules::parse(texts(), Version::NEWEST, false).expect("rules");
-    let (walk, hidden) = best(|| hidden(list, &rules));
-    let (void, is_void) = best(|| rules.is_void_for(list));
-    let spent = if rules.exhausted() { ", cut short" } else { "" };
+    let rules = || Rules::parse(texts(), Version::NEWEST, false).expect("rules");
+    let (walk, (hidden, is_cut)) = best(|| {
+        let rules = rules();
+        (hidden(list, &rules), rules.exhausted())
+    });
+    let (void, is_void) = best(|| rules().is_void_for(list));
+    let spent = if is_cut { ", cut short" } else { "" };
     println!("{walk:7.3} s all names, {void:7.4} s void? {is_void:5}, {hidden:8} hidden{spent}: {what}");
 }
 

@@ -144,7 +144,8 @@ impl Pattern {
             Shape::Prefix(text) => part.starts_with(text),
             Shape::Suffix(text) => part.ends_with(text),
             Shape::Glob { glob, deep, slash_after, needle } => {
-                *work += part.len() as u64 / 16;
+                // What looking for the text costs.
+                *work += 4 + part.len() as u64 / 16;
                 if needle.0.find(part).is_none() {
                     return false;
                 }
