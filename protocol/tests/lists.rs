@@ -1,16 +1,17 @@
 //! Lists and changes: whatever tree, whatever change, both ends build the same bytes.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rkyv::util::AlignedVec;
-use stillmirror_protocol::changes::{Changes, Op, Put, apply, apply_below, diff};
+use stillmirror_protocol::changes::{Changes, Op, apply, apply_below, diff};
 use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::list::{self, FileType, ListError, ListRef};
 use stillmirror_protocol::order;
 
-/// A tree in the plainest form: path -> entry; the root is the empty path.
-type Tree = BTreeMap<Vec<u8>, Entry>;
+use common::{Tree, grow, whole};
 
 fn owner() -> impl Strategy<Value = Owner> {
     (0..3u32, 0..2u32).prop_map(|(uid, gid)| Owner {
@@ -63,45 +64,16 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
 
 fn tree() -> impl Strategy<Value = Tree> {
     let path = prop::collection::vec(name(), 1..5).prop_map(|names| names.join(&b'/'));
-    prop::collection::vec((path, entry()), 0..40).prop_map(|entries| {
-        let mut tree = Tree::from([(Vec::new(), directory(0o755))]);
-        for (path, entry) in entries {
-            // Every ancestor is a directory; what is below a file that comes later goes.
-            for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
-                let ancestor = tree.entry(path[..at].to_vec()).or_insert_with(|| directory(0o755));
-                if !ancestor.kind.is_dir() {
-                    *ancestor = directory(0o700);
-                }
-            }
-            if !entry.kind.is_dir() {
-                let below = [&path[..], b"/"].concat();
-                tree.retain(|path, _| !path.starts_with(&below));
-            }
-            tree.insert(path, entry);
-        }
-        tree
-    })
+    prop::collection::vec((path, entry()), 0..40)
+        .prop_map(|entries| grow(directory(0o755), entries, || directory(0o700)))
 }
 
 fn directory(mode: u16) -> Entry {
     Entry { mode, mtime: Time::default(), owner: Owner::default(), link: None, kind: Kind::Directory }
 }
 
-fn put(entry: &Entry) -> Put {
-    Put { entry: entry.clone(), tag: 7 }
-}
-
-fn whole(tree: &Tree) -> Changes {
-    let mut changes = Changes { root: Some(put(&tree[&b""[..]])), ..Changes::default() };
-    for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
-        let (dir, name) = stillmirror_protocol::path::split(path);
-        changes.put(dir, name, entry.clone(), 7);
-    }
-    changes
-}
-
 fn encoded(tree: &Tree) -> AlignedVec {
-    apply(None, &whole(tree)).expect("a tree applies to nothing").list.encode()
+    apply(None, &whole(tree, 7)).expect("a tree applies to nothing").list.encode()
 }
 
 fn open(bytes: &[u8]) -> ListRef<'_> {
@@ -222,7 +194,7 @@ proptest! {
     #[test]
     fn any_changes_apply_or_are_refused(tree in tree(), changes in tree(), removed in prop::collection::vec(name(), 0..4)) {
         let bytes = encoded(&tree);
-        let mut changes = whole(&changes);
+        let mut changes = whole(&changes, 7);
         for name in removed {
             changes.remove(b"", &name);
         }

@@ -1,6 +1,8 @@
 //! File lists for stock clients: an independent reader gets back exactly what was selected, in the order
 //! in which clients number it.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod decoder;
 mod selections;
 mod trees;

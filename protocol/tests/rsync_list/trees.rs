@@ -1,14 +1,12 @@
 //! Trees at random, in the plainest form.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 use rkyv::util::AlignedVec;
-use stillmirror_protocol::changes::{Changes, Put, apply};
+use stillmirror_protocol::changes::apply;
 use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
 
-/// Path -> entry; the root is the empty path.
-pub(crate) type Tree = BTreeMap<Vec<u8>, Entry>;
+pub(crate) use crate::common::Tree;
+use crate::common::{grow, whole};
 
 /// A tree with every type of entry, link groups, and names that sort oddly.
 pub(crate) fn tree() -> impl Strategy<Value = Tree> {
@@ -20,34 +18,12 @@ pub(crate) fn tree() -> impl Strategy<Value = Tree> {
     });
     let root = single(Just(Kind::Directory).boxed());
     let entry = prop_oneof![4 => single(kind().boxed()), 1 => (1..7u64).prop_map(member)];
-    (root, prop::collection::vec((path, entry), 0..80)).prop_map(|(root, entries)| {
-        let mut tree = Tree::from([(Vec::new(), root)]);
-        for (path, entry) in entries {
-            for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
-                let ancestor = tree.entry(path[..at].to_vec()).or_insert_with(directory);
-                if !ancestor.kind.is_dir() {
-                    *ancestor = directory();
-                }
-            }
-            if !entry.kind.is_dir() {
-                let below = [&path[..], b"/"].concat();
-                tree.retain(|path, _| !path.starts_with(&below));
-            }
-            tree.insert(path, entry);
-        }
-        tree
-    })
+    (root, prop::collection::vec((path, entry), 0..80)).prop_map(|(root, entries)| grow(root, entries, directory))
 }
 
 /// The encoded list of a tree.
 pub(crate) fn encoded(tree: &Tree) -> AlignedVec {
-    let put = |entry: &Entry| Put { entry: entry.clone(), tag: 0 };
-    let mut changes = Changes { root: Some(put(&tree[&b""[..]])), ..Changes::default() };
-    for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
-        let (dir, name) = stillmirror_protocol::path::split(path);
-        changes.put(dir, name, entry.clone(), 0);
-    }
-    apply(None, &changes).expect("a tree applies to nothing").list.encode()
+    apply(None, &whole(tree, 0)).expect("a tree applies to nothing").list.encode()
 }
 
 fn directory() -> Entry {
