@@ -25,7 +25,7 @@ pub(crate) enum Exit {
     Protocol = 12,
     /// SIGINT or SIGTERM.
     Interrupted = 20,
-    /// Some files were not transferred or not indexed.
+    /// Some files were not transferred, not indexed, or did not verify.
     Partial = 23,
     /// Some files vanished or changed under the reader; the next run brings them.
     Vanished = 24,
@@ -129,10 +129,10 @@ Exit codes:
    1  usage or configuration
    5  the peer refused, or speaks another protocol or version
   10  the connection could not be made, or broke
-  11  file I/O on this host (permission, space, a damaged store)
+  11  file I/O on this host (permission, space, a damaged or busy store)
   12  the peer broke the protocol, or its data do not match its digests
   20  ended by SIGINT or SIGTERM
-  23  some files were not transferred (or not indexed)
+  23  some files were not transferred, not indexed, or did not verify
   24  some files vanished or changed under the reader; the next run brings them
   25  more deletions than --max-delete allows; nothing was deleted
   30  the peer was silent for too long";
