@@ -2,13 +2,15 @@
 """Every option of a stock client at every protocol version, against a stock daemon and against stillmirror.
 
 Each case pulls twice: into an empty directory, and over an older and damaged copy of the tree. Exit code, output,
-kinds of complaints and the trees must be the same. Without --stillmirror a second stock daemon is judged, once
+kinds of complaints and the trees must be the same. After the cases come mixes: options drawn at random, each mix at one
+version. Without --stillmirror a second stock daemon is judged, once
 honestly and then with defects put in: the judge must be silent about the first and must see every one of the others.
 """
 import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import random
 import shutil
 
 import bench
@@ -22,7 +24,7 @@ class Case:
     name: str
     words: list
     env: dict | None = None
-    # What the stock daemon is asked instead, where it cannot serve the client itself (from protocol 30 on).
+    # What the stock daemon is asked instead, where it cannot serve the client itself.
     reference: list | None = None
     quick: bool = False
     # The old copy has no hard links: a client that writes in place into linked files leaves what came last, and nothing fixes the order.
@@ -30,6 +32,7 @@ class Case:
     # A client's progress is shown by its clock.
     talks: bool = True
     stages: tuple = ('fresh', 'update')
+    protocols: tuple = tuple(peers.PROTOCOLS)
 
 
 def case(name, options, *where, **more):
@@ -50,6 +53,11 @@ def cases(files):
     yield case('zz-new', '-a --new-compress')
     yield case('z-old', '-a --old-compress')
     yield case('z-level', '-az --compress-level=9 --skip-compress=gz/bz2')
+    yield case('z-0', '-az --compress-level=0', **quick)
+    for choice in ('zstd', 'lz4', 'zlibx', 'zlib'):
+        yield case(f'z-0-{choice}', f'-az --compress-choice={choice} --compress-level=0')
+    yield case('z-below-0', '-az --compress-level=-1')
+    yield case('z-beyond', '-az --compress-level=99')
     for choice in ('xxh128', 'xxh3', 'xxh64', 'xxhash', 'md5', 'md4', 'sha1'):
         yield case(f'cc-{choice}', f'-ac --checksum-choice={choice}', quick=choice in ('md4', 'sha1'))
         yield case(f'cc-a-{choice}', f'-a --checksum-choice={choice}')
@@ -74,7 +82,9 @@ def cases(files):
     yield case('files-from-comments', f'-a --files-from={files}/comments')
     yield case('files-from-delete', f'-ar --delete --files-from={files}/names')
     yield case('files-from-server', '-a --files-from=:names-on-server')
-    yield case('files-from-sub', f'-ar --files-from={files}/below-sizes', '{M}/sizes/', '{D}/')
+    # Without chroot, stock 3.5.0 looks for the names at the module's root once it sends them.
+    yield case('files-from-sub', f'-ar --files-from={files}/below-sizes', '{M}/sizes/', '{D}/',
+               reference=['-ar', f'--files-from={files}/below-root', *ALL])
     yield case('files-from-Hc', f'-aHc --files-from={files}/names')
     yield case('files-from-n', f'-ani --files-from={files}/names')
     yield case('R', '-aR', '{M}/links/a/b', '{D}/', **quick)
@@ -88,6 +98,7 @@ def cases(files):
     yield case('n-c', '-acni')
     yield case('i', '-ai')
     yield case('i-H', '-aHi')
+    yield case('i-H-no-inc', '-aHi --no-inc-recursive')
     yield case('v', '-avv')
     yield case('list-only', '-aH --list-only', '{M}/', stages=('fresh',), **quick)
     yield case('list-only-r', '-r --list-only', '{M}/', stages=('fresh',))
@@ -233,8 +244,41 @@ def cases(files):
     yield case('address-4', '-a4')
     yield case('env-checksums', '-ac', *ALL, env={'RSYNC_CHECKSUM_LIST': 'md5 xxh3'}, reference=['-ac', *ALL])
     yield case('env-compression', '-az', *ALL, env={'RSYNC_COMPRESS_LIST': 'lz4 zstd'}, reference=['-a', *ALL])
+    yield case('env-compression-0', '-az --compress-level=0', *ALL, env={'RSYNC_COMPRESS_LIST': 'zlibx'})
     yield case('env-max-alloc', '-a', *ALL, env={'RSYNC_MAX_ALLOC': '2g'})
     yield case('env-protect-args', '-a', *ALL, env={'RSYNC_PROTECT_ARGS': '1'})
+
+
+# What goes together, as one choice of each row.
+MIXED = [
+    ['-a', '-aH', '-aH', '-rlt', '-rltH', '-rlptHS', '-rlto', '-rltgD', '-aHAX', '-aHU'],
+    ['', '', '', '-c', '--checksum-choice=md4', '--checksum-choice=xxh3', '--checksum-choice=md5', '--checksum-choice=sha1 --checksum-seed=9'],
+    ['', '', '-z', '-z --compress-choice=lz4', '-z --compress-choice=zlibx', '-z --compress-level=0', '--old-compress'],
+    ['', '', '--delete', '--delete-before', '--delete-after', '--delete-delay', '--delete --delete-excluded', '--delete --max-delete=3'],
+    ['', '', '', '--inplace', '--partial', '--partial-dir=.p', '--delay-updates', '--append', '--append-verify', '--fuzzy', '--backup --suffix=.b'],
+    ['', '', '', '-I', '-u', '--size-only', '--existing', '--ignore-existing', '--modify-window=1000000'],
+    ['', '', '-i', '-v', '-ni', '--stats'],
+    ['', '', '--exclude=*.gz', '--include=*/ --include=*a* --exclude=*', '-C', '-F', '--exclude=/links/a --exclude=odd*/', '-m --exclude=inner', '--max-size=40k'],
+    ['', '', '--numeric-ids', '--no-inc-recursive', '--safe-links', '--munge-links', '--chmod=D755,F644', '--no-o --no-g', '-W', '-O', '--no-D', '--no-specials',
+     '--bwlimit=100000', '--timeout=60', '-B700 --no-whole-file', '-K', '-s'],
+    ['', '', '', '', '-R', '-R --no-implied-dirs', '--files-from={names}', '--files-from={names} -r', '--files-from={names} --no-relative', '-d --no-r'],
+]
+WHERE = ['{M}/', '{M}/', '{M}/', '{M}/links/', '{M}/links {M}/zz', '{M}/links/ {M}/aa/ {M}/README', '{M}/dists/./stable/', '{M}/*s', '{M}/order/ {M}/symlinks',
+         '{M}/sizes {M}/sizes/1', '{M}/no/such {M}/changing/']
+
+
+def mixes(files, count):
+    """Options drawn at random; a seed always gives the same mix, so that it can be asked for by name."""
+    for seed in range(count):
+        rng = random.Random(seed)
+        words = ' '.join(rng.choice(row) for row in MIXED).replace('{names}', f'{files}/names').split()
+        paths = rng.choice(WHERE).split()
+        if any(word.startswith('--files-from') for word in words):
+            paths = ['{M}/']
+        # MD4, the digest of -c of old, is not in the index; nor had they -A, -X and -U.
+        late = any(word in words for word in ('-c', '-aHAX', '-aHU'))
+        in_place = any(word in words for word in ('--inplace', '--append', '--append-verify'))
+        yield Case(f'mix-{seed}', [*words, *paths, '{D}/'], protocols=(rng.choice(range(30 if late else 27, 33)),), unlinked=in_place)
 
 
 def wide_cases(_):
@@ -249,16 +293,19 @@ def wide_cases(_):
 
 
 def huge_cases(_):
-    yield case('huge', '-aS', stages=('fresh',))
-    yield case('huge-c', '-aSc', stages=('fresh',))
-    yield case('huge-update', '-aS --inplace --no-whole-file')
+    yield case('huge', '-aS')
+    yield case('huge-c', '-aSc', stages=('update',))
+    yield case('huge-z', '-aSz --compress-choice=lz4', stages=('fresh',))
+    yield case('huge-in-place', '-aS --inplace --no-whole-file', stages=('update',))
+    yield case('huge-append', '-a --append', stages=('update',))
+    yield case('huge-append-verify', '-a --append-verify', stages=('update',))
 
 
 def run(b):
     clients = b.args.rsync or ['rsync']
     b.table('clients', [{'client': os.path.basename(client), 'version (protocol)': peers.version(client)} for client in clients])
     gaps = peers.Gaps()
-    trees = [('odd', lambda root: peers.odd_tree(root, devices=not b.args.no_devices), cases),
+    trees = [('odd', lambda root: peers.odd_tree(root, devices=not b.args.no_devices), lambda files: [*cases(files), *mixes(files, b.args.mixes)]),
              ('wide', lambda root: peers.wide_tree(root, 1500 if b.args.quick else 4000), wide_cases)]
     if b.args.huge:
         trees.append(('huge', lambda root: peers.Tree(root).huge(), huge_cases))
@@ -286,6 +333,8 @@ class Matrix:
             peers.Tree(self.root, 3).change()
             damage(self.old)
             peers.index(b, self.root, self.store)
+        if name == 'huge':
+            peers.Tree(self.old).shorten()
         self.cases = [one for one in its_cases(self.files) if self.wanted(one)]
 
     def wanted(self, one):
@@ -297,7 +346,7 @@ class Matrix:
     def run(self, clients):
         b = self.b
         protocols = b.args.protocol or list(peers.PROTOCOLS)
-        cells = [(client, one, protocol, stage) for client in clients for one in self.cases for stage in one.stages for protocol in protocols]
+        cells = [(client, one, protocol, stage) for client in clients for one in self.cases for stage in one.stages for protocol in protocols if protocol in one.protocols]
         with peers.stock(b, self.root) as self.stock, peers.second(b, self.root, self.store) as self.judged, \
                 concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
             self.failures, results = [], []
@@ -310,7 +359,7 @@ class Matrix:
         """Pull from both; return what differs without a known reason, everything that differs, and the judged pull."""
         client, one, protocol, stage = cell
         results = []
-        reference = (one.reference, None) if one.reference and protocol >= 30 else (one.words, one.env)
+        reference = (one.reference, None) if one.reference else (one.words, one.env)
         for server, (words, env) in ((self.stock, reference), (self.judged, (one.words, one.env))):
             dest = self.work / f'dest-{number}-{server.name.replace(" ", "-")}'
             if stage == 'update':
@@ -364,6 +413,7 @@ def lists(folder, root):
     (folder / 'comments').write_bytes(b'# a comment\nREADME\n; another\n#hash\n')
     (folder / 'missing').write_bytes(b'README\nno/such/file\nextra/one\nsizes/none\nnosuch\nsizes/700\n')
     (folder / 'below-sizes').write_bytes(b'700\n32768\n/1\nnone\n')
+    (folder / 'below-root').write_bytes(b'sizes/./700\nsizes/./32768\nsizes/./1\nsizes/./none\n')
     (folder / 'excludes').write_bytes(b'# a comment\n*.gz\n; another\n- /sizes/1*\n+ /links/leader\n/links/*\norder/**/x\n[a-m]*.deb\n')
     (folder / 'rules').write_bytes(b'+ /dists/***\n- /odd/\n-s *.deb\n-r extra\nhide *.dsc\nprotect zz/\n-! */\n')
     shutil.copy(folder / 'names', root / 'names-on-server')
@@ -456,6 +506,7 @@ bench.main(__doc__, [
     ('--protocol', dict(type=int, action='append', choices=list(peers.PROTOCOLS), help='only this version; may be repeated')),
     ('--case', dict(metavar='PATTERN', action='append', help='only cases of this name; may be repeated')),
     ('--tree', dict(action='append', choices=['odd', 'wide', 'huge'], help='only this tree; may be repeated')),
+    ('--mixes', dict(type=int, default=300, metavar='COUNT', help='random mixes of options (default: %(default)s)')),
     ('--quick', dict(action='store_true', help='the most used cases alone')),
     ('--huge', dict(action='store_true', help='also a sparse file of more than 4 GiB')),
     ('--no-devices', dict(action='store_true', help='where devices cannot be made')),

@@ -204,13 +204,23 @@ def differences(stock_result, other):
         found.append(('exit', '', stock_result.code, other.code))
     if stock_result.out != other.out:
         here, there = collections.Counter(stock_result.out), collections.Counter(other.out)
-        found.append(('stdout', '', list((here - there))[:3], list((there - here))[:3]))
+        facet = 'stdout' if leaderless(stock_result.out) != leaderless(other.out) else 'leaders'
+        found.append((facet, '', list((here - there))[:3], list((there - here))[:3]))
     if stock_result.errors != other.errors:
         found.append(('stderr', '', stock_result.errors, other.errors))
     if stock_result.code == other.code and other.code in ABORTED:
         # How far it had got by then is a race.
         return found
     return found + tree_differences(stock_result.tree, other.tree)
+
+
+# `hf+++++++++ one => another`, or `one => another`, or `cL+++++++++ one -> target`.
+ITEM = re.compile(rb'^(@ )?[<>ch.](?=[fLDS][.+? a-zA-Z]{9} )')
+
+
+def leaderless(lines):
+    """Output without which name of a link group came first."""
+    return sorted(re.sub(rb' (=>|->) .*', b'', ITEM.sub(rb'\1', line)) for line in lines)
 
 
 def tree_differences(ours, theirs):
@@ -275,6 +285,7 @@ def command(result):
 
 
 NS = 10**9
+FOLDER_TIMES = ((0, 0), (-60, 500_000_000), (2**31, 1), (2**32 + 1, 0))
 LONG = 255
 
 
@@ -332,6 +343,9 @@ class Tree:
         for at, _, _ in os.walk(self.root, topdown=False):
             time = self.tick()
             os.utime(at, ns=(time, time))
+        for seconds, ns in FOLDER_TIMES:
+            if os.path.isdir(self.at(f'times/folder {seconds}')):
+                self.touch(f'times/folder {seconds}', seconds * NS + ns)
 
     def everything(self, devices, huge):
         for make in (self.plain, self.names, self.order, self.modes_and_owners, self.times, self.links, self.symlinks,
@@ -363,11 +377,13 @@ class Tree:
         self.file('changing/pkg_1.0.bin', 200_000)
 
     def names(self):
-        for name in (b'sp ace', b'two  spaces ', b'new\nline', b'car\rriage', b'-dash', b'--delete', b'.hidden', b'..hidden', b'...', b'tab\t',
+        for name in (b'sp ace', b' ', b'two  spaces ', b'new\nline', b'car\rriage', b'-dash', b'--delete', b'.hidden', b'..hidden', b'...', b'tab\t',
                      b'high\x80\xff\xfe', b'caf\xc3\xa9', b'quote"\'', b'back\\slash', b'star*', b'[class]', b'what?', b'#hash', b'%s', b'$HOME',
                      b';semi', b'~tilde', b'!bang', b'a:b', b'+plus', b'\x01control', b'\\#012', b'n' * LONG, b'.' + b'd' * (LONG - 1)):
             self.file(b'odd/' + name, name)
             self.file(b'odd folders/' + name + b'/inner', name)
+            self.folder(b'odd empty/' + name)
+            self.link(b'odd/' + name, b'odd links/' + name)
         deep = b'deep'
         for level in range(25):
             deep += b'/' + bytes([97 + level]) * 100
@@ -394,6 +410,8 @@ class Tree:
             self.file(f'times/{seconds}.{ns:09}', 10, time=seconds * NS + ns)
         self.symlink('times/link-old', 'x', -60 * NS)
         self.symlink('times/link-ns', 'x', 1_600_000_000 * NS + 987_654_321)
+        for seconds, ns in FOLDER_TIMES:
+            self.folder(f'times/folder {seconds}')
 
     def links(self):
         self.file('links/leader', 40_000)
@@ -408,6 +426,11 @@ class Tree:
         self.file('links/same2', b'same bytes, not linked')
         self.symlink('links/symlink', 'leader')
         self.link('links/symlink', 'zz/symlink')
+        self.link('links/symlink', 'aa/symlink')
+        self.symlink('links/z/dangling', b'nowhere\xff')
+        self.link('links/z/dangling', 'links/a/dangling')
+        self.file('links/setuid', 50, 0o4711, owner=(12345, 6))
+        self.link('links/setuid', 'aa/setuid')
 
     def symlinks(self):
         for name, target in (('ok', 'README'), ('dangling', 'nowhere/at/all'), ('absolute', '/etc/hostname'), ('up', '../../../etc'), ('folder', '../sizes'),
@@ -450,6 +473,11 @@ class Tree:
         self.touch('specials/socket')
         self.link('specials/null', 'zz/null')
         self.link('specials/fifo', 'zz/fifo')
+        self.link('specials/fifo', 'aa/fifo')
+        self.link('specials/socket', 'zz/socket')
+        self.link('specials/loop9', 'specials/loop9 again')
+        self.touch('specials/zero', -60 * NS)
+        self.touch('specials/loop9', 2**33 * NS + 1)
 
     def huge(self):
         with open(self.at('huge'), 'wb') as out:
@@ -458,6 +486,11 @@ class Tree:
                 out.write(b'at %d' % at)
             out.truncate((1 << 32) + 100_000)
         self.touch('huge')
+
+    def shorten(self):
+        """The huge file as it was when it had just passed 4 GiB."""
+        os.truncate(self.at('huge'), (1 << 32) + 10)
+        self.touch('huge', 1_400_000_000 * NS)
 
     def change(self):
         """What publishers do between two pulls, and then some."""
@@ -494,6 +527,9 @@ class Tree:
         self.file('links/z/third', 40_000)
         self.file('links/leader', 100)
         self.link('links/same1', 'links/now-linked')
+        os.unlink(self.at('links/symlink'))
+        self.symlink('links/symlink', 'second')
+        self.link('symlinks/inside', 'symlinks/inside too')
         os.unlink(self.at('links/pairs/03'))
         self.file('links/pairs/03', 103)
         os.unlink(self.at('symlinks/ok'))

@@ -84,6 +84,9 @@ fn checksums_and_compression_are_as_negotiated() {
         27,
         &["-az", "-az", "-az", "-az", "-a --old-compress", "-a --new-compress"].map(|options| (options, ALL)),
     );
+    let level_0 =
+        ["-az", "-az", "-a --new-compress", "-a --old-compress", "-az"].map(|how| format!("{how} --compress-level=0"));
+    each(&pair, 28, &level_0.each_ref().map(|options| (options.as_str(), ALL)));
 }
 
 #[test]

@@ -158,7 +158,17 @@ pub(super) fn pull(address: &str, words: &[&str], dest: &Path) -> Pulled {
 /// The lines that do not depend on the session: no totals, and no sizes of directories, which are the file system's.
 fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
     let created = [b"created directory ", dest.as_os_str().as_bytes()].concat();
-    let volatile: [&[u8]; 6] = [&created, b"sent ", b"total size is ", b"receiving ", b"Number of ", b"Total "];
+    let volatile: [&[u8]; 9] = [
+        &created,
+        b"sent ",
+        b"total size is ",
+        b"receiving ",
+        b"Number of ",
+        b"Total ",
+        b"Literal ",
+        b"Matched ",
+        b"File list ",
+    ];
     let mut lines: Vec<_> = out
         .split(|&byte| byte == b'\n')
         .filter(|line| !line.is_empty() && !volatile.iter().any(|start| line.starts_with(start)))
@@ -265,7 +275,8 @@ fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
             let lines = a.out.iter().filter(|line| !b.out.contains(line)).take(3);
             lines.map(|line| line.escape_ascii().to_string()).collect::<Vec<_>>()
         };
-        found.push(("stdout".into(), format!("{:?} {:?}", only(stock, ours), only(ours, stock))));
+        let facet = if leaderless(&stock.out) == leaderless(&ours.out) { "leaders" } else { "stdout" };
+        found.push((facet.into(), format!("{:?} {:?}", only(stock, ours), only(ours, stock))));
     }
     let names: BTreeSet<_> = stock.tree.keys().chain(ours.tree.keys()).collect();
     for name in names {
@@ -279,6 +290,21 @@ fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
         }
     }
     found
+}
+
+/// Output without which name of a link group came first: `hf+++++++++ one => another`, `cL+++++++++ one -> target`.
+fn leaderless(lines: &[Vec<u8>]) -> Vec<&[u8]> {
+    let name =
+        |line: &'_ [u8]| (0..line.len()).find(|&at| line[at..].starts_with(b" => ") || line[at..].starts_with(b" -> "));
+    let mut lines: Vec<_> = lines
+        .iter()
+        .map(|line| match &line[..name(line).unwrap_or(line.len())] {
+            [b'<' | b'>' | b'c' | b'h' | b'.', item @ ..] if item.get(10) == Some(&b' ') && item[0] != b'd' => item,
+            other => other,
+        })
+        .collect();
+    lines.sort();
+    lines
 }
 
 impl Entry {
@@ -390,4 +416,19 @@ fn the_judge_sees_what_differs() {
     differ("content extra mtime");
     std::fs::remove_file(other.join("links/second")).unwrap();
     differ("content extra links missing mtime");
+}
+
+#[test]
+fn the_judge_tells_another_leader_from_other_output() {
+    let said = |lines: &[&str]| Pulled {
+        code: Some(0),
+        out: lines.iter().map(|line| line.as_bytes().to_vec()).collect(),
+        errors: String::new(),
+        tree: BTreeMap::new(),
+    };
+    let facet = |stock, ours| differences(&said(stock), &said(ours)).pop().map(|(facet, _)| facet);
+    let group = [">f+++++++++ one", "hf+++++++++ two => one"];
+    assert_eq!(facet(&group, &["hf+++++++++ one => two", ">f+++++++++ two"]).as_deref(), Some("leaders"));
+    assert_eq!(facet(&group, &["hf+++++++++ one => two", ">f..t...... two"]).as_deref(), Some("stdout"));
+    assert_eq!(facet(&group, &["hf+++++++++ one => two"]).as_deref(), Some("stdout"));
 }

@@ -50,7 +50,7 @@ fn the_two_stages_of_ubuntus_wiki() {
 #[test]
 fn tunasync() {
     stages(
-        "tunasync",
+        "tunasync, two stages",
         &[format!("{TUNASYNC} {PAYLOAD_FIRST}"), format!("{TUNASYNC} --delete --delete-after --delay-updates")],
     );
 }
