@@ -24,8 +24,9 @@ class Case:
     name: str
     words: list
     env: dict | None = None
-    # What the stock daemon is asked instead, where it cannot serve the client itself.
+    # What the stock daemon is asked instead, where it cannot serve the client itself; from which protocol on.
     reference: list | None = None
+    reference_from: int = 30
     quick: bool = False
     # The old copy has no hard links: a client that writes in place into linked files leaves what came last, and nothing fixes the order.
     unlinked: bool = False
@@ -84,7 +85,7 @@ def cases(files):
     yield case('files-from-server', '-a --files-from=:names-on-server')
     # Without chroot, stock 3.5.0 looks for the names at the module's root once it sends them.
     yield case('files-from-sub', f'-ar --files-from={files}/below-sizes', '{M}/sizes/', '{D}/',
-               reference=['-ar', f'--files-from={files}/below-root', *ALL])
+               reference=['-ar', f'--files-from={files}/below-root', *ALL], reference_from=27)
     yield case('files-from-Hc', f'-aHc --files-from={files}/names')
     yield case('files-from-n', f'-ani --files-from={files}/names')
     yield case('R', '-aR', '{M}/links/a/b', '{D}/', **quick)
@@ -359,7 +360,7 @@ class Matrix:
         """Pull from both; return what differs without a known reason, everything that differs, and the judged pull."""
         client, one, protocol, stage = cell
         results = []
-        reference = (one.reference, None) if one.reference else (one.words, one.env)
+        reference = (one.reference, None) if one.reference and protocol >= one.reference_from else (one.words, one.env)
         for server, (words, env) in ((self.stock, reference), (self.judged, (one.words, one.env))):
             dest = self.work / f'dest-{number}-{server.name.replace(" ", "-")}'
             if stage == 'update':
