@@ -19,6 +19,9 @@ use paths::Asked;
 
 pub(crate) use marks::{ASKED, CHILDREN, IMPLIED, LISTED, RECURSE, ROW, View};
 
+/// Missing paths of one command line that are told. Wildcards can skip any number of directories, over and over.
+const TOLD: usize = 16 << 10;
+
 /// The paths and options of a client that choose entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -171,7 +174,10 @@ impl Selecting {
         let (mut globs, relative) = (glob::Budget::for_list(list), selecting.wanted.relative);
         for path in paths {
             glob::expand(list, &path, relative, hides, &mut globs, |path| {
-                missing.extend(selecting.add(list, hides, path).err());
+                let lost = selecting.add(list, hides, path).err();
+                if missing.len() < TOLD {
+                    missing.extend(lost);
+                }
             });
         }
         selecting

@@ -383,3 +383,16 @@ fn filters_that_hide_much_let_go_now_and_then() {
         assert_eq!((calls, writer.entries(), rows.len()), (3, 2, 2 + usize::from(incremental)), "{number}");
     }
 }
+
+#[test]
+fn what_wildcards_skip_is_told_up_to_a_number() {
+    let mut tree = Tree::new();
+    tree.insert(Vec::new(), trees::plain(true));
+    tree.extend((0..100).map(|number| (format!("dir-{number}").into_bytes(), trees::plain(true))));
+    let bytes = encoded(&tree);
+    let list = list::open(&bytes).expect("a built list is valid");
+    let wanted = Wanted { paths: vec![b"*".to_vec(); 1000], ..Wanted::default() };
+    let (selection, missing) = Selection::resolve(list, wanted, &Names::default());
+    assert!(selection.is_empty());
+    assert_eq!(missing.len(), 16 << 10);
+}
