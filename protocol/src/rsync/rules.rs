@@ -29,7 +29,7 @@ use ordered::Ordered;
 
 /// Steps of comparison that a name may cost without being counted. A step is some two nanoseconds; names cost the filters
 /// of mirror scripts a few dozen.
-const FREE_STEPS: u64 = 1024;
+const FREE_STEPS: u64 = 2048;
 /// Steps beyond that in one session: some five seconds.
 const COUNTED_STEPS: u64 = 1 << 31;
 
