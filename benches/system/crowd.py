@@ -39,7 +39,7 @@ def allow_open_files():
 def listing(b):
     store = pathlib.Path(b.args.store or b.work / 'store')
     b.stillmirror.index(b.args.tree, store)
-    with b.stillmirror.serve(b.args.tree, store) as server, Sampler(server) as sampler:
+    with b.stillmirror.serve(b.args.tree, store) as server, bench.Sampler(server, 0.1) as sampler:
         idle = server.memory()['resident']
         with Gate(server, b.args.clients, b.args.patience) as gate:
             start = time.monotonic()
@@ -156,27 +156,6 @@ class Gate:
                 writer.write(data)
                 await writer.drain()
         writer.close()
-
-
-class Sampler:
-    """The most memory that a server had, looked at ten times a second."""
-
-    def __init__(self, server):
-        self.server, self.most, self.over = server, server.memory(), threading.Event()
-        self.thread = threading.Thread(target=self.sample)
-
-    def sample(self):
-        while not self.over.wait(0.1):
-            now = self.server.memory()
-            self.most = {key: max(self.most[key], now[key]) for key in now}
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.thread.join()
 
 
 bench.main(__doc__, [

@@ -33,7 +33,7 @@ def run(b):
         heard = Heard(server, b.work / 'heard', b.args.rsync)
         idle = server.memory()
         alone = honest(b, server, root, 'alone')
-        with Abuse(b, server, heard) as abuse, peers.Sampler(server, 0.1) as memory:
+        with Abuse(b, server, heard) as abuse, bench.Sampler(server, 0.1) as memory:
             beside = honest(b, server, root, 'beside abuse')
         b.table('honest pulls', [alone, beside])
         b.table('abuse', [{'kind': kind, 'sessions': count} for kind, count in sorted(abuse.done.items())])

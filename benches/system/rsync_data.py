@@ -59,7 +59,7 @@ def one(b, server, what, options, cache, files, size, dest):
     else:
         bench.timed(['xargs', '-0', 'cat'], input=b'\0'.join(map(os.fsencode, files)), stdout=bench.subprocess.DEVNULL)
     before = server.cpu()
-    with peers.Sampler(server) as memory:
+    with bench.Sampler(server) as memory:
         wall, done = bench.timed([b.args.rsync, *options, f'{server.url}/', f'{dest}/'], capture_output=True)
     cpu = server.cpu() - before
     if done.returncode:

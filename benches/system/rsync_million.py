@@ -84,7 +84,7 @@ def measure(server, client, words, dest, cold=False):
         bench.drop_caches()
         bench.must([client, '--version'])
     before = server.cpu()
-    with peers.Sampler(server) as memory:
+    with bench.Sampler(server) as memory:
         argv = [client, *(peers.fill(word, {'{M}': server.url, '{D}': str(dest)}) for word in words)]
         wall, done = bench.timed(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
@@ -141,7 +141,7 @@ def crowd(b, daemons, client, dest):
                 measure(server, client, CROWD, dest)
                 measure(server, client, CROWD, dest)
             before, begin = server.cpu(), time.monotonic()
-            with peers.Sampler(server, 0.5) as memory:
+            with bench.Sampler(server, 0.5) as memory:
                 argv = [client, *(peers.fill(word, {'{M}': server.url, '{D}': str(dest)}) for word in CROWD)]
                 clients = [subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(count)]
                 codes = collections.Counter(one.wait() for one in clients)

@@ -16,7 +16,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import threading
 import time
 import tomllib
 
@@ -573,32 +572,6 @@ def empty(path):
 
 
 # Meters.
-
-
-class Sampler:
-    """The most memory that a server had beyond what it had at the start, looked at often."""
-
-    def __init__(self, server, interval=0.05):
-        self.server, self.interval, self.idle, self.over = server, interval, server.memory(), threading.Event()
-        self.most, self.processes = dict(self.idle), 1
-        self.thread = threading.Thread(target=self.sample)
-
-    def sample(self):
-        while not self.over.wait(self.interval):
-            now = self.server.memory()
-            self.most = {key: max(self.most[key], now[key]) for key in now}
-            self.processes = max(self.processes, len(self.server.processes()))
-
-    def beyond(self, key='private_dirty'):
-        return self.most[key] - self.idle[key]
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.thread.join()
 
 
 class Session:
