@@ -366,7 +366,9 @@ class Matrix:
             if stage == 'update':
                 peers.clone(self.old, dest, links=not one.unlinked)
             words = [word.replace('{D0}', dest.name) for word in [f'--protocol={protocol}', *words]]
-            results.append(peers.pull(client, server, words, dest, env))
+            # A stock daemon searches 4 GiB for blocks.
+            patience = peers.PATIENCE * (10 if self.name == 'huge' else 1)
+            results.append(peers.pull(client, server, words, dest, env, patience))
             if not one.talks:
                 results[-1].out.clear()
             peers.empty(dest)
