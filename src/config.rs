@@ -47,6 +47,7 @@ pub(crate) struct Daemon {
     pub(crate) rsync_listen: Option<Listen>,
     pub(crate) motd_file: Option<PathBuf>,
     pub(crate) cached_lists: Bytes,
+    pub(crate) lists: Option<PathBuf>,
     pub(crate) compression: Compression,
 }
 
@@ -67,6 +68,7 @@ impl Default for Daemon {
             rsync_listen: None,
             motd_file: None,
             cached_lists: Bytes(1 << 30),
+            lists: None,
             compression: Compression::default(),
         }
     }
@@ -259,6 +261,7 @@ impl Config {
             repository.store = base.join(&repository.store);
             repository.secrets_file = repository.secrets_file.take().map(|file| base.join(file));
         }
+        config.daemon.lists = config.daemon.lists.take().map(|dir| base.join(dir));
         config.daemon.motd_file = config.daemon.motd_file.take().map(|file| base.join(file));
         config.check()?;
         Ok(config)

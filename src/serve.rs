@@ -110,6 +110,7 @@ fn resolve(config: Config) -> daemon::Config {
             enabled: settings.rsync,
             motd: settings.motd_file,
             cached_lists: settings.cached_lists.0,
+            lists: settings.lists,
             compression: match settings.compression {
                 Compression::Stored => daemon::Compression::Stored,
                 Compression::Refuse => daemon::Compression::Refuse,

@@ -98,9 +98,12 @@ pub struct RsyncConfig {
     pub enabled: bool,
     /// A text for every client; read at every connection. Default none.
     pub motd: Option<PathBuf>,
-    /// Bytes of encoded lists kept in each store, so that a list is written once for all; 0 for none.
+    /// Bytes of encoded lists kept for each repository, so that a list is written once for all; 0 for none.
     /// Default 1 GiB.
     pub cached_lists: u64,
+    /// Where they are kept: a directory with one for each repository, which the daemon must be able to write.
+    /// Default `lists` in each store.
+    pub lists: Option<PathBuf>,
     /// What `-z` gets. Default [`Compression::Stored`].
     pub compression: Compression,
 }
@@ -172,7 +175,7 @@ impl Default for Config {
 
 impl Default for RsyncConfig {
     fn default() -> Self {
-        Self { enabled: true, motd: None, cached_lists: 1 << 30, compression: Compression::default() }
+        Self { enabled: true, motd: None, cached_lists: 1 << 30, lists: None, compression: Compression::default() }
     }
 }
 

@@ -149,6 +149,10 @@ pub(crate) fn sweep(shared: &Shared, repository: &Repository) {
 /// Where the lists of a repository are kept, if they are to be.
 fn cache(shared: &Shared, repository: &Repository) -> Option<ListCache> {
     let bytes = shared.rsync.cached_lists;
+    let bounds = Bounds { files: FILES, bytes };
     let store = repository.store().ok().filter(|_| bytes > 0)?;
-    Some(store.list_cache(Bounds { files: FILES, bytes }))
+    Some(match &shared.rsync.lists {
+        Some(lists) => ListCache::new(lists.join(&repository.name), bounds),
+        None => store.list_cache(bounds),
+    })
 }

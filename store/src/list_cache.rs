@@ -77,13 +77,18 @@ impl Key {
 }
 
 impl Store {
-    /// The encoded lists of this store.
+    /// The encoded lists of this store, kept within it.
     pub fn list_cache(&self, bounds: Bounds) -> ListCache {
-        ListCache { dir: self.dir().join("lists"), bounds }
+        ListCache::new(self.dir().join("lists"), bounds)
     }
 }
 
 impl ListCache {
+    /// The encoded lists of one store that are kept in `dir`, which is made when there is something to keep.
+    pub fn new(dir: PathBuf, bounds: Bounds) -> Self {
+        Self { dir, bounds }
+    }
+
     /// An encoded list, mapped; none when it is not there. A damaged file is removed and reported. Costs
     /// one pass over the file, for its checksum.
     pub fn open(&self, key: &Key) -> Result<Option<Arc<CachedList>>, StoreError> {
