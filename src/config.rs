@@ -18,6 +18,9 @@ use crate::exit::UsageError;
 
 pub(crate) use values::{Bytes, Listen, Pattern, Seconds, Words};
 
+/// Bytes a second.
+const LEAST_BANDWIDTH: u64 = 1024;
+
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -39,6 +42,8 @@ pub(crate) struct Daemon {
     pub(crate) handshake_timeout: Seconds,
     pub(crate) idle_timeout: Seconds,
     pub(crate) minimum_rate: Bytes,
+    pub(crate) bandwidth: Bytes,
+    pub(crate) bandwidth_per_connection: Bytes,
     pub(crate) drain: Seconds,
     pub(crate) cache: Bytes,
     pub(crate) buffers: Bytes,
@@ -60,6 +65,8 @@ impl Default for Daemon {
             handshake_timeout: Seconds(10.0),
             idle_timeout: Seconds(300.0),
             minimum_rate: Bytes(1024),
+            bandwidth: Bytes(0),
+            bandwidth_per_connection: Bytes(0),
             drain: Seconds(30.0),
             cache: Bytes(64 << 20),
             buffers: Bytes(64 << 20),
@@ -164,6 +171,8 @@ pub(crate) struct Repository {
     pub(crate) comment: String,
     #[serde(default)]
     pub(crate) direct: Direct,
+    #[serde(default = "Bytes::none")]
+    pub(crate) bandwidth: Bytes,
     #[serde(default = "yes")]
     pub(crate) list: bool,
     #[serde(default)]
@@ -201,6 +210,7 @@ impl Repository {
             store,
             comment: String::new(),
             direct: Direct::default(),
+            bandwidth: Bytes::none(),
             list: true,
             hosts_allow: Words::default(),
             hosts_deny: Words::default(),
@@ -219,6 +229,7 @@ impl Repository {
 
     fn check(&self) -> Result<()> {
         stillmirror_protocol::head::check_repository_name(&self.name).context("repository.name")?;
+        check_bandwidth("repository.bandwidth", self.bandwidth)?;
         if let Some(user) = self.auth_users.0.iter().find(|user| user.contains(['@', ':', '*', '?', '['])) {
             bail!("repository.auth_users: '{user}': only plain user names are known, no groups, rights or patterns");
         }
@@ -231,6 +242,14 @@ impl Repository {
 
 fn yes() -> bool {
     true
+}
+
+/// Below the least, a client would wait for longer than its own time limits allow.
+fn check_bandwidth(key: &str, Bytes(bytes): Bytes) -> Result<()> {
+    if bytes > 0 && bytes < LEAST_BANDWIDTH {
+        bail!("{key}: {bytes} bytes a second is less than the least, 1KiB (0 is no limit)");
+    }
+    Ok(())
 }
 
 impl Config {
@@ -283,6 +302,8 @@ impl Config {
         if self.repository.is_empty() {
             bail!("no [[repository]]: there is nothing to index or serve");
         }
+        check_bandwidth("daemon.bandwidth", self.daemon.bandwidth)?;
+        check_bandwidth("daemon.bandwidth_per_connection", self.daemon.bandwidth_per_connection)?;
         for (at, repository) in self.repository.iter().enumerate() {
             repository.check()?;
             let before = &self.repository[..at];
@@ -340,6 +361,8 @@ mod tests {
             format!("#handshake_timeout = \"{}s\"", defaults.handshake_timeout.0),
             format!("#idle_timeout = \"{}m\"", defaults.idle_timeout.0 / 60.0),
             format!("#minimum_rate = \"{}KiB\"", defaults.minimum_rate.0 >> 10),
+            format!("#bandwidth = {}", defaults.bandwidth.0),
+            format!("#bandwidth_per_connection = {}", defaults.bandwidth_per_connection.0),
             format!("#drain = \"{}s\"", defaults.drain.0),
             format!("#cache = \"{}MiB\"", defaults.cache.0 >> 20),
             format!("#buffers = \"{}MiB\"", defaults.buffers.0 >> 20),
@@ -368,6 +391,17 @@ mod tests {
             let text = format!("{error:#}");
             assert!(text.contains("line 2") && text.contains(wanted), "{text}");
         }
+    }
+
+    #[test]
+    fn a_bandwidth_that_nobody_could_live_with_is_refused_with_its_key() {
+        for key in ["bandwidth", "bandwidth_per_connection"] {
+            let error = parse(&format!("[daemon]\n{key} = 1000\n{SMALLEST}"), &[]).unwrap_err();
+            assert!(format!("{error:#}").contains(&format!("daemon.{key}: ")), "{error:#}");
+            parse(&format!("[daemon]\n{key} = '12.5MB'\n{SMALLEST}"), &[]).unwrap();
+        }
+        let error = parse(&format!("{SMALLEST}bandwidth = 1\n"), &[]).unwrap_err();
+        assert!(format!("{error:#}").contains("repository.bandwidth: "), "{error:#}");
     }
 
     #[test]

@@ -101,6 +101,8 @@ fn resolve(config: Config) -> daemon::Config {
             handshake: settings.handshake_timeout.duration(),
             idle: settings.idle_timeout.duration(),
             minimum_rate: settings.minimum_rate.0,
+            bandwidth_per_connection: settings.bandwidth_per_connection.0,
+            bandwidth: settings.bandwidth.0,
             drain: settings.drain.duration(),
             ..daemon::Limits::default()
         },
@@ -130,6 +132,7 @@ fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
             Direct::Always => daemon::DirectPolicy::Always,
             Direct::Never => daemon::DirectPolicy::Never,
         },
+        bandwidth: repository.bandwidth.0,
         list: repository.list,
         hosts: daemon::Hosts { allow: repository.hosts_allow.0, deny: repository.hosts_deny.0 },
         users: daemon::Users { names: repository.auth_users.0, secrets: repository.secrets_file.unwrap_or_default() },

@@ -34,6 +34,8 @@ pub struct RepositoryConfig {
     pub store: PathBuf,
     /// How its files are read.
     pub direct: DirectPolicy,
+    /// Bytes a second that all its sessions together are sent, 0 for no limit. Default 0.
+    pub bandwidth: u64,
     /// Whether it is named to clients that ask what there is. Default true.
     pub list: bool,
     /// The addresses that may have it. Default all.
@@ -54,6 +56,7 @@ impl RepositoryConfig {
             root: root.into(),
             store: store.into(),
             direct: DirectPolicy::default(),
+            bandwidth: 0,
             list: true,
             hosts: Hosts::default(),
             users: Users::default(),
@@ -148,6 +151,10 @@ pub struct Limits {
     /// The time over which that is measured: a client that takes nothing at all is ended after it, and
     /// no sooner. Default 30 s.
     pub rate_window: Duration,
+    /// Bytes a second that one connection is sent at the most, 0 for no limit. Default 0.
+    pub bandwidth_per_connection: u64,
+    /// Bytes a second that all sessions together are sent at the most, 0 for no limit. Default 0.
+    pub bandwidth: u64,
     /// How long running requests may take to finish once the daemon is told to stop. Default 30 s.
     pub drain: Duration,
 }
@@ -188,6 +195,8 @@ impl Default for Limits {
             idle: Duration::from_secs(300),
             minimum_rate: 1024,
             rate_window: Duration::from_secs(30),
+            bandwidth_per_connection: 0,
+            bandwidth: 0,
             drain: Duration::from_secs(30),
         }
     }

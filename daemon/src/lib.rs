@@ -11,6 +11,7 @@
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
 //! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
+//! bandwidth   how fast bytes may leave: a connection's, a repository's, all together
 //! direct      the one module with `unsafe`: aligned memory, and questions to the kernel
 //! ```
 //!
@@ -19,6 +20,7 @@
 
 mod access;
 mod admission;
+mod bandwidth;
 mod config;
 mod direct;
 mod extents;
@@ -53,6 +55,7 @@ pub use config::{
 };
 
 use admission::Admission;
+use bandwidth::Bucket;
 use extents::Extents;
 use gate::Gate;
 use listener::{Port, Strangers};
@@ -146,6 +149,8 @@ struct Shared {
     packs: Arc<Packs>,
     admission: Arc<Admission>,
     strangers: Arc<Strangers>,
+    /// The limit on what all sessions send, if there is one.
+    bandwidth: Option<Arc<Bucket>>,
     rsync: RsyncConfig,
     /// Whose turn it is to encode a list.
     builder: Semaphore,
@@ -172,6 +177,7 @@ impl Daemon {
             packs: Packs::new(config.memory.cache / EXTENT),
             admission: Admission::new(config.limits.connections, config.limits.queue),
             strangers: Arc::default(),
+            bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),
             builder: Semaphore::new(1),
             // Some wait for a page of a list.

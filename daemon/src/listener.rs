@@ -36,7 +36,7 @@ pub(crate) async fn accept(
                 let (shared, stranger) = (Arc::clone(shared), shared.strangers.add());
                 sessions.spawn(async move {
                     tokio::select! {
-                        () = shared.ending.cancelled() => {}
+                        () = too_late(&shared) => {}
                         () = connection(&shared, socket, peer, port, stranger) => {}
                     }
                 });
@@ -47,6 +47,12 @@ pub(crate) async fn accept(
             }
         }
     }
+}
+
+/// Once the daemon ends, sessions have a moment to say so.
+async fn too_late(shared: &Shared) {
+    shared.ending.cancelled().await;
+    sleep(session::LAST_WORDS + FAREWELL).await;
 }
 
 /// A socket to listen on.

@@ -13,6 +13,7 @@ use stillmirror_store::{Generation, Store, StoreError};
 use crate::DaemonError;
 use crate::access::{Hosts, Users};
 use crate::admission::Admission;
+use crate::bandwidth::Bucket;
 use crate::config::{self, ModuleConfig, RepositoryConfig};
 use crate::file::Tree;
 use crate::lists::Lists;
@@ -71,6 +72,8 @@ pub(crate) struct Repository {
     pub(crate) rules: Arc<ModuleRules>,
     /// Stock clients at once; none for no limit of its own.
     pub(crate) admission: Option<Arc<Admission>>,
+    /// The limit on what all its sessions are sent, if there is one.
+    pub(crate) bandwidth: Option<Arc<Bucket>>,
     /// Its files.
     pub(crate) tree: Arc<Tree>,
     store_dir: PathBuf,
@@ -109,6 +112,7 @@ impl Repository {
             module: config.module.clone(),
             rules: Arc::new(rules),
             admission: (most > 0).then(|| Admission::new(most, queue)),
+            bandwidth: Bucket::new(config.bandwidth),
             tree: Arc::new(tree),
             store_dir: config.store.clone(),
             store: OnceLock::new(),

@@ -6,13 +6,21 @@ pub(crate) mod rsync;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stillmirror_protocol::rsync::fault::{Exit, Fault};
 use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
 use thiserror::Error;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 
+use crate::Shared;
 use crate::registry::{Edition, Repository};
+use crate::stream::Writer;
+
+/// How long a session has to come to the end of a frame when the daemon ends.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Why a session ends before its time.
 #[derive(Debug, Error)]
@@ -40,6 +48,8 @@ pub(crate) enum Ended {
     Refused(String),
     #[error("the daemon is going down")]
     Stopping,
+    #[error("the daemon is going down, and the client was in the midst of something")]
+    CutOff,
     #[error("a file changed in the middle of a frame")]
     Torn,
     #[error("a thread of the daemon's own died")]
@@ -58,7 +68,7 @@ impl Ended {
             Self::RulesTooCostly => Exit::Syntax,
             Self::Refused(_) => Exit::Startup,
             Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
-            Self::Stopping => Exit::Signal,
+            Self::Stopping | Self::CutOff => Exit::Signal,
             Self::Malformed(_) | Self::Torn | Self::Panicked => Exit::Stream,
             Self::ClientExit(_) | Self::Broken(_) => Exit::Socket,
         }
@@ -77,6 +87,16 @@ impl Ended {
 pub(crate) struct Pinned {
     pub(crate) repository: Arc<Repository>,
     pub(crate) edition: Arc<Edition>,
+}
+
+/// Waits until the daemon does not wait for sessions any longer. The client can be told if the writer comes free in
+/// time: who has it then is between two frames.
+pub(crate) async fn out_of_time(shared: &Shared, writer: &Mutex<Writer>) -> Ended {
+    shared.ending.cancelled().await;
+    match timeout(LAST_WORDS, writer.lock()).await {
+        Ok(_) => Ended::Stopping,
+        Err(_) => Ended::CutOff,
+    }
 }
 
 /// Makes mapped pages resident, so that sending them does not wait for the disk.

@@ -12,6 +12,13 @@ use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);
 
+impl Bytes {
+    /// None at all.
+    pub(crate) fn none() -> Self {
+        Self(0)
+    }
+}
+
 impl FromStr for Bytes {
     type Err = String;
 

@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::Shared;
 use crate::admission::{Arrival, Place, Ticket, Turn};
 use crate::pool::EXTENT;
-use crate::session::Ended;
+use crate::session::{Ended, out_of_time};
 use crate::stream::Writer;
 use tally::Tally;
 
@@ -52,7 +52,7 @@ pub(crate) async fn serve(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
-        writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
+        writer: Arc::new(Mutex::new(Writer::new(output, shared))),
         under_way: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
@@ -79,11 +79,17 @@ impl Session {
         let (to_control, control) = mpsc::channel(limits::REQUESTS_UNDER_WAY);
         let (to_data, data) = mpsc::channel(limits::REQUESTS_UNDER_WAY);
         let lanes = reader::Lanes { control: to_control, data: to_data };
-        tokio::try_join!(self.read(input, lanes), self.answer_control(control), self.answer_data(data))?;
-        if self.shared.stopping.is_cancelled() {
+        let serve = async {
+            tokio::try_join!(self.read(input, lanes), self.answer_control(control), self.answer_data(data)).map(drop)
+        };
+        let ended = tokio::select! {
+            ended = serve => ended,
+            ended = out_of_time(&self.shared, &self.writer) => Err(ended),
+        };
+        if self.shared.stopping.is_cancelled() && matches!(ended, Ok(()) | Err(Ended::Stopping)) {
             self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;
         }
-        Ok(())
+        ended
     }
 
     /// Waits for a place; `None` when there is none to be had.

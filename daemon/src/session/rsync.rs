@@ -23,7 +23,7 @@ mod tally;
 use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -38,13 +38,14 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
 
-use super::{Ended, Pinned};
+use super::{Ended, Pinned, out_of_time};
 use crate::Shared;
+use crate::bandwidth::Bucket;
 use crate::listener::Stranger;
 use crate::stream::{Lane, Writer};
 use answers::Answers;
 use greet::Welcome;
-use input::Input;
+use input::{Input, LaneState};
 use tally::Tally;
 
 /// How long a client of before 3.1 may be silent: it cannot be told of a limit, and may well be comparing
@@ -60,8 +61,7 @@ struct Session {
     writer: Arc<Mutex<Writer>>,
     /// Bytes.
     received: Arc<AtomicU64>,
-    /// Sub-lists that the client is not through with.
-    open_lists: AtomicU32,
+    lane: LaneState,
     tally: std::sync::Mutex<Tally>,
 }
 
@@ -87,9 +87,9 @@ pub(crate) async fn serve(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
-        writer: Arc::new(Mutex::new(Writer::new(output, &shared.limits))),
+        writer: Arc::new(Mutex::new(Writer::new(output, shared))),
         received: input.received(),
-        open_lists: AtomicU32::new(0),
+        lane: LaneState::default(),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
     let result = session.run(&mut input, stranger).await;
@@ -104,6 +104,8 @@ impl Session {
         let Some(Welcome { options, pinned, _places }) = self.greet(input, stranger).await? else { return Ok(()) };
         let version = options.version;
         self.tally().protocol = version.number();
+        let own_limit = options.bwlimit.and_then(|kib| Bucket::new(kib.saturating_mul(1024)));
+        self.writer.lock().await.draw_on(own_limit.as_ref());
         let setup = match self.set_up(input, &pinned, &options).await {
             Ok(setup) => setup,
             Err(ended) => {
@@ -113,7 +115,11 @@ impl Session {
         let settled = Arc::new(Settled { pinned, options, setup });
         let replies = Replies::new(&settled.setup);
         input.begin_requests(requests::Requests::new(&settled.setup, &settled.options), settled.patience(&self.shared));
-        let ended = self.transfer(input, &settled, replies.clone()).await;
+        let ended = tokio::select! {
+            ended = self.transfer(input, &settled, replies.clone()) => ended,
+            ended = self.keep_alive(&settled) => ended,
+            ended = out_of_time(&self.shared, &self.writer) => Err(ended),
+        };
         match ended {
             Ok(()) => Ok(()),
             Err(ended) => {
@@ -175,14 +181,39 @@ impl Session {
         };
         tokio::select! {
             result = answer => result,
-            ended = cut_off(input.pass_on(to_lane, &self.open_lists)) => Err(ended),
+            ended = cut_off(input.pass_on(to_lane, &self.lane)) => Err(ended),
+        }
+    }
+
+    /// Sends signs of life whenever nothing else was sent for a while, for clients with a timeout. Frames go out
+    /// whole, so whoever has the writer is between two of them.
+    async fn keep_alive(&self, settled: &Settled) -> Result<(), Ended> {
+        let Some(seconds) = settled.setup.timeout else { return pending().await };
+        // Looked at four times in that time, nobody is left without one for longer than half of it.
+        let pause = Duration::from_secs(u64::from(seconds)) / 4;
+        let mut sign = Replies::new(&settled.setup);
+        sign.keep_alive();
+        let sign = sign.take();
+        let mut sent = 0;
+        loop {
+            sleep(pause).await;
+            let Ok(mut writer) = self.writer.try_lock() else { continue };
+            if writer.sent() == sent {
+                writer.send_bytes(&sign).await?;
+            }
+            sent = writer.sent();
         }
     }
 
     /// Tells the client why its session ends, if it can be told, between two frames.
     async fn dismiss(&self, ended: Ended, frames: impl FnOnce(&mut Vec<u8>, &str, Exit)) -> Ended {
         let exit = match &ended {
-            Ended::Broken(_) | Ended::TooSlow | Ended::Torn | Ended::Panicked | Ended::ClientExit(_) => return ended,
+            Ended::Broken(_)
+            | Ended::CutOff
+            | Ended::TooSlow
+            | Ended::Torn
+            | Ended::Panicked
+            | Ended::ClientExit(_) => return ended,
             ended => ended.exit(),
         };
         let mut out = Vec::new();

@@ -1,13 +1,15 @@
-//! The sending half of a connection, which notices a peer that does not read.
+//! The sending half of a connection: keeps to the limits of bandwidth, and notices a peer that does not read.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::config::Limits;
+use crate::Shared;
+use crate::bandwidth::{Allowance, Bucket};
 use crate::direct::unacknowledged;
 use crate::session::Ended;
 
@@ -15,11 +17,12 @@ use crate::session::Ended;
 const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// Ends the session of a peer that takes less than the minimum rate while there
-/// is something to send; only the time spent waiting for it counts.
+/// is something to send; only the time spent waiting for it counts, and none that a limit of bandwidth takes.
 pub(crate) struct Writer {
     socket: OwnedWriteHalf,
     minimum_rate: u64,
     window: Duration,
+    allowance: Allowance,
     sent: u64,
     /// Time spent waiting in the current window, and what the peer had taken when it began.
     waited: Duration,
@@ -27,14 +30,27 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(socket: OwnedWriteHalf, limits: &Limits) -> Self {
-        Self {
+    /// Within the limits of a connection and of all together.
+    pub(crate) fn new(socket: OwnedWriteHalf, shared: &Shared) -> Self {
+        let limits = &shared.limits;
+        let mut writer = Self {
             socket,
             minimum_rate: limits.minimum_rate,
             window: limits.rate_window,
+            allowance: Allowance::default(),
             sent: 0,
             waited: Duration::ZERO,
             taken_before: 0,
+        };
+        writer.draw_on(Bucket::new(limits.bandwidth_per_connection).as_ref());
+        writer.draw_on(shared.bandwidth.as_ref());
+        writer
+    }
+
+    /// From now on keeps within this limit too.
+    pub(crate) fn draw_on(&mut self, limit: Option<&Arc<Bucket>>) {
+        if let Some(bucket) = limit {
+            self.allowance.draw_on(bucket);
         }
     }
 
@@ -53,8 +69,8 @@ impl Writer {
         self.send_while(slices, || true).await.map(drop)
     }
 
-    /// Sends for as long as `patient`, which is asked whenever the peer has taken nothing for a while.
-    /// Says how many bytes went out.
+    /// Sends for as long as `patient`, which is asked whenever the peer has taken nothing for a while, or a
+    /// limit holds this up. Says how many bytes went out.
     pub(crate) async fn send_while(
         &mut self,
         mut slices: &mut [IoSlice<'_>],
@@ -63,19 +79,23 @@ impl Writer {
         let mut sent = 0;
         loop {
             sent += self.send_now(&mut slices)?;
-            if slices.is_empty() || (!self.wait().await? && !patient()) {
+            if slices.is_empty() || (self.held_until().is_some() && !patient()) {
+                return Ok(sent);
+            }
+            if !self.wait().await? && !patient() {
                 return Ok(sent);
             }
         }
     }
 
-    /// Sends what the socket takes without waiting, and takes it off the slices.
+    /// Sends what the limits allow and the socket takes without waiting, and takes it off the slices.
     pub(crate) fn send_now(&mut self, slices: &mut &mut [IoSlice<'_>]) -> Result<usize, Ended> {
         let mut sent = 0;
         while !slices.is_empty() {
-            match self.socket.try_write_vectored(slices) {
+            match self.write(slices) {
                 Ok(written) => {
                     sent += written;
+                    self.allowance.spend(written);
                     self.sent += written as u64;
                     IoSlice::advance_slices(slices, written);
                 }
@@ -87,19 +107,40 @@ impl Writer {
         Ok(sent)
     }
 
+    /// Writes once, if that is allowed now.
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.allowance.is_unlimited() {
+            return self.socket.try_write_vectored(slices);
+        }
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        match self.allowance.of(wanted, Instant::now().into_std()) {
+            0 if wanted > 0 => Err(io::ErrorKind::WouldBlock.into()),
+            most => self.socket.try_write_vectored(&beginning(slices, most)),
+        }
+    }
+
+    /// When a limit lets more out, if one holds this up.
+    fn held_until(&mut self) -> Option<Instant> {
+        self.allowance.until(Instant::now().into_std()).map(Instant::from_std)
+    }
+
     /// Says that nothing more comes.
     pub(crate) async fn close(&mut self) {
         let _ = self.socket.shutdown().await;
     }
 
-    /// Waits until the peer has taken something.
+    /// Waits until more can be sent.
     pub(crate) async fn writable(&mut self) -> Result<(), Ended> {
         while !self.wait().await? {}
         Ok(())
     }
 
-    /// Waits a while; whether the peer has taken something.
+    /// Waits a while; whether more can be sent.
     async fn wait(&mut self) -> Result<bool, Ended> {
+        if let Some(until) = self.held_until() {
+            sleep_until(until.min(Instant::now() + LOOK_UP)).await;
+            return Ok(self.held_until().is_none());
+        }
         let began = Instant::now();
         let ready = timeout(LOOK_UP.min(self.window), self.socket.writable()).await;
         self.waited += began.elapsed();
@@ -124,4 +165,19 @@ impl Writer {
         self.taken_before = taken;
         Ok(())
     }
+}
+
+/// The first `most` bytes of the slices.
+fn beginning<'a>(slices: &'a [IoSlice<'_>], most: usize) -> Vec<IoSlice<'a>> {
+    let mut room = most;
+    let mut beginning = Vec::new();
+    for slice in slices {
+        let part = &slice[..slice.len().min(room)];
+        room -= part.len();
+        beginning.push(IoSlice::new(part));
+        if room == 0 {
+            break;
+        }
+    }
+    beginning
 }

@@ -2,6 +2,8 @@
 
 /// What clients ask for and get.
 mod answers;
+/// Limits on how fast bytes leave.
+mod bandwidth;
 /// Clients that break the rules, and what others notice of them: nothing.
 mod hostile;
 mod rsync;

@@ -63,7 +63,9 @@ impl Session {
 
     async fn head(&self, number: u32, handle: u32, pinned: &Pinned) -> Result<Option<Reply>, Ended> {
         let head = pinned.edition.generation.head_bytes().to_vec();
-        self.reply(number, &Reply::Pinned { handle, head }).await?;
+        let mut writer = self.writer.lock().await;
+        writer.draw_on(pinned.repository.bandwidth.as_ref());
+        writer.send_bytes(&Reply::Pinned { handle, head }.frame(number)).await?;
         Ok(None)
     }
 

@@ -4,7 +4,6 @@ mod saying;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::digest::{Algorithm, Hasher, Indexed, Sum};
@@ -14,7 +13,6 @@ use stillmirror_protocol::rsync::phases::{self, Phases};
 use stillmirror_protocol::rsync::replies::{Replies, Statistics};
 use stillmirror_protocol::rsync::requests::Request;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::input;
 use super::{Session, Settled};
@@ -162,7 +160,7 @@ impl Answers {
         }
         self.phases.lists_begun(u64::from(lists - self.lists));
         self.lists = lists;
-        self.session.open_lists.store(lists.saturating_sub(self.lists_done), Ordering::Relaxed);
+        self.session.lane.open_lists.store(lists.saturating_sub(self.lists_done), Ordering::Relaxed);
         if is_last {
             self.phases.lists_ended();
             if let Numbers::Table(table) = &mut self.numbers {
@@ -191,22 +189,18 @@ impl Answers {
     }
 
     /// The next thing that the client asks for; `None` when there is none (at hand).
-    async fn next(&mut self, wait: bool) -> Result<Option<input::Asked>, Ended> {
+    async fn next(&mut self, wait: bool) -> Option<input::Asked> {
         if !wait || self.until == Until::Empty {
-            return Ok(self.requests.try_recv().ok());
+            return self.requests.try_recv().ok();
         }
         if self.until == Until::Some {
             self.until = Until::Empty;
         }
-        loop {
-            let Some(seconds) = self.settled.setup.timeout else { return Ok(self.requests.recv().await) };
-            let half = Duration::from_secs(u64::from(seconds)).max(Duration::from_secs(2)) / 2;
-            if let Ok(asked) = timeout(half, self.requests.recv()).await {
-                return Ok(asked);
-            }
-            self.replies.keep_alive();
-            self.session.flush(&mut self.replies).await?;
-        }
+        let waits = &self.session.lane.waits;
+        waits.store(true, Ordering::Relaxed);
+        let asked = self.requests.recv().await;
+        waits.store(false, Ordering::Relaxed);
+        asked
     }
 
     fn answer(&mut self, asked: input::Asked) -> Result<Option<Answer>, Ended> {
@@ -216,7 +210,7 @@ impl Answers {
             input::Asked::Deleted(counts) => Answer::Deleted(counts),
             input::Asked::Done => {
                 self.lists_done += 1;
-                self.session.open_lists.store(self.lists.saturating_sub(self.lists_done), Ordering::Relaxed);
+                self.session.lane.open_lists.store(self.lists.saturating_sub(self.lists_done), Ordering::Relaxed);
                 match self.phases.done()? {
                     phases::Answer::Done => Answer::Done,
                     phases::Answer::DoneAndStatistics => Answer::DoneAndStatistics,
@@ -274,11 +268,15 @@ impl Framing for Answers {
         let mut items = Vec::new();
         let mut wait = wait;
         while !self.ended && items.len() < ORDER {
-            if let Some(ended) = self.failed.take() {
+            if wait && let Some(ended) = self.failed.take() {
                 self.session.flush(&mut self.replies).await?;
                 return Err(ended);
             }
-            let Some(asked) = self.next(wait).await? else { break };
+            if self.failed.is_some() {
+                // What came before it goes out first.
+                break;
+            }
+            let Some(asked) = self.next(wait).await else { break };
             match self.answer(asked) {
                 Ok(answer) => items.extend(answer),
                 Err(ended) => {

@@ -20,6 +20,8 @@ use crate::session::{Ended, Pinned};
 
 /// How long a client may take to say who it is: its user may be typing.
 const LOGIN: Duration = Duration::from_secs(60);
+/// How often a client that waits is sent something: none has a shorter timeout.
+const SIGN: Duration = Duration::from_millis(700);
 /// Bytes of a message of the day.
 const MOTD_BYTES: u64 = 64 << 10;
 
@@ -77,6 +79,7 @@ impl Session {
         let user = self.log_in(greeting, input, &repository).await?;
         self.tally().begin(&repository.name, user);
         let places = self.wait_for_turn(&repository).await?;
+        self.writer.lock().await.draw_on(repository.bandwidth.as_ref());
         // What is current now, not when the client began to wait.
         let edition = repository
             .current()
@@ -147,6 +150,8 @@ impl Session {
         Ok([own, Some(self.wait_for_place(&self.shared.admission).await?)])
     }
 
+    /// Any byte keeps a client with a timeout from leaving, and none shows less than a line: so between the news
+    /// of its place a line is written dot by dot.
     async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Place, Ended> {
         let mut ticket = match admission.arrive() {
             Arrival::Admitted(place) => return Ok(place),
@@ -155,14 +160,25 @@ impl Session {
                 return Err(Ended::Refused("max connections reached, and too many wait -- try again later".to_owned()));
             }
         };
+        let mut is_begun = false;
         loop {
-            match ticket.turn(&self.shared.stopping).await {
-                Turn::Come(place) => return Ok(place),
-                Turn::Stopping => return Err(Ended::Stopping),
-                Turn::Waiting(place) => {
-                    let line = format!("All connections are taken: you wait for one behind {place} others.\n");
-                    self.writer.lock().await.send_bytes(line.as_bytes()).await?;
+            let turn = timeout(SIGN, ticket.turn(&self.shared.stopping)).await;
+            let end = if turn.is_ok() && std::mem::take(&mut is_begun) { "\n" } else { "" };
+            let text = match &turn {
+                Ok(Turn::Waiting(place)) => {
+                    format!("{end}All connections are taken: you wait for one behind {place} others.\n")
                 }
+                Ok(_) => end.to_owned(),
+                Err(_) => {
+                    is_begun = true;
+                    ".".to_owned()
+                }
+            };
+            self.writer.lock().await.send_bytes(text.as_bytes()).await?;
+            match turn {
+                Ok(Turn::Come(place)) => return Ok(place),
+                Ok(Turn::Stopping) => return Err(Ended::Stopping),
+                Ok(Turn::Waiting(_)) | Err(_) => {}
             }
         }
     }

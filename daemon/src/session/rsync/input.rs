@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -32,6 +32,15 @@ pub(super) struct Input {
     requests: Option<Requests>,
     /// How long the client may be silent in the midst of its requests.
     patience: Duration,
+}
+
+/// What the lane tells of itself to who reads for it.
+#[derive(Default)]
+pub(super) struct LaneState {
+    /// Sub-lists that the client is not through with.
+    pub(super) open_lists: AtomicU32,
+    /// It has nothing to do until the client says more.
+    pub(super) waits: AtomicBool,
 }
 
 /// A part of what a client asks for, for the lane that answers.
@@ -76,12 +85,10 @@ impl Input {
 
     /// Waits for at least one byte more.
     pub(super) async fn read(&mut self) -> Result<(), Ended> {
-        let start = self.unused.len();
-        self.unused.resize(start + READ, 0);
-        let read = self.socket.read(&mut self.unused[start..]).await;
+        self.unused.reserve(READ);
+        let read = self.socket.read_buf(&mut self.unused).await;
         // Clients send in small writes, each of which waits for the acknowledgement of the one before.
         let _ = sockopt::set_tcp_quickack(self.socket.as_ref(), true);
-        self.unused.truncate(start + read.as_ref().map_or(0, |&read| read));
         match read? {
             0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             read => {
@@ -135,7 +142,7 @@ impl Input {
     }
 
     /// Passes on what the client asks for, until it ends. Gives a reason when the client waits for the end.
-    pub(super) async fn pass_on(&mut self, to_lane: mpsc::Sender<Asked>, open_lists: &AtomicU32) -> Option<Ended> {
+    pub(super) async fn pass_on(&mut self, to_lane: mpsc::Sender<Asked>, lane: &LaneState) -> Option<Ended> {
         // A client ends sub-list after sub-list, each in a packet of its own, and waits for none of the
         // answers: a thousand times less work when they are taken together.
         let mut only_ends = false;
@@ -144,11 +151,13 @@ impl Input {
             let asked = match self.event_at_hand() {
                 Ok(Some(event)) => asked(event),
                 Ok(None) => {
-                    if std::mem::take(&mut only_ends) && open_lists.load(Ordering::Relaxed) > MANY {
+                    if std::mem::take(&mut only_ends) && lane.open_lists.load(Ordering::Relaxed) > MANY {
                         sleep(GATHER).await;
                     }
                     match self.read_in_time().await {
                         Ok(()) => None,
+                        // A client to which something is sent need not say anything.
+                        Err(Ended::Idle) if !lane.waits.load(Ordering::Relaxed) => None,
                         Err(ended) => Some(Asked::Failed(ended)),
                     }
                 }

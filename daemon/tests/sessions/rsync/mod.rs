@@ -1,6 +1,7 @@
 //! Stock rsync clients, real ones and some made by hand.
 
 mod access;
+mod alive;
 mod hostile;
 mod pulls;
-mod support;
+pub(crate) mod support;
