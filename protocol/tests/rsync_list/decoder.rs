@@ -113,10 +113,11 @@ impl Reader<'_> {
             }
         }
         if !self.class.numeric_ids {
-            if self.class.owner {
+            // Names of users and groups come with ACLs too.
+            if self.class.owner || self.class.acls {
                 decoded.users = self.names();
             }
-            if self.class.group {
+            if self.class.group || self.class.acls {
                 decoded.groups = self.names();
             }
         }

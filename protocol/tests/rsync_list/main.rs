@@ -249,13 +249,13 @@ fn check_names(
     let owners: Vec<_> = (0..list.owners()).map(|owner| list.owner(owner)).collect();
     let listed = !class.incremental && !class.numeric_ids;
     let names = |on: bool, ids: BTreeSet<u32>, of: &dyn Fn(u32) -> Vec<u8>| -> BTreeMap<u32, Vec<u8>> {
-        let mut names: BTreeMap<_, _> = ids.into_iter().map(|id| (id, of(id))).collect();
+        let mut names: BTreeMap<_, _> = ids.into_iter().filter(|_| on).map(|id| (id, of(id))).collect();
         names.retain(|id, name| *id != 0 && !name.is_empty());
         if class.id0_names {
             let root = of(0);
             names.insert(0, if root.is_empty() { b"root".to_vec() } else { root });
         }
-        if on && listed { names } else { BTreeMap::new() }
+        if (on || class.acls) && listed { names } else { BTreeMap::new() }
     };
     let user =
         |id| owners.iter().find(|owner| owner.uid == id && !owner.user.is_empty()).map(|owner| owner.user.clone());

@@ -52,6 +52,7 @@ fn attributes_come_as_they_are_asked_for() {
         "-aA",
         "-aX",
         "-aAHX --no-inc-recursive",
+        "-rltA --no-inc-recursive",
         "-a --safe-links",
         "-a --chmod=D755,F644",
         "-a --open-noatime",

@@ -94,7 +94,7 @@ impl Class {
     #[must_use]
     pub fn canonical(self, list: ListRef<'_>) -> Self {
         let facts = self.version.facts();
-        let ids = self.owner || self.group;
+        let ids = self.owner || self.group || self.acls;
         let xxh128 = list.has_xxh128();
         let md5 = list.has_md5();
         Self {

@@ -135,15 +135,16 @@ impl EntryEncoder {
         self.list_start = self.ndx;
     }
 
-    /// Appends what follows the end of a list that is all: names of users and groups, and the error.
+    /// Appends what follows the end of a list that is all: names of users and groups, and the error. ACLs name
+    /// users and groups too, so with them both are there, if only to say that there are none.
     pub(super) fn put_trailer(&self, list: ListRef<'_>, io_error: i32, out: &mut Vec<u8>) {
-        let Class { version, id0_names, .. } = self.class;
+        let Class { version, id0_names, acls, .. } = self.class;
         let names = !self.class.nameless;
         if !self.class.numeric_ids {
-            if self.class.owner {
+            if self.class.owner || acls {
                 self.owners.users.put_names(list, out, version, names, id0_names);
             }
-            if self.class.group {
+            if self.class.group || acls {
                 self.owners.groups.put_names(list, out, version, names, id0_names);
             }
         }
