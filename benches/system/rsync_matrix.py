@@ -121,6 +121,8 @@ def cases(files):
     yield case('safe-links', '-a --safe-links', **quick)
     yield case('A', '-aA', **quick)
     yield case('X', '-aX', **quick)
+    yield case('A-alone', '-rA --no-inc-recursive')
+    yield case('A-links', '-rltHA --delete --delay-updates')
     yield case('AHX', '-aAHX --delete')
     yield case('AHX-no-inc', '-aAHX --no-inc-recursive --numeric-ids')
     yield case('whole', '-aW')
@@ -252,7 +254,7 @@ def cases(files):
 
 # What goes together, as one choice of each row.
 MIXED = [
-    ['-a', '-aH', '-aH', '-rlt', '-rltH', '-rlptHS', '-rlto', '-rltgD', '-aHAX', '-aHU'],
+    ['-a', '-aH', '-aH', '-rlt', '-rltH', '-rlptHS', '-rlto', '-rltgD', '-aHAX', '-aHE'],
     ['', '', '', '-c', '--checksum-choice=md4', '--checksum-choice=xxh3', '--checksum-choice=md5', '--checksum-choice=sha1 --checksum-seed=9'],
     ['', '', '-z', '-z --compress-choice=lz4', '-z --compress-choice=zlibx', '-z --compress-level=0', '--old-compress'],
     ['', '', '--delete', '--delete-before', '--delete-after', '--delete-delay', '--delete --delete-excluded', '--delete --max-delete=3'],
@@ -276,8 +278,8 @@ def mixes(files, count):
         paths = rng.choice(WHERE).split()
         if any(word.startswith('--files-from') for word in words):
             paths = ['{M}/']
-        # MD4, the digest of -c of old, is not in the index; nor had they -A, -X and -U.
-        late = any(word in words for word in ('-c', '-aHAX', '-aHU'))
+        # MD4, the digest of -c of old, is not in the index; nor had they -A and -X.
+        late = any(word in words for word in ('-c', '-aHAX'))
         in_place = any(word in words for word in ('--inplace', '--append', '--append-verify'))
         yield Case(f'mix-{seed}', [*words, *paths, '{D}/'], protocols=(rng.choice(range(30 if late else 27, 33)),), unlinked=in_place)
 
