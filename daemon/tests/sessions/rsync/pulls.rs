@@ -257,3 +257,28 @@ async fn a_list_with_filters_is_the_same_however_often_it_is_asked_for() {
         assert_eq!(ran.exits(0).out.lines().filter(|name| !name.ends_with('/')).count(), 4_501);
     }
 }
+
+#[tokio::test]
+async fn encoded_lists_are_kept_where_the_operator_wants_them_and_the_store_is_left_alone() {
+    let fixture = Fixture::new();
+    fixture.write("first", b"x");
+    for number in 0..5_000 {
+        std::fs::hard_link(fixture.root().join("first"), fixture.root().join(number.to_string())).unwrap();
+    }
+    fixture.index();
+    let lists = fixture.dir.path().join("cache/lists");
+    let server = Server::start(fixture.config(|config| config.rsync.lists = Some(lists.clone()))).await;
+    rsync(&server, &["-rn"], "repo/", Some(&dest(&fixture))).await.exits(0);
+    let is_encoded = || {
+        let names = std::fs::read_dir(lists.join("repo")).into_iter().flatten();
+        names.flatten().any(|entry| entry.file_name().as_bytes().starts_with(b"1-"))
+    };
+    soon(async {
+        while !is_encoded() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    rsync(&server, &["-rn"], "repo/", Some(&dest(&fixture))).await.exits(0);
+    assert!(!fixture.store().join("lists").exists());
+}
