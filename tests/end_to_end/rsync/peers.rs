@@ -295,7 +295,7 @@ fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
 /// Output without which name of a link group came first: `hf+++++++++ one => another`, `cL+++++++++ one -> target`.
 fn leaderless(lines: &[Vec<u8>]) -> Vec<&[u8]> {
     let name =
-        |line: &'_ [u8]| (0..line.len()).find(|&at| line[at..].starts_with(b" => ") || line[at..].starts_with(b" -> "));
+        |line: &[u8]| (0..line.len()).find(|&at| line[at..].starts_with(b" => ") || line[at..].starts_with(b" -> "));
     let mut lines: Vec<_> = lines
         .iter()
         .map(|line| match &line[..name(line).unwrap_or(line.len())] {
