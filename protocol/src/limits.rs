@@ -10,6 +10,9 @@ pub const PATH: usize = 4095;
 pub const TARGET: usize = 4095;
 /// Directory levels below the root. Two bytes (`a/`) are the least that a level costs in a path.
 pub const DEPTH: usize = PATH / 2 + 1;
+/// Bytes of the names that a stock client asks for and that are not there, when it wants them listed for deletion:
+/// they alone are kept as they came. What is beyond counts as missing.
+pub const GONE_NAMES: usize = 256 << 10;
 /// Bytes in a repository's name: it is one component of a URL and of a store's path.
 pub const REPOSITORY_NAME: usize = 128;
 /// Bytes in a user's or group's name, as stock rsync's wire has it.

@@ -201,6 +201,7 @@ impl Options {
             // Since protocol 30 a client counts on every parent being in the list, and leaves them alone itself.
             implied_dirs: self.implied_dirs || self.version.facts().variable_ints,
             files_from: self.files_from != FilesFrom::No,
+            delete_missing: self.delete_missing_args,
         }
     }
 

@@ -8,6 +8,7 @@
 mod breadth;
 mod class;
 mod entry;
+mod gone;
 mod links;
 mod merge;
 mod numbers;

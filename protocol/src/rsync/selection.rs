@@ -11,7 +11,10 @@ mod paths;
 
 use std::collections::BTreeMap;
 
+use crate::limits;
 use crate::list::ListRef;
+use crate::rsync::replies::Severity;
+use crate::rsync::version::Version;
 
 use locate::{Locator, Lost};
 use marks::Marks;
@@ -39,6 +42,8 @@ pub struct Wanted {
     pub implied_dirs: bool,
     /// `--files-from`: names come one by one to [`Selecting::add`].
     pub files_from: bool,
+    /// `--delete-missing-args`: a name that is not there is listed all the same, for the client to delete.
+    pub delete_missing: bool,
 }
 
 impl Wanted {
@@ -111,26 +116,43 @@ pub enum Why {
     NotDirectory,
     /// A directory, and the client wants none.
     Skipped,
+    /// The directory of an entry that is listed to be deleted. Its path's first so many bytes are the first of
+    /// its parents that is not there.
+    Vanished(usize),
 }
 
+/// Directories that one path may be told to lack: a path of thousands is no honest one.
+const LEVELS_TOLD: usize = 16;
+
 impl Missing {
-    /// The text that stock rsync sends: ERROR_XFER, or INFO when it is no [error](Missing::is_error).
-    pub fn message(&self, module: &str) -> Vec<u8> {
+    /// The texts that stock rsync sends.
+    pub fn messages(&self, module: &str) -> Vec<Vec<u8>> {
         let (call, error) = match self.why {
             Why::NoEntry => ("link_stat", "No such file or directory (2)"),
             Why::NotOnTheWay => ("link_stat", "Not a directory (20)"),
             Why::NoDirectory => ("change_dir", "No such file or directory (2)"),
             Why::NotDirectory => ("change_dir", "Not a directory (20)"),
-            Why::Skipped => return [b"skipping directory ", &self.path[..], b"\n"].concat(),
+            Why::Skipped => return vec![[b"skipping directory ", &self.path[..], b"\n"].concat()],
+            Why::Vanished(first) => {
+                let (path, after) = (&self.path, format!("\" (in {module})\n").into_bytes());
+                let ends = (first..=path.len()).filter(|&end| path.get(end).is_none_or(|&byte| byte == b'/'));
+                let text = |end| [b"file has vanished: \"", &path[..end], &after].concat();
+                return ends.take(LEVELS_TOLD).map(text).collect();
+            }
         };
         let before = format!("rsync: [sender] {call} \"").into_bytes();
         let after = format!("\" (in {module}) failed: {error}\n").into_bytes();
-        [&before[..], &self.path, &after].concat()
+        vec![[&before[..], &self.path, &after].concat()]
     }
 
-    /// Whether the client is to exit with 23.
-    pub fn is_error(&self) -> bool {
-        self.why != Why::Skipped
+    /// How grave they are.
+    pub fn severity(&self, version: Version) -> Severity {
+        match self.why {
+            Why::Skipped => Severity::Info,
+            // Before protocol 28 no exit code says it.
+            Why::Vanished(_) if version > Version::OLDEST => Severity::Warning,
+            _ => Severity::Transfer,
+        }
     }
 
     /// Whether it is nothing to speak of with `--ignore-missing-args`.
@@ -139,7 +161,11 @@ impl Missing {
     }
 
     fn io_error(&self) -> i32 {
-        i32::from(!matches!(self.why, Why::NoEntry | Why::Skipped))
+        match self.why {
+            Why::NoEntry | Why::Skipped => 0,
+            Why::Vanished(_) => 2,
+            _ => 1,
+        }
     }
 }
 
@@ -152,6 +178,8 @@ pub struct Selecting {
     /// By base, with the place of the first path that has it: of equal names the first path's counts.
     views: BTreeMap<u32, (usize, Marks)>,
     locator: Locator,
+    gone: Vec<Vec<u8>>,
+    gone_bytes: usize,
     io_error: i32,
 }
 
@@ -159,6 +187,8 @@ pub struct Selecting {
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     pub(crate) views: Vec<View>,
+    /// Names that are not there, and listed all the same.
+    pub(crate) gone: Vec<Vec<u8>>,
     io_error: i32,
 }
 
@@ -166,8 +196,15 @@ impl Selecting {
     /// Begins with the paths of the command line; what is missing among them is appended to `missing`.
     pub fn new(list: ListRef<'_>, wanted: Wanted, hides: &impl Hides, missing: &mut Vec<Missing>) -> Self {
         let paths = if wanted.files_from { Vec::new() } else { wanted.paths.clone() };
-        let mut selecting =
-            Self { base: Some(Vec::new()), views: BTreeMap::new(), locator: Locator::default(), io_error: 0, wanted };
+        let mut selecting = Self {
+            wanted,
+            base: Some(Vec::new()),
+            views: BTreeMap::new(),
+            locator: Locator::default(),
+            gone: Vec::new(),
+            gone_bytes: 0,
+            io_error: 0,
+        };
         if selecting.wanted.files_from {
             selecting.set_base(list, hides, missing);
         }
@@ -195,7 +232,7 @@ impl Selecting {
         let mut views: Vec<_> = self.views.into_iter().collect();
         views.sort_unstable_by_key(|&(_, (place, _))| place);
         let views = views.into_iter().map(|(base, (_, marks))| marks.into_view(base)).collect();
-        Selection { views, io_error: self.io_error }
+        Selection { views, gone: self.gone, io_error: self.io_error }
     }
 
     fn set_base(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) {
@@ -215,7 +252,13 @@ impl Selecting {
         let (base, base_path) = self.locator.base(list, hides, &asked.base).map_err(going_in)?;
         let missing = |why| Missing { path: asked.shown(), why };
         let path = Asked { base: base_path, name: asked.name.clone(), contents: asked.contents }.path();
-        let row = self.locator.entry(list, hides, &path).map_err(|lost| missing(lost.looking()))?;
+        let row = match self.locator.entry(list, hides, &path) {
+            Ok(row) => row,
+            Err(Lost::Absent) if self.wanted.delete_missing && self.gone_bytes < limits::GONE_NAMES => {
+                return self.put_gone(list, hides, base, &path, asked);
+            }
+            Err(lost) => return Err(missing(lost.looking())),
+        };
         let is_dir = row.is_dir();
         if is_dir && !self.wanted.recurse && !self.wanted.dirs && !self.wanted.files_from {
             let path = if asked.name.is_empty() { b".".to_vec() } else { asked.name.clone() };
@@ -236,6 +279,38 @@ impl Selecting {
         marks.put(row.number(), ASKED | contents);
         Ok(())
     }
+
+    /// Puts a name that is not there, with the directories above it. A directory that is not there either has
+    /// vanished, as stock rsync has it.
+    fn put_gone(
+        &mut self,
+        list: ListRef<'_>,
+        hides: &impl Hides,
+        base: u32,
+        path: &[u8],
+        asked: &Asked,
+    ) -> Result<(), Missing> {
+        let name_at = path.len() - asked.name.len();
+        if hides.hides(path, name_at, false) {
+            return Ok(());
+        }
+        self.gone_bytes += asked.name.len();
+        self.gone.push(asked.name.clone());
+        let slashes = asked.name.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
+        for end in slashes {
+            let Ok(row) = self.locator.entry(list, hides, &path[..name_at + end]) else {
+                let shown =
+                    |name: &[u8]| Asked { name: name.to_vec(), base: asked.base.clone(), contents: false }.shown();
+                let first = shown(&asked.name[..end]).len();
+                return Err(Missing { path: shown(crate::path::split(&asked.name).0), why: Why::Vanished(first) });
+            };
+            if self.wanted.implied_dirs {
+                let place = self.views.len();
+                self.views.entry(base).or_insert_with(|| (place, Marks::default())).1.put(row.number(), IMPLIED);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Selection {
@@ -253,7 +328,7 @@ impl Selection {
 
     /// Whether nothing is selected: the list is empty.
     pub fn is_empty(&self) -> bool {
-        self.views.is_empty()
+        self.views.is_empty() && self.gone.is_empty()
     }
 
     /// Bytes that are equal for equal selections of one list, as part of the name of a cached list; none
@@ -262,7 +337,7 @@ impl Selection {
         const MARKS: usize = 64;
         let marks: usize = self.views.iter().map(|view| view.marks.len()).sum();
         let numbers = |view: &View| [view.base, view.marks.len() as u32].into_iter().chain(view.marks.clone());
-        (marks <= MARKS).then(|| {
+        (marks <= MARKS && self.gone.is_empty()).then(|| {
             let numbers = self.views.iter().flat_map(numbers);
             self.io_error.to_le_bytes().into_iter().chain(numbers.flat_map(u32::to_le_bytes)).collect()
         })

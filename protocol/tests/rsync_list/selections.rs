@@ -7,6 +7,7 @@ use stillmirror_protocol::entry::{Entry, Kind};
 use stillmirror_protocol::list;
 use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::flist::Class;
+use stillmirror_protocol::rsync::replies::Severity;
 use stillmirror_protocol::rsync::selection::{Everything, Missing, Selecting, Selection, Wanted, Why};
 use stillmirror_protocol::rsync::version::Version;
 
@@ -146,7 +147,7 @@ proptest! {
         let asks: Vec<_> = picks.into_iter().map(|pick| ask(&tree, pick)).collect();
         let texts: Vec<_> = asks.iter().map(|ask| ask.text(relative)).collect();
         let paths = if files_from { vec![Vec::new()] } else { texts.clone() };
-        let wanted = Wanted { paths, recurse, dirs, relative, implied_dirs, files_from };
+        let wanted = Wanted { paths, recurse, dirs, relative, implied_dirs, files_from, delete_missing: false };
         let mut missing = Vec::new();
         let mut selecting = Selecting::new(list, wanted.clone(), &hides, &mut missing);
         if files_from {
@@ -203,6 +204,7 @@ fn listed_in(tree: &Tree, paths: &[&str], options: &str) -> (Vec<String>, Vec<Mi
         dirs: has('d'),
         relative: has('R'),
         implied_dirs: !has('I'),
+        delete_missing: has('D'),
         files_from: false,
     };
     let (selection, missing) = Selection::resolve(list, wanted, &Everything);
@@ -284,8 +286,8 @@ fn what_is_missing_is_told_in_stock_rsyncs_words() {
         let (names, missing) = listed(&[path], options);
         assert!(names.is_empty(), "{path}: {names:?}");
         let [missing] = &missing[..] else { panic!("{path}: {missing:?}") };
-        assert_eq!(String::from_utf8_lossy(&missing.message("m")), text);
-        assert_eq!(missing.is_error(), !text.starts_with("skipping"));
+        assert_eq!(String::from_utf8_lossy(&missing.messages("m").concat()), text);
+        assert_eq!(missing.severity(Version::NEWEST) == Severity::Info, text.starts_with("skipping"));
         let wanted = Wanted {
             paths: vec![path.into()],
             recurse: options.contains('r'),
@@ -293,6 +295,41 @@ fn what_is_missing_is_told_in_stock_rsyncs_words() {
             ..Wanted::default()
         };
         assert_eq!(Selection::resolve(list, wanted, &Everything).0.io_error(), io_error, "{path}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_listed_in_its_place_where_it_is_to_be_deleted() {
+    let bytes = encoded(&small());
+    let list = list::open(&bytes).expect("a built list is valid");
+    let gone: Vec<_> = ["0", "~", "no/where/deep"].into_iter().map(str::as_bytes).collect();
+    for version in Version::all() {
+        let wanted =
+            Wanted { recurse: true, relative: true, implied_dirs: true, files_from: true, ..Wanted::default() };
+        let wanted = Wanted { delete_missing: true, ..wanted };
+        let mut selecting = Selecting::new(list, wanted, &Everything, &mut Vec::new());
+        assert_eq!(selecting.add(list, &Everything, b""), Ok(()));
+        let told: Vec<_> = gone.iter().filter_map(|name| selecting.add(list, &Everything, name).err()).collect();
+        let [vanished] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(
+            vanished.messages("m").concat(),
+            b"file has vanished: \"no\" (in m)\nfile has vanished: \"no/where\" (in m)\n"
+        );
+        let selection = selecting.finish();
+        assert_eq!((selection.io_error(), selection.key()), (2, None));
+
+        let class = Class { owner: true, group: true, atimes: version.number() >= 30, ..Class::plain(version) };
+        let sent = write(list, class, selection, &Names::default(), 1 << 20);
+        let part = &decode(class, &sent.bytes).lists[0];
+        assert_eq!(part.entries.len(), list.len() as usize + gone.len());
+        let is_dir = |mode| mode & 0o170_000 == 0o040_000;
+        assert!(part.entries.iter().map(|entry| sort_key(version, &entry.name, is_dir(entry.mode))).is_sorted());
+        for (at, entry) in (0..).zip(&part.entries) {
+            let row = sent.numbers.row(list, part.start as u32 + at);
+            assert_eq!(row.is_none(), gone.contains(&&entry.name[..]), "{:?}", entry.name);
+            let zeros = (entry.mode, entry.mtime, entry.len, entry.uid, entry.gid) == (0, 0, 0, 0, 0);
+            assert_eq!(row.is_none(), zeros, "{:?}", entry.name);
+        }
     }
 }
 

@@ -1,7 +1,11 @@
 //! What an option does, it does here too.
 
-use super::peers::Pair;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::peers::{Pair, copy};
 use super::tree;
+use crate::support::*;
 
 /// Puts cases to both daemons, the protocols taking turns: the options, then where from and where to.
 fn each(pair: &Pair, first: u8, cases: &[(&str, &[&str])]) {
@@ -162,6 +166,35 @@ fn lists_of_files_are_followed() {
     }
     for protocol in 29..=31 {
         pair.same("files-from missing", protocol, &[&["-a", missing.as_str()], ALL].concat());
+    }
+}
+
+#[test]
+fn what_is_missing_is_deleted_where_that_is_asked_for() {
+    let pair = Pair::new();
+    let (old, names) = (pair.world.path("old"), pair.world.path("names"));
+    copy(&pair.world.src(), &old);
+    for name in ["extra", "sizes/none", "no/such/file"] {
+        write(&old.join(name), b"to go");
+    }
+    for dir in ["", "sizes", "no/such", "no"] {
+        let dir = std::fs::File::open(old.join(dir)).unwrap();
+        dir.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+    }
+    std::fs::write(&names, "README\nno/such/file\nsizes/none\nextra\nlinks/leader\n").unwrap();
+    let names = format!("--files-from={}", names.display());
+    for protocol in 27..=32 {
+        for words in [
+            &["-aHi", names.as_str(), "{M}/"][..],
+            &["-ar", "--no-inc-recursive", names.as_str(), "{M}/"],
+            &["-ai", "{M}/extra", "{M}/README"],
+            &["-a", "{M}/extra"],
+            &["-a", "{M}/no/extra"],
+        ] {
+            let pulled =
+                pair.same_over(&old, "missing", protocol, &[&["--delete-missing-args"], words, &["{D}/"]].concat());
+            assert_eq!(pulled.tree.contains_key(Path::new("extra")), words.contains(&"{M}/no/extra"));
+        }
     }
 }
 

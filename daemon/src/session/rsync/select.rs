@@ -6,7 +6,7 @@ use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::arguments::FilesFrom;
 use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Class;
-use stillmirror_protocol::rsync::replies::{Replies, Severity};
+use stillmirror_protocol::rsync::replies::Replies;
 use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selection};
@@ -157,8 +157,10 @@ impl Session {
     ) -> Result<Lookup, Ended> {
         let ignored = |missing: &Missing| settled.options.ignore_missing_args && missing.may_be_ignored();
         for missing in lookup.missing.drain(..).filter(|missing| !ignored(missing)) {
-            let severity = if missing.is_error() { Severity::Transfer } else { Severity::Info };
-            replies.message(severity, missing.message(&settled.pinned.repository.name));
+            let severity = missing.severity(settled.options.version);
+            for text in missing.messages(&settled.pinned.repository.name) {
+                replies.message(severity, text);
+            }
         }
         self.flush(replies).await?;
         Ok(lookup)

@@ -120,6 +120,33 @@ impl EntryEncoder {
         self.ndx += 1;
     }
 
+    /// Appends an entry that is not there: of no type, and with zeros for all that an entry has.
+    pub(super) fn put_gone(&mut self, name: &[u8], out: &mut Vec<u8>) {
+        let Class { version, owner, group, atimes, .. } = self.class;
+        let same_user = if owner { 0 } else { SAME_UID };
+        let same_group = if group { 0 } else { SAME_GID };
+        self.put_flags_and_name(same_user | same_group, false, name, out);
+        put_long30(out, version, 0);
+        self.put_time(0, out);
+        put_i32(out, 0);
+        if atimes {
+            put_varlong(out, 0, 4);
+        }
+        for _ in 0..usize::from(owner) + usize::from(group) {
+            put_int30(out, version, 0);
+        }
+        if let Some(digest) = self.class.checksum.filter(|_| self.facts.digest_of_everything) {
+            out.resize(out.len() + digest.len(), 0);
+        }
+        if self.class.acls || self.class.xattrs {
+            self.put_no_extras(0, out);
+        }
+        // What follows says all of itself.
+        let Before { name, device_sent, .. } = std::mem::take(&mut self.before);
+        self.before = Before { name, device_sent, ..Before::default() };
+        self.ndx += 1;
+    }
+
     /// Appends the end of a list. Entries after it, of another list, begin one index later.
     pub(super) fn put_end(&mut self, io_error: i32, out: &mut Vec<u8>) {
         if self.class.varint_flags {

@@ -73,12 +73,17 @@ impl Merge {
 
     fn compare(&self, a: usize, b: usize) -> Ordering {
         let (a, b) = (&self.heap[a], &self.heap[b]);
-        let names = match self.order {
-            ListOrder::Paths => a.walk.name().cmp(b.walk.name()),
-            ListOrder::Tree => tree_order(a.walk.name(), a.is_dir, b.walk.name(), b.is_dir),
-        };
+        let names = compare(self.order, (a.walk.name(), a.is_dir), (b.walk.name(), b.is_dir));
         let waits = |source: &Source| source.entry.place != Place::Early;
         waits(a).cmp(&waits(b)).then(names).then(a.view.cmp(&b.view))
+    }
+}
+
+/// Compares whole names in a list, each with whether it is a directory's.
+pub(super) fn compare(order: ListOrder, (a, a_is_dir): (&[u8], bool), (b, b_is_dir): (&[u8], bool)) -> Ordering {
+    match order {
+        ListOrder::Paths => a.cmp(b),
+        ListOrder::Tree => tree_order(a, a_is_dir, b, b_is_dir),
     }
 }
 

@@ -3,9 +3,10 @@
 use super::Class;
 use super::breadth::{Breadth, Step};
 use super::entry::EntryEncoder;
+use super::gone::Gone;
 use super::merge::Merge;
 use super::numbers::{Levels, Numbers};
-use super::walk::{Place, Walk};
+use super::walk::{Entry, Place, Walk};
 use crate::list::ListRef;
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
 use crate::rsync::selection::{Hides, Selection};
@@ -22,6 +23,9 @@ pub struct ListWriter {
     class: Class,
     selection: Selection,
     route: Route,
+    gone: Gone,
+    /// A step that a name which is not there comes before.
+    waiting: Option<Step>,
     encoder: EntryEncoder,
     indices: NdxEncoder,
     computed: Option<Levels>,
@@ -57,8 +61,9 @@ pub struct Written {
 
 impl ListWriter {
     /// A writer at the start of the list.
-    pub fn new(list: ListRef<'_>, class: Class, selection: Selection, hides: &impl Hides) -> Self {
+    pub fn new(list: ListRef<'_>, class: Class, mut selection: Selection, hides: &impl Hides) -> Self {
         let order = class.version.facts().order;
+        let gone = Gone::new(std::mem::take(&mut selection.gone), order);
         let route = match &selection.views[..] {
             _ if class.incremental => Route::Breadth(Breadth::new(list, &selection)),
             [view] => Route::Walk(Walk::new(list, view, hides, order)),
@@ -67,6 +72,8 @@ impl ListWriter {
         let computed = (class.incremental && hides.nothing()).then(|| Levels::of(list, &selection));
         Self {
             route,
+            gone,
+            waiting: None,
             encoder: EntryEncoder::new(list, class),
             indices: NdxEncoder::new(class.version),
             lists: 0,
@@ -107,7 +114,15 @@ impl ListWriter {
         }
         let mut hidden = 0;
         while !self.done && out.len() < limit && hidden < HIDDEN {
-            match self.route.next(list, &self.selection, hides) {
+            let step = match self.waiting.take() {
+                Some(step) => step,
+                None => self.route.next(list, &self.selection, hides),
+            };
+            if !self.gone.is_empty() && self.put_gone_before(list, &step, out, rows) {
+                self.waiting = Some(step);
+                continue;
+            }
+            match step {
                 Step::Entry(entry) => {
                     if matches!(entry.place, Place::Here | Place::Early) {
                         self.encoder.put(list, entry, self.route.name(), out);
@@ -153,6 +168,20 @@ impl ListWriter {
     /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Writes a name that is not there, if its turn is before a step.
+    fn put_gone_before(&mut self, list: ListRef<'_>, step: &Step, out: &mut Vec<u8>, rows: &mut Vec<u32>) -> bool {
+        let name = match step {
+            Step::Entry(Entry { place: Place::Hidden | Place::Early, .. }) => None,
+            Step::Entry(entry) => self.gone.next_before(self.route.name(), list.row(entry.row).is_dir()),
+            Step::End | Step::List(..) | Step::Done => self.gone.next(),
+        };
+        let Some(name) = name else { return false };
+        self.encoder.put_gone(&name, out);
+        self.entries += 1;
+        self.put_row(Numbers::NO_ROW, rows);
+        true
     }
 
     fn put_row(&self, row: u32, rows: &mut Vec<u32>) {
