@@ -24,10 +24,15 @@
 //! | 5 each | levels, coarse to fine: block size (4), strong length (1) |
 //! | rest | per level its items in block order: weak (4), strong (the low bytes of the 64-bit value) |
 
+mod builder;
+mod weak;
+
 use std::ops::Range;
 
-use fearless_simd::{Level as Instructions, dispatch};
 use twox_hash::XxHash3_64;
+
+pub use builder::SumsBuilder;
+pub(crate) use weak::{MULTIPLIER, power, weak};
 
 /// Most levels a scheme has.
 pub const MAX_LEVELS: usize = 8;
@@ -246,132 +251,6 @@ impl Layout {
     }
 }
 
-/// Builds a record while a file is read.
-///
-/// Costs one XXH3 and one weak checksum over the data, whatever the number of levels.
-#[derive(Debug)]
-pub struct SumsBuilder {
-    scheme: Scheme,
-    /// The start of a block of the finest level whose end was not seen yet.
-    partial: Vec<u8>,
-    /// Per level, coarse to fine.
-    levels: Vec<LevelBuilder>,
-    size: u64,
-}
-
-#[derive(Debug)]
-struct LevelBuilder {
-    level: Level,
-    /// `M` to the power of the block size.
-    power: u32,
-    items: Vec<u8>,
-    /// The unfinished block: bytes so far, weak checksum so far, strong checksums of the blocks below.
-    len: u64,
-    weak: u32,
-    below: Vec<u8>,
-}
-
-impl SumsBuilder {
-    /// `size` is the expected file size: a hint for allocation only. The record describes the bytes seen.
-    pub fn new(scheme: Scheme, size: u64) -> SumsBuilder {
-        let levels = scheme.levels.iter().map(|&level| {
-            // A wrong size must not cost memory: what is missing is added as it comes.
-            let expected = (level.blocks(size) as usize).saturating_mul(level.item_len()).min(1 << 20);
-            let items = Vec::with_capacity(expected);
-            LevelBuilder { level, power: power(u64::from(level.block_size)), items, len: 0, weak: 0, below: Vec::new() }
-        });
-        SumsBuilder { levels: levels.collect(), scheme, partial: Vec::new(), size: 0 }
-    }
-
-    /// Takes the next bytes of the file.
-    pub fn update(&mut self, mut data: &[u8]) {
-        self.size += data.len() as u64;
-        let Some(finest) = self.levels.last() else { return };
-        let block_size = finest.level.block_size as usize;
-        if !self.partial.is_empty() {
-            let (head, rest) = data.split_at(data.len().min(block_size - self.partial.len()));
-            self.partial.extend_from_slice(head);
-            data = rest;
-            if self.partial.len() < block_size {
-                return;
-            }
-            let block = std::mem::take(&mut self.partial);
-            self.block(&block);
-            self.partial = block;
-            self.partial.clear();
-        }
-        let mut blocks = data.chunks_exact(block_size);
-        for block in &mut blocks {
-            self.block(block);
-        }
-        self.partial.extend_from_slice(blocks.remainder());
-    }
-
-    /// The finished record.
-    pub fn finish(mut self) -> Vec<u8> {
-        if !self.partial.is_empty() {
-            let block = std::mem::take(&mut self.partial);
-            self.block(&block);
-        }
-        for index in (0..self.levels.len().saturating_sub(1)).rev() {
-            if self.levels[index].len > 0 {
-                self.close(index);
-            }
-        }
-        let mut record =
-            Vec::with_capacity(FIXED_HEADER + self.levels.iter().map(|l| LEVEL_HEADER + l.items.len()).sum::<usize>());
-        record.extend_from_slice(&MAGIC);
-        record.push(VERSION);
-        record.push(self.levels.len() as u8);
-        record.extend_from_slice(&self.size.to_le_bytes());
-        for level in self.scheme.levels() {
-            record.extend_from_slice(&level.block_size.to_le_bytes());
-            record.push(level.strong_len);
-        }
-        for level in &self.levels {
-            record.extend_from_slice(&level.items);
-        }
-        record
-    }
-
-    fn block(&mut self, block: &[u8]) {
-        let finest = self.levels.len() - 1;
-        let (weak, strong) = (weak(block), XxHash3_64::oneshot(block));
-        self.levels[finest].push_item(weak, strong);
-        self.add_below(finest, block.len() as u64, weak, strong);
-    }
-
-    /// Adds a finished block of level `index` to the block above it.
-    fn add_below(&mut self, index: usize, len: u64, weak: u32, strong: u64) {
-        let Some(above) = index.checked_sub(1) else { return };
-        let factor =
-            if len == u64::from(self.levels[index].level.block_size) { self.levels[index].power } else { power(len) };
-        let level = &mut self.levels[above];
-        level.len += len;
-        level.weak = level.weak.wrapping_mul(factor).wrapping_add(weak);
-        level.below.extend_from_slice(&strong.to_le_bytes());
-        if level.len == u64::from(level.level.block_size) {
-            self.close(above);
-        }
-    }
-
-    fn close(&mut self, index: usize) {
-        let level = &mut self.levels[index];
-        let (len, weak, strong) = (level.len, level.weak, XxHash3_64::oneshot(&level.below));
-        level.push_item(weak, strong);
-        (level.len, level.weak) = (0, 0);
-        level.below.clear();
-        self.add_below(index, len, weak, strong);
-    }
-}
-
-impl LevelBuilder {
-    fn push_item(&mut self, weak: u32, strong: u64) {
-        self.items.extend_from_slice(&weak.to_le_bytes());
-        self.items.extend_from_slice(&strong.to_le_bytes()[..usize::from(self.level.strong_len)]);
-    }
-}
-
 /// A record, checked.
 #[derive(Debug, Clone)]
 pub struct SumsRef<'a> {
@@ -462,82 +341,9 @@ pub enum SumsError {
     },
 }
 
-/// Multiplier of the weak checksum: odd, with well-mixed powers.
-pub(crate) const MULTIPLIER: u32 = 0x8DA6_B343;
-
-const CHUNK: usize = 256;
-/// The powers of [`MULTIPLIER`] that weigh the bytes of a chunk: low halves, signed, and what they leave.
-const WEIGHTS: ([i16; CHUNK], [i16; CHUNK]) = {
-    let (mut low, mut high) = ([0; CHUNK], [0; CHUNK]);
-    let (mut weight, mut i) = (1u32, CHUNK);
-    while i > 0 {
-        i -= 1;
-        low[i] = weight as i16;
-        high[i] = (weight.wrapping_sub(low[i] as u32) >> 16) as i16;
-        weight = weight.wrapping_mul(MULTIPLIER);
-    }
-    (low, high)
-};
-const CHUNK_POWER: u32 = power(CHUNK as u64);
-
-/// `MULTIPLIER` to the power of `exponent`.
-pub(crate) const fn power(mut exponent: u64) -> u32 {
-    let (mut result, mut square) = (1u32, MULTIPLIER);
-    while exponent > 0 {
-        if exponent & 1 == 1 {
-            result = result.wrapping_mul(square);
-        }
-        square = square.wrapping_mul(square);
-        exponent >>= 1;
-    }
-    result
-}
-
-/// The weak checksum of a block, by the widest instructions that the machine has.
-pub(crate) fn weak(block: &[u8]) -> u32 {
-    dispatch!(Instructions::new(), _widest => weak_by_chunks(block))
-}
-
-#[inline(always)]
-fn weak_by_chunks(block: &[u8]) -> u32 {
-    let (chunks, rest) = block.as_chunks::<CHUNK>();
-    let sum = chunks.iter().fold(0u32, |sum, chunk| sum.wrapping_mul(CHUNK_POWER).wrapping_add(weigh(chunk)));
-    rest.iter().fold(sum, |sum, &byte| sum.wrapping_mul(MULTIPLIER).wrapping_add(u32::from(byte)))
-}
-
-/// The sum of a chunk's weighted bytes. Products of 16-bit numbers are what SIMD instructions are good at, so
-/// the two halves of the weights make two sums, of which the high one counts modulo 2^16.
-#[inline(always)]
-fn weigh(chunk: &[u8; CHUNK]) -> u32 {
-    let mut bytes = [0i16; CHUNK];
-    bytes.iter_mut().zip(chunk).for_each(|(wide, &byte)| *wide = i16::from(byte));
-    // At most 256 · 255 · 2^15: this fits.
-    let low: i32 = bytes.iter().zip(&WEIGHTS.0).map(|(&byte, &weight)| i32::from(byte) * i32::from(weight)).sum();
-    let high =
-        bytes.iter().zip(&WEIGHTS.1).fold(0i16, |sum, (byte, weight)| sum.wrapping_add(byte.wrapping_mul(*weight)));
-    low.cast_unsigned().wrapping_add(u32::from(high.cast_unsigned()) << 16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_weak_checksum_is_the_polynomial_at_any_length() {
-        let bytes: Vec<u8> = (0..3000u32).map(|i| ((i * i) >> 3) as u8 | (0xE0 * u8::from(i > 1500))).collect();
-        for len in [0, 1, 255, 256, 257, 512, 1000, 3000] {
-            let one_by_one = |sum: u32, &byte: &u8| sum.wrapping_mul(MULTIPLIER).wrapping_add(u32::from(byte));
-            assert_eq!(weak(&bytes[..len]), bytes[..len].iter().fold(0, one_by_one));
-            assert_eq!(weak(&vec![255; len]), vec![255; len].iter().fold(0, one_by_one));
-        }
-    }
-
-    #[test]
-    fn the_weak_checksum_composes() {
-        let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        let (a, b) = bytes.split_at(300);
-        assert_eq!(weak(&bytes), weak(a).wrapping_mul(power(700)).wrapping_add(weak(b)));
-    }
 
     #[test]
     fn default_levels_cost_about_one_percent() {

@@ -240,7 +240,7 @@ fn tree(list: ListRef<'_>) -> Result<(), Offence> {
         let dir = list.dir(number as u32);
         for row in dir.subdirs() {
             let name = dir.name_of(row);
-            if super::search(dir.files(), |row| dir.name_of(row).cmp(name)).is_some() {
+            if super::view::search(dir.files(), |row| dir.name_of(row).cmp(name)).is_some() {
                 return Err(Offence::Order { dir: path_so_far(columns, number), name: name.to_vec() });
             }
         }

@@ -1,5 +1,8 @@
 //! One entry as bytes: flags, name, and what changed since the entry before.
 
+mod flags;
+mod plan;
+
 use super::links::{self, Links};
 use super::owners::{Owners, put_name};
 use super::walk::Entry;
@@ -8,28 +11,11 @@ use crate::list::{ListRef, Row};
 use crate::rsync::codec::{put_i32, put_int30, put_long30, put_longint, put_varint, put_varlong};
 use crate::rsync::version::{Facts, LinkForm};
 
-// What a flag means can depend on the version and on the entry's type.
-const TOP_DIR: u32 = 0x0001;
-const SAME_MODE: u32 = 0x0002;
-const MORE_FLAGS: u32 = 0x0004;
-const SAME_DEVICE_NUMBER_27: u32 = 0x0004;
-const SAME_UID: u32 = 0x0008;
-const SAME_GID: u32 = 0x0010;
-const SAME_NAME: u32 = 0x0020;
-const LONG_NAME: u32 = 0x0040;
-const SAME_TIME: u32 = 0x0080;
-const SAME_MAJOR: u32 = 0x0100;
-const NO_CONTENTS: u32 = 0x0100;
-const LINKED: u32 = 0x0200;
-const SAME_DEVICE_28: u32 = 0x0400;
-const USER_NAME: u32 = 0x0400;
-const SHORT_MINOR_28: u32 = 0x0800;
-const GROUP_NAME: u32 = 0x0800;
-const FIRST_LINK: u32 = 0x1000;
-const NSEC: u32 = 0x2000;
-const SAME_ATIME: u32 = 0x4000;
-/// Flags that stand for the end of a list that had an I/O error, in byte form.
-const END_WITH_ERROR: u32 = 0x1000 | MORE_FLAGS;
+use flags::{
+    END_WITH_ERROR, GROUP_NAME, LONG_NAME, MORE_FLAGS, NSEC, SAME_ATIME, SAME_DEVICE_28, SAME_DEVICE_NUMBER_27,
+    SAME_GID, SAME_MAJOR, SAME_MODE, SAME_NAME, SAME_TIME, SAME_UID, SHORT_MINOR_28, TOP_DIR, USER_NAME,
+};
+use plan::Plan;
 
 const TYPE: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
@@ -177,74 +163,6 @@ impl EntryEncoder {
         }
         if !self.facts.variable_ints {
             put_i32(out, io_error);
-        }
-    }
-
-    /// Decides the flags.
-    #[inline]
-    fn plan(&mut self, list: ListRef<'_>, row: Row<'_>, entry: Entry, linked: bool, first: Option<u32>) -> Plan {
-        let mode = u32::from(row.mode());
-        let (time, owner) = (row.mtime(), row.owner_number());
-        let is_dir = mode & TYPE == DIRECTORY;
-        let mut plan = Plan { mode, mtime: time.sec, owner, link: None, ..Plan::default() };
-        let mut flag = |on: bool, flag: u32| plan.flags |= if on { flag } else { 0 };
-        // Before protocol 30 there is no word for a directory without contents, and this one means deletions.
-        flag(is_dir && entry.top && (entry.contents || self.facts.variable_ints), TOP_DIR);
-        flag(is_dir && !entry.contents && self.facts.variable_ints, NO_CONTENTS);
-        flag(mode == self.before.mode, SAME_MODE);
-        flag(Some(time.sec) == self.before.mtime, SAME_TIME);
-        flag(self.facts.nanoseconds && time.nsec != 0, NSEC);
-        flag(self.class.atimes && !is_dir && Some(time.sec) == self.before.atime, SAME_ATIME);
-        let named = self.class.incremental && !self.class.numeric_ids && !self.class.nameless;
-        let users = &mut self.owners.users;
-        plan.uid = users.id(owner);
-        let same = !self.class.owner || self.before.uid == Some(plan.uid);
-        flag(same, SAME_UID);
-        flag(!same && users.see(owner) && named && !users.name(list, owner).is_empty(), USER_NAME);
-        let groups = &mut self.owners.groups;
-        plan.gid = groups.id(owner);
-        let same = !self.class.group || self.before.gid == Some(plan.gid);
-        flag(same, SAME_GID);
-        flag(!same && groups.see(owner) && named && !groups.name(list, owner).is_empty(), GROUP_NAME);
-        plan.nsec = time.nsec;
-        self.plan_device(row, &mut plan);
-        self.plan_link(list, entry.row, linked, first, &mut plan);
-        plan
-    }
-
-    fn plan_device(&self, row: Row<'_>, plan: &mut Plan) {
-        plan.device = match plan.mode & TYPE {
-            CHAR_DEVICE | BLOCK_DEVICE if self.class.devices => row.device().map(|device| (device.major, device.minor)),
-            FIFO | SOCKET if self.class.specials && self.facts.special_devices => {
-                plan.flags |= match self.facts.second_flags_byte {
-                    true => SAME_MAJOR,
-                    // The number is that of the entry before, which is 0 unless that is a device.
-                    false if self.before.is_device => 0,
-                    false => SAME_DEVICE_NUMBER_27,
-                };
-                Some((0, 0))
-            }
-            _ => None,
-        };
-        let two_flag_bytes = self.facts.second_flags_byte && !self.facts.variable_ints;
-        if plan.device.is_some_and(|(_, minor)| two_flag_bytes && minor <= 0xff) {
-            plan.flags |= SHORT_MINOR_28;
-        }
-    }
-
-    fn plan_link(&mut self, list: ListRef<'_>, row: u32, linked: bool, first: Option<u32>, plan: &mut Plan) {
-        // Any number that differs from group to group stands for the inode.
-        let inode = |leader: u32| Some(i64::from(leader) + 1);
-        match self.facts.links {
-            LinkForm::Index if linked => plan.flags |= LINKED | if first.is_none() { FIRST_LINK } else { 0 },
-            LinkForm::Inode if linked => {
-                plan.flags |= LINKED | if self.before.device_sent { SAME_DEVICE_28 } else { 0 };
-                plan.link = list.row(row).link_leader().and_then(inode);
-            }
-            LinkForm::InodeOfEveryFile if self.class.hard_links && plan.mode & TYPE == FILE => {
-                plan.link = inode(list.row(row).link_leader().unwrap_or(row));
-            }
-            _ => {}
         }
     }
 
@@ -407,21 +325,6 @@ impl EntryEncoder {
             none(&mut self.xattrs_sent);
         }
     }
-}
-
-/// What is decided about an entry before its first byte.
-#[derive(Debug, Default)]
-struct Plan {
-    flags: u32,
-    mode: u32,
-    mtime: i64,
-    nsec: u32,
-    owner: u32,
-    uid: u32,
-    gid: u32,
-    device: Option<(u32, u32)>,
-    /// The stand-in for an inode.
-    link: Option<i64>,
 }
 
 /// How many bytes two names begin with in common.

@@ -1,0 +1,200 @@
+//! One entry, read from the columns.
+
+use super::{ArchivedFileList, FLAG_LINKED, ListRef};
+use crate::entry::{Device, Digest, Digests, Entry, Kind, Owner, PERMISSIONS, Time};
+
+/// One entry of a list.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    list: &'a ArchivedFileList,
+    row: usize,
+}
+
+impl<'a> Row<'a> {
+    /// The entry at `row`, which must be below the list's length.
+    pub(super) fn new(list: &'a ArchivedFileList, row: u32) -> Self {
+        Self { list, row: row as usize }
+    }
+
+    /// Its place in the list.
+    pub fn number(&self) -> u32 {
+        self.row as u32
+    }
+
+    /// `st_mode`: type and permissions.
+    pub fn mode(&self) -> u16 {
+        self.list.mode[self.row].to_native()
+    }
+
+    /// Permission bits alone.
+    pub fn permissions(&self) -> u16 {
+        self.mode() & PERMISSIONS
+    }
+
+    /// Its type.
+    pub fn file_type(&self) -> FileType {
+        FileType::from_mode(u32::from(self.mode())).expect("a validated list has known types only")
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.file_type() == FileType::File
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.file_type() == FileType::Directory
+    }
+
+    /// Bytes of a regular file; 0 for everything else.
+    pub fn size(&self) -> u64 {
+        self.list.size[self.row].to_native()
+    }
+
+    /// Modification time.
+    pub fn mtime(&self) -> Time {
+        Time { sec: self.list.mtime_sec[self.row].to_native(), nsec: self.list.mtime_nsec[self.row].to_native() }
+    }
+
+    /// The number of its owner ([`ListRef::owner`]).
+    pub fn owner_number(&self) -> u32 {
+        self.list.owner[self.row].to_native()
+    }
+
+    /// Its owner.
+    pub fn owner(&self) -> Owner {
+        ListRef::new(self.list).owner(self.owner_number())
+    }
+
+    /// The number of this directory; none for other types.
+    pub fn dir_number(&self) -> Option<u32> {
+        self.is_dir().then(|| self.aux())
+    }
+
+    /// The place of this regular file among the list's files; none for other types.
+    pub fn file_number(&self) -> Option<u32> {
+        self.is_file().then(|| self.aux())
+    }
+
+    /// SHA-256 of a regular file's content; [`Digest::NONE`] for other types.
+    pub fn sha256(&self) -> Digest {
+        self.file_number().map_or(Digest::NONE, |file| Digest(self.list.sha256[file as usize]))
+    }
+
+    /// All digests of a regular file.
+    pub fn digests(&self) -> Option<Digests> {
+        let file = self.file_number()? as usize;
+        Some(Digests {
+            sha256: Digest(self.list.sha256[file]),
+            xxh128: self.list.xxh128.get(file).copied().unwrap_or_default(),
+            md5: self.list.md5.get(file).copied().unwrap_or_default(),
+        })
+    }
+
+    /// A symlink's target.
+    pub fn target(&self) -> Option<&'a [u8]> {
+        if self.file_type() != FileType::Symlink {
+            return None;
+        }
+        let at = self.aux() as usize;
+        let start = if at == 0 { 0 } else { self.list.target_end[at - 1].to_native() };
+        Some(&self.list.targets[start as usize..self.list.target_end[at].to_native() as usize])
+    }
+
+    /// A device's number.
+    pub fn device(&self) -> Option<Device> {
+        matches!(self.file_type(), FileType::CharDevice | FileType::BlockDevice).then(|| {
+            let at = self.aux() as usize;
+            Device { major: self.list.major[at].to_native(), minor: self.list.minor[at].to_native() }
+        })
+    }
+
+    /// Whether it is of the same type as another entry and has the same content: what names of one inode agree in.
+    pub fn has_content_of(&self, other: Row<'_>) -> bool {
+        self.file_type() == other.file_type()
+            && self.size() == other.size()
+            && self.sha256() == other.sha256()
+            && self.target() == other.target()
+            && self.device() == other.device()
+    }
+
+    /// The row of the first name of this inode, when it has more than one name here.
+    pub fn link_leader(&self) -> Option<u32> {
+        if self.list.flags[self.row] & FLAG_LINKED == 0 {
+            return None;
+        }
+        let row = self.row as u32;
+        let at = self.list.link_row.partition_point(|other| other.to_native() < row);
+        Some(self.list.link_leader[at].to_native())
+    }
+
+    /// The entry as an owned value. `link` carries the leader's row.
+    pub fn to_entry(&self) -> Entry {
+        let device = || self.device().unwrap_or_default();
+        Entry {
+            mode: self.permissions(),
+            mtime: self.mtime(),
+            owner: self.owner(),
+            link: self.link_leader().map(u64::from),
+            kind: match self.file_type() {
+                FileType::File => Kind::File { size: self.size(), digests: self.digests().unwrap_or_default() },
+                FileType::Directory => Kind::Directory,
+                FileType::Symlink => Kind::Symlink { target: self.target().unwrap_or_default().to_vec() },
+                FileType::CharDevice => Kind::CharDevice(device()),
+                FileType::BlockDevice => Kind::BlockDevice(device()),
+                FileType::Fifo => Kind::Fifo,
+                FileType::Socket => Kind::Socket,
+            },
+        }
+    }
+
+    fn aux(&self) -> u32 {
+        self.list.aux[self.row].to_native()
+    }
+}
+
+impl std::fmt::Debug for Row<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Row").field(&self.row).finish()
+    }
+}
+
+/// The type of an entry, without what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileType {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+    /// Fifo.
+    Fifo,
+    /// Socket.
+    Socket,
+}
+
+impl FileType {
+    /// From `st_mode`.
+    pub fn from_mode(mode: u32) -> Option<Self> {
+        Some(match mode & 0o170_000 {
+            0o100_000 => Self::File,
+            0o040_000 => Self::Directory,
+            0o120_000 => Self::Symlink,
+            0o020_000 => Self::CharDevice,
+            0o060_000 => Self::BlockDevice,
+            0o010_000 => Self::Fifo,
+            0o140_000 => Self::Socket,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is a device, a fifo or a socket: what takes privileges to make, or means nothing elsewhere.
+    pub fn is_special(self) -> bool {
+        !matches!(self, Self::File | Self::Directory | Self::Symlink)
+    }
+}

@@ -1,0 +1,217 @@
+//! A list in place: its entries, its directories, and what is where.
+
+use std::ops::Range;
+
+use super::{ArchivedFileList, Row};
+use crate::entry::Owner;
+use crate::{order, path};
+
+/// A list in its archived form. Cheap to copy.
+///
+/// The accessors index the columns and so rely on [`validate`](super::validate): a list comes from [`open`](super::open) or from a
+/// store that has run the same checks on it.
+#[derive(Clone, Copy)]
+pub struct ListRef<'a> {
+    list: &'a ArchivedFileList,
+}
+
+impl<'a> ListRef<'a> {
+    /// A view of an archived list that is validated already, or is about to be.
+    pub fn new(list: &'a ArchivedFileList) -> Self {
+        Self { list }
+    }
+
+    /// Entries, the root included.
+    pub fn len(&self) -> u32 {
+        self.list.mode.len() as u32
+    }
+
+    /// Never true of a valid list: it has a root.
+    pub fn is_empty(&self) -> bool {
+        self.list.mode.is_empty()
+    }
+
+    /// Directories, the root included.
+    pub fn directories(&self) -> u32 {
+        self.list.dir_row.len() as u32
+    }
+
+    /// Regular files.
+    pub fn files(&self) -> u32 {
+        self.list.sha256.len() as u32
+    }
+
+    /// Whether XXH128 digests are carried.
+    pub fn has_xxh128(&self) -> bool {
+        !self.list.xxh128.is_empty()
+    }
+
+    /// Whether MD5 digests are carried.
+    pub fn has_md5(&self) -> bool {
+        !self.list.md5.is_empty()
+    }
+
+    /// The entry at `row`, which must be below [`ListRef::len`].
+    pub fn row(&self, row: u32) -> Row<'a> {
+        Row::new(self.list, row)
+    }
+
+    /// The directory numbered `number`, which must be below [`ListRef::directories`].
+    pub fn dir(&self, number: u32) -> Dir<'a> {
+        Dir { list: self.list, number: number as usize }
+    }
+
+    /// All directories, breadth first.
+    pub fn dirs(self) -> impl ExactSizeIterator<Item = Dir<'a>> {
+        (0..self.directories()).map(move |number| self.dir(number))
+    }
+
+    /// The entry at a relative path (checked by the caller or not; odd paths are just not found). The
+    /// empty path is the root. Costs a binary search per component.
+    pub fn find(&self, path: &[u8]) -> Option<Row<'a>> {
+        let mut at = self.row(0);
+        for name in path::components(path) {
+            at = self.dir(at.dir_number()?).child(name)?;
+        }
+        Some(at)
+    }
+
+    /// The directory that holds `row`; the root holds itself.
+    pub fn parent_of(&self, row: u32) -> Dir<'a> {
+        // `dir_first` does not decrease; of equal ones all but the last are empty.
+        let after = self.list.dir_first.partition_point(|first| first.to_native() <= row);
+        self.dir((after.max(1) - 1) as u32)
+    }
+
+    /// The path of `row`, relative to the root (which has the empty path).
+    pub fn path(&self, row: u32) -> Vec<u8> {
+        if row == 0 {
+            return Vec::new();
+        }
+        let dir = self.parent_of(row);
+        path::join(&dir.path(), dir.name_of(row))
+    }
+
+    /// All (row, leader) pairs of link groups, by row.
+    pub fn links(&self) -> impl ExactSizeIterator<Item = (u32, u32)> + 'a {
+        let list = self.list;
+        (0..list.link_row.len()).map(move |at| (list.link_row[at].to_native(), list.link_leader[at].to_native()))
+    }
+
+    /// Distinct owners.
+    pub fn owners(&self) -> u32 {
+        self.list.uid.len() as u32
+    }
+
+    /// An owner by its number in the list ([`Row::owner_number`]).
+    pub fn owner(&self, number: u32) -> Owner {
+        let at = number as usize;
+        let end = |index: usize| self.list.owner_name_end[index].to_native() as usize;
+        let start = if at == 0 { 0 } else { end(2 * at - 1) };
+        Owner {
+            uid: self.list.uid[at].to_native(),
+            gid: self.list.gid[at].to_native(),
+            user: self.list.owner_names[start..end(2 * at)].to_vec(),
+            group: self.list.owner_names[end(2 * at)..end(2 * at + 1)].to_vec(),
+        }
+    }
+
+    pub(crate) fn archived(&self) -> &'a ArchivedFileList {
+        self.list
+    }
+}
+
+impl std::fmt::Debug for ListRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ListRef").field("entries", &self.len()).field("directories", &self.directories()).finish()
+    }
+}
+
+/// A directory of a list.
+#[derive(Clone, Copy)]
+pub struct Dir<'a> {
+    list: &'a ArchivedFileList,
+    number: usize,
+}
+
+impl<'a> Dir<'a> {
+    /// Its number, breadth first; the root is 0.
+    pub fn number(&self) -> u32 {
+        self.number as u32
+    }
+
+    /// The row of its own entry.
+    pub fn row(&self) -> u32 {
+        self.list.dir_row[self.number].to_native()
+    }
+
+    /// The number of the directory that holds it; the root's is its own.
+    pub fn parent(&self) -> u32 {
+        self.list.dir_parent[self.number].to_native()
+    }
+
+    /// Rows of all children, in order: files first, then directories.
+    pub fn rows(&self) -> Range<u32> {
+        self.files().start..self.subdirs().end
+    }
+
+    /// Rows of the children that are not directories.
+    pub fn files(&self) -> Range<u32> {
+        let first = self.list.dir_first[self.number].to_native();
+        first..first + self.list.dir_files[self.number].to_native()
+    }
+
+    /// Rows of the children that are directories.
+    pub fn subdirs(&self) -> Range<u32> {
+        let end = self.files().end;
+        end..end + self.list.dir_dirs[self.number].to_native()
+    }
+
+    /// The name of one of its children, by row.
+    pub fn name_of(&self, row: u32) -> &'a [u8] {
+        let names = self.list.dir_names[self.number].to_native() as usize;
+        let start = if row == self.files().start { 0 } else { self.list.name_end[row as usize - 1].to_native() };
+        let end = self.list.name_end[row as usize].to_native();
+        &self.list.names[names + start as usize..names + end as usize]
+    }
+
+    /// Children with their names, in order.
+    pub fn children(self) -> impl ExactSizeIterator<Item = (&'a [u8], Row<'a>)> {
+        let list = self.list;
+        self.rows().map(move |row| (self.name_of(row), Row::new(list, row)))
+    }
+
+    /// The child of that name.
+    pub fn child(&self, name: &[u8]) -> Option<Row<'a>> {
+        let row = search(self.files(), |row| self.name_of(row).cmp(name))
+            .or_else(|| search(self.subdirs(), |row| order::directories(self.name_of(row), name)))?;
+        Some(Row::new(self.list, row))
+    }
+
+    /// Its path, relative to the root.
+    pub fn path(&self) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = *self;
+        while at.number != 0 {
+            let parent = Dir { list: self.list, number: at.parent() as usize };
+            names.push(parent.name_of(at.row()));
+            at = parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+}
+
+/// Binary search over rows.
+pub(super) fn search(rows: Range<u32>, compare: impl Fn(u32) -> std::cmp::Ordering) -> Option<u32> {
+    let (mut low, mut high) = (rows.start, rows.end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match compare(middle) {
+            std::cmp::Ordering::Less => low = middle + 1,
+            std::cmp::Ordering::Greater => high = middle,
+            std::cmp::Ordering::Equal => return Some(middle),
+        }
+    }
+    None
+}

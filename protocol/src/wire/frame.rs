@@ -1,0 +1,79 @@
+//! Frames, and what kinds there are.
+
+use super::WireError;
+use crate::codec::{DecodeError, Reader};
+
+/// Bytes of a frame's header.
+pub const FRAME_HEADER_BYTES: usize = 12;
+
+/// Frame kinds. Requests are below 128, replies from there up.
+pub mod kind {
+    /// Request: the repositories that this sender serves. No payload.
+    pub const REPOSITORIES: u8 = 1;
+    /// Request: a repository's head; pins its current generation for the session.
+    pub const HEAD: u8 = 2;
+    /// Request: the file list, or what leads to it from one that the receiver has.
+    pub const LIST: u8 = 3;
+    /// Request: the children of one directory.
+    pub const DIR: u8 = 4;
+    /// Request: byte ranges of block checksum records.
+    pub const SUMS: u8 = 5;
+    /// Request: byte ranges of files.
+    pub const DATA: u8 = 6;
+
+    /// Reply: the connection waits for its turn (request number 0); payload: varint place in the queue.
+    pub const QUEUED: u8 = 128;
+    /// Reply to `HEAD`: varint handle of the pinned generation, then its head.
+    pub const PINNED: u8 = 129;
+    /// Reply to `LIST`: how the list comes.
+    pub const LIST_FORM: u8 = 130;
+    /// Reply: the next bytes of the answer.
+    pub const BYTES: u8 = 131;
+    /// Reply to `DATA`: one item, or the rest of it, is not coming.
+    pub const ITEM_FAILED: u8 = 132;
+    /// Reply: the answer is whole. No payload.
+    pub const END: u8 = 133;
+    /// Reply: the request failed (or, with request number 0, the session ends).
+    pub const ERROR: u8 = 134;
+}
+
+/// A frame's header: payload length (u32), request number (u32), kind (u8), three zero bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Payload bytes.
+    pub len: u32,
+    /// The request that the frame belongs to; 0 for the session itself.
+    pub request: u32,
+    /// One of [`kind`].
+    pub kind: u8,
+}
+
+impl FrameHeader {
+    /// Encodes the header.
+    pub fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
+        let mut out = [0; FRAME_HEADER_BYTES];
+        out[..4].copy_from_slice(&self.len.to_le_bytes());
+        out[4..8].copy_from_slice(&self.request.to_le_bytes());
+        out[8] = self.kind;
+        out
+    }
+
+    /// Decodes a header and holds its length against `limit` (bytes).
+    pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES], limit: usize) -> Result<Self, WireError> {
+        let mut reader = Reader::new(bytes);
+        let (len, request, kind) = (reader.u32("length")?, reader.u32("request")?, reader.u8("kind")?);
+        if reader.array("reserved")? != [0; 3] {
+            return Err(DecodeError::Invalid("reserved").into());
+        }
+        if len as usize > limit {
+            return Err(WireError::FrameTooLarge { len, limit });
+        }
+        Ok(Self { len, request, kind })
+    }
+}
+
+/// A frame with header and payload in one buffer.
+pub fn frame(request: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+    let header = FrameHeader { len: payload.len() as u32, request, kind };
+    [&header.encode()[..], payload].concat()
+}

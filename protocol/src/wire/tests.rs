@@ -1,0 +1,82 @@
+//! What is sent is what is read.
+
+use proptest::prelude::*;
+
+use super::reply::{ERROR_CODES, ITEM_FAILURES};
+use super::*;
+use crate::entry::Digest;
+use crate::limits;
+
+fn item() -> impl Strategy<Value = Item> {
+    (any::<u32>(), 0..=limits::FILE_SIZE / 2, 0..=limits::FILE_SIZE / 2).prop_map(|(row, offset, len)| Item {
+        row,
+        offset,
+        len,
+    })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        Just(Request::Repositories),
+        "[a-z]{1,20}".prop_map(|repository| Request::Head { repository }),
+        (any::<u32>(), any::<[u8; 32]>()).prop_map(|(handle, have)| Request::List { handle, have: Digest(have) }),
+        (any::<u32>(), "[a-z]{1,9}(/[a-z]{1,9}){0,3}")
+            .prop_map(|(handle, path)| Request::Dir { handle, path: path.into_bytes() }),
+        (any::<u32>(), prop::collection::vec(item(), 0..50))
+            .prop_map(|(handle, items)| Request::Sums { handle, items }),
+        (any::<u32>(), prop::collection::vec(item(), 0..50))
+            .prop_map(|(handle, items)| Request::Data { handle, items }),
+    ]
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    prop_oneof![
+        any::<u64>().prop_map(|place| Reply::Queued { place }),
+        (any::<u32>(), prop::collection::vec(any::<u8>(), 0..limits::HEAD))
+            .prop_map(|(handle, head)| Reply::Pinned { handle, head }),
+        Just(Reply::ListForm(ListForm::Unchanged)),
+        prop::collection::vec(0..limits::DELTA_BYTES, 0..limits::DELTAS)
+            .prop_map(|lens| Reply::ListForm(ListForm::Deltas(lens))),
+        (0..limits::LIST_BYTES).prop_map(|list_len| Reply::ListForm(ListForm::Whole { list_len })),
+        (any::<u32>(), 0..ITEM_FAILURES.len())
+            .prop_map(|(item, reason)| Reply::ItemFailed { item, reason: ITEM_FAILURES[reason] }),
+        Just(Reply::End),
+        (0..ERROR_CODES.len(), "\\PC{0,40}")
+            .prop_map(|(code, message)| Reply::Error { code: ERROR_CODES[code], message }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn requests_come_back_as_they_were_sent(request in request()) {
+        prop_assert_eq!(Request::decode(request.kind(), &request.encode()), Ok(request));
+    }
+
+    #[test]
+    fn replies_come_back_as_they_were_sent(reply in reply()) {
+        prop_assert_eq!(Reply::decode(reply.kind(), &reply.encode()), Ok(reply));
+    }
+
+    #[test]
+    fn any_payload_decodes_or_is_refused(kind: u8, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Request::decode(kind, &payload);
+        let _ = Reply::decode(kind, &payload);
+        let _ = Repository::decode_all(&payload);
+        let _ = decode_dir(&payload);
+    }
+}
+
+#[test]
+fn a_request_full_of_the_largest_items_fits_its_frame() {
+    let largest = Item { row: u32::MAX, offset: limits::FILE_SIZE, len: 0 };
+    let request = Request::Data { handle: u32::MAX, items: vec![largest; items_that_fit()] };
+    assert!(request.encode().len() <= limits::REQUEST_PAYLOAD);
+}
+
+#[test]
+fn a_peer_of_another_version_is_told_apart_from_a_stranger() {
+    let newer = ClientHello { min_version: 2, max_version: 9, capabilities: 0 };
+    let decoded = ClientHello::decode(&newer.encode()).and_then(|hello| hello.negotiate());
+    assert_eq!(decoded, Err(WireError::Version { min: 2, max: 9 }));
+    assert_eq!(ClientHello::decode(b"@RSYNCD: 31.0 sha512 sha"), Err(WireError::Magic));
+}
