@@ -36,6 +36,8 @@ pub(super) fn build(
         return Err(io::Error::other("its filters cost too much")).at("write", &draft.path("list"));
     }
     file.write_all_at(&header.encode(), 0).at("write", &draft.path("list"))?;
+    // Pages of a map that are still to be written are held in memory; others the kernel takes back when it wants.
+    file.sync_data().at("sync", &draft.path("list"))?;
     fs::rename(draft.path("list"), path).at("rename", &draft.path("list"))?;
     Ok(file)
 }

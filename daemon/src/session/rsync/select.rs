@@ -1,6 +1,7 @@
 //! What of the repository a client wants: its rules, its paths, its names.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::arguments::FilesFrom;
@@ -11,6 +12,7 @@ use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selection};
 use stillmirror_protocol::{limits, path};
+use tokio::time::timeout;
 
 use super::{Input, Session, Settled};
 use crate::file::{FileState, OpenFile};
@@ -20,6 +22,9 @@ use crate::session::{Ended, Pinned};
 const NAMES_BYTES: u64 = 256 << 20;
 /// Bytes of it that are looked up at a time: any file can be named, and what is missing is all told.
 const NAMES_STEP: u64 = 64 << 10;
+
+/// How long a client waits to learn whether its rules hide anything.
+const VOID_PATIENCE: Duration = Duration::from_millis(20);
 
 /// What is to be listed.
 pub(super) struct Selected {
@@ -130,23 +135,22 @@ impl Session {
         Ok(lookup)
     }
 
-    /// No rules, when they hide nothing of what is asked for: then the list is everybody's.
+    /// No rules, when they hide nothing of what is asked for: then the list is everybody's. If that takes long to
+    /// find out, the next client with them is told.
     async fn without_void(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
         if rules.nothing() || !settled.options.wanted().may_be_incremental() {
             return Ok(rules);
         }
-        let settled = Arc::clone(settled);
-        self.choosing(move || {
+        let (settled, looked_at) = (Arc::clone(settled), Arc::clone(&rules));
+        let are_void = self.choosing(move || {
             let (dir, name) = transferred(&settled.options.paths[0]);
-            if !is_own_path(settled.pinned.edition.generation.list(), dir) {
-                return rules;
-            }
-            let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
             let edition = &settled.pinned.edition;
-            let is_void = edition.voids.get(&key, || rules.is_void_below(edition.generation.list(), dir, name));
-            if is_void { Arc::default() } else { rules }
-        })
-        .await
+            let find = || looked_at.is_void_below(edition.generation.list(), dir, name);
+            let key = || [&looked_at.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
+            is_own_path(edition.generation.list(), dir) && edition.voids.get(&key(), find)
+        });
+        let are_void = timeout(VOID_PATIENCE, are_void).await.unwrap_or(Ok(false))?;
+        Ok(if are_void { Arc::default() } else { rules })
     }
 
     async fn tell_missing(
