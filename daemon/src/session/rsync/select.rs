@@ -24,7 +24,7 @@ const NAMES_BYTES: u64 = 256 << 20;
 const NAMES_STEP: u64 = 64 << 10;
 
 /// How long a client waits to learn whether its rules hide anything.
-const VOID_PATIENCE: Duration = Duration::from_millis(20);
+const VOID_PATIENCE: Duration = Duration::from_millis(10);
 
 /// What is to be listed.
 pub(super) struct Selected {
