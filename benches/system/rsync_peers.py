@@ -108,13 +108,15 @@ def fill(word, urls):
 
 # Lines that carry times or byte counts of the session; and, in a listing, the size of a directory, which is the file system's.
 VOLATILE = re.compile(rb'^(sent |total size is |receiving |opening |Number of |Total |Literal |Matched |File list |deleting in )|to-chk=|^\s*$')
+# How far a file was when the client looked, in front of whatever it said next: when that is, is a matter of time.
+PROGRESS = re.compile(rb'^ +[\d,]+ +\d+% +[\d.]+[kMG]?B/s +\d+:\d\d:\d\d +(?!\(xfr)')
 DIRECTORY = re.compile(rb'^(d[rwxsStT-]{9}\+?|@ .d\S{9}) +[\d,]+ ')
 
 
 def said(text, server, dest):
     text = text.replace(os.fsencode(dest), b'DEST').replace(str(server.port).encode(), b'PORT')
-    lines = [DIRECTORY.sub(rb'\1 SIZE ', line) for line in re.split(rb'[\r\n]', text) if not VOLATILE.search(line)]
-    return sorted(lines)
+    lines = (PROGRESS.sub(b'', line) for line in re.split(rb'[\r\n]', text))
+    return sorted(DIRECTORY.sub(rb'\1 SIZE ', line) for line in lines if not VOLATILE.search(line))
 
 
 # Who says it: only stock numbers its source lines, and releases name their processes differently.
