@@ -2,7 +2,7 @@
 //! disk and rings the device's bell once. Where the kernel has no `io_uring`, or does not let this process
 //! use it, they are read one after the other.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{LazyCell, RefCell};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -23,19 +23,27 @@ pub(crate) struct Read<'a> {
 pub(crate) fn read_all(reads: &mut [Read<'_>]) -> Vec<Result<usize, Errno>> {
     thread_local! {
         /// Made when a thread has something for it to do; `None` where there can be none.
-        static RING: OnceCell<Option<RefCell<IoUring>>> = const { OnceCell::new() };
+        static RING: RefCell<LazyCell<Option<IoUring>>> =
+            const { RefCell::new(LazyCell::new(|| IoUring::new(DEPTH as u32).ok())) };
     }
-    let mut results = Vec::with_capacity(reads.len());
-    RING.with(|ring| {
-        let ring = (reads.len() > 1).then(|| ring.get_or_init(|| IoUring::new(DEPTH as u32).ok().map(RefCell::new)));
-        for some in reads.chunks_mut(DEPTH) {
-            match ring.and_then(Option::as_ref) {
-                Some(ring) => results.extend(submit(&mut ring.borrow_mut(), some)),
-                None => results.extend(some.iter_mut().map(Read::carry_out)),
-            }
-        }
-    });
-    results
+    if reads.len() < 2 {
+        return reads.iter_mut().map(Read::carry_out).collect();
+    }
+    RING.with_borrow_mut(|ring| reads.chunks_mut(DEPTH).flat_map(|some| read_through(ring, some)).collect())
+}
+
+/// Reads through the ring, if there is one, and takes it away if the kernel does not take what is in it.
+fn read_through(ring: &mut Option<IoUring>, reads: &mut [Read<'_>]) -> Vec<Result<usize, Errno>> {
+    let mut results = vec![None; reads.len()];
+    if ring.as_mut().is_some_and(|ring| submit(ring, reads, &mut results).is_err()) {
+        *ring = None;
+    }
+    // What found no place, or was interrupted, is read here.
+    let ended = |(result, read): (Option<_>, &mut Read<'_>)| match result {
+        None | Some(Err(Errno::INTR | Errno::AGAIN)) => read.carry_out(),
+        Some(result) => result,
+    };
+    results.into_iter().zip(reads).map(ended).collect()
 }
 
 impl Read<'_> {
@@ -49,11 +57,15 @@ impl Read<'_> {
     }
 }
 
-/// At most [`DEPTH`] reads through an empty ring, which is empty again afterwards.
-fn submit(ring: &mut IoUring, reads: &mut [Read<'_>]) -> Vec<Result<usize, Errno>> {
-    let mut results = vec![None; reads.len()];
+/// Puts reads into an empty ring. When this returns, none of them is under way; after an error the ring
+/// still holds what the kernel has not taken, and is of no more use.
+fn submit(
+    ring: &mut IoUring,
+    reads: &mut [Read<'_>],
+    results: &mut [Option<Result<usize, Errno>>],
+) -> Result<(), Errno> {
     let mut queue = ring.submission();
-    let mut queued = 0;
+    let mut under_way = 0;
     for (at, read) in reads.iter_mut().enumerate() {
         let len = u32::try_from(read.room.len()).unwrap_or(u32::MAX);
         let entry = opcode::Read::new(types::Fd(read.file.as_raw_fd()), read.room.as_mut_ptr(), len)
@@ -61,17 +73,25 @@ fn submit(ring: &mut IoUring, reads: &mut [Read<'_>]) -> Vec<Result<usize, Errno
             .build()
             .user_data(at as u64);
         // SAFETY: the descriptor and the memory are borrowed, the memory for this alone, until this function
-        // returns; and it does not return before every entry that was queued has completed.
+        // returns. It does not return before every entry that the kernel has taken has completed; and if the
+        // kernel has not taken all, the caller drops the ring, so that it never will.
         if unsafe { queue.push(&entry) }.is_err() {
             break;
         }
-        queued += 1;
+        under_way += 1;
     }
     drop(queue);
-    while queued > 0 {
-        // Whatever the call says (interrupted, short of memory), what was queued is still to complete.
-        if ring.submit_and_wait(1).is_err() {
-            std::thread::sleep(Duration::from_micros(100));
+    let mut refused = None;
+    while under_way > 0 {
+        let waited = if refused.is_none() { ring.submit_and_wait(1) } else { Ok(0) };
+        match waited.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+            Ok(_) if refused.is_none() => {}
+            // Short of something, or nothing to do but to look for what completes.
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN | Errno::BUSY) => std::thread::sleep(Duration::from_micros(100)),
+            Err(errno) => {
+                refused = Some(errno);
+                under_way -= ring.submission().len();
+            }
         }
         for done in ring.completion() {
             let result = match done.result() {
@@ -81,16 +101,10 @@ fn submit(ring: &mut IoUring, reads: &mut [Read<'_>]) -> Vec<Result<usize, Errno
             if let Some(place) = results.get_mut(done.user_data() as usize) {
                 *place = Some(result);
             }
-            queued -= 1;
+            under_way -= 1;
         }
     }
-    let results = results.into_iter().zip(reads);
-    // What found no place in the queue, or was interrupted, is read here.
-    let ended = |(result, read): (Option<_>, &mut Read<'_>)| match result {
-        None | Some(Err(Errno::INTR | Errno::AGAIN)) => read.carry_out(),
-        Some(result) => result,
-    };
-    results.map(ended).collect()
+    refused.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -126,5 +140,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn where_the_kernel_takes_nothing_from_a_ring_reads_are_made_without_it() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"some bytes").unwrap();
+        // A ring that is made disabled refuses every submission.
+        let Ok(disabled) = IoUring::builder().setup_r_disabled().build(8) else { return };
+        let (mut ring, mut rooms) = (Some(disabled), [[0; 4]; 2]);
+        let mut reads: Vec<Read<'_>> =
+            (5..).zip(&mut rooms).map(|(offset, room)| Read { file: file.as_fd(), offset, room }).collect();
+        assert_eq!(read_through(&mut ring, &mut reads), [Ok(4), Ok(4)]);
+        assert!(ring.is_none());
+        assert_eq!(rooms, [*b"byte", *b"ytes"]);
     }
 }
