@@ -140,7 +140,9 @@ async fn requests_that_name_long_bases_are_answered_however_many() {
     let mut answer = Vec::new();
     let (_, read) = soon(async { tokio::join!(ask, from.read_to_end(&mut answer)) }).await;
     read.unwrap();
-    assert_eq!(answer.iter().filter(|&&byte| byte == b'~').count(), REQUESTS * 4000);
+    // The time in the list may have such a byte too.
+    let extra = answer.iter().filter(|&&byte| byte == b'~').count().checked_sub(REQUESTS * 4000);
+    assert!(extra.is_some_and(|extra| extra < 100), "{extra:?} bytes more than the names");
 }
 
 #[tokio::test]
