@@ -140,6 +140,10 @@ class Rules:
         return f'{option[form]}{path}' if form in option else f'--{form}={path}'
 
 
+# What clients before 2.6.4 know of it all.
+OF_OLD = re.compile(r'--(in|ex)clude(-from)?=|--cvs-exclude$|-[ClR]$')
+
+
 def run(b):
     clients = b.args.rsync or ['rsync']
     root, store, files, old = (b.work / part for part in ('tree', 'store', 'files', 'old'))
@@ -151,13 +155,13 @@ def run(b):
     folders = sorted(os.fsdecode(name) for name, facts in peers.snapshot(root).items() if facts['type'] == 4 and PLAIN.fullmatch(name))
     sets = []
     for seed in range(b.args.first, b.args.first + b.args.sets):
-        rng = random.Random(seed)
-        protocol = rng.choice((32, 32, 32, 31, 30, 29, 28, 27))
-        words = Rules(rng, files, names, protocol < 29).words()
+        rng, client = random.Random(seed), clients[seed % len(clients)]
+        protocol = min(rng.choice((32, 32, 32, 31, 30, 29, 28, 27)), peers.newest(client))
+        words = [word for word in Rules(rng, files, names, protocol < 29).words() if peers.newest(client) > 28 or OF_OLD.match(word)]
         source = '{M}/' if rng.random() < 0.7 else '{M}/' + rng.choice(folders) + rng.choice(('', '/'))
         pulls = rng.random() < 0.25
-        how = ['-rt', rng.choice(('--delete', '--delete', '--delete-excluded'))] if pulls else ['-r', '--list-only']
-        sets.append((seed, clients[seed % len(clients)], [*how, *words, f'--protocol={protocol}', source] + ['{D}/'] * pulls, protocol))
+        how = ['-rt', rng.choice(('--delete', '--delete', '--delete-excluded'))] if pulls else ['-r', '--list-only'][:2 if peers.newest(client) > 28 else 1]
+        sets.append((seed, client, [*how, *words, f'--protocol={protocol}', source] + ['{D}/'] * pulls, protocol))
     gaps, failures, rows = peers.Gaps(), [], {}
     with peers.stock(b, root) as stock, peers.second(b, root, store) as judged, concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
         for (seed, client, words, protocol), (bad, found, pulls) in zip(sets, pool.map(lambda one: compare(b, stock, judged, old, gaps, one), sets)):

@@ -349,7 +349,9 @@ class Matrix:
     def run(self, clients):
         b = self.b
         protocols = b.args.protocol or list(peers.PROTOCOLS)
-        cells = [(client, one, protocol, stage) for client in clients for one in self.cases for stage in one.stages for protocol in protocols if protocol in one.protocols]
+        newest = {client: peers.newest(client) for client in clients}
+        cells = [(client, one, protocol, stage) for client in clients for one in self.cases for stage in one.stages for protocol in protocols
+                 if protocol in one.protocols and protocol <= newest[client]]
         with peers.stock(b, self.root) as self.stock, peers.second(b, self.root, self.store) as self.judged, \
                 concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
             self.failures, results = [], []

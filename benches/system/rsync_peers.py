@@ -107,7 +107,7 @@ def fill(word, urls):
 
 
 # Lines that carry times or byte counts of the session; and, in a listing, the size of a directory, which is the file system's.
-VOLATILE = re.compile(rb'^(sent |total size is |receiving |opening |Number of |Total |Literal |Matched |File list |deleting in )|to-chk=|^\s*$')
+VOLATILE = re.compile(rb'^(sent |wrote |total size is |receiving |opening |Number of |Total |Literal |Matched |File list |deleting in )|to-chk=|^\s*$')
 # How far a file was when the client looked, in front of whatever it said next: when that is, is a matter of time.
 PROGRESS = re.compile(rb'^ +[\d,]+ +\d+% +[\d.]+[kMG]?B/s +\d+:\d\d:\d\d +(?!\(xfr)')
 DIRECTORY = re.compile(rb'^(d[rwxsStT-]{9}\+?|@ .d\S{9}) +[\d,]+ ')
@@ -271,6 +271,12 @@ def version(rsync):
 def version_of(rsync):
     """3.5.0"""
     return VERSIONS.setdefault(rsync, version(rsync).split()[0])
+
+
+def newest(rsync):
+    """The newest protocol that a client speaks."""
+    number = re.search(r'\((\d+)\)', version(rsync))
+    return int(number[1]) if number else max(PROTOCOLS)
 
 
 VERSIONS = {}

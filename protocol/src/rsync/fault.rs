@@ -53,6 +53,14 @@ pub enum Fault {
     /// The first line is not rsync's greeting.
     #[error("protocol startup error: no greeting")]
     Greeting,
+    /// A greeting of a version that says more.
+    #[error("your client omitted the {what}: {greeting}")]
+    Omitted {
+        /// What is missing.
+        what: &'static str,
+        /// The greeting.
+        greeting: String,
+    },
     /// No common version of the protocol.
     #[error("protocol {0} is not spoken here: it must be {old} to {new}", old = Version::OLDEST, new = Version::NEWEST)]
     Version(u32),
@@ -170,6 +178,7 @@ impl Fault {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Greeting
+            | Self::Omitted { .. }
             | Self::Line
             | Self::EarlyInput
             | Self::Command(_)
@@ -200,6 +209,7 @@ impl Fault {
     pub fn farewell(&self) -> Farewell {
         match self {
             Self::Greeting
+            | Self::Omitted { .. }
             | Self::Version(_)
             | Self::Line
             | Self::EarlyInput

@@ -237,8 +237,12 @@ fn read_hello(line: &[u8], ours: Version) -> Result<(Version, Option<Method>), F
     let mut numbers = numbers.split(|&byte| byte == b'.').map(number);
     let theirs = numbers.next().flatten().ok_or(Fault::Greeting)?;
     let sub = numbers.next().flatten();
-    if (theirs >= 30 && sub.is_none()) || (theirs >= 32 && names.is_none()) {
-        return Err(Fault::Greeting);
+    let omitted = |what| Fault::Omitted { what, greeting: String::from_utf8_lossy(line).into_owned() };
+    if theirs >= 30 && sub.is_none() {
+        return Err(omitted("subprotocol value"));
+    }
+    if theirs >= 32 && names.is_none() {
+        return Err(omitted("digest name list"));
     }
     // A pre-release of a version speaks the one before it with everybody but itself.
     let pre_release = theirs <= ours.number() && sub.is_some_and(|sub| sub > 0);

@@ -206,7 +206,8 @@ impl Parser {
     fn finish(mut self) -> Options {
         let names = self.options.files_from != FilesFrom::No;
         self.options.relative = self.relative.unwrap_or(names);
-        self.options.dirs |= names;
+        // 2.6.9 asks for a listing of one level with `--list-only` alone.
+        self.options.dirs |= names || (self.options.list_only && !self.options.recurse);
         self.options.specials &= !self.no_specials;
         if !self.sender {
             self.options.fault = Some(Fault::ReadOnly);

@@ -91,6 +91,17 @@ fn names_from_a_list_imply_their_paths_and_directories() {
 }
 
 #[test]
+fn a_listing_that_does_not_recurse_is_of_one_level() {
+    let is = |words: &[&str]| {
+        let options = options(&[words, &[".", "pub/"]].concat());
+        (options.recurse, options.dirs)
+    };
+    assert_eq!(is(&["--list-only"]), (false, true));
+    assert_eq!(is(&["--list-only", "-r"]), (true, false));
+    assert_eq!(is(&[]), (false, false));
+}
+
+#[test]
 fn specials_go_with_devices_unless_they_are_turned_off() {
     let is = |words: &[&str]| {
         let options = options(&[words, &[".", "pub/"]].concat());

@@ -31,12 +31,13 @@ fn the_lower_version_is_in_force_and_a_pre_release_counts_as_the_one_before() {
 
 #[test]
 fn a_first_line_that_is_no_greeting_of_a_known_version_is_the_clients_fault() {
+    let omitted = |what, greeting: &str| Fault::Omitted { what, greeting: greeting.to_owned() };
     for (line, fault) in [
         ("GET / HTTP/1.1\r\n", Fault::Greeting),
         ("@RSYNCD: \n", Fault::Greeting),
         ("@RSYNCD: x\n", Fault::Greeting),
-        ("@RSYNCD: 30\n", Fault::Greeting),
-        ("@RSYNCD: 32.0\n", Fault::Greeting),
+        ("@RSYNCD: 30\n", omitted("subprotocol value", "@RSYNCD: 30")),
+        ("@RSYNCD: 32.0\n", omitted("digest name list", "@RSYNCD: 32.0")),
         ("@RSYNCD: 26\n", Fault::Version(26)),
         ("@RSYNCD: 27.1\n", Fault::Version(27)),
         ("@RSYNCD: 0.1\n", Fault::Version(0)),
