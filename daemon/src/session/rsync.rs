@@ -28,7 +28,6 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use stillmirror_protocol::rsync::arguments::Options;
-use stillmirror_protocol::rsync::digest::Algorithm;
 use stillmirror_protocol::rsync::fault::Exit;
 use stillmirror_protocol::rsync::replies::{self, Replies};
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
@@ -138,7 +137,7 @@ impl Session {
         let configured = pinned.repository.module.timeout;
         let limit = if configured.is_zero() { self.shared.limits.idle } else { configured };
         let offer = Offer {
-            digests: &Algorithm::NAMED,
+            digests: &answers::indexed(pinned.edition.generation.list()).offer(options.checksum),
             compressions: &arguments::Compression::NAMED,
             // A fixed seed: nothing that clients compare depends on it, and nobody need remember it.
             seed: 0,

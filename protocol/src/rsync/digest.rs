@@ -96,6 +96,22 @@ pub struct Indexed {
     pub md5: bool,
 }
 
+impl Indexed {
+    /// What to offer a client, which takes the first of its own names that is offered. Clients of 3.2.0 and builds
+    /// without a current xxHash prefer XXH64, all others XXH128; every one knows MD5. So that they agree on a digest
+    /// that need not be computed for them, the faster ones are not offered where a list has none of them but MD5, nor
+    /// with `checksum`, for which a list must have the digest.
+    pub fn offer(self, checksum: bool) -> Vec<Algorithm> {
+        let is_held_back = |algorithm: &Algorithm| match algorithm {
+            Algorithm::Xxh128 => !self.xxh128,
+            Algorithm::Xxh3 | Algorithm::Xxh64 => true,
+            _ => false,
+        };
+        let holds_back = if checksum { self.xxh128 || self.md5 } else { !self.xxh128 && self.md5 };
+        Algorithm::NAMED.into_iter().filter(|algorithm| !(holds_back && is_held_back(algorithm))).collect()
+    }
+}
+
 /// A finished digest in wire form, 1 to 20 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum {
@@ -234,6 +250,25 @@ mod tests {
         for algorithm in [Algorithm::Xxh128, Algorithm::Md5, Algorithm::Sha1, Algorithm::SeededMd4] {
             assert_eq!(algorithm.indexed(&digests, Indexed::default()), None, "{algorithm:?}");
         }
+    }
+
+    #[test]
+    fn what_an_index_lacks_is_not_offered_where_it_would_have_to_be_computed() {
+        use Algorithm::{Md5, Xxh64, Xxh128};
+        let takes = |own: &[Algorithm], xxh128, md5, checksum| {
+            let offered = Indexed { xxh128, md5 }.offer(checksum);
+            own.iter().copied().find(|named| offered.contains(named))
+        };
+        let (current, old) = (&[Xxh128, Xxh64, Md5], &[Xxh64, Md5]);
+        for checksum in [false, true] {
+            assert_eq!(takes(current, true, true, checksum), Some(Xxh128));
+            assert_eq!(takes(current, true, false, checksum), Some(Xxh128));
+            assert_eq!(takes(current, false, true, checksum), Some(Md5));
+            assert_eq!(takes(old, false, true, checksum), Some(Md5));
+            assert_eq!(takes(current, false, false, checksum), Some(Xxh128), "nothing is indexed");
+        }
+        assert_eq!(takes(old, true, true, true), Some(Md5));
+        assert_eq!(takes(old, true, true, false), Some(Xxh64), "cheaper to compute than MD5 is to check");
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Order for Answering {
     }
 }
 
+/// The digests of a list.
+pub(super) fn indexed(list: ListRef<'_>) -> Indexed {
+    Indexed { xxh128: list.has_xxh128(), md5: list.has_md5() }
+}
+
 /// The rsync framing.
 pub(super) struct Answers {
     session: Arc<Session>,
@@ -245,9 +250,10 @@ impl Answers {
             return Ok(Answer::Shorter(ndx));
         }
         let covers_all = from == 0 || !self.settled.options.digest_of_the_rest();
-        let has = Indexed { xxh128: self.list().has_xxh128(), md5: self.list().has_md5() };
-        let digest =
-            self.algorithm().indexed(&digests, has).filter(|_| covers_all || self.algorithm() == Algorithm::None);
+        let digest = self
+            .algorithm()
+            .indexed(&digests, indexed(self.list()))
+            .filter(|_| covers_all || self.algorithm() == Algorithm::None);
         let read_from = if covers_all && digest.is_none() { 0 } else { from };
         Ok(Answer::File(Content { request, row, read_from, from, size, digest }))
     }
