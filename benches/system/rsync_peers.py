@@ -126,7 +126,8 @@ TAGS = re.compile(rb'\[(sender|receiver|generator|client|server|Receiver|Sender)
 def classes(text):
     """What kinds of complaints there are: names, numbers and processes taken out."""
     kinds = set()
-    for line in text.splitlines():
+    # The two processes of an old client write into each other's lines.
+    for line in re.sub(rb'(?<=.)(?=rsync: |recv_files: )', b'\n', text).splitlines():
         line = TAGS.sub(b'', line)
         line = re.sub(rb'"[^"]*"|\'[^\']*\'', b'NAME', line)
         line = re.sub(rb'(vanished: ).*', rb'\1NAME', line)
