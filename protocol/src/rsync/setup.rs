@@ -33,7 +33,8 @@ mod compat {
 /// What this sender can do for a session.
 #[derive(Debug, Clone, Copy)]
 pub struct Offer<'a> {
-    /// Digests, the preferred first; without [`Algorithm::SeededMd4`].
+    /// Digests to agree on, the preferred first; without [`Algorithm::SeededMd4`]. A client that chooses one
+    /// itself gets that.
     pub digests: &'a [Algorithm],
     /// Compressions, the preferred first; [`Compression::None`] should be among them.
     pub compressions: &'a [Compression],
@@ -177,11 +178,6 @@ impl Negotiation {
         // Only a file's digest is ever seeded.
         let implied_list = if implied == Algorithm::SeededMd4 { Algorithm::Md4 } else { implied };
         let (transfer, list) = options.checksum_choice.unwrap_or((implied, implied_list));
-        if let Some((transfer, list)) = options.checksum_choice
-            && let Some(missing) = [transfer, list].into_iter().find(|digest| !offer.digests.contains(digest))
-        {
-            fault.get_or_insert(Fault::Choice { what: "checksum", name: missing.name().to_owned() });
-        }
         let by_name = options.compress == Compress::Negotiated && can.varint_flags;
         let compression = match options.compress {
             Compress::Chosen(compression) => compression,

@@ -119,11 +119,16 @@ fn what_is_not_offered_is_refused_behind_the_block() {
     let (block, mut negotiation) = Setup::begin(&options(32, &["--compress-choice=zstd", "-re.iLsfxCIvu"]), &none);
     assert!(block.ends_with(&[4, 3, 2, 1]));
     assert_eq!(negotiation.next(), Err(Fault::Refused("compress".to_owned())));
-    let sha1 = options(32, &["--checksum-choice=sha1", "-re.iLsfxCIvu"]);
-    let fault = Fault::Choice { what: "checksum", name: "sha1".to_owned() };
-    assert_eq!(Setup::begin(&sha1, &none).1.next(), Err(fault));
     let iconv = options(32, &["--iconv=utf-8", "-re.iLsfxCIvu"]);
     assert_eq!(Setup::begin(&iconv, &OFFER).1.next(), Err(Fault::Refused("iconv".to_owned())));
+}
+
+#[test]
+fn a_client_that_chooses_its_digests_gets_them_offered_or_not() {
+    let offer = Offer { digests: &[Algorithm::Md5], ..OFFER };
+    let chosen = options(32, &["--checksum-choice=sha1,xxh64", "-re.iLsfxCIvu"]);
+    let setup = agree(&chosen, &offer, &[]).expect("an agreement");
+    assert_eq!((setup.transfer, setup.list), (Algorithm::Sha1, Algorithm::Xxh64));
 }
 
 #[test]
