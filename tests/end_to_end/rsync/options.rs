@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::peers::{Pair, copy};
+use super::peers::{Pair, copy, pull};
 use super::tree;
 use crate::support::*;
 
@@ -92,6 +92,18 @@ fn checksums_and_compression_are_as_negotiated() {
     let level_0 =
         ["-az", "-az", "-a --new-compress", "-a --old-compress", "-az"].map(|how| format!("{how} --compress-level=0"));
     each(&pair, 28, &level_0.each_ref().map(|options| (options.as_str(), ALL)));
+}
+
+#[test]
+fn checksums_are_of_a_kind_that_the_index_has() {
+    let world = World::with_tree();
+    assert_exit(&world.index_command().arg("--md5").output().expect("index runs"), 0);
+    let (server, dest) = (world.serve(), world.path("dest"));
+    let pull = |options: &str| pull(&server.address, &[options, "{M}/", "{D}/"], &dest);
+    assert_eq!(pull("-rl").code, Some(0));
+    let looked = pull("-rlcni");
+    assert_eq!((looked.code, looked.out.len()), (Some(0), 0), "every time is another, no content is");
+    assert!(!pull("-rlni").out.is_empty());
 }
 
 #[test]
