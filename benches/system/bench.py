@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -179,7 +180,7 @@ class Server:
         start = time.monotonic()
         with open(self.log, 'wb') as log:
             self.process = subprocess.Popen([*prefix, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.pid = self.process.pid
+        self.pid, self.is_watched = self.process.pid, bool(prefix)
         self.wait_until_listening()
         self.seconds_to_listen = time.monotonic() - start
 
@@ -198,7 +199,12 @@ class Server:
         self.stop()
 
     def stop(self):
-        self.process.terminate()
+        if self.is_watched:
+            # What watches the server ends with it, and not it with that.
+            for pid in self.processes() - {self.pid}:
+                os.kill(pid, signal.SIGTERM)
+        else:
+            self.process.terminate()
         try:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
