@@ -157,10 +157,11 @@ def run(b):
     for seed in range(b.args.first, b.args.first + b.args.sets):
         rng, client = random.Random(seed), clients[seed % len(clients)]
         protocol = min(rng.choice((32, 32, 32, 31, 30, 29, 28, 27)), peers.newest(client))
-        words = [word for word in Rules(rng, files, names, protocol < 29).words() if peers.newest(client) > 28 or OF_OLD.match(word)]
+        is_old = peers.newest(client) < 29
+        words = [word for word in Rules(rng, files, names, protocol < 29).words() if not is_old or OF_OLD.match(word)]
         source = '{M}/' if rng.random() < 0.7 else '{M}/' + rng.choice(folders) + rng.choice(('', '/'))
         pulls = rng.random() < 0.25
-        how = ['-rt', rng.choice(('--delete', '--delete', '--delete-excluded'))] if pulls else ['-r', '--list-only'][:2 if peers.newest(client) > 28 else 1]
+        how = ['-rt', rng.choice(('--delete', '--delete', '--delete-excluded'))] if pulls else ['-r'] if is_old else ['-r', '--list-only']
         sets.append((seed, client, [*how, *words, f'--protocol={protocol}', source] + ['{D}/'] * pulls, protocol))
     gaps, failures, rows = peers.Gaps(), [], {}
     with peers.stock(b, root) as stock, peers.second(b, root, store) as judged, concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:

@@ -7,6 +7,7 @@ second daemon is a stock one too: then nothing may differ, which shows that the 
 import collections
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import os
 import pathlib
@@ -262,6 +263,7 @@ def fits(word, patterns):
     return any(fnmatch.fnmatchcase(word, pattern) for pattern in patterns)
 
 
+@functools.cache
 def version(rsync):
     """3.5.0 (32)"""
     out = subprocess.run([rsync, '--version'], capture_output=True, text=True, check=False).stdout
@@ -271,16 +273,13 @@ def version(rsync):
 
 def version_of(rsync):
     """3.5.0"""
-    return VERSIONS.setdefault(rsync, version(rsync).split()[0])
+    return version(rsync).split()[0]
 
 
 def newest(rsync):
     """The newest protocol that a client speaks."""
     number = re.search(r'\((\d+)\)', version(rsync))
     return int(number[1]) if number else max(PROTOCOLS)
-
-
-VERSIONS = {}
 
 
 def command(result):
