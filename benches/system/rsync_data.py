@@ -3,6 +3,9 @@
 
 The source should lie on a disk (reads past the page cache are part of the matter), the destination (--dest) in
 memory, so that the client's disk is not what is measured. Rounds alternate between the daemons.
+
+States: `hot`, all files in the page cache; `cold`, none; with --cache also `kept`, where a stock daemon has the page cache and
+stillmirror that much memory of its own, after two pulls that fill it.
 """
 import os
 import pathlib
@@ -31,11 +34,13 @@ def run(b):
         source = sources[what.split(',')[0]]
         files = [os.path.join(source, name) for name in trees.files_below(source)]
         size = sum(os.stat(file).st_size for file in files)
-        with peers.stock(b, source) as stock, peers.second(b, source, b.work / f'{source.name}-store') as judged:
-            for cache in ('hot', 'cold'):
-                for _ in range(b.args.repeats):
-                    for server in (stock, judged):
-                        rows.append(one(b, server, what, options, cache, files, size, folder / f'dest-{server.port}'))
+        for cache in ('hot', 'cold', *(['kept'] if b.args.cache else [])):
+            given = {'daemon': f'cache = "{b.args.cache}"'} if cache == 'kept' else {}
+            with peers.stock(b, source) as stock, peers.second(b, source, b.work / f'{source.name}-store', **given) as judged:
+                measure = lambda server: one(b, server, what, options, cache, files, size, folder / f'dest-{server.port}')
+                for _ in range(2 if given else 0):
+                    measure(judged)
+                rows += [measure(server) for _ in range(b.args.repeats) for server in (stock, judged)]
     table = []
     for key in dict.fromkeys((row['what'], row['cache'], row['daemon']) for row in rows):
         its = [row for row in rows if (row['what'], row['cache'], row['daemon']) == key]
@@ -77,6 +82,7 @@ bench.main(__doc__, [
     ('--gib', dict(type=int, default=4, help='of large files, if they are made (default: %(default)s)')),
     ('--files', dict(type=int, default=100_000, help='small ones, if they are made (default: %(default)s)')),
     ('--kind', dict(action='append', metavar='PATTERN', help=f'only these: {", ".join(KINDS)}')),
+    ('--cache', dict(metavar='SIZE', help='measure this much memory of its own for the daemon too, such as 6GiB')),
     ('--repeats', dict(type=int, default=3)),
     ('--rsync', dict(metavar='PATH', default='rsync')),
 ], run)

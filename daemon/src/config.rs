@@ -162,7 +162,7 @@ pub struct Limits {
 /// What reading costs at the most, over all sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes of file extents kept for other clients that want the same ones. Default 64 MiB.
+    /// Bytes of file extents and of small files, kept for other clients that want the same ones. Default 64 MiB.
     pub cache: usize,
     /// Bytes of extents being read or sent. When they are used up, sessions wait. Default 64 MiB.
     pub buffers: usize,

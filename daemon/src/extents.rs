@@ -1,5 +1,9 @@
-//! Extents of files in memory: read once for all that want them at the same time.
+//! Files in memory: extents of large ones, read once for all that want them at the same time, and small
+//! ones, which lie on shelves.
 
+mod shelf;
+
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,14 +14,20 @@ use tokio::task::JoinHandle;
 
 use crate::file::FileState;
 use crate::gate::Gate;
-use crate::pool::{Buffer, EXTENT};
+use crate::pool::{Buffer, EXTENT, Pool};
+use shelf::Shelf;
 
 /// Reads under way at once, over all sessions: enough to keep many disks busy, few enough that their
 /// threads cost little.
 const READS: usize = 32;
+/// The part of the cache that is left to shelves when large files want all of it. A client that takes a
+/// million small files must not push out what others share of a large one, nor the other way round.
+const SHELVES: usize = 4;
+/// Files up to this part of the cache are kept for the next client although nobody else wants them yet.
+const KEPT: usize = 8;
 
 /// An extent by the state of its file, whatever its name and generation, and its place in it: bytes
-/// `number * EXTENT ..`.
+/// `number * EXTENT ..`. A small file is its first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     /// The file.
@@ -26,9 +36,10 @@ pub(crate) struct Key {
     pub(crate) number: u64,
 }
 
-/// The bytes of an extent.
+/// The bytes of an extent, for as long as anybody holds them.
+#[derive(Clone)]
 pub(crate) struct Extent {
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
     range: Range<usize>,
 }
 
@@ -41,33 +52,41 @@ impl Deref for Extent {
 }
 
 /// An extent, or why it cannot be had.
-pub(crate) type Outcome = Result<Arc<Extent>, ItemFailure>;
+pub(crate) type Outcome = Result<Extent, ItemFailure>;
 
 /// The cache of extents, and the gate through which all reads go.
 ///
 /// The oldest extent is the first to go, however often it was used: clients follow each other through a
-/// file, and what all of them have passed is of no more use.
+/// file, and what all of them have passed is of no more use. The same holds for shelves.
 pub(crate) struct Extents {
+    /// Buffers.
     capacity: usize,
     slots: Mutex<Slots>,
+    /// Where small files are put until it is full. To be locked before the slots.
+    shelf: Mutex<Shelf>,
     reads: Gate,
 }
 
 #[derive(Default)]
 struct Slots {
     by_key: HashMap<Key, Slot>,
+    /// The extents, the oldest first.
     ready: VecDeque<Key>,
+    /// What lies on each full shelf, the oldest first.
+    shelves: VecDeque<Vec<Key>>,
+    /// Whether there is a shelf in hand, which takes a buffer too.
+    shelf_in_hand: bool,
 }
 
 enum Slot {
     Reading(watch::Receiver<Option<Outcome>>),
-    Ready(Arc<Extent>),
+    Ready(Extent),
 }
 
 /// An extent that is there, or about to be.
 pub(crate) enum Coming {
     /// It is there.
-    Ready(Arc<Extent>),
+    Ready(Extent),
     /// Somebody reads it.
     Reading(watch::Receiver<Option<Outcome>>),
 }
@@ -99,7 +118,7 @@ impl Lead {
     where
         F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure>,
     {
-        let outcome = read(&mut buffer).map(|range| Arc::new(Extent { buffer, range }));
+        let outcome = read(&mut buffer).map(|range| Extent { buffer: Arc::new(buffer), range });
         self.extents.settle(self.key, outcome.as_ref().ok().filter(|_| keep));
         self.outcome.send_replace(Some(outcome.clone()));
         outcome
@@ -122,16 +141,58 @@ impl Coming {
 impl Extents {
     /// A cache that keeps at most `bytes` of extents that nobody holds any more.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), reads: Gate::new(READS) })
+        let shelf = Mutex::new(Shelf::new(bytes));
+        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), shelf, reads: Gate::new(READS) })
+    }
+
+    /// Extents of large files that it holds at least, once it is full.
+    pub(crate) fn window(&self) -> usize {
+        self.capacity - self.capacity / SHELVES
+    }
+
+    /// Whether a file of that many bytes is kept although nobody else wants it yet.
+    pub(crate) fn keeps(&self, size: u64) -> bool {
+        size <= (self.capacity / KEPT * EXTENT) as u64
     }
 
     /// An extent that is there or being read already.
     pub(crate) fn find(&self, key: Key) -> Option<Coming> {
         match self.lock().by_key.get(&key)? {
-            Slot::Ready(extent) => Some(Coming::Ready(Arc::clone(extent))),
+            Slot::Ready(extent) => Some(Coming::Ready(extent.clone())),
             // A reader that died leaves no outcome and no sender.
             Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
             Slot::Reading(outcome) => Some(Coming::Reading(outcome.clone())),
+        }
+    }
+
+    /// Those that are there.
+    pub(crate) fn ready(&self, keys: impl Iterator<Item = Key>) -> Vec<Option<Extent>> {
+        let slots = self.lock();
+        let ready = |key| match slots.by_key.get(&key) {
+            Some(Slot::Ready(extent)) => Some(extent.clone()),
+            _ => None,
+        };
+        keys.map(ready).collect()
+    }
+
+    /// Puts copies of those small files on the shelf that were read before not long ago: most clients take
+    /// each file once, and so do most files have one client. What a full shelf holds is there for all from then on.
+    pub(crate) fn shelve<'a>(&self, files: impl Iterator<Item = (FileState, &'a [u8])>, pool: &Arc<Pool>) {
+        if self.capacity < SHELVES {
+            return;
+        }
+        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        for (file, bytes) in files {
+            let key = Key { file, number: 0 };
+            if !shelf.was_read(key) || shelf.has(key) {
+                continue;
+            }
+            if !shelf.has_room(bytes.len()) {
+                let Some(buffer) = pool.try_take() else { return };
+                let full = shelf.replace(buffer);
+                self.lock().put_up(full, self.capacity);
+            }
+            shelf.put(key, bytes);
         }
     }
 
@@ -154,18 +215,15 @@ impl Extents {
         self.reads.run(work)
     }
 
-    fn settle(&self, key: Key, extent: Option<&Arc<Extent>>) {
+    fn settle(&self, key: Key, extent: Option<&Extent>) {
         let mut slots = self.lock();
         let Some(extent) = extent.filter(|_| self.capacity > 0) else {
             slots.by_key.remove(&key);
             return;
         };
-        slots.by_key.insert(key, Slot::Ready(Arc::clone(extent)));
+        slots.by_key.insert(key, Slot::Ready(extent.clone()));
         slots.ready.push_back(key);
-        while slots.ready.len() > self.capacity {
-            let Some(oldest) = slots.ready.pop_front() else { break };
-            slots.by_key.remove(&oldest);
-        }
+        slots.make_room(self.capacity);
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -173,58 +231,36 @@ impl Extents {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::file::tests::state;
-    use crate::pool::Pool;
-
-    #[tokio::test]
-    async fn one_read_serves_all_that_want_an_extent() {
-        let (extents, pool) = (Extents::new(4 * EXTENT), Pool::new(8 * EXTENT));
-        let key = Key { file: state(1), number: 0 };
-        let Begun::Mine(lead) = extents.begin(key) else { panic!("nobody else reads") };
-        let waiting: Vec<_> = (0..20).map(|_| extents.begin(key)).collect();
-        let buffer = pool.take().await;
-        let read = |buffer: &mut [u8]| {
-            buffer[10..15].copy_from_slice(b"bytes");
-            Ok(10..15)
-        };
-        assert_eq!(&**lead.read(buffer, true, read).unwrap(), b"bytes");
-        for begun in waiting {
-            let Begun::Coming(coming) = begun else { panic!("read twice") };
-            assert_eq!(&**coming.wait().await.unwrap(), b"bytes");
-        }
-        assert!(matches!(extents.begin(key), Begun::Coming(Coming::Ready(_))));
-    }
-
-    #[tokio::test]
-    async fn the_oldest_extents_go_first_and_give_their_buffers_back() {
-        let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
-        let key = |number| Key { file: state(1), number };
-        for number in 0..5 {
-            let Begun::Mine(lead) = extents.begin(key(number)) else { panic!("nobody else reads") };
-            lead.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
-        }
-        let there: Vec<_> = (0..5).filter(|&number| extents.find(key(number)).is_some()).collect();
-        assert_eq!((there, pool.available()), (vec![3, 4], 6));
-    }
-
-    #[tokio::test]
-    async fn a_failed_or_abandoned_read_fails_who_waits_and_nobody_later() {
-        let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
-        let key = Key { file: state(1), number: 0 };
-        for abandon in [false, true] {
-            let Begun::Mine(lead) = extents.begin(key) else { panic!("nobody else reads") };
-            let Begun::Coming(coming) = extents.begin(key) else { panic!("read twice") };
-            if abandon {
-                drop(lead);
-                assert_eq!(coming.wait().await.err(), Some(ItemFailure::Unreadable));
-            } else {
-                let _ = lead.read(pool.take().await, true, |_| Err(ItemFailure::Stale));
-                assert_eq!(coming.wait().await.err(), Some(ItemFailure::Stale));
+impl Slots {
+    /// Makes what lies on a full shelf known, but for what was shelved twice. Another shelf is in hand now.
+    fn put_up(&mut self, full: impl Iterator<Item = (Key, Extent)>, capacity: usize) {
+        let mut keys = Vec::new();
+        for (key, extent) in full {
+            if let Entry::Vacant(slot) = self.by_key.entry(key) {
+                slot.insert(Slot::Ready(extent));
+                keys.push(key);
             }
         }
-        assert!(matches!(extents.begin(key), Begun::Mine(_)));
+        if !keys.is_empty() {
+            self.shelves.push_back(keys);
+        }
+        self.shelf_in_hand = true;
+        self.make_room(capacity);
+    }
+
+    /// Drops what is oldest, for no more than `capacity` buffers to be held. Shelves above their share go first.
+    fn make_room(&mut self, capacity: usize) {
+        let shelves = |slots: &Self| slots.shelves.len() + usize::from(slots.shelf_in_hand);
+        while self.ready.len() + shelves(self) > capacity {
+            if self.ready.is_empty() || shelves(self) > capacity / SHELVES {
+                let Some(oldest) = self.shelves.pop_front() else { break };
+                oldest.iter().for_each(|key| drop(self.by_key.remove(key)));
+            } else if let Some(oldest) = self.ready.pop_front() {
+                self.by_key.remove(&oldest);
+            }
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,7 @@ use extents::Extents;
 use gate::Gate;
 use listener::{Port, Strangers};
 use pack::Packs;
-use pool::{EXTENT, Pool};
+use pool::Pool;
 use registry::Registry;
 
 /// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
@@ -168,13 +168,14 @@ impl Daemon {
     pub async fn open(config: Config) -> Result<Self, DaemonError> {
         let (repositories, queue) = (config.repositories.clone(), config.limits.queue);
         let opened = tokio::task::spawn_blocking(move || Registry::open(&repositories, queue)).await;
+        let extents = Extents::new(config.memory.cache);
         let shared = Shared {
             registry: opened.map_err(DaemonError::Worker)??,
             limits: config.limits.clone(),
             // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
-            extents: Extents::new(config.memory.cache),
-            packs: Packs::new(config.memory.cache / EXTENT),
+            packs: Packs::new(extents.window()),
+            extents,
             admission: Admission::new(config.limits.connections, config.limits.queue),
             strangers: Arc::default(),
             bandwidth: Bucket::new(config.limits.bandwidth),

@@ -196,7 +196,11 @@ impl<F: Framing> Lane<F> {
             Piece::Batch(parts) => {
                 let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
                 let (pinned, parts) = (Arc::clone(order.pinned()), parts.clone());
-                Some(Arriving::Batch(shared.extents.run(move || read_batch(&pinned, &parts, buffer))))
+                let read = {
+                    let shared = Arc::clone(&shared);
+                    move || read_batch(&shared, &pinned, &parts, buffer)
+                };
+                Some(Arriving::Batch(shared.extents.run(read)))
             }
             Piece::Extent(extent) => {
                 let file = self.large_file(order, extent.row, extent.key);

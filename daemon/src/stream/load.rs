@@ -13,11 +13,8 @@ use crate::Shared;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::pack::Place;
-use crate::pool::Buffer;
+use crate::pool::{Buffer, EXTENT};
 use crate::session::Pinned;
-
-/// Files up to this size (bytes) are kept for the next client although nobody else wants them yet.
-const KEPT: u64 = 8 << 20;
 
 /// A piece on its way.
 pub(super) struct Load<O> {
@@ -46,7 +43,7 @@ pub(super) struct Loaded {
 enum Memory {
     Nothing,
     Own(Buffer),
-    Shared(Arc<Extent>),
+    Shared(Extent),
 }
 
 impl Arriving {
@@ -118,29 +115,46 @@ pub(super) async fn start_extent(
     })
 }
 
-/// Reads parts of files, each behind the other in one buffer.
-pub(super) fn read_batch(pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
+/// Brings parts of files, each behind the other, into one buffer: out of the cache, or from disk.
+pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
+    let generation = &pinned.edition.generation;
+    let state = |row| FileState::indexed(generation, row);
+    let key = |part: &Part| Some(Key { file: state(part.row?), number: part.offset / EXTENT as u64 });
+    let mut cached = shared.extents.ready(parts.iter().filter_map(key)).into_iter();
+    let mut bytes: Vec<_> = parts.iter().map(|_| Ok(0..0)).collect();
     let (mut free, mut used) = (&mut buffer[..], 0);
-    let mut starts = Vec::with_capacity(parts.len());
-    let mut wanted = Vec::with_capacity(parts.len());
-    for part in parts {
+    let (mut wanted, mut places) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
+    for (at, part) in parts.iter().enumerate() {
         let Some(row) = part.row else { continue };
         let (room, rest) = std::mem::take(&mut free).split_at_mut(room(part.offset, part.len));
-        starts.push(used);
+        let start = used;
         used += room.len();
         free = rest;
-        wanted.push(Wanted { row, offset: part.offset, len: part.len, room });
+        let within = (part.offset % EXTENT as u64) as usize;
+        let cached = cached.next().flatten();
+        match cached.as_ref().and_then(|extent| extent.get(within..within + part.len)) {
+            Some(came) if !came.is_empty() => {
+                room[..part.len].copy_from_slice(came);
+                bytes[at] = Ok(start..start + part.len);
+            }
+            _ => {
+                places.push((at, start));
+                wanted.push(Wanted { row, offset: part.offset, len: part.len, room });
+            }
+        }
     }
-    let generation = &pinned.edition.generation;
-    let indexed = |row| (generation.list().path(row), FileState::indexed(generation, row));
+    let indexed = |row| (generation.list().path(row), state(row));
     let outcomes = pinned.repository.tree.read_batch(indexed, &mut wanted);
-    let mut came = starts.into_iter().zip(outcomes);
-    let mut bytes = |part: &Part| match came.by_ref().take(usize::from(!part.is_words())).next() {
-        Some((start, outcome)) => outcome.map(|range| start + range.start..start + range.end),
-        None => Ok(0..0),
-    };
-    let parts = parts.iter().map(|part| Got { item: part.item, before: part.before, bytes: bytes(part) }).collect();
-    Loaded { memory: Memory::Own(buffer), parts }
+    for ((at, start), outcome) in places.iter().zip(outcomes) {
+        bytes[*at] = outcome.map(|range| start + range.start..start + range.end);
+    }
+    let came = places.iter().filter_map(|&(at, _)| {
+        let file = parts[at].row.map(state).filter(|file| parts[at].is_all_of(*file))?;
+        Some((file, &buffer[bytes[at].clone().ok()?]))
+    });
+    shared.extents.shelve(came, &shared.pool);
+    let got = |(part, bytes): (&Part, _)| Got { item: part.item, before: part.before, bytes };
+    Loaded { parts: parts.iter().zip(bytes).map(got).collect(), memory: Memory::Own(buffer) }
 }
 
 /// A large file, opened when the first of its extents is read.
@@ -149,6 +163,8 @@ pub(super) struct LargeFile {
     row: u32,
     pub(super) state: FileState,
     pub(super) place: Place,
+    /// Whether it is small enough to be kept in any case.
+    is_kept: bool,
     open: OnceLock<Result<OpenFile, ItemFailure>>,
 }
 
@@ -156,7 +172,7 @@ impl LargeFile {
     /// Whether an extent is kept for others: somebody else has it still before them, or the file is so
     /// small that the next one may well come while it is still there.
     pub(super) fn is_kept(&self, extent: u64) -> bool {
-        self.state.size() <= KEPT || self.place.is_followed(extent)
+        self.is_kept || self.place.is_followed(extent)
     }
 
     pub(super) fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
@@ -178,7 +194,9 @@ impl<F: Framing> Lane<F> {
             _ => {
                 let pinned = Arc::clone(order.pinned());
                 let place = self.shared.packs.join(key.file, key.number, Instant::now());
-                let file = Arc::new(LargeFile { pinned, row, state: key.file, place, open: OnceLock::new() });
+                let is_kept = self.shared.extents.keeps(key.file.size());
+                let open = OnceLock::new();
+                let file = Arc::new(LargeFile { pinned, row, state: key.file, place, is_kept, open });
                 self.file = Some(Arc::clone(&file));
                 file
             }

@@ -8,8 +8,7 @@ use crate::extents::Key;
 use crate::file::{FileState, room};
 use crate::pool::EXTENT;
 
-/// Files up to this size (bytes) are read beside each other and not kept for other clients: the next
-/// one would have to ask within milliseconds for that to pay.
+/// Files up to this size (bytes) are read beside each other, and kept as a whole or not at all.
 const SMALL: u64 = 64 << 10;
 /// Files in one batch: they are read at once, while other batches are read beside it.
 const BATCH: usize = 128;
@@ -61,6 +60,11 @@ impl Part {
     /// Whether there is nothing to read.
     pub(super) fn is_words(&self) -> bool {
         self.row.is_none()
+    }
+
+    /// Whether it is the whole of a small file, which must be the one at its row.
+    pub(super) fn is_all_of(&self, file: FileState) -> bool {
+        (1..=SMALL).contains(&file.size()) && self.len as u64 == file.size()
     }
 }
 

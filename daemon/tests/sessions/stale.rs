@@ -63,3 +63,29 @@ async fn a_fifo_in_the_place_of_a_file_stalls_nobody() {
     let answer = soon(client.data(handle, items)).await;
     assert_eq!((answer.bytes.as_slice(), answer.failures), (&b"other"[..], vec![(0, 0, ItemFailure::Stale)]));
 }
+
+#[tokio::test]
+async fn small_files_that_were_read_before_come_out_of_memory_as_they_were_indexed() {
+    let files: Vec<_> = (0..100).map(|n| (format!("f{n:02}"), noise((16 << 10) + n))).collect();
+    let borrowed: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let fixture = Fixture::with(&borrowed);
+    let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let expected: Vec<u8> = files.iter().flat_map(|(_, content)| content.clone()).collect();
+    for _ in 0..3 {
+        let answer = soon(client.data(handle, items.clone())).await;
+        assert!(answer.failures.is_empty() && answer.bytes == expected);
+    }
+    for (name, _) in &files {
+        std::fs::remove_file(fixture.root().join(name)).unwrap();
+    }
+    // A shelf of 64 of them is full; two whose hashes share a place may have missed it.
+    let answer = soon(client.data(handle, items)).await;
+    let gone: Vec<_> = answer.failures.iter().map(|&(_, item, reason)| (item, reason)).collect();
+    assert!((36..60).contains(&gone.len()) && gone.iter().all(|&(_, reason)| reason == ItemFailure::Vanished));
+    let there = |at: &usize| gone.iter().all(|&(item, _)| item as usize != *at);
+    let expected: Vec<u8> = (0..100).filter(there).flat_map(|at| files[at].1.clone()).collect();
+    assert!(answer.bytes == expected);
+}

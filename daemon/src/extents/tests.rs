@@ -1,0 +1,101 @@
+use super::*;
+use crate::file::tests::state;
+use crate::pool::Pool;
+
+#[tokio::test]
+async fn one_read_serves_all_that_want_an_extent() {
+    let (extents, pool) = (Extents::new(4 * EXTENT), Pool::new(8 * EXTENT));
+    let key = Key { file: state(1), number: 0 };
+    let Begun::Mine(lead) = extents.begin(key) else { panic!("nobody else reads") };
+    let waiting: Vec<_> = (0..20).map(|_| extents.begin(key)).collect();
+    let buffer = pool.take().await;
+    let read = |buffer: &mut [u8]| {
+        buffer[10..15].copy_from_slice(b"bytes");
+        Ok(10..15)
+    };
+    assert_eq!(&*lead.read(buffer, true, read).unwrap(), b"bytes");
+    for begun in waiting {
+        let Begun::Coming(coming) = begun else { panic!("read twice") };
+        assert_eq!(&*coming.wait().await.unwrap(), b"bytes");
+    }
+    assert!(matches!(extents.begin(key), Begun::Coming(Coming::Ready(_))));
+}
+
+#[tokio::test]
+async fn the_oldest_extents_go_first_and_give_their_buffers_back() {
+    let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
+    let key = |number| Key { file: state(1), number };
+    for number in 0..5 {
+        let Begun::Mine(lead) = extents.begin(key(number)) else { panic!("nobody else reads") };
+        lead.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
+    }
+    let there: Vec<_> = (0..5).filter(|&number| extents.find(key(number)).is_some()).collect();
+    assert_eq!((there, pool.available()), (vec![3, 4], 6));
+}
+
+#[tokio::test]
+async fn a_failed_or_abandoned_read_fails_who_waits_and_nobody_later() {
+    let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
+    let key = Key { file: state(1), number: 0 };
+    for abandon in [false, true] {
+        let Begun::Mine(lead) = extents.begin(key) else { panic!("nobody else reads") };
+        let Begun::Coming(coming) = extents.begin(key) else { panic!("read twice") };
+        if abandon {
+            drop(lead);
+            assert_eq!(coming.wait().await.err(), Some(ItemFailure::Unreadable));
+        } else {
+            let _ = lead.read(pool.take().await, true, |_| Err(ItemFailure::Stale));
+            assert_eq!(coming.wait().await.err(), Some(ItemFailure::Stale));
+        }
+    }
+    assert!(matches!(extents.begin(key), Begun::Mine(_)));
+}
+
+/// Reads a small file as a session does, unless it is there; says whether it was.
+fn read_small(extents: &Extents, pool: &Arc<Pool>, inode: u64) -> bool {
+    let (file, content) = (state(inode), vec![inode as u8; EXTENT / 4]);
+    if let [Some(there)] = extents.ready([Key { file, number: 0 }].into_iter()).as_slice() {
+        assert_eq!(**there, content);
+        return true;
+    }
+    extents.shelve([(file, content.as_slice())].into_iter(), pool);
+    false
+}
+
+#[test]
+fn small_files_that_are_read_twice_are_there_for_the_third_once_they_fill_a_shelf() {
+    let (extents, pool) = (Extents::new(8 * EXTENT), Pool::new(9 * EXTENT));
+    let read = |file| read_small(&extents, &pool, file);
+    for file in [0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5] {
+        assert!(!read(file), "none of them is there before the shelf is full");
+    }
+    assert!(!read(5), "this one goes on the next shelf");
+    assert_eq!([0, 1, 2, 3, 4, 5].map(read), [true, false, true, true, true, false]);
+}
+
+#[tokio::test]
+async fn small_files_and_large_ones_leave_each_other_their_share() {
+    let (extents, pool) = (Extents::new(8 * EXTENT), Pool::new(9 * EXTENT));
+    let read_twice = |files: Range<u64>| {
+        for file in files {
+            assert!(!read_small(&extents, &pool, file) && !read_small(&extents, &pool, file));
+        }
+    };
+    let shelves = |files: Range<u64>| {
+        let keys = files.map(|inode| Key { file: state(inode), number: 0 });
+        extents.ready(keys).iter().flatten().count() as f64 / 4.0
+    };
+    let large = |number| Key { file: state(1000), number };
+    let larges = || (0..20).filter(|&number| extents.find(large(number)).is_some()).collect::<Vec<_>>();
+
+    read_twice(0..40);
+    assert_eq!(shelves(0..40), 7.0, "beside the one in hand, with nothing else in the cache");
+    for number in 0..20 {
+        let Begun::Mine(lead) = extents.begin(large(number)) else { panic!("nobody else reads") };
+        lead.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
+    }
+    assert_eq!((shelves(0..40), larges()), (1.0, (14..20).collect()));
+    read_twice(40..80);
+    assert_eq!((shelves(0..40), shelves(40..80), larges()), (0.0, 1.0, (14..20).collect()));
+    assert_eq!(pool.available(), 1, "all that is dropped gives its buffer back");
+}
