@@ -12,6 +12,8 @@ use crate::pool::Buffer;
 const FILES: usize = 1024;
 /// Bytes of the cache for each file that is remembered as read.
 const REMEMBERED: usize = 4096;
+/// Files that are remembered at the most: 16 MiB of memory, whatever the cache.
+const MOST_REMEMBERED: usize = 4 << 20;
 
 /// The shelf in hand, and which files were read lately.
 pub(super) struct Shelf {
@@ -27,7 +29,7 @@ pub(super) struct Shelf {
 impl Shelf {
     /// For a cache of so many bytes.
     pub(super) fn new(cache: usize) -> Self {
-        let read = vec![0; (cache / REMEMBERED).max(1)].into();
+        let read = vec![0; (cache / REMEMBERED).clamp(1, MOST_REMEMBERED)].into();
         Self { buffer: None, used: 0, files: HashMap::new(), read }
     }
 

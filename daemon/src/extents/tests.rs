@@ -63,6 +63,13 @@ fn read_small(extents: &Extents, pool: &Arc<Pool>, inode: u64) -> bool {
 }
 
 #[test]
+fn a_cache_of_any_size_takes_no_memory_before_it_holds_something() {
+    let extents = Extents::new(usize::MAX);
+    assert!(extents.keeps(1 << 60) && !Extents::new(0).keeps(1));
+    assert!(extents.window() > usize::MAX / EXTENT / 2);
+}
+
+#[test]
 fn small_files_that_are_read_twice_are_there_for_the_third_once_they_fill_a_shelf() {
     let (extents, pool) = (Extents::new(8 * EXTENT), Pool::new(9 * EXTENT));
     let read = |file| read_small(&extents, &pool, file);
