@@ -74,8 +74,6 @@ struct Slots {
     ready: VecDeque<Key>,
     /// What lies on each full shelf, the oldest first.
     shelves: VecDeque<Vec<Key>>,
-    /// Whether there is a shelf in hand, which takes a buffer too.
-    shelf_in_hand: bool,
 }
 
 enum Slot {
@@ -157,12 +155,7 @@ impl Extents {
 
     /// An extent that is there or being read already.
     pub(crate) fn find(&self, key: Key) -> Option<Coming> {
-        match self.lock().by_key.get(&key)? {
-            Slot::Ready(extent) => Some(Coming::Ready(extent.clone())),
-            // A reader that died leaves no outcome and no sender.
-            Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
-            Slot::Reading(outcome) => Some(Coming::Reading(outcome.clone())),
-        }
+        self.lock().find(key)
     }
 
     /// Those that are there.
@@ -198,11 +191,12 @@ impl Extents {
 
     /// An extent, or the task of reading it.
     pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Begun {
-        if let Some(coming) = self.find(key) {
+        let mut slots = self.lock();
+        if let Some(coming) = slots.find(key) {
             return Begun::Coming(coming);
         }
         let (sender, receiver) = watch::channel(None);
-        self.lock().by_key.insert(key, Slot::Reading(receiver));
+        slots.by_key.insert(key, Slot::Reading(receiver));
         Begun::Mine(Lead { extents: Arc::clone(self), key, outcome: sender })
     }
 
@@ -232,6 +226,15 @@ impl Extents {
 }
 
 impl Slots {
+    fn find(&self, key: Key) -> Option<Coming> {
+        match self.by_key.get(&key)? {
+            Slot::Ready(extent) => Some(Coming::Ready(extent.clone())),
+            // A reader that died leaves no outcome and no sender.
+            Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
+            Slot::Reading(outcome) => Some(Coming::Reading(outcome.clone())),
+        }
+    }
+
     /// Makes what lies on a full shelf known, but for what was shelved twice. Another shelf is in hand now.
     fn put_up(&mut self, full: impl Iterator<Item = (Key, Extent)>, capacity: usize) {
         let mut keys = Vec::new();
@@ -244,15 +247,15 @@ impl Slots {
         if !keys.is_empty() {
             self.shelves.push_back(keys);
         }
-        self.shelf_in_hand = true;
         self.make_room(capacity);
     }
 
-    /// Drops what is oldest, for no more than `capacity` buffers to be held. Shelves above their share go first.
+    /// Drops what is oldest, for no more than `capacity` buffers to be held, of which one is the shelf in hand's.
+    /// Shelves above their share go first.
     fn make_room(&mut self, capacity: usize) {
-        let shelves = |slots: &Self| slots.shelves.len() + usize::from(slots.shelf_in_hand);
-        while self.ready.len() + shelves(self) > capacity {
-            if self.ready.is_empty() || shelves(self) > capacity / SHELVES {
+        let in_hand = usize::from(capacity >= SHELVES);
+        while self.ready.len() + self.shelves.len() + in_hand > capacity {
+            if self.ready.is_empty() || self.shelves.len() + in_hand > capacity / SHELVES {
                 let Some(oldest) = self.shelves.pop_front() else { break };
                 oldest.iter().for_each(|key| drop(self.by_key.remove(key)));
             } else if let Some(oldest) = self.ready.pop_front() {

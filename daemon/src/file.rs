@@ -326,10 +326,9 @@ pub(crate) mod tests {
         let mut buffers: Vec<_> = ranges.iter().map(|_| AlignedBytes::slab(2 << 20).remove(0)).collect();
         let wanted = ranges.iter().zip(&mut buffers).map(|(&(row, offset, len), buffer)| {
             let room = &mut buffer[..room(offset, len)];
-            Wanted { row, offset, len, room }
+            Wanted { row, indexed: states[row as usize], offset, len, room }
         });
-        let indexed = |row: u32| (row.to_string().into_bytes(), states[row as usize]);
-        let outcomes = tree.read_batch(indexed, &mut wanted.collect::<Vec<_>>());
+        let outcomes = tree.read_batch(|row| row.to_string().into_bytes(), &mut wanted.collect::<Vec<_>>());
         let bytes = outcomes.into_iter().zip(&buffers);
         bytes.map(|(outcome, buffer)| outcome.map(|range| buffer[range].to_vec())).collect()
     }

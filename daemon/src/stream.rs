@@ -10,8 +10,8 @@
 //! writer    the sending half of the connection
 //! ```
 //!
-//! No byte of a file is copied between the read and the send, and a session whose peer does not read gives
-//! all buffers back while others wait for them.
+//! No byte of a file is copied between the read and the send, but of small files that the cache takes or
+//! gives; and a session whose peer does not read gives all buffers back while others wait for them.
 
 mod frames;
 mod load;

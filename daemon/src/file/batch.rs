@@ -15,6 +15,8 @@ use crate::direct::batch::{Read, read_all};
 /// [`crate::direct::ALIGNMENT`] and has [`super::room`].
 pub(crate) struct Wanted<'a> {
     pub(crate) row: u32,
+    /// The state in which it was indexed.
+    pub(crate) indexed: FileState,
     pub(crate) offset: u64,
     pub(crate) len: usize,
     pub(crate) room: &'a mut [u8],
@@ -31,15 +33,15 @@ struct Opened {
 
 impl Tree {
     /// Says of each range where in its room it is. Fails for each whose file was not in its indexed state
-    /// before and after. Ranges of one file that come one after the other share its descriptor. `indexed`
-    /// gives a row's path and state.
+    /// before and after. Ranges of one file that come one after the other share its descriptor. `path` gives a
+    /// row's path.
     pub(crate) fn read_batch(
         &self,
-        indexed: impl Fn(u32) -> (Vec<u8>, FileState),
+        path: impl Fn(u32) -> Vec<u8>,
         wanted: &mut [Wanted<'_>],
     ) -> Vec<Result<Range<usize>, ItemFailure>> {
         let runs = wanted.chunk_by(|one, next| one.row == next.row);
-        let files: Vec<_> = runs.map(|run| (run.len(), self.open_for(indexed(run[0].row), run))).collect();
+        let files: Vec<_> = runs.map(|run| (run.len(), self.open_for(path(run[0].row), run))).collect();
         let owners = files.iter().flat_map(|(ranges, opened)| repeat_n(opened, *ranges));
         let (mut outcomes, mut direct, mut reads) = (Vec::with_capacity(wanted.len()), Vec::new(), Vec::new());
         for (at, (Wanted { offset, len, room, .. }, opened)) in wanted.iter_mut().zip(owners).enumerate() {
@@ -79,7 +81,8 @@ impl Tree {
     }
 
     /// Opens the file of a run of ranges.
-    fn open_for(&self, (path, indexed): (Vec<u8>, FileState), run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
+    fn open_for(&self, path: Vec<u8>, run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
+        let indexed = run[0].indexed;
         let file = self.open_checked(&path, indexed)?;
         let start = run.iter().map(|range| range.offset).min().unwrap_or(0);
         let end = run.iter().map(|range| range.offset + range.len as u64).max().unwrap_or(0);

@@ -13,7 +13,7 @@ use crate::Shared;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::pack::Place;
-use crate::pool::{Buffer, EXTENT};
+use crate::pool::Buffer;
 use crate::session::Pinned;
 
 /// A piece on its way.
@@ -117,44 +117,40 @@ pub(super) async fn start_extent(
 
 /// Brings parts of files, each behind the other, into one buffer: out of the cache, or from disk.
 pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
-    let generation = &pinned.edition.generation;
-    let state = |row| FileState::indexed(generation, row);
-    let key = |part: &Part| Some(Key { file: state(part.row?), number: part.offset / EXTENT as u64 });
-    let mut cached = shared.extents.ready(parts.iter().filter_map(key)).into_iter();
-    let mut bytes: Vec<_> = parts.iter().map(|_| Ok(0..0)).collect();
+    let mut loaded = Loaded::nothing(parts, Ok(0..0));
+    let keys = parts.iter().filter_map(Part::place).map(|(key, _)| key);
+    let mut cached = shared.extents.ready(keys).into_iter();
     let (mut free, mut used) = (&mut buffer[..], 0);
-    let (mut wanted, mut places) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
+    let (mut missing, mut wanted) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
     for (at, part) in parts.iter().enumerate() {
-        let Some(row) = part.row else { continue };
+        let (Some((row, indexed)), Some((_, within))) = (part.file, part.place()) else { continue };
         let (room, rest) = std::mem::take(&mut free).split_at_mut(room(part.offset, part.len));
         let start = used;
         used += room.len();
         free = rest;
-        let within = (part.offset % EXTENT as u64) as usize;
-        let cached = cached.next().flatten();
-        match cached.as_ref().and_then(|extent| extent.get(within..within + part.len)) {
-            Some(came) if !came.is_empty() => {
-                room[..part.len].copy_from_slice(came);
-                bytes[at] = Ok(start..start + part.len);
+        let extent = cached.next().flatten();
+        match extent.as_ref().and_then(|extent| extent.get(within)) {
+            Some(bytes) if !bytes.is_empty() => {
+                room[..part.len].copy_from_slice(bytes);
+                loaded.parts[at].bytes = Ok(start..start + part.len);
             }
             _ => {
-                places.push((at, start));
-                wanted.push(Wanted { row, offset: part.offset, len: part.len, room });
+                missing.push((at, start));
+                wanted.push(Wanted { row, indexed, offset: part.offset, len: part.len, room });
             }
         }
     }
-    let indexed = |row| (generation.list().path(row), state(row));
-    let outcomes = pinned.repository.tree.read_batch(indexed, &mut wanted);
-    for ((at, start), outcome) in places.iter().zip(outcomes) {
-        bytes[*at] = outcome.map(|range| start + range.start..start + range.end);
+    let list = pinned.edition.generation.list();
+    let outcomes = pinned.repository.tree.read_batch(|row| list.path(row), &mut wanted);
+    for (&(at, start), outcome) in missing.iter().zip(outcomes) {
+        loaded.parts[at].bytes = outcome.map(|range| start + range.start..start + range.end);
     }
-    let came = places.iter().filter_map(|&(at, _)| {
-        let file = parts[at].row.map(state).filter(|file| parts[at].is_all_of(*file))?;
-        Some((file, &buffer[bytes[at].clone().ok()?]))
+    let came = missing.iter().filter_map(|&(at, _)| {
+        let bytes = loaded.parts[at].bytes.clone().ok()?;
+        Some((parts[at].small_file()?, &buffer[bytes]))
     });
     shared.extents.shelve(came, &shared.pool);
-    let got = |(part, bytes): (&Part, _)| Got { item: part.item, before: part.before, bytes };
-    Loaded { parts: parts.iter().zip(bytes).map(got).collect(), memory: Memory::Own(buffer) }
+    Loaded { memory: Memory::Own(buffer), parts: loaded.parts }
 }
 
 /// A large file, opened when the first of its extents is read.

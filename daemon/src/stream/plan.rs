@@ -48,8 +48,8 @@ pub(super) struct Part {
     pub(super) item: u32,
     /// Bytes of the item that come before.
     pub(super) before: u64,
-    /// The file's row; none for words.
-    pub(super) row: Option<u32>,
+    /// The file's row, and the file; none for words.
+    pub(super) file: Option<(u32, FileState)>,
     /// First byte, in the file.
     pub(super) offset: u64,
     /// Bytes.
@@ -59,12 +59,20 @@ pub(super) struct Part {
 impl Part {
     /// Whether there is nothing to read.
     pub(super) fn is_words(&self) -> bool {
-        self.row.is_none()
+        self.file.is_none()
     }
 
-    /// Whether it is the whole of a small file, which must be the one at its row.
-    pub(super) fn is_all_of(&self, file: FileState) -> bool {
-        (1..=SMALL).contains(&file.size()) && self.len as u64 == file.size()
+    /// The extent that it lies in, and where in it. No part crosses the end of one.
+    pub(super) fn place(&self) -> Option<(Key, Range<usize>)> {
+        let (_, file) = self.file?;
+        let within = (self.offset % EXTENT as u64) as usize;
+        Some((Key { file, number: self.offset / EXTENT as u64 }, within..within + self.len))
+    }
+
+    /// The small file of which it is the whole, if it is.
+    pub(super) fn small_file(&self) -> Option<FileState> {
+        let (_, file) = self.file?;
+        ((1..=SMALL).contains(&file.size()) && self.len as u64 == file.size()).then_some(file)
     }
 }
 
@@ -153,7 +161,7 @@ impl<O: Order> Plan<O> {
     fn step(&self) -> Step {
         let Cursor { item, done } = self.cursor;
         let Asked::Bytes { row, offset, len } = self.order.asked(item) else {
-            return Step::Part(Part { item, before: 0, row: None, offset: 0, len: 0 });
+            return Step::Part(Part { item, before: 0, file: None, offset: 0, len: 0 });
         };
         let file = FileState::indexed(&self.order.pinned().edition.generation, row);
         let begin = offset + done;
@@ -162,7 +170,8 @@ impl<O: Order> Plan<O> {
         let span = start..(start + extent).min(file.size());
         let end = (offset + len).min(span.end);
         if file.size() <= SMALL || begin == end || (end - begin) * 2 < span.end - span.start {
-            return Step::Part(Part { item, before: done, row: Some(row), offset: begin, len: (end - begin) as usize });
+            let len = (end - begin) as usize;
+            return Step::Part(Part { item, before: done, file: Some((row, file)), offset: begin, len });
         }
         let within = (begin - start) as usize..(end - start) as usize;
         let key = Key { file, number: start / extent };
