@@ -1,6 +1,9 @@
 //! Stillmirror: a passive mirror. Indexed once per update, served with no work per client, pulled for what
 //! changed.
 
+// What a peer, a disk or a user can reach must not panic; tests may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
+
 mod config;
 mod demo;
 mod exit;

@@ -17,6 +17,8 @@
 //!
 //! The protocol is described in `docs/native-protocol.md`.
 #![deny(unsafe_code)]
+// What a peer, a disk or a user can reach must not panic; tests may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod access;
 mod admission;

@@ -10,6 +10,8 @@
 //! 3. `settle`: differences become [`stillmirror_protocol::changes::Changes`], link groups whole;
 //! 4. `publish`: list, local facts and delta are built, written and made current.
 #![forbid(unsafe_code)]
+// What a peer, a disk or a user can reach must not panic; tests may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod error;
 mod groups;

@@ -15,6 +15,8 @@
 //! Nothing received is trusted: lists are validated, lengths meet limits, contents their SHA-256, and the
 //! disk is only touched beneath the destination (`local`).
 #![forbid(unsafe_code)]
+// What a peer, a disk or a user can reach must not panic; tests may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod commit;
 mod error;

@@ -14,6 +14,8 @@
 //! a crash at any point leaves the old generation or the new one. Byte tables and the assumptions about
 //! the medium are in `docs/index-format.md`.
 #![deny(unsafe_code)]
+// What a peer, a disk or a user can reach must not panic; tests may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod beneath;
 mod draft;

@@ -4,8 +4,6 @@
 //! `hierarchy` (mirrors of mirrors), `rsync` (what stock clients see), `bad_input` (what goes wrong, and with which exit
 //! code), `kills` (a run ended at any moment). `support` makes trees, runs commands, and ends what it started.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
-
 mod bad_input;
 mod hierarchy;
 mod index;
