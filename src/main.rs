@@ -69,7 +69,8 @@ fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("stillmirror: {error:#}");
+            // Some libraries end their messages with a line end of their own.
+            eprintln!("stillmirror: {}", format!("{error:#}").trim_end());
             exit::of(&error).into()
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillmirror_daemon as daemon;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
@@ -47,6 +48,7 @@ enum LogForm {
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     start_log(arguments.log);
+    raise_open_files();
     let mut config = config(&arguments)?;
     if let Some(listen) = arguments.listen {
         config.daemon.listen = listen;
@@ -67,6 +69,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         daemon::run(daemon::Listeners { all, rsync }, resolve(config), shutdown).await?;
         Ok(Exit::Done)
     })
+}
+
+/// Lets the process open as many files as it may: the limit that it is started with is meant for programs that
+/// `select(2)`.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
 }
 
 async fn listen(address: SocketAddr, what: &str) -> Result<TcpListener> {

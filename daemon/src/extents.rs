@@ -19,7 +19,7 @@ use shelf::Shelf;
 
 /// Reads under way at once, over all sessions: enough to keep many disks busy, few enough that their
 /// threads cost little.
-const READS: usize = 32;
+pub(crate) const READS: usize = 32;
 /// The part of the cache that is left to shelves when large files want all of it. A client that takes a
 /// million small files must not push out what others share of a large one, nor the other way round.
 const SHELVES: usize = 4;

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -22,6 +24,10 @@ use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
+
+/// How long a file waits for a descriptor, and how often it is looked for one.
+const SHORTAGE: Duration = Duration::from_secs(30);
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The state in which a file was indexed. Only a file in exactly this state is ever sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,12 +94,13 @@ impl Tree {
 
     /// Opens the file at `path` if it is in the indexed state.
     pub(crate) fn open_file(self: &Arc<Self>, path: &[u8], indexed: FileState) -> Result<OpenFile, ItemFailure> {
-        let file = self.open_checked(path, indexed)?;
+        let file = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
         Ok(OpenFile::new(Arc::clone(self), path, indexed, file))
     }
 
-    fn open_checked(&self, path: &[u8], indexed: FileState) -> Result<OwnedFd, ItemFailure> {
-        let file = self.open_beneath(path, OFlags::empty()).map_err(|errno| self.failure(path, errno))?;
+    /// A file that was opened, if it is in the indexed state.
+    fn checked(&self, path: &[u8], indexed: FileState, opened: Result<OwnedFd, Errno>) -> Result<OwnedFd, ItemFailure> {
+        let file = opened.map_err(|errno| self.failure(path, errno))?;
         self.check(path, indexed, &file)?;
         Ok(file)
     }
@@ -112,6 +119,17 @@ impl Tree {
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         open_beneath(&self.root, path, flags)
+    }
+
+    /// The same, once there is a descriptor for it. Whoever waits holds none that others wait for.
+    fn open_waiting(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let began = Instant::now();
+        loop {
+            match self.open_beneath(path, flags) {
+                Err(errno) if is_shortage(errno) && began.elapsed() < SHORTAGE => sleep(SHORTAGE_PAUSE),
+                result => return result,
+            }
+        }
     }
 
     /// What direct reads of this file must be aligned to; none where its file system refuses them.
@@ -166,6 +184,11 @@ impl Tree {
             }
         }
     }
+}
+
+/// Whether an open failed for want of descriptors: of the process, or of the whole host.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE)
 }
 
 /// How a range of a file is read.

@@ -24,6 +24,7 @@ mod access;
 mod admission;
 mod bandwidth;
 mod config;
+mod descriptors;
 mod direct;
 mod extents;
 mod file;
@@ -150,6 +151,8 @@ struct Shared {
     extents: Arc<Extents>,
     packs: Arc<Packs>,
     admission: Arc<Admission>,
+    /// Places for connections of every kind, as many as there are descriptors for.
+    sockets: Arc<Semaphore>,
     strangers: Arc<Strangers>,
     /// The limit on what all sessions send, if there is one.
     bandwidth: Option<Arc<Bucket>>,
@@ -171,6 +174,7 @@ impl Daemon {
         let (repositories, queue) = (config.repositories.clone(), config.limits.queue);
         let opened = tokio::task::spawn_blocking(move || Registry::open(&repositories, queue)).await;
         let extents = Extents::new(config.memory.cache);
+        let sockets = descriptors::connections(&config);
         let shared = Shared {
             registry: opened.map_err(DaemonError::Worker)??,
             limits: config.limits.clone(),
@@ -179,6 +183,7 @@ impl Daemon {
             packs: Packs::new(extents.window()),
             extents,
             admission: Admission::new(config.limits.connections, config.limits.queue),
+            sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),
             strangers: Arc::default(),
             bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),

@@ -31,10 +31,12 @@ pub(crate) async fn accept(
 ) -> Result<(), DaemonError> {
     listener.local_addr().map_err(DaemonError::Listener)?;
     loop {
+        let place = Arc::clone(&shared.sockets).acquire_owned().await;
         match listener.accept().await {
             Ok((socket, peer)) => {
                 let (shared, stranger) = (Arc::clone(shared), shared.strangers.add());
                 sessions.spawn(async move {
+                    let _place = place;
                     tokio::select! {
                         () = too_late(&shared) => {}
                         () = connection(&shared, socket, peer, port, stranger) => {}

@@ -93,6 +93,8 @@ impl World {
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
+    /// What it logs once it listens.
+    log: std::sync::mpsc::Receiver<String>,
 }
 
 impl Server {
@@ -111,12 +113,19 @@ impl Server {
             .find_map(|line| Some(line.split_once("listening on ")?.1.trim().to_owned()))
             .expect("serve says where it listens");
         // Keep reading, so that the daemon never waits for us.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { child, address }
+        let (to_log, log) = std::sync::mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| to_log.send(line).unwrap_or_default()));
+        Self { child, address, log }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
         format!("stillmirror://{}/{path}", self.address)
+    }
+
+    /// The next line of its log that holds this.
+    pub(crate) fn logged(&self, word: &str) -> String {
+        let next = || self.log.recv_timeout(std::time::Duration::from_secs(20)).expect("it logs something");
+        std::iter::repeat_with(next).find(|line| line.contains(word)).expect("endless")
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 
-use super::{FileState, Tree, Way, read_aligned, read_full};
+use super::{FileState, Tree, Way, is_shortage, read_aligned, read_full};
 use crate::direct::batch::{Read, read_all};
 
 /// A range of the regular file at `row`, and the memory that it is read to, which begins on a multiple of
@@ -40,8 +40,30 @@ impl Tree {
         path: impl Fn(u32) -> Vec<u8>,
         wanted: &mut [Wanted<'_>],
     ) -> Vec<Result<Range<usize>, ItemFailure>> {
-        let runs = wanted.chunk_by(|one, next| one.row == next.row);
-        let files: Vec<_> = runs.map(|run| (run.len(), self.open_for(path(run[0].row), run))).collect();
+        let mut outcomes = Vec::with_capacity(wanted.len());
+        while outcomes.len() < wanted.len() {
+            let done = outcomes.len();
+            outcomes.extend(self.read_some(&path, &mut wanted[done..]));
+        }
+        outcomes
+    }
+
+    /// The ranges of the first files, one at least: of as many as there are descriptors for.
+    fn read_some(
+        &self,
+        path: impl Fn(u32) -> Vec<u8>,
+        wanted: &mut [Wanted<'_>],
+    ) -> Vec<Result<Range<usize>, ItemFailure>> {
+        let mut files: Vec<(usize, Result<Opened, ItemFailure>)> = Vec::with_capacity(wanted.len());
+        for run in wanted.chunk_by(|one, next| one.row == next.row) {
+            let path = path(run[0].row);
+            let open = if files.is_empty() { Self::open_waiting } else { Self::open_beneath };
+            match open(self, &path, OFlags::empty()) {
+                // What is open is read first, and closed.
+                Err(errno) if is_shortage(errno) && !files.is_empty() => break,
+                opened => files.push((run.len(), self.set_up(path, opened, run))),
+            }
+        }
         let owners = files.iter().flat_map(|(ranges, opened)| repeat_n(opened, *ranges));
         let (mut outcomes, mut direct, mut reads) = (Vec::with_capacity(wanted.len()), Vec::new(), Vec::new());
         for (at, (Wanted { offset, len, room, .. }, opened)) in wanted.iter_mut().zip(owners).enumerate() {
@@ -80,10 +102,10 @@ impl Tree {
         outcomes
     }
 
-    /// Opens the file of a run of ranges.
-    fn open_for(&self, path: Vec<u8>, run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
+    /// Sets the file of a run of ranges up for how they are read.
+    fn set_up(&self, path: Vec<u8>, opened: Result<OwnedFd, Errno>, run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
         let indexed = run[0].indexed;
-        let file = self.open_checked(&path, indexed)?;
+        let file = self.checked(&path, indexed, opened)?;
         let start = run.iter().map(|range| range.offset).min().unwrap_or(0);
         let end = run.iter().map(|range| range.offset + range.len as u64).max().unwrap_or(0);
         let mut way = self.way(&file, indexed.identity.device, start, (end - start) as usize);

@@ -68,7 +68,7 @@ impl OpenFile {
     }
 
     fn open_directly(&self) -> Option<OwnedFd> {
-        match self.tree.open_beneath(&self.path, OFlags::DIRECT) {
+        match self.tree.open_waiting(&self.path, OFlags::DIRECT) {
             Ok(file) => self.tree.check(&self.path, self.indexed, &file).is_ok().then_some(file),
             Err(Errno::INVAL) => {
                 self.tree.learn(self.indexed.identity.device, None);

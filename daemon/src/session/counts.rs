@@ -24,7 +24,9 @@ pub(crate) struct Counts {
 /// Files that were not sent.
 #[derive(Default)]
 struct Failures {
-    count: u64,
+    /// Those that are gone, or not what they were when they were indexed.
+    stale: u64,
+    unreadable: u64,
     names: Vec<String>,
 }
 
@@ -49,22 +51,26 @@ impl Counts {
 
     /// Writes the log line about files that were not sent, if there is one to write.
     pub(crate) fn report_failures(&self, repository: &str, generation: u64) {
-        if self.failures.count > 0 {
-            tracing::warn!(
-                peer = %self.peer,
-                repository,
-                generation,
-                files = self.failures.count,
-                first = self.failures.names.join(", "),
-                "files were not sent because they are no longer the indexed ones; index the repository again"
-            );
-        }
+        let Failures { stale, unreadable, names } = &self.failures;
+        let what = match (stale, unreadable) {
+            (0, 0) => return,
+            (_, 0) => "files were not sent because they are no longer the indexed ones; index the repository again",
+            (0, _) => "files were not sent because they could not be read",
+            _ => {
+                "files were not sent: some are no longer the indexed ones (index the repository again), others could not be read"
+            }
+        };
+        let first = names.join(", ");
+        tracing::warn!(peer = %self.peer, repository, generation, stale, unreadable, first, "{what}");
     }
 }
 
 impl Failures {
     fn add(&mut self, path: &[u8], reason: ItemFailure) {
-        self.count += 1;
+        match reason {
+            ItemFailure::Stale | ItemFailure::Vanished => self.stale += 1,
+            ItemFailure::Unreadable => self.unreadable += 1,
+        }
         if self.names.len() < NAMES_SHOWN {
             let reason = match reason {
                 ItemFailure::Stale => "stale",

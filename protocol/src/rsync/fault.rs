@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::codec::DecodeError;
+use crate::rsync::replies::io_error;
 use crate::rsync::version::Version;
 
 /// Rsync's exit codes, as far as a sender has a use for them.
@@ -33,6 +34,17 @@ pub enum Exit {
     Vanished = 24,
     /// Timeout in data send/receive.
     Timeout = 30,
+}
+
+impl Exit {
+    /// How a session ends that came to its end, after these bits of [`io_error`].
+    pub fn partial(bits: i32) -> Self {
+        match bits {
+            0 => Self::Ok,
+            io_error::VANISHED => Self::Vanished,
+            _ => Self::Partial,
+        }
+    }
 }
 
 /// How a client learns why its session ends.

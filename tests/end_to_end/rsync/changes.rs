@@ -27,6 +27,8 @@ fn a_file_that_is_not_the_indexed_one_is_as_vanished_and_the_rest_comes() {
         let pulled =
             pull(&pair.ours.address, &["-aH", "--delete", &format!("--protocol={protocol}"), "{M}/", "{D}/"], &dest);
         assert_eq!(pulled.code, Some(code), "at {protocol}: {}", pulled.errors);
+        let logged = pair.ours.logged("rsync session");
+        assert!(logged.contains(&format!("exit={code}")), "at {protocol}: {logged}");
         for gone in ["README", "sizes/1"] {
             assert!(!pulled.tree.contains_key(std::path::Path::new(gone)), "{gone} came at {protocol}");
             assert!(pulled.errors.contains(gone), "{gone} is not named at {protocol}: {}", pulled.errors);

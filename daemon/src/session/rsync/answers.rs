@@ -317,7 +317,10 @@ impl Framing for Answers {
             Answer::File(file) => self.list().path(file.row),
             _ => Vec::new(),
         };
-        self.session.tally().counts.add(frames, after.files, path);
+        let mut tally = self.session.tally();
+        tally.counts.add(frames, after.files, path);
+        tally.io_error |= after.io_error;
+        drop(tally);
         (self.replies, self.hasher, self.io_error) = (after.replies, after.hasher, after.io_error);
     }
 }

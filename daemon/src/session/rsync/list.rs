@@ -49,6 +49,7 @@ impl Session {
         selected: Selected,
     ) -> Result<Lane<Answers>, Ended> {
         let io_error = selected.selection.io_error();
+        self.tally().io_error |= io_error;
         if io_error != 0 && !selected.class.carries_errors() {
             lane.framing.replies.io_error(io_error);
         }

@@ -20,6 +20,8 @@ pub(super) struct Tally {
     pub(super) listed: u64,
     /// The list came out of the cache.
     pub(super) cached: bool,
+    /// What the client was told of files that it does not get: [`stillmirror_protocol::rsync::replies::io_error`].
+    pub(super) io_error: i32,
 }
 
 impl Tally {
@@ -32,6 +34,7 @@ impl Tally {
             protocol: 0,
             listed: 0,
             cached: false,
+            io_error: 0,
         }
     }
 
@@ -49,7 +52,7 @@ impl Tally {
     /// Writes the log lines.
     pub(super) fn report(&self, sent: u64, received: u64, ended: Option<&Ended>) {
         let address = self.counts.peer.ip().to_canonical();
-        let exit = ended.map_or(Exit::Ok as i32, Ended::exit_code);
+        let exit = ended.map_or(Exit::partial(self.io_error) as i32, Ended::exit_code);
         let result = ended.map_or_else(|| "done".to_owned(), ToString::to_string);
         self.counts.report_failures(&self.module, self.generation);
         if self.module.is_empty() {

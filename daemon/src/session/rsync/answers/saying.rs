@@ -95,8 +95,9 @@ impl<'a> Saying<'a> {
                 Severity::Transfer,
             ),
         };
-        let is_counted = settled.setup.version.facts().graded_messages;
-        self.after.replies.message(if is_counted { severity } else { Severity::Transfer }, &text);
+        let is_graded = settled.setup.version.facts().graded_messages;
+        let (severity, bits) = if is_graded { (severity, bits) } else { (Severity::Transfer, io_error::GENERAL) };
+        self.after.replies.message(severity, &text);
         self.after.io_error |= bits;
         if part.before == 0 {
             self.after.replies.no_send(file.request.ndx);
