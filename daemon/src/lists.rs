@@ -49,7 +49,7 @@ impl Query {
     /// None for a list that is not worth a file.
     pub(crate) fn new(pinned: &Pinned, class: Class, selection: &Selection, rules: &Arc<Rules>) -> Option<Self> {
         let generation = &pinned.edition.generation;
-        let list = generation.list();
+        let list = generation.list_sparsely();
         if list.len() < WORTH {
             return None;
         }
@@ -58,83 +58,87 @@ impl Query {
         let key = Key::new(generation.number(), generation.head().list_digest, &class, &selection.key()?, &rules_key);
         Some(Self { key, class, selection: selection.clone(), rules: Arc::clone(rules) })
     }
+
+    /// The same without rules: they hide nothing.
+    pub(crate) fn without_rules(&self, pinned: &Pinned) -> Option<Self> {
+        Self::new(pinned, self.class, &self.selection, &Arc::default())
+    }
 }
 
 impl Lists {
-    /// An encoded list, if there is one. If not, it is built in the background when that pays. Reads a file
-    /// the first time.
-    pub(crate) fn find(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) -> Option<Arc<CachedList>> {
+    /// An encoded list, if there is one. Reads a file the first time.
+    pub(crate) fn find(shared: &Shared, pinned: &Pinned, query: &Query) -> Option<Arc<CachedList>> {
         let cache = cache(shared, &pinned.repository)?;
         let lists = &pinned.edition.lists;
-        // Copied out: the lock must be free when the list is built.
+        // Copied out: the lock must be free when the file is read.
         let state = lists.lock().get(&query.key).cloned();
         match state {
             Some(State::Ready(list)) => return Some(list),
-            Some(State::NotToBeHad) => return None,
-            Some(State::AskedOnce) => {
-                lists.build(shared, pinned, cache, query);
-                return None;
-            }
+            Some(State::NotToBeHad | State::AskedOnce) => return None,
             None => {}
         }
         let found = cache.open(&query.key).unwrap_or_else(|error| {
             tracing::warn!(repository = pinned.repository.name, %error, "an encoded list is of no use");
             None
-        });
+        })?;
         let mut known = lists.lock();
-        if known.len() >= KNOWN {
-            return found;
+        if known.len() < KNOWN {
+            known.insert(query.key.clone(), State::Ready(Arc::clone(&found)));
         }
-        match &found {
-            Some(list) => drop(known.insert(query.key.clone(), State::Ready(Arc::clone(list)))),
-            None if query.rules.nothing() => {
-                drop(known);
-                lists.build(shared, pinned, cache, query);
-            }
-            None => drop(known.insert(query.key, State::AskedOnce)),
-        }
-        found
+        Some(found)
     }
 
-    /// Builds a list as soon as no other is being built.
-    fn build(&self, shared: &Arc<Shared>, pinned: &Arc<Pinned>, cache: ListCache, query: Query) {
-        if matches!(self.lock().insert(query.key.clone(), State::NotToBeHad), Some(State::NotToBeHad)) {
-            return;
-        }
-        let (shared, pinned) = (Arc::clone(shared), Arc::clone(pinned));
-        let runtime = tokio::runtime::Handle::current();
-        runtime.spawn(async move {
-            let Ok(_turn) = shared.builder.acquire().await else { return };
-            let Query { key, class, selection, rules } = query;
-            let building = Arc::clone(&pinned);
-            let build = move || {
-                let list = building.edition.generation.list();
-                let writer = ListWriter::new(list, class, selection, &*rules);
-                let built = cache.build(&key, list, writer, &*rules);
-                (key, built)
-            };
-            match tokio::task::spawn_blocking(build).await {
-                Ok((key, Ok(list))) => {
-                    tracing::debug!(
-                        repository = pinned.repository.name,
-                        bytes = list.file_bytes(),
-                        "a list is encoded"
-                    );
-                    pinned.edition.lists.lock().insert(key, State::Ready(list));
-                }
-                Ok((_, Err(error))) => tracing::warn!(
-                    repository = pinned.repository.name,
-                    %error,
-                    "an encoded list cannot be kept; each client's is written anew"
-                ),
-                Err(error) => tracing::error!(repository = pinned.repository.name, %error, "encoding a list failed"),
+    /// A list was not found: it is built in the background when that pays.
+    pub(crate) fn want(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) {
+        let Some(cache) = cache(shared, &pinned.repository) else { return };
+        let lists = &pinned.edition.lists;
+        let mut known = lists.lock();
+        match known.get(&query.key) {
+            Some(State::Ready(_) | State::NotToBeHad) => return,
+            Some(State::AskedOnce) => {}
+            None if known.len() >= KNOWN => return,
+            None if query.rules.nothing() => {}
+            None => {
+                known.insert(query.key, State::AskedOnce);
+                return;
             }
-        });
+        }
+        known.insert(query.key.clone(), State::NotToBeHad);
+        drop(known);
+        build(shared, pinned, cache, query);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, State>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Builds a list as soon as no other is being built.
+fn build(shared: &Arc<Shared>, pinned: &Arc<Pinned>, cache: ListCache, query: Query) {
+    let (shared, pinned) = (Arc::clone(shared), Arc::clone(pinned));
+    tokio::spawn(async move {
+        let Ok(_turn) = shared.builder.acquire().await else { return };
+        let Query { key, class, selection, rules } = query;
+        let building = Arc::clone(&pinned);
+        let build = move || {
+            let list = building.edition.generation.list();
+            let writer = ListWriter::new(list, class, selection, &*rules);
+            let built = cache.build(&key, list, writer, &*rules);
+            (key, built)
+        };
+        match tokio::task::spawn_blocking(build).await {
+            Ok((key, Ok(list))) => {
+                tracing::debug!(repository = pinned.repository.name, bytes = list.file_bytes(), "a list is encoded");
+                pinned.edition.lists.lock().insert(key, State::Ready(list));
+            }
+            Ok((_, Err(error))) => tracing::warn!(
+                repository = pinned.repository.name,
+                %error,
+                "an encoded list cannot be kept; each client's is written anew"
+            ),
+            Err(error) => tracing::error!(repository = pinned.repository.name, %error, "encoding a list failed"),
+        }
+    });
 }
 
 /// Removes the encoded lists of generations that are gone.

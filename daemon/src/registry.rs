@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::rsync::rules::ModuleRules;
@@ -241,20 +241,23 @@ impl Voids {
     const MOST: usize = 1024;
 
     /// What was found of the rules with this key, or what `find` finds now.
-    pub(crate) fn get(&self, key: &[u8], find: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn get(&self, key: &[u8], find: impl FnOnce() -> Option<bool>) -> Option<bool> {
         // Rules are the client's to choose: no two of them may be taken for each other.
-        let digest = list::digest(key);
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&found) = lock().get(&digest) {
-            return found;
+        let name = list::digest(key);
+        if let Some(&known) = self.lock().get(&name) {
+            return Some(known);
         }
-        let found = find();
-        let mut known = lock();
+        let found = find()?;
+        let mut known = self.lock();
         if known.len() >= Self::MOST {
             known.clear();
         }
-        known.insert(digest, found);
-        found
+        known.insert(name, found);
+        Some(found)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -91,6 +91,12 @@ impl Generation {
         ListRef::new(self.list.get())
     }
 
+    /// The file list, for a few lookups or a short piece of it: pages that are not in memory are read one by
+    /// one, not with all that the device reads ahead. Who goes over much of the list takes [`Generation::list`].
+    pub fn list_sparsely(&self) -> ListRef<'_> {
+        ListRef::new(self.list.get_sparsely())
+    }
+
     /// The encoded list: its header and body.
     pub fn list_bytes(&self) -> &[u8] {
         self.list.bytes()

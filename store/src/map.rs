@@ -50,11 +50,20 @@ impl Map {
 
     /// Gives back the memory of all pages that were touched. They come back from the file on use.
     pub(crate) fn forget_pages(&self) {
+        self.advise(Advice::LinuxDontNeed);
+    }
+
+    /// From now on a page that is not in memory is read alone, without the device's read-ahead.
+    fn read_single_pages(&self) {
+        self.advise(Advice::Random);
+    }
+
+    fn advise(&self, advice: Advice) {
         if let Some(pages) = &self.pages {
             // SAFETY: the range is this mapping's own. It is private and has never been written, so its
-            // pages hold nothing but the file's content: to drop them changes no byte that is read.
-            let dropped = unsafe { madvise(pages.as_ptr().cast_mut().cast(), pages.size(), Advice::LinuxDontNeed) };
-            debug_assert!(dropped.is_ok(), "{dropped:?}");
+            // pages hold nothing but the file's content: none of the advices above changes a byte that is read.
+            let taken = unsafe { madvise(pages.as_ptr().cast_mut().cast(), pages.size(), advice) };
+            debug_assert!(taken.is_ok(), "{taken:?}");
         }
     }
 }
@@ -62,6 +71,8 @@ impl Map {
 /// A mapped file with one rkyv value behind a header, which is checked when this is made.
 pub(crate) struct Archived<T> {
     map: Map,
+    /// The same file once more, for who wants little of it: see [`Archived::get_sparsely`].
+    single_pages: Map,
     header: usize,
     value: PhantomData<fn() -> T>,
 }
@@ -75,14 +86,31 @@ where
         let map = Map::of(file)?;
         let body = map.bytes().get(header..).unwrap_or_default();
         rkyv::access::<T, rancor::Error>(body).map_err(|_| io::ErrorKind::InvalidData)?;
-        Ok(Self { map, header, value: PhantomData })
+        let single_pages = Map::of(file)?;
+        if single_pages.len != map.len {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        single_pages.read_single_pages();
+        Ok(Self { map, single_pages, header, value: PhantomData })
     }
 
-    /// The value. Every access to a mapped index comes through here.
+    /// The value.
     pub(crate) fn get(&self) -> &T {
-        // SAFETY: `of` is the only maker, and has checked these bytes for this type; they do not change,
-        // see `Map::of`.
-        unsafe { rkyv::access_unchecked::<T>(&self.map.bytes()[self.header..]) }
+        self.value_in(&self.map)
+    }
+
+    /// The value, for who looks at little of it: what is not in memory is read page by page. That takes a
+    /// tenth of a millisecond a page, where the read-ahead of a whole column takes ten at once; of many pages
+    /// it would be the slower one.
+    pub(crate) fn get_sparsely(&self) -> &T {
+        self.value_in(&self.single_pages)
+    }
+
+    /// Every access to a mapped index comes through here.
+    fn value_in<'a>(&'a self, map: &'a Map) -> &'a T {
+        // SAFETY: `of` is the only maker, and has checked these bytes for this type. They do not change, see
+        // `Map::of`, and are the same in both mappings, which are of one open file.
+        unsafe { rkyv::access_unchecked::<T>(&map.bytes()[self.header..]) }
     }
 
     /// The whole file.

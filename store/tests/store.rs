@@ -30,6 +30,24 @@ fn a_published_generation_is_read_back() {
 }
 
 #[test]
+fn a_list_is_mapped_once_for_who_reads_all_and_once_for_who_reads_little() {
+    let dir = tempfile::tempdir().unwrap();
+    let generation = store(dir.path(), 1).current().unwrap().unwrap();
+    assert_eq!(generation.list_sparsely().find(b"README").unwrap().size(), 1);
+    assert_eq!(generation.list_sparsely().len(), generation.list().len());
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let list = fs::canonicalize(generation.dir()).unwrap().join("list");
+    let advised: Vec<bool> = maps
+        .split_inclusive("VmFlags:")
+        .zip(maps.split("VmFlags:").skip(1))
+        .filter(|(map, _)| map.lines().any(|line| line.ends_with(list.to_str().unwrap())))
+        .map(|(_, flags)| flags.lines().next().unwrap().split(' ').any(|flag| flag == "rr"))
+        .collect();
+    assert_eq!(advised.iter().filter(|&&is_random| is_random).count(), 1, "{advised:?}");
+    assert_eq!(advised.len(), 2);
+}
+
+#[test]
 fn a_store_is_opened_and_shared_between_threads() {
     fn shared<T: Send + Sync>(_: &T) {}
     let dir = tempfile::tempdir().unwrap();

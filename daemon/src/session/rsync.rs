@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
+use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::arguments::Options;
 use stillmirror_protocol::rsync::fault::Exit;
 use stillmirror_protocol::rsync::replies::{self, Replies};
@@ -137,7 +138,7 @@ impl Session {
         let configured = pinned.repository.module.timeout;
         let limit = if configured.is_zero() { self.shared.limits.idle } else { configured };
         let offer = Offer {
-            digests: &answers::indexed(pinned.edition.generation.list()).offer(options.checksum),
+            digests: &answers::indexed(pinned.edition.generation.list_sparsely()).offer(options.checksum),
             compressions: &arguments::Compression::NAMED,
             // A fixed seed: nothing that clients compare depends on it, and nobody need remember it.
             seed: 0,
@@ -244,6 +245,12 @@ impl Session {
 }
 
 impl Settled {
+    /// The list, for what comes before its first piece has gone out, and for that.
+    fn list_at_first(&self) -> ListRef<'_> {
+        let generation = &self.pinned.edition.generation;
+        if self.options.wanted().is_plain() { generation.list_sparsely() } else { generation.list() }
+    }
+
     /// How long the client may be silent.
     fn patience(&self, shared: &Shared) -> Duration {
         let configured = self.pinned.repository.module.timeout;

@@ -129,13 +129,20 @@ impl Rules {
     /// Whether nothing below the root is hidden, so that a list made without rules serves. The module's
     /// rules count.
     pub fn is_void_for(&self, list: ListRef<'_>) -> bool {
-        self.is_void_below(list, b"", 0)
+        self.is_void_below(list, b"", 0, || true).unwrap_or(false)
     }
 
     /// As [`Rules::is_void_for`], of a transfer of one directory: `name` is where names in the list begin
     /// within paths relative to the module, as in [`Hides::hides`]. So for `sub/`, it is 4, for `sub` 0.
-    pub fn is_void_below(&self, list: ListRef<'_>, dir: &[u8], name: usize) -> bool {
-        self.nothing() || void::is_void(self, list, dir, name)
+    /// `goes_on` is asked now and then; nothing is found out once it says no.
+    pub fn is_void_below(
+        &self,
+        list: ListRef<'_>,
+        dir: &[u8],
+        name: usize,
+        goes_on: impl FnMut() -> bool,
+    ) -> Option<bool> {
+        if self.nothing() { Some(true) } else { void::is_void(self, list, dir, name, goes_on) }
     }
 
     /// Whether the rules have cost more than any honest ones do; from then on everything is hidden. To be

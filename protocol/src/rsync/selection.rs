@@ -47,11 +47,15 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Whether a lookup for each path finds all that is named: there are no wildcards, and no names from a list.
+    pub fn is_plain(&self) -> bool {
+        !self.files_from && !self.paths.iter().any(|path| glob::is_glob(path))
+    }
+
     /// Whether the list may be sent incrementally: one plain path, recursively. Otherwise the
     /// compatibility bit 0x001 must be cleared.
     pub fn may_be_incremental(&self) -> bool {
-        let plain = |path: &[u8]| !glob::is_glob(path);
-        self.recurse && !self.relative && !self.files_from && self.paths.len() == 1 && plain(&self.paths[0])
+        self.recurse && !self.relative && self.paths.len() == 1 && self.is_plain()
     }
 }
 

@@ -10,7 +10,7 @@ use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_store::list_cache::{CachedList, Mark};
 
 use super::answers::{Answers, QUEUE, Until};
-use super::select::Selected;
+use super::select::{Selected, are_void};
 use super::{Session, Settled};
 use crate::lists::{Lists, Query};
 use crate::session::Ended;
@@ -33,6 +33,15 @@ struct Step {
     written: Written,
 }
 
+/// What there is of a list already.
+struct Found {
+    /// How it is asked for; none for one that is not worth a file.
+    query: Option<Query>,
+    cached: Option<Arc<CachedList>>,
+    numbers: Option<Numbers>,
+    selected: Selected,
+}
+
 /// How far the client is behind what was sent.
 #[derive(Default)]
 struct Progress {
@@ -53,35 +62,51 @@ impl Session {
         if io_error != 0 && !selected.class.carries_errors() {
             lane.framing.replies.io_error(io_error);
         }
-        let (cached, numbers, selected) = self.look_for(settled, selected).await?;
-        self.tally().cached = cached.is_some();
-        lane.framing.number(numbers);
-        match cached {
-            Some(cached) => self.send_cached(lane, &cached, selected.class.incremental).await,
-            None => self.send_written(lane, settled, selected).await,
+        let found = self.look_for(settled, selected).await?;
+        self.tally().cached = found.cached.is_some();
+        lane.framing.number(found.numbers);
+        match found.cached {
+            Some(cached) => self.send_cached(lane, &cached, found.selected.class.incremental).await,
+            None => self.send_written(lane, settled, found.selected, found.query).await,
         }
     }
 
     /// The list as it was encoded before, with its numbers.
-    async fn look_for(
-        &self,
-        settled: &Arc<Settled>,
-        selected: Selected,
-    ) -> Result<(Option<Arc<CachedList>>, Option<Numbers>, Selected), Ended> {
+    async fn look_for(&self, settled: &Arc<Settled>, selected: Selected) -> Result<Found, Ended> {
         let (shared, pinned) = (Arc::clone(&self.shared), Arc::clone(&settled.pinned));
-        let runtime = tokio::runtime::Handle::current();
         self.blocking(move || {
-            let _runtime = runtime.enter();
             let Selected { class, selection, rules } = &selected;
             let query = Query::new(&pinned, *class, selection, rules);
-            let cached = query.and_then(|query| Lists::find(&shared, &pinned, query));
+            let cached = query.as_ref().and_then(|query| Lists::find(&shared, &pinned, query));
             let numbers = cached.as_ref().map(|cached| match cached.is_computed() {
                 true => Numbers::computed(pinned.edition.generation.list(), selection),
                 false => Numbers::Shared(Arc::<CachedList>::clone(cached)),
             });
-            (cached, numbers, selected)
+            Found { query, cached, numbers, selected }
         })
         .await
+    }
+
+    /// Has found out and built what saves the next client with these options the work of this one. That reads the
+    /// whole index, which this one's first bytes must not wait for.
+    fn prepare_next(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, query: Option<Query>) {
+        let Some(query) = query else { return };
+        let (shared, settled, rules) = (Arc::clone(&self.shared), Arc::clone(settled), Arc::clone(rules));
+        tokio::spawn(async move {
+            let looked_at = Arc::clone(&settled);
+            let are_void = shared.choosing.run(move || {
+                let list = looked_at.pinned.edition.generation.list();
+                are_void(&looked_at, &rules, list, || true)
+            });
+            let query = if are_void.await.ok().flatten().flatten() == Some(true) {
+                query.without_rules(&settled.pinned)
+            } else {
+                Some(query)
+            };
+            if let Some(query) = query {
+                Lists::want(&shared, &settled.pinned, query);
+            }
+        });
     }
 
     async fn send_cached(
@@ -116,12 +141,12 @@ impl Session {
         mut lane: Lane<Answers>,
         settled: &Arc<Settled>,
         selected: Selected,
+        mut query: Option<Query>,
     ) -> Result<Lane<Answers>, Ended> {
         let Selected { selection, rules, class } = selected;
         let writer = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            let list = move || ListWriter::new(settled.pinned.edition.generation.list(), class, selection, &*rules);
-            self.choosing(list).await?
+            self.choosing(move || ListWriter::new(settled.list_at_first(), class, selection, &*rules)).await?
         };
         lane.framing.number(writer.computed());
         let written = Written { done: false, boundary: None };
@@ -145,6 +170,7 @@ impl Session {
             }
             lane = self.send_piece(lane, &bytes[boundary..]).await?;
             step.bytes = bytes;
+            self.prepare_next(settled, &rules, query.take());
         }
         self.tally().listed = u64::from(step.writer.entries());
         Ok(lane)
@@ -156,7 +182,10 @@ impl Session {
         self.choosing(move || {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
-            let list = settled.pinned.edition.generation.list();
+            let list = match limit {
+                FIRST_CHUNK => settled.list_at_first(),
+                _ => settled.pinned.edition.generation.list(),
+            };
             let written = writer.write(list, &*rules, &mut bytes, &mut rows, limit);
             Step { writer, rows, bytes, written }
         })

@@ -1,7 +1,7 @@
 //! What of the repository a client wants: its rules, its paths, its names.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::arguments::FilesFrom;
@@ -12,7 +12,6 @@ use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selection};
 use stillmirror_protocol::{limits, path};
-use tokio::time::timeout;
 
 use super::{Input, Session, Settled};
 use crate::file::{FileState, OpenFile};
@@ -81,10 +80,9 @@ impl Session {
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
             let rules = rules.within(Arc::clone(&pinned.repository.rules));
-            let list = pinned.edition.generation.list();
             let one = options.paths.first().filter(|_| options.wanted().may_be_incremental());
-            let under = one.map(|path| transferred(path).0).filter(|dir| is_own_path(list, dir));
-            rules.check_merges(list, under.unwrap_or_default())?;
+            let under = one.map(|path| transferred(path).0).filter(|dir| is_own_path(settled.list_at_first(), dir));
+            rules.check_merges(pinned.edition.generation.list(), under.unwrap_or_default())?;
             Ok(rules)
         })
         .await?
@@ -136,21 +134,14 @@ impl Session {
     }
 
     /// No rules, when they hide nothing of what is asked for: then the list is everybody's. If that takes long to
-    /// find out, the next client with them is told.
+    /// find out, it is found out for the next client with them, when this one has the beginning of its list.
     async fn without_void(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
-        if rules.nothing() || !settled.options.wanted().may_be_incremental() {
-            return Ok(rules);
-        }
         let (settled, looked_at) = (Arc::clone(settled), Arc::clone(&rules));
         let are_void = self.choosing(move || {
-            let (dir, name) = transferred(&settled.options.paths[0]);
-            let edition = &settled.pinned.edition;
-            let find = || looked_at.is_void_below(edition.generation.list(), dir, name);
-            let key = || [&looked_at.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
-            is_own_path(edition.generation.list(), dir) && edition.voids.get(&key(), find)
+            let begin = Instant::now();
+            are_void(&settled, &looked_at, settled.list_at_first(), || begin.elapsed() < VOID_PATIENCE)
         });
-        let are_void = timeout(VOID_PATIENCE, are_void).await.unwrap_or(Ok(false))?;
-        Ok(if are_void { Arc::default() } else { rules })
+        Ok(if are_void.await? == Some(true) { Arc::default() } else { rules })
     }
 
     async fn tell_missing(
@@ -171,6 +162,26 @@ impl Session {
     }
 }
 
+/// Whether rules hide nothing of what is asked for; none where that cannot be said, or is not found out for as long as
+/// `goes_on` says so.
+pub(super) fn are_void(
+    settled: &Settled,
+    rules: &Rules,
+    list: ListRef<'_>,
+    goes_on: impl FnMut() -> bool,
+) -> Option<bool> {
+    let Settled { pinned, options, .. } = settled;
+    if rules.nothing() || !options.wanted().may_be_incremental() {
+        return None;
+    }
+    let (dir, name) = transferred(&options.paths[0]);
+    if !is_own_path(list, dir) {
+        return None;
+    }
+    let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
+    pinned.edition.voids.get(&key, || rules.is_void_below(list, dir, name, goes_on))
+}
+
 /// The one directory (or file) that is transferred, and where names in the list begin within paths below it.
 fn transferred(path: &[u8]) -> (&[u8], usize) {
     match path.strip_suffix(b"/") {
@@ -186,7 +197,7 @@ fn is_own_path(list: ListRef<'_>, path: &[u8]) -> bool {
 
 fn begin(settled: &Settled, rules: &Rules) -> Result<Lookup, Ended> {
     let mut missing = Vec::new();
-    let list = settled.pinned.edition.generation.list();
+    let list = settled.list_at_first();
     let selecting = Selecting::new(list, settled.options.wanted(), rules, &mut missing);
     Ok(Lookup { selecting, missing })
 }

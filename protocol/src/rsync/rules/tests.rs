@@ -110,6 +110,26 @@ fn rules_may_name_more_files_than_there_are() {
 }
 
 #[test]
+fn who_will_not_wait_for_a_hidden_name_is_asked_while_it_is_searched() {
+    let names: Vec<String> = (0..1000).map(|number| format!("{}/{number}", number % 10)).collect();
+    let bytes = list_of(&names.iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>());
+    let list = crate::list::open(&bytes).unwrap();
+    let search = |pattern: &str, patience: u32| {
+        let mut asked = 0;
+        let goes_on = || {
+            asked += 1;
+            asked <= patience
+        };
+        (rules(&[pattern]).unwrap().is_void_below(list, b"", 0, goes_on), asked)
+    };
+    assert_eq!(search("- *.none", 3), (None, 4));
+    let (found, asked) = search("- *.none", u32::MAX);
+    assert!(found == Some(true) && asked > 1000 / 40, "asked {asked} times");
+    assert_eq!(search("- none/", 0), (Some(true), 0), "little is to be looked at");
+    assert_eq!(rules(&["- 7"]).unwrap().is_void_below(list, b"", 0, || false), Some(false), "found before it is asked");
+}
+
+#[test]
 fn the_patterns_of_cvs_are_there_once() {
     let links = |texts: &[&str]| rules(texts).unwrap().client.excluding().count();
     assert_eq!(links(&["-C"; 1000]), links(&["-C"]));

@@ -5,6 +5,10 @@ use crate::filter::Link;
 use crate::list::{Dir, ListRef};
 use crate::rsync::selection::Hides as _;
 
+/// Names and directories after which it is asked whether to go on. A rule can cost a microsecond, and a page of the
+/// list that is not in memory a hundred.
+const ASKED_EVERY: u32 = 32;
+
 /// Entries that rules may hide beside directories, which are always looked at: a list has few of them.
 enum Reach<'a> {
     /// These names, in any directory.
@@ -13,23 +17,38 @@ enum Reach<'a> {
     All,
 }
 
-/// Whether nothing of the directory `dir` is hidden; `root` is where names begin in paths.
-pub(super) fn is_void(rules: &Rules, list: ListRef<'_>, dir: &[u8], root: usize) -> bool {
-    let Some(top) = list.find(dir).and_then(|row| row.dir_number()) else { return true };
-    let listed_itself = root < dir.len();
-    if listed_itself && rules.hides(dir, root, true) {
-        return false;
+/// Why a search ends before all is looked at.
+enum End {
+    /// Something is hidden.
+    Hidden,
+    /// Whoever asks will not wait.
+    GivenUp,
+}
+
+/// The search for a name that is hidden.
+struct Search<'a, G> {
+    rules: &'a Rules,
+    /// Where names begin in paths.
+    root: usize,
+    /// Asked now and then.
+    goes_on: G,
+    looked_at: u32,
+}
+
+/// Whether nothing of the directory `dir` is hidden; `root` is where names begin in paths. Nothing, when `goes_on` said
+/// no before that was clear.
+pub(super) fn is_void(
+    rules: &Rules,
+    list: ListRef<'_>,
+    dir: &[u8],
+    root: usize,
+    goes_on: impl FnMut() -> bool,
+) -> Option<bool> {
+    match (Search { rules, root, goes_on, looked_at: 0 }).all(list, dir) {
+        Ok(()) => Some(true),
+        Err(End::Hidden) => Some(false),
+        Err(End::GivenUp) => None,
     }
-    let (mut reach, mut paths) = (Reach::Names(Vec::new()), Vec::new());
-    for link in rules.excluding() {
-        reach.add(link, &mut paths);
-    }
-    let hides_path = |&(path, absolute): &(&[u8], bool)| {
-        let whole =
-            if absolute { path.to_vec() } else { [&dir[..root.min(dir.len())], slash(dir, root), path].concat() };
-        list.find(&whole).is_some_and(|row| below(dir, &whole) && rules.hides(&whole, root, row.is_dir()))
-    };
-    !paths.iter().any(hides_path) && walk(rules, list, list.dir(top), dir, root, &reach)
 }
 
 impl<'a> Reach<'a> {
@@ -51,35 +70,76 @@ impl<'a> Reach<'a> {
     }
 }
 
-fn walk(rules: &Rules, list: ListRef<'_>, top: Dir<'_>, path: &[u8], root: usize, reach: &Reach<'_>) -> bool {
-    let mut path = path.to_vec();
-    // Directories to go into, with the length of their parent's path.
-    let mut pending = vec![(top, None)];
-    while let Some((dir, parent)) = pending.pop() {
-        if let Some(len) = parent {
-            path.truncate(len);
-            push(&mut path, list.parent_of(dir.row()).name_of(dir.row()));
+impl<G: FnMut() -> bool> Search<'_, G> {
+    fn all(&mut self, list: ListRef<'_>, dir: &[u8]) -> Result<(), End> {
+        let Some(top) = list.find(dir).and_then(|row| row.dir_number()) else { return Ok(()) };
+        let root = self.root;
+        let listed_itself = root < dir.len();
+        if listed_itself {
+            self.look_at(dir, true)?;
         }
-        let len = path.len();
-        let mut hides = |name: &[u8], is_dir: bool| {
-            path.truncate(len);
-            push(&mut path, name);
-            rules.hides(&path, root, is_dir)
-        };
-        let files_hidden = match reach {
-            Reach::Names(names) if names.len() < dir.files().len() => {
-                names.iter().any(|name| dir.child(name).is_some_and(|row| hides(name, row.is_dir())))
+        let rules = self.rules;
+        let (mut reach, mut paths) = (Reach::Names(Vec::new()), Vec::new());
+        for link in rules.excluding() {
+            reach.add(link, &mut paths);
+        }
+        for (path, absolute) in paths {
+            let whole =
+                if absolute { path.to_vec() } else { [&dir[..root.min(dir.len())], slash(dir, root), path].concat() };
+            if let Some(row) = list.find(&whole).filter(|_| below(dir, &whole)) {
+                self.look_at(&whole, row.is_dir())?;
             }
-            // Rules can name more than there is.
-            _ => dir.files().any(|row| hides(dir.name_of(row), false)),
-        };
-        if files_hidden || dir.subdirs().any(|row| hides(dir.name_of(row), true)) {
-            return false;
         }
-        path.truncate(len);
-        pending.extend(dir.subdirs().filter_map(|row| Some((list.dir(list.row(row).dir_number()?), Some(len)))));
+        self.walk(list, list.dir(top), dir, &reach)
     }
-    true
+
+    fn walk(&mut self, list: ListRef<'_>, top: Dir<'_>, path: &[u8], reach: &Reach<'_>) -> Result<(), End> {
+        let mut path = path.to_vec();
+        // Directories to go into, with the length of their parent's path.
+        let mut pending = vec![(top, None)];
+        while let Some((dir, parent)) = pending.pop() {
+            if let Some(len) = parent {
+                path.truncate(len);
+                push(&mut path, list.parent_of(dir.row()).name_of(dir.row()));
+            }
+            let len = path.len();
+            match reach {
+                Reach::Names(names) if names.len() < dir.files().len() => {
+                    for name in names {
+                        self.count()?;
+                        if let Some(row) = dir.child(name) {
+                            self.look_at(with(&mut path, len, name), row.is_dir())?;
+                        }
+                    }
+                }
+                // Rules can name more than there is.
+                _ => dir.files().try_for_each(|row| self.look_at(with(&mut path, len, dir.name_of(row)), false))?,
+            }
+            dir.subdirs().try_for_each(|row| self.look_at(with(&mut path, len, dir.name_of(row)), true))?;
+            path.truncate(len);
+            pending.extend(dir.subdirs().filter_map(|row| Some((list.dir(list.row(row).dir_number()?), Some(len)))));
+            self.count()?;
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, path: &[u8], is_dir: bool) -> Result<(), End> {
+        self.count()?;
+        if self.rules.hides(path, self.root, is_dir) { Err(End::Hidden) } else { Ok(()) }
+    }
+
+    fn count(&mut self) -> Result<(), End> {
+        self.looked_at = self.looked_at.wrapping_add(1);
+        let is_asked = self.looked_at.is_multiple_of(ASKED_EVERY);
+        if is_asked && !(self.goes_on)() { Err(End::GivenUp) } else { Ok(()) }
+    }
+}
+
+/// The path of a name in the directory whose path is the first `len` bytes.
+fn with<'a>(path: &'a mut Vec<u8>, len: usize, name: &[u8]) -> &'a [u8] {
+    path.truncate(len);
+    push(path, name);
+    path
 }
 
 fn push(path: &mut Vec<u8>, name: &[u8]) {
