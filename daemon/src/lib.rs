@@ -68,6 +68,8 @@ use registry::Registry;
 
 /// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+/// Searches in clients' rules that may wait for their turn: each holds its rules, and any of them can take seconds.
+const SEARCHES: usize = 16;
 
 /// Why a daemon does not start or ends.
 #[derive(Debug, Error)]
@@ -157,8 +159,10 @@ struct Shared {
     /// The limit on what all sessions send, if there is one.
     bandwidth: Option<Arc<Bucket>>,
     rsync: RsyncConfig,
-    /// Whose turn it is to encode a list.
+    /// Whose turn it is to encode a list, or to find out whether it need be.
     builder: Semaphore,
+    /// Places for those who wait for that turn with rules of a client.
+    searches: Arc<Semaphore>,
     /// Filters, names and lists of single stock clients: beside the reads, which must not wait for them.
     choosing: Gate,
     /// The daemon stops: nothing new is begun.
@@ -188,6 +192,7 @@ impl Daemon {
             bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),
             builder: Semaphore::new(1),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
             // Some wait for a page of a list.
             choosing: Gate::new(2 * std::thread::available_parallelism().map_or(1, usize::from)),
             stopping: CancellationToken::new(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::{ListWriter, Numbers, Written};
 use stillmirror_protocol::rsync::rules::Rules;
+use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_store::list_cache::{CachedList, Mark};
 
 use super::answers::{Answers, QUEUE, Until};
@@ -88,21 +89,24 @@ impl Session {
     }
 
     /// Has found out and built what saves the next client with these options the work of this one. That reads the
-    /// whole index, which this one's first bytes must not wait for.
-    fn prepare_next(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, query: Option<Query>) {
-        let Some(query) = query else { return };
+    /// whole index, which this one's first bytes must not wait for; and rules can be costly, so that all searches
+    /// together take one turn at a time, with the lists that are encoded. When too many wait for it already, the next
+    /// client with these rules tries again.
+    fn prepare_next(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, query: Query) {
+        if rules.nothing() {
+            return Lists::want(&self.shared, &settled.pinned, query);
+        }
+        let Ok(place) = Arc::clone(&self.shared.searches).try_acquire_owned() else { return };
         let (shared, settled, rules) = (Arc::clone(&self.shared), Arc::clone(settled), Arc::clone(rules));
         tokio::spawn(async move {
-            let looked_at = Arc::clone(&settled);
-            let are_void = shared.choosing.run(move || {
-                let list = looked_at.pinned.edition.generation.list();
-                are_void(&looked_at, &rules, list, || true)
-            });
-            let query = if are_void.await.ok().flatten().flatten() == Some(true) {
-                query.without_rules(&settled.pinned)
-            } else {
-                Some(query)
+            let search = {
+                let settled = Arc::clone(&settled);
+                move || are_void(&settled, &rules, settled.pinned.edition.generation.list(), || true)
             };
+            let Ok(turn) = shared.builder.acquire().await else { return };
+            let are_void = tokio::task::spawn_blocking(search).await.ok().flatten();
+            drop((turn, place));
+            let query = if are_void == Some(true) { query.without_rules(&settled.pinned) } else { Some(query) };
             if let Some(query) = query {
                 Lists::want(&shared, &settled.pinned, query);
             }
@@ -170,7 +174,9 @@ impl Session {
             }
             lane = self.send_piece(lane, &bytes[boundary..]).await?;
             step.bytes = bytes;
-            self.prepare_next(settled, &rules, query.take());
+            if let Some(query) = query.take() {
+                self.prepare_next(settled, &rules, query);
+            }
         }
         self.tally().listed = u64::from(step.writer.entries());
         Ok(lane)
