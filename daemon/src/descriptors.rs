@@ -4,6 +4,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
 use crate::extents::READS;
+use crate::pipe::{DESCRIPTORS, PIPES};
 
 /// What is open all the time: standard streams, the runtime's own, listeners; and lists on their way into the cache.
 const BASE: usize = 64;
@@ -30,7 +31,7 @@ pub(crate) fn connections(config: &Config) -> usize {
 /// Connections under a limit on open files. Two at the least: one on each port.
 fn share(limit: Option<u64>, repositories: usize) -> usize {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + READS);
+    let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + READS + PIPES * DESCRIPTORS);
     (limit.saturating_sub(others) / CONNECTION).max(2)
 }
 
@@ -40,8 +41,8 @@ mod tests {
 
     #[test]
     fn connections_leave_descriptors_for_the_files_that_they_ask_for() {
-        assert_eq!(share(Some(1024), 1), 308);
-        assert_eq!(share(Some(65_536), 20), 21_786);
+        assert_eq!(share(Some(1024), 1), 276);
+        assert_eq!(share(Some(65_536), 20), 21_754);
         assert_eq!(share(Some(40), 1), 2);
         assert_eq!(share(None, usize::MAX), 2);
         assert!(share(None, 1) > 1 << 40);

@@ -11,6 +11,7 @@
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
 //! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
+//! pipe        pages on their way from the page cache to a socket
 //! bandwidth   how fast bytes may leave: a connection's, a repository's, all together
 //! direct      the one module with `unsafe`: aligned memory, and questions to the kernel
 //! ```
@@ -32,6 +33,7 @@ mod gate;
 mod listener;
 mod lists;
 mod pack;
+mod pipe;
 mod pool;
 mod registry;
 mod session;
@@ -63,6 +65,7 @@ use extents::Extents;
 use gate::Gate;
 use listener::{Port, Strangers};
 use pack::Packs;
+use pipe::{PIPES, Pipes};
 use pool::Pool;
 use registry::Registry;
 
@@ -152,6 +155,7 @@ struct Shared {
     pool: Arc<Pool>,
     extents: Arc<Extents>,
     packs: Arc<Packs>,
+    pipes: Arc<Pipes>,
     admission: Arc<Admission>,
     /// Places for connections of every kind, as many as there are descriptors for.
     sockets: Arc<Semaphore>,
@@ -185,6 +189,7 @@ impl Daemon {
             // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
             packs: Packs::new(extents.window()),
+            pipes: Pipes::new(PIPES),
             extents,
             admission: Admission::new(config.limits.connections, config.limits.queue),
             sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),

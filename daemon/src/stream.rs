@@ -83,6 +83,9 @@ pub(crate) trait Framing: Send + 'static {
     /// given back: the answer must be the same then.
     fn frames(&self, order: &Self::Order, parts: &[Got], memory: &[u8], is_last: bool) -> (Frames, Self::After);
 
+    /// Whether the words depend on the bytes of that item: these must be in memory then.
+    fn looks_at_bytes(&self, order: &Self::Order, item: u32) -> bool;
+
     /// A piece is sent.
     fn settle(&mut self, order: &Self::Order, frames: &Frames, after: Self::After, is_last: bool);
 }
@@ -150,7 +153,7 @@ impl<F: Framing> Lane<F> {
             if !self.ahead.is_empty() && self.comes_to_extent() {
                 break;
             }
-            let Some(mut load) = self.plan_next() else { break };
+            let Some(mut load) = self.plan_next(Plan::next) else { break };
             // Only a session that holds nothing waits: so nobody waits for who waits.
             let may_wait = self.ahead.is_empty();
             match self.start(&load.order, &load.piece, may_wait).await {
@@ -166,10 +169,10 @@ impl<F: Framing> Lane<F> {
     }
 
     /// Takes the next piece off the plan, without reading it.
-    fn plan_next(&mut self) -> Option<Load<F::Order>> {
+    fn plan_next(&mut self, next: impl FnOnce(&mut Plan<F::Order>) -> Piece) -> Option<Load<F::Order>> {
         let plan = self.plans.front_mut()?;
         let (order, before) = (Arc::clone(plan.order()), plan.cursor());
-        let (piece, is_last) = (plan.next(), plan.is_done());
+        let (piece, is_last) = (next(plan), plan.is_done());
         if is_last {
             self.plans.pop_front();
         }
@@ -222,8 +225,9 @@ impl<F: Framing> Lane<F> {
         let Stuck { mut load, mut loaded, mut frames, mut after, mut sent } = stuck;
         let shared = Arc::clone(&self.shared);
         loop {
-            let patient = || !shared.pool.is_short();
-            sent += writer.send_while(&mut frames.slices(loaded.bytes(), sent), patient).await?;
+            let is_piped = loaded.is_piped();
+            let patient = || if is_piped { !shared.pipes.is_short() } else { !shared.pool.is_short() };
+            sent += loaded.send_while(writer, &frames, sent, patient).await?;
             if sent == frames.len() {
                 break;
             }
@@ -281,7 +285,9 @@ impl<F: Framing> Lane<F> {
         if let (Piece::Extent(extent), Some(file)) = (&load.piece, &self.file)
             && file.state == extent.key.file
         {
-            file.place.advance(extent.key.number + 1, Instant::now());
+            // The end of the half that came last may lie within the extent.
+            let end = extent.span.start + extent.within.end as u64;
+            file.place.advance(extent.key.number + u64::from(end == extent.span.end), Instant::now());
         }
         if load.is_last {
             self.failed = None;

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 
 use super::{FileState, Tree, Way, read_aligned, read_full};
+use crate::pipe::{Part, Pipe};
 
 /// A file that was in its indexed state when it was opened.
 pub(crate) struct OpenFile {
@@ -44,6 +45,23 @@ impl OpenFile {
             return Err(ItemFailure::Unreadable);
         }
         Ok(range)
+    }
+
+    /// Whether a range is best taken out of the page cache.
+    pub(crate) fn is_in_page_cache(&self, range: &Range<u64>) -> bool {
+        let len = (range.end - range.start) as usize;
+        self.tree.way(&self.plain, self.indexed.identity.device, range.start, len) == Way::ThroughCache
+    }
+
+    /// Puts words and ranges of it into a pipe. Fails unless the file was in its indexed state after that.
+    pub(crate) fn fill(
+        &self,
+        pipe: &mut Pipe,
+        words: &[u8],
+        parts: impl Iterator<Item = Part>,
+    ) -> Result<(), ItemFailure> {
+        pipe.fill(words, &self.plain, parts).map_err(|_| ItemFailure::Unreadable)?;
+        self.tree.check(&self.path, self.indexed, &self.plain)
     }
 
     /// `None` where direct reads turn out to be refused.

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use stillmirror_protocol::wire::ItemFailure;
 
+use crate::pipe::Part;
+
 /// Words and bytes in order of sending.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Frames {
@@ -83,6 +85,15 @@ impl Frames {
         self.words == begun.words && lens(self) == lens(begun)
     }
 
+    /// All that is to be sent, with the words and the place of the piece's first byte in its file.
+    pub(super) fn parts(&self, start: u64) -> (&[u8], impl Iterator<Item = Part> + Clone) {
+        let part = move |span: &Span| match span {
+            Span::Words(range) => Part::Words(range.clone()),
+            Span::Bytes(range) => Part::Bytes(start + range.start as u64..start + range.end as u64),
+        };
+        (&self.words, self.spans.iter().map(part))
+    }
+
     /// What is to be sent after the first `skip` bytes, with the piece's memory.
     pub(crate) fn slices<'a>(&'a self, memory: &'a [u8], skip: usize) -> Vec<IoSlice<'a>> {
         let bytes = |span: &Span| match span {
@@ -132,6 +143,17 @@ mod tests {
             assert_eq!(joined(&frames, b"0123456789", skip), &expected[skip..]);
         }
         assert_eq!((frames.len(), frames.literal()), (expected.len(), 3));
+    }
+
+    #[test]
+    fn the_parts_of_frames_say_where_in_the_file_their_bytes_are() {
+        let mut frames = Frames::default();
+        frames.words(b"ab");
+        frames.bytes(1..3);
+        frames.words(b"c");
+        let (words, parts) = frames.parts(1000);
+        assert_eq!(words, b"abc");
+        assert!(parts.eq([Part::Words(0..2), Part::Bytes(1001..1003), Part::Words(2..3)]));
     }
 
     #[test]

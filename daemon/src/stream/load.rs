@@ -7,14 +7,15 @@ use std::time::Instant;
 use stillmirror_protocol::wire::ItemFailure;
 use tokio::task::JoinHandle;
 
-use super::plan::{Cursor, ExtentPiece, Part, Piece};
-use super::{Framing, Got, Lane, Order};
+use super::plan::{Cursor, ExtentPiece, Part, Piece, Plan};
+use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
 use crate::Shared;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::pack::Place;
+use crate::pipe::Pipe;
 use crate::pool::Buffer;
-use crate::session::Pinned;
+use crate::session::{Ended, Pinned};
 
 /// A piece on its way.
 pub(super) struct Load<O> {
@@ -44,6 +45,8 @@ enum Memory {
     Nothing,
     Own(Buffer),
     Shared(Extent),
+    /// Not in memory of this process: what is left to send, words included, is in the pipe.
+    Piped(Pipe),
 }
 
 impl Arriving {
@@ -75,6 +78,50 @@ impl Loaded {
         Self { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts: vec![got] }
     }
 
+    /// What is to come out of the page cache, without being read.
+    fn unread(extent: &ExtentPiece) -> Self {
+        let got = Got { item: extent.item, before: extent.before, bytes: Ok(extent.within.clone()) };
+        Self { memory: Memory::Nothing, parts: vec![got] }
+    }
+
+    /// Puts all that is said of it into a pipe. False when that cannot be, or something is wrong: to be read then.
+    fn fill(&mut self, mut pipe: Pipe, file: &LargeFile, extent: &ExtentPiece, frames: &Frames) -> bool {
+        let (words, parts) = frames.parts(extent.span.start);
+        let is_full =
+            pipe.has_room(parts.clone()) && file.open().is_ok_and(|file| file.fill(&mut pipe, words, parts).is_ok());
+        if is_full {
+            self.memory = Memory::Piped(pipe);
+        }
+        is_full
+    }
+
+    /// Whether it is in a pipe.
+    pub(super) fn is_piped(&self) -> bool {
+        matches!(self.memory, Memory::Piped(_))
+    }
+
+    /// Sends what follows the first `sent` bytes of its frames, as far as it goes without waiting.
+    pub(super) fn send_now(&mut self, writer: &mut Writer, frames: &Frames, sent: usize) -> Result<usize, Ended> {
+        match &mut self.memory {
+            Memory::Piped(pipe) => writer.send_now(pipe),
+            _ => writer.send_now(&mut frames.slices(self.bytes(), sent).as_mut_slice()),
+        }
+    }
+
+    /// Sends what follows the first `sent` bytes of its frames, for as long as `patient` says.
+    pub(super) async fn send_while(
+        &mut self,
+        writer: &mut Writer,
+        frames: &Frames,
+        sent: usize,
+        patient: impl Fn() -> bool,
+    ) -> Result<usize, Ended> {
+        match &mut self.memory {
+            Memory::Piped(pipe) => writer.send_while(pipe, patient).await,
+            _ => writer.send_while(&mut frames.slices(self.bytes(), sent).as_mut_slice(), patient).await,
+        }
+    }
+
     fn nothing(parts: &[Part], bytes: Result<Range<usize>, ItemFailure>) -> Self {
         let got = |part: &Part| {
             let bytes = if part.is_words() { Ok(0..0) } else { bytes.clone() };
@@ -85,7 +132,7 @@ impl Loaded {
 
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.memory {
-            Memory::Nothing => &[],
+            Memory::Nothing | Memory::Piped(_) => &[],
             Memory::Own(buffer) => buffer,
             Memory::Shared(extent) => extent,
         }
@@ -183,6 +230,30 @@ impl LargeFile {
 }
 
 impl<F: Framing> Lane<F> {
+    /// The beginning of the extent that comes next, in a pipe: when it lies in the page cache, and nobody looks at its
+    /// bytes. It takes no memory, so it need not be shared either.
+    pub(super) fn piped(&mut self) -> Option<Stuck<F>> {
+        let plan = self.plans.front()?;
+        let (order, extent) = (Arc::clone(plan.order()), plan.peek_extent()?);
+        if self.framing.looks_at_bytes(&order, extent.item) || self.shared.extents.find(extent.key).is_some() {
+            return None;
+        }
+        let file = self.large_file(&order, extent.row, extent.key);
+        if !file.open().is_ok_and(|file| file.is_in_page_cache(&extent.span)) {
+            return None;
+        }
+        let pipe = self.shared.pipes.take()?;
+        let load = self.plan_next(Plan::next_of_extent)?;
+        let Piece::Extent(extent) = &load.piece else { return None };
+        let mut loaded = Loaded::unread(extent);
+        let (frames, after) = self.frames(&load, &loaded);
+        if !loaded.fill(pipe, &file, extent, &frames) {
+            self.put_back(load);
+            return None;
+        }
+        Some(Stuck { load, loaded, frames, after, sent: 0 })
+    }
+
     /// The file of an extent, which stays the same from extent to extent.
     pub(super) fn large_file(&mut self, order: &Arc<F::Order>, row: u32, key: Key) -> Arc<LargeFile> {
         match &self.file {

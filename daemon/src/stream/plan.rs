@@ -12,6 +12,8 @@ use crate::pool::EXTENT;
 const SMALL: u64 = 64 << 10;
 /// Files in one batch: they are read at once, while other batches are read beside it.
 const BATCH: usize = 128;
+/// Bytes that are planned of an extent when all of it is too much: what is left of a whole one is most of it still.
+const HALF: usize = EXTENT / 2;
 /// Parts of one batch, those without a file included: their words go out in one call.
 const PARTS: usize = 256;
 
@@ -123,11 +125,19 @@ impl<O: Order> Plan<O> {
     }
 
     /// The extent that comes next, if one does.
-    pub(super) fn peek_extent(&self) -> Option<Key> {
+    pub(super) fn peek_extent(&self) -> Option<ExtentPiece> {
         match (!self.is_done()).then(|| self.step()) {
-            Some(Step::Extent(extent)) => Some(extent.key),
+            Some(Step::Extent(extent)) => Some(extent),
             _ => None,
         }
+    }
+
+    /// Plans the next piece, of an extent its beginning alone.
+    pub(super) fn next_of_extent(&mut self) -> Piece {
+        let Some(mut extent) = self.peek_extent() else { return self.next() };
+        extent.within.end = extent.within.end.min(extent.within.start + HALF);
+        self.advance(extent.within.len());
+        Piece::Extent(extent)
     }
 
     /// Plans the next piece.

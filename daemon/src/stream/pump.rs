@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::load::{Arriving, Loaded};
-use super::plan::{Piece, Plan};
+use super::plan::{ExtentPiece, Piece, Plan};
 use super::{Framing, Lane, Stuck, Writer};
 use crate::extents::{Begun, Coming};
 use crate::pool::Buffer;
@@ -25,8 +25,8 @@ impl<F: Framing> Lane<F> {
 
     /// Whether the next thing to read is an extent that nobody has read.
     pub(super) fn comes_to_extent(&self) -> bool {
-        let key = self.plans.front().and_then(Plan::peek_extent);
-        key.is_some_and(|key| self.shared.extents.find(key).is_none())
+        let next = self.plans.front().and_then(Plan::peek_extent);
+        next.is_some_and(|extent| self.shared.extents.find(extent.key).is_none())
     }
 
     /// Reads extents and sends each at once, on one thread, for as long as the peer takes them and at
@@ -54,7 +54,7 @@ impl<F: Framing> Lane<F> {
 
     /// Whether to let the rest of the pack come closer before the next extent is read.
     fn should_wait(&self) -> bool {
-        let Some(key) = self.plans.front().and_then(Plan::peek_extent) else { return false };
+        let Some(ExtentPiece { key, .. }) = self.plans.front().and_then(Plan::peek_extent) else { return false };
         self.file
             .as_ref()
             .is_some_and(|file| file.state == key.file && file.place.should_wait(key.number, Instant::now()))
@@ -62,43 +62,50 @@ impl<F: Framing> Lane<F> {
 
     /// As much of it as goes without waiting for the peer or another reader.
     fn pump_now(&mut self, writer: &mut Writer, buffer: Buffer) -> Result<Option<Stuck<F>>, Ended> {
-        let shared = Arc::clone(&self.shared);
         let mut buffer = Some(buffer);
         for _ in 0..PUMPED {
             if self.plans.front().and_then(Plan::peek_extent).is_none() {
                 break;
             }
-            let Some(mut load) = self.plan_next() else { break };
-            let Piece::Extent(extent) = &load.piece else { break };
-            let (key, span) = (extent.key, &extent.span);
-            let file = self.large_file(&load.order, extent.row, key);
-            let wait = file.place.should_wait(key.number, Instant::now()) && shared.extents.find(key).is_none();
-            let Some(free) = buffer.take().or_else(|| shared.pool.try_take()).filter(|_| !wait) else {
-                self.put_back(load);
-                break;
-            };
-            let outcome = match shared.extents.begin(key) {
-                Begun::Mine(lead) => lead.read(free, file.is_kept(key.number), |buffer| file.read(span, buffer)),
-                Begun::Coming(coming) => {
-                    buffer = Some(free);
-                    match coming {
-                        Coming::Ready(extent) => Ok(extent),
-                        coming => {
-                            load.coming = Arriving::Extent(coming);
-                            self.ahead.push_back(load);
-                            break;
-                        }
-                    }
-                }
-            };
-            let loaded = Loaded::extent(&load.piece, outcome);
-            let (frames, after) = self.frames(&load, &loaded);
-            let sent = writer.send_now(&mut frames.slices(loaded.bytes(), 0).as_mut_slice())?;
-            if sent < frames.len() {
-                return Ok(Some(Stuck { load, loaded, frames, after, sent }));
+            let Some(mut stuck) = self.piped().or_else(|| self.read_next(&mut buffer)) else { break };
+            stuck.sent += stuck.loaded.send_now(writer, &stuck.frames, 0)?;
+            if stuck.sent < stuck.frames.len() {
+                return Ok(Some(stuck));
             }
-            self.settle(&load, &frames, after);
+            self.settle(&stuck.load, &stuck.frames, stuck.after);
         }
         Ok(None)
+    }
+
+    /// Reads the next extent. `None` when there is a reason to wait: for the pack, for a buffer, or for who reads
+    /// it already.
+    fn read_next(&mut self, buffer: &mut Option<Buffer>) -> Option<Stuck<F>> {
+        let shared = Arc::clone(&self.shared);
+        let mut load = self.plan_next(Plan::next)?;
+        let Piece::Extent(extent) = &load.piece else { return None };
+        let (key, span) = (extent.key, &extent.span);
+        let file = self.large_file(&load.order, extent.row, key);
+        let wait = file.place.should_wait(key.number, Instant::now()) && shared.extents.find(key).is_none();
+        let Some(free) = buffer.take().or_else(|| shared.pool.try_take()).filter(|_| !wait) else {
+            self.put_back(load);
+            return None;
+        };
+        let outcome = match shared.extents.begin(key) {
+            Begun::Mine(lead) => lead.read(free, file.is_kept(key.number), |buffer| file.read(span, buffer)),
+            Begun::Coming(coming) => {
+                *buffer = Some(free);
+                match coming {
+                    Coming::Ready(extent) => Ok(extent),
+                    coming => {
+                        load.coming = Arriving::Extent(coming);
+                        self.ahead.push_back(load);
+                        return None;
+                    }
+                }
+            }
+        };
+        let loaded = Loaded::extent(&load.piece, outcome);
+        let (frames, after) = self.frames(&load, &loaded);
+        Some(Stuck { load, loaded, frames, after, sent: 0 })
     }
 }

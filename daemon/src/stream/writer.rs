@@ -4,13 +4,15 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Shared;
 use crate::bandwidth::{Allowance, Bucket};
 use crate::direct::unacknowledged;
+use crate::pipe::Pipe;
 use crate::session::Ended;
 
 /// How often a writer that waits for its peer looks up.
@@ -27,6 +29,51 @@ pub(crate) struct Writer {
     /// Time spent waiting in the current window, and what the peer had taken when it began.
     waited: Duration,
     taken_before: u64,
+}
+
+/// Bytes that go out, wherever they lie.
+pub(crate) trait Source {
+    /// Whether all are out.
+    fn is_empty(&self) -> bool;
+
+    /// Bytes that are left.
+    fn len(&self) -> usize;
+
+    /// Writes at most `most` of them without waiting; says how many, and takes them off.
+    fn write_to(&mut self, socket: &TcpStream, most: usize) -> io::Result<usize>;
+}
+
+impl Source for &mut [IoSlice<'_>] {
+    fn is_empty(&self) -> bool {
+        <[_]>::is_empty(self)
+    }
+
+    fn len(&self) -> usize {
+        self.iter().map(|slice| slice.len()).sum()
+    }
+
+    fn write_to(&mut self, socket: &TcpStream, most: usize) -> io::Result<usize> {
+        let written = match most {
+            usize::MAX => socket.try_write_vectored(self),
+            most => socket.try_write_vectored(&beginning(self, most)),
+        }?;
+        IoSlice::advance_slices(self, written);
+        Ok(written)
+    }
+}
+
+impl Source for Pipe {
+    fn is_empty(&self) -> bool {
+        Self::len(self) == 0
+    }
+
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+
+    fn write_to(&mut self, socket: &TcpStream, most: usize) -> io::Result<usize> {
+        socket.try_io(Interest::WRITABLE, || self.pour(socket, most))
+    }
 }
 
 impl Writer {
@@ -65,21 +112,21 @@ impl Writer {
     }
 
     /// Sends what is in the slices.
-    pub(crate) async fn send(&mut self, slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
-        self.send_while(slices, || true).await.map(drop)
+    pub(crate) async fn send(&mut self, mut slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
+        self.send_while(&mut slices, || true).await.map(drop)
     }
 
     /// Sends for as long as `patient`, which is asked whenever the peer has taken nothing for a while, or a
     /// limit holds this up. Says how many bytes went out.
-    pub(crate) async fn send_while(
+    pub(crate) async fn send_while<S: Source>(
         &mut self,
-        mut slices: &mut [IoSlice<'_>],
+        source: &mut S,
         patient: impl Fn() -> bool,
     ) -> Result<usize, Ended> {
         let mut sent = 0;
         loop {
-            sent += self.send_now(&mut slices)?;
-            if slices.is_empty() || (self.held_until().is_some() && !patient()) {
+            sent += self.send_now(source)?;
+            if source.is_empty() || (self.held_until().is_some() && !patient()) {
                 return Ok(sent);
             }
             if !self.wait().await? && !patient() {
@@ -88,16 +135,15 @@ impl Writer {
         }
     }
 
-    /// Sends what the limits allow and the socket takes without waiting, and takes it off the slices.
-    pub(crate) fn send_now(&mut self, slices: &mut &mut [IoSlice<'_>]) -> Result<usize, Ended> {
+    /// Sends what the limits allow and the socket takes without waiting, and takes it off the source.
+    pub(crate) fn send_now<S: Source>(&mut self, source: &mut S) -> Result<usize, Ended> {
         let mut sent = 0;
-        while !slices.is_empty() {
-            match self.write(slices) {
+        while !source.is_empty() {
+            match self.write(source) {
                 Ok(written) => {
                     sent += written;
                     self.allowance.spend(written);
                     self.sent += written as u64;
-                    IoSlice::advance_slices(slices, written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -108,14 +154,14 @@ impl Writer {
     }
 
     /// Writes once, if that is allowed now.
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn write<S: Source>(&mut self, source: &mut S) -> io::Result<usize> {
         if self.allowance.is_unlimited() {
-            return self.socket.try_write_vectored(slices);
+            return source.write_to(self.socket.as_ref(), usize::MAX);
         }
-        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        let wanted = source.len();
         match self.allowance.of(wanted, Instant::now().into_std()) {
             0 if wanted > 0 => Err(io::ErrorKind::WouldBlock.into()),
-            most => self.socket.try_write_vectored(&beginning(slices, most)),
+            most => source.write_to(self.socket.as_ref(), most),
         }
     }
 
