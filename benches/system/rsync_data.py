@@ -4,9 +4,10 @@
 The source should lie on a disk (reads past the page cache are part of the matter), the destination (--dest) in
 memory, so that the client's disk is not what is measured. Rounds alternate between the daemons.
 
-States: `hot`, all files in the page cache; `cold`, none; with --cache also `kept`, where a stock daemon has the page cache and
-stillmirror that much memory of its own, after two pulls that fill it.
+States: `hot`, all files in the page cache, and held there; `cold`, none; with --cache also `kept`, as `hot`, where stillmirror has
+that much memory of its own too, after two pulls that fill it.
 """
+import contextlib
 import os
 import pathlib
 
@@ -36,8 +37,9 @@ def run(b):
         size = sum(os.stat(file).st_size for file in files)
         for cache in ('hot', 'cold', *(['kept'] if b.args.cache else [])):
             given = {'daemon': f'cache = "{b.args.cache}"'} if cache == 'kept' else {}
-            with peers.stock(b, source) as stock, peers.second(b, source, b.work / f'{source.name}-store', **given) as judged:
-                measure = lambda server: one(b, server, what, options, cache, files, size, folder / f'dest-{server.port}')
+            state = contextlib.nullcontext() if cache == 'cold' else bench.held(files)
+            with peers.stock(b, source) as stock, peers.second(b, source, b.work / f'{source.name}-store', **given) as judged, state:
+                measure = lambda server: one(b, server, what, options, cache, size, folder / f'dest-{server.port}')
                 for _ in range(2 if given else 0):
                     measure(judged)
                 rows += [measure(server) for _ in range(b.args.repeats) for server in (stock, judged)]
@@ -57,12 +59,10 @@ def run(b):
             b.at_most(f'{what}: stock\'s throughput over ours', here['MiB/s'] / there['MiB/s'], 1)
 
 
-def one(b, server, what, options, cache, files, size, dest):
+def one(b, server, what, options, cache, size, dest):
     if cache == 'cold':
         bench.drop_caches()
         bench.must([b.args.rsync, '--version'])
-    else:
-        bench.timed(['xargs', '-0', 'cat'], input=b'\0'.join(map(os.fsencode, files)), stdout=bench.subprocess.DEVNULL)
     before = server.cpu()
     with bench.Sampler(server) as memory:
         wall, done = bench.timed([b.args.rsync, *options, f'{server.url}/', f'{dest}/'], capture_output=True)

@@ -218,6 +218,11 @@ impl LargeFile {
         self.is_kept || self.place.is_followed(extent)
     }
 
+    /// Whether it was opened, and was the indexed one.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.open.get(), Some(Ok(_)))
+    }
+
     pub(super) fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
         self.open()?.read(span.start, (span.end - span.start) as usize, buffer)
     }

@@ -46,10 +46,20 @@ impl<F: Framing> Lane<F> {
             (lane, writer, result)
         });
         let Ok(Some((mut lane, mut writer, result))) = pumped.await else { return Err(Ended::Panicked) };
-        if let Some(stuck) = result? {
+        let Some(stuck) = result? else { return Ok(lane) };
+        lane.finish(&mut writer, stuck).await?;
+        // To pass on what lies in the page cache does not wait for the disk: that needs no other thread.
+        for _ in 0..PUMPED {
+            let Some(stuck) = lane.is_in_open_file().then(|| lane.piped()).flatten() else { break };
             lane.finish(&mut writer, stuck).await?;
         }
         Ok(lane)
+    }
+
+    /// Whether the next thing to send is of the large file that was opened last.
+    fn is_in_open_file(&self) -> bool {
+        let next = self.plans.front().and_then(Plan::peek_extent);
+        next.is_some_and(|extent| self.file.as_ref().is_some_and(|file| file.state == extent.key.file && file.is_open()))
     }
 
     /// Whether to let the rest of the pack come closer before the next extent is read.

@@ -153,6 +153,30 @@ async fn stalled_clients_of_every_kind_do_not_keep_an_honest_one_from_finishing(
 }
 
 #[tokio::test]
+async fn more_stalled_clients_than_there_are_pipes_get_every_byte_when_they_read_on() {
+    const CLIENTS: usize = 40;
+    let content = noise(12 << 20);
+    let fixture = Fixture::with(&[("big", &content)]);
+    let config = fixture.config(|config| {
+        config.memory.cache = 0;
+        config.limits.minimum_rate = 0;
+    });
+    let server = Server::start(config).await;
+    let mut stalled = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = server.client().await;
+        let (handle, _) = soon(client.pin()).await;
+        let request = client.send(&Request::Data { handle, items: vec![fixture.whole("big")] }).await;
+        stalled.push((client, request));
+    }
+    // Long enough for those with a pipe to notice that others have none, and to give it up half sent.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (mut client, request) in stalled {
+        assert!(soon(client.answer(request)).await.bytes == content);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_ended() {
     let content = noise(24 << 20);
     let fixture = Fixture::with(&[("big", &content)]);

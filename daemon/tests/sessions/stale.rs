@@ -1,6 +1,7 @@
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
+use std::time::Duration;
 
-use stillmirror_protocol::wire::{Item, ItemFailure};
+use stillmirror_protocol::wire::{Item, ItemFailure, Request};
 
 use crate::support::{Fixture, noise, soon};
 
@@ -30,6 +31,25 @@ async fn a_large_file_that_is_replaced_is_not_sent_from_what_took_its_place() {
     let answer = soon(client.data(handle, items)).await;
     assert_eq!(answer.bytes, b"small");
     assert_eq!(answer.failures, [(0, 0, ItemFailure::Stale)]);
+}
+
+#[tokio::test]
+async fn a_large_file_that_changes_while_it_is_sent_fails_where_that_is_seen() {
+    let content = noise(24 << 20);
+    let fixture = Fixture::with(&[("big", &content), ("small", b"small")]);
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let items = vec![fixture.whole("big"), fixture.whole("small")];
+    let request = client.send(&Request::Data { handle, items }).await;
+    // More than the connection holds is still to come.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let file = std::fs::OpenOptions::new().write(true).open(fixture.root().join("big")).unwrap();
+    file.write_all_at(b"changed", (24 << 20) - 7).unwrap();
+    let answer = soon(client.answer(request)).await;
+    let (sent, item, reason) = answer.failures[0];
+    assert_eq!((item, reason, answer.failures.len()), (0, ItemFailure::Stale, 1));
+    assert!(sent > 0 && answer.bytes == [&content[..sent], b"small"].concat());
 }
 
 #[tokio::test]
