@@ -59,7 +59,9 @@ impl<F: Framing> Lane<F> {
     /// Whether the next thing to send is of the large file that was opened last.
     fn is_in_open_file(&self) -> bool {
         let next = self.plans.front().and_then(Plan::peek_extent);
-        next.is_some_and(|extent| self.file.as_ref().is_some_and(|file| file.state == extent.key.file && file.is_open()))
+        next.is_some_and(|extent| {
+            self.file.as_ref().is_some_and(|file| file.state == extent.key.file && file.is_open())
+        })
     }
 
     /// Whether to let the rest of the pack come closer before the next extent is read.
