@@ -218,6 +218,11 @@ impl LargeFile {
         self.is_kept || self.place.is_followed(extent)
     }
 
+    /// Whether it is the file at that row of that generation.
+    pub(super) fn is_at(&self, pinned: &Arc<Pinned>, row: u32) -> bool {
+        self.row == row && Arc::ptr_eq(&self.pinned, pinned)
+    }
+
     /// Whether it was opened, and was the indexed one.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.open.get(), Some(Ok(_)))
@@ -262,7 +267,7 @@ impl<F: Framing> Lane<F> {
     /// The file of an extent, which stays the same from extent to extent.
     pub(super) fn large_file(&mut self, order: &Arc<F::Order>, row: u32, key: Key) -> Arc<LargeFile> {
         match &self.file {
-            Some(file) if file.row == row && Arc::ptr_eq(&file.pinned, order.pinned()) => Arc::clone(file),
+            Some(file) if file.is_at(order.pinned(), row) => Arc::clone(file),
             _ => {
                 let pinned = Arc::clone(order.pinned());
                 let place = self.shared.packs.join(key.file, key.number, Instant::now());

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::load::{Arriving, Loaded};
 use super::plan::{ExtentPiece, Piece, Plan};
-use super::{Framing, Lane, Stuck, Writer};
+use super::{Framing, Lane, Order, Stuck, Writer};
 use crate::extents::{Begun, Coming};
 use crate::pool::Buffer;
 use crate::session::Ended;
@@ -56,12 +56,12 @@ impl<F: Framing> Lane<F> {
         Ok(lane)
     }
 
-    /// Whether the next thing to send is of the large file that was opened last.
+    /// Whether the next thing to send is of the large file that was opened last: under that name, for another one
+    /// would have to be opened.
     fn is_in_open_file(&self) -> bool {
-        let next = self.plans.front().and_then(Plan::peek_extent);
-        next.is_some_and(|extent| {
-            self.file.as_ref().is_some_and(|file| file.state == extent.key.file && file.is_open())
-        })
+        let (Some(plan), Some(file)) = (self.plans.front(), &self.file) else { return false };
+        let is_its = |extent: ExtentPiece| file.is_at(plan.order().pinned(), extent.row);
+        file.is_open() && plan.peek_extent().is_some_and(is_its)
     }
 
     /// Whether to let the rest of the pack come closer before the next extent is read.
