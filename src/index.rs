@@ -89,6 +89,9 @@ struct Overrides {
     /// Files for which no block checksums are made
     #[arg(long, value_name = "PATTERN")]
     no_block_checksums: Option<Vec<Pattern>>,
+    /// Keep the content of files up to this size in the store, to be served from there; 0 for none [default: 16KiB]
+    #[arg(long, value_name = "SIZE")]
+    keep_contents: Option<Bytes>,
     /// Generations kept, the current one included [default: 8]
     #[arg(long, value_name = "NUMBER")]
     keep_generations: Option<u32>,
@@ -112,6 +115,7 @@ impl From<Overrides> for Index {
             block_checksums: flags.block_checksums,
             smallest_block: flags.smallest_block,
             no_block_checksums: flags.no_block_checksums,
+            keep_contents: flags.keep_contents,
             keep_generations: flags.keep_generations,
             keep_age: flags.keep_age,
             threads: flags.threads,
@@ -195,6 +199,7 @@ fn one(root: &Path, store: &Path, name: &str, settings: &Index) -> Result<Option
     options.filter = filter(settings.include.as_deref(), settings.exclude.as_deref())?;
     options.sums_for = filter(None, settings.no_block_checksums.as_deref())?;
     options.sums = sums(settings);
+    options.keep_contents = settings.keep_contents.map_or(options.keep_contents, |Bytes(size)| size);
     options.xxh128 = settings.xxh128.unwrap_or(false);
     options.md5 = settings.md5.unwrap_or(false);
     options.specials = match settings.specials.unwrap_or(Specials::Keep) {

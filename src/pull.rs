@@ -62,6 +62,9 @@ pub(crate) struct Arguments {
     /// How long a connection may take to be made
     #[arg(long, value_name = "TIME", default_value = "30s")]
     connect_timeout: Seconds,
+    /// Keep the content of files up to this size in the store, to be served from there; 0 for none
+    #[arg(long, value_name = "SIZE", default_value = "16KiB")]
+    keep_contents: Bytes,
     /// Do not flush the file system before files get their names
     #[arg(long)]
     no_fsync: bool,
@@ -137,6 +140,7 @@ fn options(arguments: &Arguments) -> Result<Options> {
     options.timeout = arguments.timeout.duration();
     options.connect_timeout = arguments.connect_timeout.duration();
     options.sync = !arguments.no_fsync;
+    options.keep_contents = arguments.keep_contents.0;
     Ok(options)
 }
 

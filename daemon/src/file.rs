@@ -2,6 +2,7 @@
 
 mod batch;
 mod open;
+mod stored;
 
 use std::io;
 use std::num::NonZero;
@@ -24,6 +25,7 @@ use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
+pub(crate) use stored::Stored;
 
 /// How long a file waits for a descriptor, and how often it is looked for one.
 const SHORTAGE: Duration = Duration::from_secs(30);

@@ -4,6 +4,7 @@
 //! ```text
 //! Framing   the dialect: which items come next, and what is said before, between and after their bytes
 //! plan      cuts an order of items into pieces of one buffer each
+//! layout    where in the buffer the parts of a piece go: what the store has of small files as it lies there
 //! load      brings a piece into memory: from disk, or out of the cache that all sessions share
 //! pump      reads extents and sends each at once, on one thread
 //! frames    what goes out for a piece: the dialect's own bytes, and the files' where they were read to
@@ -14,6 +15,7 @@
 //! gives; and a session whose peer does not read gives all buffers back while others wait for them.
 
 mod frames;
+mod layout;
 mod load;
 mod plan;
 mod pump;
@@ -198,6 +200,9 @@ impl<F: Framing> Lane<F> {
             Piece::Batch(parts) if parts.iter().all(plan::Part::is_words) => Some(Arriving::Words),
             Piece::Batch(parts) => {
                 let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
+                if load::is_at_hand(order.pinned(), parts) {
+                    return Some(Arriving::Loaded(read_batch(&shared, order.pinned(), parts, buffer)));
+                }
                 let (pinned, parts) = (Arc::clone(order.pinned()), parts.clone());
                 let read = {
                     let shared = Arc::clone(&shared);

@@ -1,11 +1,11 @@
-//! Reading files: all digests and the block checksums in one pass, and never of a file in motion.
+//! Reading files: all digests, the block checksums and what is kept of them in one pass, and never of a file in motion.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use md5::Md5;
@@ -13,10 +13,10 @@ use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use stillmirror_protocol::entry::{Digest, Digests};
-use stillmirror_protocol::local::SumsAt;
+use stillmirror_protocol::local::RecordAt;
 use stillmirror_protocol::path;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder};
-use stillmirror_store::{Draft, StoreError};
+use stillmirror_store::{Draft, Record, StoreError};
 use twox_hash::XxHash3_128;
 
 use crate::options::Options;
@@ -53,7 +53,7 @@ pub(crate) enum Outcome {
     /// Its content, as it was in one state of the file.
     Read {
         digests: Digests,
-        sums: SumsAt,
+        record: RecordAt,
         /// That state, when it is another than the walk saw.
         facts: Option<Box<Facts>>,
     },
@@ -80,7 +80,7 @@ pub(crate) struct Reading<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) options: &'a Options,
     pub(crate) draft: &'a Draft,
-    pub(crate) known: KnownSums<'a>,
+    pub(crate) known: Known<'a>,
     /// When the walk had seen the last of the files.
     pub(crate) walked: Instant,
     pub(crate) progress: &'a dyn Progress,
@@ -139,7 +139,8 @@ impl Reading<'_> {
         self.progress.to_hash(jobs.jobs.len() as u64, jobs.jobs.iter().map(|job| job.size).sum());
         let next = AtomicUsize::new(0);
         let work = || {
-            let mut worker = Worker { reading: self, buffer: vec![0; BUFFER], files: 0, bytes: 0, told: (0, 0) };
+            let (buffer, content) = (vec![0; BUFFER], Vec::new());
+            let mut worker = Worker { reading: self, buffer, content, files: 0, bytes: 0, told: (0, 0) };
             let mut outcomes = Vec::new();
             while let Some(job) = jobs.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 outcomes.push((job, worker.read(&jobs.names[job.names.clone()])?));
@@ -181,6 +182,8 @@ impl Outcomes {
 struct Worker<'a> {
     reading: &'a Reading<'a>,
     buffer: Vec<u8>,
+    /// Of the file in hand, when that is to be kept.
+    content: Vec<u8>,
     files: u64,
     bytes: u64,
     /// Files and bytes that the listener knows of.
@@ -227,12 +230,9 @@ impl Worker<'_> {
         if !tree::facts_of(&file)?.same_content(&before) {
             return Ok(None);
         }
-        let sums = match sums {
-            Some(sums) => self.reading.known.put(digests.sha256, self.reading.draft, sums)?,
-            None => SumsAt::default(),
-        };
+        let record = self.reading.known.put(digests.sha256, self.reading.draft, sums, &self.content)?;
         let facts = (before != *name.facts).then(|| Box::new(before));
-        Ok(Some(Outcome::Read { digests, sums, facts }))
+        Ok(Some(Outcome::Read { digests, record, facts }))
     }
 
     /// The facts of an open file once no later write can leave them as they are; none when they keep changing.
@@ -262,7 +262,7 @@ impl Worker<'_> {
         made.then(|| SumsBuilder::new(scheme, size))
     }
 
-    /// Digests of the first `size` bytes; none when there are fewer.
+    /// Digests of the first `size` bytes, which are kept if they are few; none when there are fewer.
     fn read_through(
         &mut self,
         file: &File,
@@ -277,6 +277,8 @@ impl Worker<'_> {
             // Advice: its failure costs nothing but speed.
             let _ = fadvise(file, 0, None, Advice::Sequential);
         }
+        let keeps = size <= options.kept_content();
+        self.content.clear();
         let (mut done, mut cached) = (0, 0);
         while done < size {
             if self.reading.stop.load(Ordering::Relaxed) {
@@ -294,6 +296,9 @@ impl Worker<'_> {
             xxh128.iter_mut().for_each(|hash| hash.write(bytes));
             md5.iter_mut().for_each(|hash| hash.update(bytes));
             sums.iter_mut().for_each(|sums| sums.update(bytes));
+            if keeps {
+                self.content.extend_from_slice(bytes);
+            }
             done += read as u64;
             self.bytes += read as u64;
             self.tell(TELL_FILES);
@@ -319,42 +324,57 @@ impl Worker<'_> {
     }
 }
 
-/// Block checksum records by the content that they describe, so that equal files share one.
-pub(crate) struct KnownSums<'a> {
+/// Records by the content that they are of, so that equal files share one.
+pub(crate) struct Known<'a> {
     old: Option<Old<'a>>,
     /// Rows of the old list that have a record, by the digest's first bytes. Made at the first use.
     old_rows: OnceLock<HashMap<[u8; 8], u32>>,
-    new: Mutex<HashMap<Digest, SumsAt>>,
+    new: Mutex<HashMap<Digest, RecordAt>>,
 }
 
-impl<'a> KnownSums<'a> {
+impl<'a> Known<'a> {
     pub(crate) fn of(old: Option<Old<'a>>) -> Self {
         Self { old, old_rows: OnceLock::new(), new: Mutex::default() }
     }
 
-    /// Where the record of that content lies; it is written when there is none yet.
-    fn put(&self, digest: Digest, draft: &Draft, sums: SumsBuilder) -> Result<SumsAt, Trouble> {
-        if let Some(at) = self.in_old(digest) {
+    /// Where the record of a file with that digest lies; it is written unless there is one that has as much.
+    fn put(
+        &self,
+        digest: Digest,
+        draft: &Draft,
+        sums: Option<SumsBuilder>,
+        content: &[u8],
+    ) -> Result<RecordAt, Trouble> {
+        if sums.is_none() && content.is_empty() {
+            return Ok(RecordAt::default());
+        }
+        let does = |at: &RecordAt| (sums.is_none() || at.sums > 0) && (content.is_empty() || at.content > 0);
+        if let Some(at) = self.in_old(digest).filter(does) {
             return Ok(at);
         }
-        if let Some(at) = self.new.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
+        if let Some(at) = self.new().get(&digest).filter(|at| does(at)) {
             return Ok(*at);
         }
-        let written = draft.append_sums(&sums.finish());
+        let sums = sums.map_or_else(Vec::new, SumsBuilder::finish);
+        let written = draft.append(Record { sums: &sums, content });
         let at = written.map_err(|error| Trouble::All(ReadingError::Store(error)))?;
-        self.new.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, at);
+        self.new().insert(digest, at);
         Ok(at)
     }
 
-    fn in_old(&self, digest: Digest) -> Option<SumsAt> {
+    fn new(&self) -> MutexGuard<'_, HashMap<Digest, RecordAt>> {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_old(&self, digest: Digest) -> Option<RecordAt> {
         let Old { list, local, .. } = self.old?;
-        let sums = |row: u32| local.sums(list.row(row).file_number()?);
+        let record = |row: u32| local.record(list.row(row).file_number()?);
         let rows = self.old_rows.get_or_init(|| {
-            let with_sums = (0..list.len()).filter(|&row| sums(row).is_some());
-            with_sums.map(|row| (first_bytes(list.row(row).sha256()), row)).collect()
+            let with_record = (0..list.len()).filter(|&row| record(row).is_some());
+            with_record.map(|row| (first_bytes(list.row(row).sha256()), row)).collect()
         });
         let row = *rows.get(&first_bytes(digest))?;
-        sums(row).filter(|_| list.row(row).sha256() == digest)
+        record(row).filter(|_| list.row(row).sha256() == digest)
     }
 }
 

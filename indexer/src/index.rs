@@ -11,7 +11,7 @@ use stillmirror_protocol::path;
 use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use crate::error::IndexError;
-use crate::hash::{Jobs, KnownSums, Outcomes, Reading, ReadingError};
+use crate::hash::{Jobs, Known, Outcomes, Reading, ReadingError};
 use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
 use crate::publish::publish;
@@ -162,7 +162,7 @@ impl Run<'_> {
             tree: &self.tree,
             options: self.options,
             draft,
-            known: KnownSums::of(known),
+            known: Known::of(known),
             walked,
             progress: self.progress,
             stop: self.stop,

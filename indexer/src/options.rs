@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use stillmirror_protocol::filter::Filter;
+use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
@@ -31,6 +32,9 @@ pub struct Options {
     pub sums: SumsPolicy,
     /// Files that have block checksums at all; for the excluded ones a delta never pays.
     pub sums_for: Filter,
+    /// Files up to this size (bytes) are kept in the store with their content, of those read from now on; 0 for
+    /// none, and none above [`limits::KEPT_CONTENT`]. Default [`stillmirror_store::KEEP_CONTENTS`].
+    pub keep_contents: u64,
     /// What happens to devices, fifos and sockets.
     pub specials: Specials,
     /// What happens to the entries of files and directories that cannot be read.
@@ -84,6 +88,7 @@ impl Options {
             md5: false,
             sums: SumsPolicy::default(),
             sums_for: Filter::default(),
+            keep_contents: stillmirror_store::KEEP_CONTENTS,
             specials: Specials::default(),
             unreadable: Unreadable::default(),
             retention: Retention { count: 24, age: Some(Duration::from_secs(30 * 24 * 3600)) },
@@ -92,6 +97,11 @@ impl Options {
             changed_from: None,
             allow_empty: false,
         }
+    }
+
+    /// The largest file that is kept; 0 for none.
+    pub(crate) fn kept_content(&self) -> u64 {
+        self.keep_contents.min(u64::from(limits::KEPT_CONTENT))
     }
 
     pub(crate) fn thread_count(&self) -> usize {

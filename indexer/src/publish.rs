@@ -8,7 +8,7 @@ use stillmirror_protocol::changes::{Applied, ApplyError, Changes, Source, apply}
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::list::{self, ListRef};
-use stillmirror_protocol::local::{LocalTable, SumsAt};
+use stillmirror_protocol::local::{LocalTable, RecordAt};
 use stillmirror_store::{Draft, Generation, Store};
 
 use crate::error::IndexError;
@@ -102,9 +102,9 @@ fn local_table(
     sources: &[Source],
     old: Option<Old<'_>>,
     settled: &Settled,
-    moved: &HashMap<SumsAt, SumsAt>,
+    moved: &HashMap<RecordAt, RecordAt>,
 ) -> LocalTable {
-    let now_at = |sums: SumsAt| moved.get(&sums).copied().unwrap_or(sums);
+    let now_at = |record: RecordAt| moved.get(&record).copied().unwrap_or(record);
     let mut table = LocalTable::with_capacity(sources.len(), sources.len());
     for source in sources {
         let facts = match (*source, old) {
@@ -113,31 +113,31 @@ fn local_table(
                 Some(facts) => *facts,
                 None => {
                     let file = old.list.row(row).file_number();
-                    let sums = file.map(|file| old.local.sums(file).unwrap_or_default());
-                    LocalFacts { identity: old.local.identity(row), sums }
+                    let record = file.map(|file| old.local.record(file).unwrap_or_default());
+                    LocalFacts { identity: old.local.identity(row), record }
                 }
             },
             (Source::Old(_), None) => continue,
         };
-        table.push(facts.identity, facts.sums.map(now_at));
+        table.push(facts.identity, facts.record.map(now_at));
     }
     table
 }
 
 /// Carries the records of wasteful packs over into the draft's own; gives where each is now.
-fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<SumsAt, SumsAt>, IndexError> {
+fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, RecordAt>, IndexError> {
     let packs = before.packs_to_compact();
     let mut moved = HashMap::new();
     if packs.is_empty() {
         return Ok(moved);
     }
     for file in 0..before.list().files() {
-        let Some(at) = before.local().sums(file).filter(|at| packs.contains(&at.pack)) else { continue };
+        let Some(at) = before.local().record(file).filter(|at| packs.contains(&at.pack)) else { continue };
         if moved.contains_key(&at) {
             continue;
         }
         // A record that cannot be had any more is given up: it was a hint.
-        let now = before.sums(file).map_or(Ok(SumsAt::default()), |record| draft.append_sums(record))?;
+        let now = draft.append(before.record(file).unwrap_or_default())?;
         moved.insert(at, now);
     }
     Ok(moved)

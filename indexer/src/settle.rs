@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use stillmirror_protocol::changes::{Changes, Op, Put};
 use stillmirror_protocol::entry::{Digests, Entry, Kind, PERMISSIONS};
 use stillmirror_protocol::list::{FileType, Row};
-use stillmirror_protocol::local::{Identity, SumsAt};
+use stillmirror_protocol::local::{Identity, RecordAt};
 use stillmirror_protocol::path;
 
 use crate::groups::{Member, Stays, regroup};
@@ -36,7 +36,7 @@ pub(crate) struct Settled {
 pub(crate) struct LocalFacts {
     pub(crate) identity: Identity,
     /// Of regular files alone; pack 0 when there is no record.
-    pub(crate) sums: Option<SumsAt>,
+    pub(crate) record: Option<RecordAt>,
 }
 
 /// Turns findings into changes.
@@ -56,7 +56,7 @@ pub(crate) fn settle(
     };
     if let Some(root) = findings.root {
         let entry = settling.entry(&root.facts, Kind::Directory);
-        let tag = settling.tag(LocalFacts { identity: root.facts.identity, sums: None });
+        let tag = settling.tag(LocalFacts { identity: root.facts.identity, record: None });
         settling.settled.changes.root = Some(Put { entry, tag });
     }
     let mut at = 0;
@@ -70,7 +70,7 @@ pub(crate) fn settle(
         }
     }
     for (row, identity) in findings.moved {
-        settling.settled.row_facts.insert(row, LocalFacts { identity, sums: None });
+        settling.settled.row_facts.insert(row, LocalFacts { identity, record: None });
     }
     settling.linked(&findings.linked);
     settling.regroup();
@@ -116,15 +116,15 @@ impl Settling<'_> {
             Some(FileType::File) => return self.file(dir, name, &facts, old, outcome),
             None => return,
         };
-        let local = LocalFacts { identity: facts.identity, sums: None };
+        let local = LocalFacts { identity: facts.identity, record: None };
         self.put(dir, name, &facts, kind, local);
     }
 
     fn file(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, outcome: Option<&Outcome>) {
         let leave_out = self.options.unreadable == Unreadable::LeaveOut;
         match outcome {
-            Some(Outcome::Read { digests, sums, facts: newer }) => {
-                self.read(dir, name, newer.as_deref().unwrap_or(facts), old, digests, *sums);
+            Some(Outcome::Read { digests, record, facts: newer }) => {
+                self.read(dir, name, newer.as_deref().unwrap_or(facts), old, digests, *record);
             }
             Some(Outcome::Unreadable(error)) => {
                 let path = path::join(dir, &name);
@@ -139,8 +139,8 @@ impl Settling<'_> {
         }
     }
 
-    fn read(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, digests: &Digests, sums: SumsAt) {
-        let local = LocalFacts { identity: facts.identity, sums: Some(sums) };
+    fn read(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, digests: &Digests, record: RecordAt) {
+        let local = LocalFacts { identity: facts.identity, record: Some(record) };
         let kind = Kind::File { size: facts.size, digests: *digests };
         let row = old.and_then(|row| Some(self.old?.list.row(row)));
         match row.filter(|row| is_entry(*row, &self.entry(facts, kind.clone()))) {
@@ -190,7 +190,7 @@ impl Settling<'_> {
         let entry = Entry { link, ..list.row(row).to_entry() };
         let facts = self.settled.row_facts.remove(&row).unwrap_or_else(|| LocalFacts {
             identity: local.identity(row),
-            sums: list.row(row).file_number().map(|file| local.sums(file).unwrap_or_default()),
+            record: list.row(row).file_number().map(|file| local.record(file).unwrap_or_default()),
         });
         let tag = self.tag(facts);
         let dir = list.parent_of(row);

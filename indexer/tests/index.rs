@@ -158,7 +158,7 @@ fn a_renamed_file_keeps_its_block_checksums() {
     site.index();
     let generation = site.current();
     assert!(generation.sums(0).is_some());
-    assert_eq!(generation.local().sums(0).unwrap().pack, 1);
+    assert_eq!(generation.local().record(0).unwrap().pack, 1);
     assert!(!site.options.store.join("sums/2.pack").exists());
 }
 

@@ -48,3 +48,5 @@ pub const MESSAGE: usize = 1024;
 pub const REPOSITORIES: usize = 1024;
 /// Bytes in one block checksum record: the record of a file of several terabytes.
 pub const SUMS_RECORD: u64 = 1 << 34;
+/// Bytes of the largest content that a pack keeps: larger files are read as fast from where they are.
+pub const KEPT_CONTENT: u32 = 64 << 10;

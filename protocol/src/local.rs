@@ -1,5 +1,5 @@
-//! What only this host knows of a list's entries: where the files are on disk and where their block
-//! checksums lie. The layout is in `docs/index-format.md`.
+//! What only this host knows of a list's entries: where the files are on disk, and where the packs hold what is
+//! kept of them. The layout is in `docs/index-format.md`.
 
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Serialize};
@@ -12,7 +12,7 @@ use crate::entry::{Digest, Time};
 /// First bytes of an encoded table.
 pub const MAGIC: [u8; 8] = *b"SMLOCAL\n";
 /// The version of the format.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the header; the archived body begins here.
 pub const HEADER_BYTES: usize = 80;
 
@@ -32,27 +32,43 @@ impl Identity {
     pub const UNKNOWN: Identity = Identity { device: 0, inode: 0, ctime: Time { sec: i64::MIN, nsec: 0 } };
 }
 
-/// Where a file's block checksum record lies among the store's packs.
+/// Where the record of a file lies among the store's packs: its block checksums, and behind them the content of a
+/// small file. Either may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub struct SumsAt {
+pub struct RecordAt {
     /// The pack's number; 0 stands for "no record".
     pub pack: u32,
     /// Bytes from the pack's start.
     pub offset: u64,
-    /// Bytes of the record.
-    pub len: u64,
+    /// Bytes of block checksums.
+    pub sums: u64,
+    /// Bytes of content: all of the file, or 0.
+    pub content: u32,
 }
 
-/// Local facts as columns, one element per row of the list; the last three one per regular file.
+impl RecordAt {
+    /// Bytes of the record.
+    pub fn len(&self) -> u64 {
+        self.sums.saturating_add(u64::from(self.content))
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Local facts as columns, one element per row of the list; those of records one per regular file.
 #[derive(Debug, Default, Archive, Serialize)]
 pub struct LocalTable {
     device: Vec<u64>,
     inode: Vec<u64>,
     ctime_sec: Vec<i64>,
     ctime_nsec: Vec<u32>,
-    sums_pack: Vec<u32>,
-    sums_offset: Vec<u64>,
-    sums_len: Vec<u64>,
+    record_pack: Vec<u32>,
+    record_offset: Vec<u64>,
+    record_sums: Vec<u64>,
+    record_content: Vec<u32>,
 }
 
 /// A table that cannot be used.
@@ -107,28 +123,30 @@ impl LocalTable {
             inode: Vec::with_capacity(rows),
             ctime_sec: Vec::with_capacity(rows),
             ctime_nsec: Vec::with_capacity(rows),
-            sums_pack: Vec::with_capacity(files),
-            sums_offset: Vec::with_capacity(files),
-            sums_len: Vec::with_capacity(files),
+            record_pack: Vec::with_capacity(files),
+            record_offset: Vec::with_capacity(files),
+            record_sums: Vec::with_capacity(files),
+            record_content: Vec::with_capacity(files),
         }
     }
 
-    /// Appends the facts of the next row; `sums` is `Some` exactly for regular files.
-    pub fn push(&mut self, identity: Identity, sums: Option<SumsAt>) {
+    /// Appends the facts of the next row; `record` is `Some` exactly for regular files.
+    pub fn push(&mut self, identity: Identity, record: Option<RecordAt>) {
         self.device.push(identity.device);
         self.inode.push(identity.inode);
         self.ctime_sec.push(identity.ctime.sec);
         self.ctime_nsec.push(identity.ctime.nsec);
-        if let Some(SumsAt { pack, offset, len }) = sums {
-            self.sums_pack.push(pack);
-            self.sums_offset.push(offset);
-            self.sums_len.push(len);
+        if let Some(RecordAt { pack, offset, sums, content }) = record {
+            self.record_pack.push(pack);
+            self.record_offset.push(offset);
+            self.record_sums.push(sums);
+            self.record_content.push(content);
         }
     }
 
     /// The encoded table for the list with that digest.
     pub fn encode(&self, list_digest: Digest) -> AlignedVec {
-        let mut out = AlignedVec::with_capacity(28 * self.inode.len() + 20 * self.sums_pack.len() + 1024);
+        let mut out = AlignedVec::with_capacity(28 * self.inode.len() + 24 * self.record_pack.len() + 1024);
         out.extend_from_slice(&[0; HEADER_BYTES]);
         // Serializing plain columns into memory has no way to fail.
         let Ok(mut out) = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Panic>(self, out);
@@ -147,8 +165,13 @@ impl LocalTable {
 pub fn open_body(body: &[u8], entries: u32, files: u32) -> Result<LocalRef<'_>, LocalError> {
     let table = rkyv::access::<ArchivedLocalTable, rkyv::rancor::Error>(body).map_err(|_| LocalError::Columns)?;
     let rows = [table.device.len(), table.inode.len(), table.ctime_sec.len(), table.ctime_nsec.len()];
-    let sums = [table.sums_pack.len(), table.sums_offset.len(), table.sums_len.len()];
-    if rows.iter().any(|&len| len != entries as usize) || sums.iter().any(|&len| len != files as usize) {
+    let records = [
+        table.record_pack.len(),
+        table.record_offset.len(),
+        table.record_sums.len(),
+        table.record_content.len(),
+    ];
+    if rows.iter().any(|&len| len != entries as usize) || records.iter().any(|&len| len != files as usize) {
         return Err(LocalError::Columns);
     }
     Ok(LocalRef::new(table))
@@ -182,11 +205,15 @@ impl<'a> LocalRef<'a> {
         }
     }
 
-    /// Where the block checksums of a regular file lie, by [`crate::list::Row::file_number`].
-    pub fn sums(&self, file: u32) -> Option<SumsAt> {
+    /// Where the record of a regular file lies, by [`crate::list::Row::file_number`].
+    pub fn record(&self, file: u32) -> Option<RecordAt> {
         let at = file as usize;
-        let pack = self.table.sums_pack[at].to_native();
-        let (offset, len) = (self.table.sums_offset[at].to_native(), self.table.sums_len[at].to_native());
-        (pack != 0).then_some(SumsAt { pack, offset, len })
+        let pack = self.table.record_pack[at].to_native();
+        (pack != 0).then(|| RecordAt {
+            pack,
+            offset: self.table.record_offset[at].to_native(),
+            sums: self.table.record_sums[at].to_native(),
+            content: self.table.record_content[at].to_native(),
+        })
     }
 }

@@ -18,9 +18,8 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::entry::Digest;
-use stillmirror_protocol::local::SumsAt;
-use stillmirror_protocol::sums::SumsPolicy;
-use stillmirror_store::Draft;
+use stillmirror_protocol::local::RecordAt;
+use stillmirror_store::{Draft, Record};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{At as _, PullError};
@@ -31,7 +30,7 @@ use crate::plan::{Fetch, Reuse};
 use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
 use crate::source::Source;
-use crate::stage::{self, Building, Built, Metadata, Stage, Task};
+use crate::stage::{self, Building, Built, KeepPolicy, Kept, Metadata, Stage, Task};
 
 use tasks::Tasks;
 use transfer::Transfer;
@@ -46,9 +45,9 @@ pub(crate) struct Fetcher<'a> {
     pub(crate) stage: &'a Stage,
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) owners: &'a OwnerMap,
-    /// Where block checksums go, when there is a store.
+    /// Where records go, when there is a store, and what they hold.
     pub(crate) draft: Option<&'a Draft>,
-    pub(crate) sums: SumsPolicy,
+    pub(crate) keep: KeepPolicy,
     pub(crate) threads: usize,
     pub(crate) pool: &'a rayon::ThreadPool,
     pub(crate) progress: &'a dyn Progress,
@@ -60,8 +59,8 @@ pub(crate) struct Fetcher<'a> {
 pub(crate) struct Staged {
     /// Rows and their staged names.
     pub(crate) files: Vec<StagedFile>,
-    /// Block checksums of the rows whose content was read on its way here.
-    pub(crate) sums: HashMap<u32, SumsAt>,
+    /// Records of the rows whose content was read on its way here.
+    pub(crate) records: HashMap<u32, RecordAt>,
     /// Rows whose content did not come.
     pub(crate) failed: HashMap<u32, Failure>,
 }
@@ -148,10 +147,10 @@ impl Fetcher<'_> {
         let metadata = self.metadata(row);
         let sha256 = self.selection.list.row(row).sha256();
         if reuse.sure && reuse.goes && self.stage.link(self.tree, reuse, sha256).at("link", shown())? {
-            return Ok(Some(Reused { linked: true, sums: None }));
+            return Ok(Some(Reused { linked: true, record: None }));
         }
         if reuse.sure && self.stage.clone_blocks(self.tree, reuse, sha256, &metadata).at("clone", shown())? {
-            return Ok(Some(Reused { linked: false, sums: None }));
+            return Ok(Some(Reused { linked: false, record: None }));
         }
         let whole = Piece::Copy { target: 0, len: reuse.size, basis: 0, offset: 0 };
         let task = Task {
@@ -166,20 +165,19 @@ impl Fetcher<'_> {
         let mut building = Building::new(self.stage, self.tree, task, self.policy());
         building.copy().at("copy", shown())?;
         match building.finish().at("copy", shown())? {
-            Built::Right(record) => Ok(Some(Reused { linked: false, sums: self.keep_sums(record)? })),
+            Built::Right(kept) => Ok(Some(Reused { linked: false, record: self.keep(&kept)? })),
             Built::Wrong => Ok(None),
         }
     }
 
-    fn policy(&self) -> Option<&SumsPolicy> {
-        self.draft.is_some().then_some(&self.sums)
+    fn policy(&self) -> Option<KeepPolicy> {
+        self.draft.is_some().then_some(self.keep)
     }
 
-    fn keep_sums(&self, record: Option<Vec<u8>>) -> Result<Option<SumsAt>, PullError> {
-        match (self.draft, record) {
-            (Some(draft), Some(record)) => Ok(Some(draft.append_sums(&record)?)),
-            _ => Ok(None),
-        }
+    fn keep(&self, Kept { sums, content }: &Kept) -> Result<Option<RecordAt>, PullError> {
+        let Some(draft) = self.draft else { return Ok(None) };
+        let at = draft.append(Record { sums, content })?;
+        Ok((!at.is_empty()).then_some(at))
     }
 
     fn metadata(&self, row: u32) -> Metadata {
@@ -206,8 +204,8 @@ impl Fetcher<'_> {
                 }
                 let shown = self.tree.shown(&self.selection.path(row));
                 let name = self.stage.duplicate(sha256, copy, &self.metadata(row)).at("copy to", shown)?;
-                if let Some(sums) = staged.sums.get(&fetch.row).copied() {
-                    staged.sums.insert(row, sums);
+                if let Some(record) = staged.records.get(&fetch.row).copied() {
+                    staged.records.insert(row, record);
                 }
                 staged.files.push(StagedFile { row, name, linked: false });
                 report.files_updated += 1;
@@ -315,7 +313,7 @@ impl Fetcher<'_> {
         building.copy().at("write", &shown)?;
         debug_assert!(building.is_complete());
         let outcome = match building.finish().at("write", &shown)? {
-            Built::Right(record) => Outcome::Right(self.keep_sums(record)?),
+            Built::Right(kept) => Outcome::Right(self.keep(&kept)?),
             Built::Wrong => Outcome::Wrong,
         };
         Ok(Some(Ok(outcome)))
@@ -328,16 +326,16 @@ impl Staged {
         self.files.iter().map(|file| file.row).chain(self.failed.keys().copied()).collect()
     }
 
-    fn add(&mut self, (row, sha256): (u32, Digest), Reused { linked, sums }: Reused) {
+    fn add(&mut self, (row, sha256): (u32, Digest), Reused { linked, record }: Reused) {
         self.files.push(StagedFile { row, name: stage::final_name(sha256), linked });
-        self.sums.extend(sums.map(|sums| (row, sums)));
+        self.records.extend(record.map(|record| (row, record)));
     }
 }
 
 /// A content that a local file had.
 struct Reused {
     linked: bool,
-    sums: Option<SumsAt>,
+    record: Option<RecordAt>,
 }
 
 /// What a builder is told.
@@ -366,7 +364,7 @@ enum Happened {
 }
 
 enum Outcome {
-    Right(Option<SumsAt>),
+    Right(Option<RecordAt>),
     Wrong,
 }
 

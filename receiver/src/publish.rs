@@ -12,7 +12,7 @@ use stillmirror_protocol::changes::{self, Source as RowSource};
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::list::{self, ListRef};
-use stillmirror_protocol::local::{Identity, LocalTable, SumsAt};
+use stillmirror_protocol::local::{Identity, LocalTable, RecordAt};
 use stillmirror_store::{Draft, Generation};
 
 use crate::commit::Committed;
@@ -35,8 +35,8 @@ pub(crate) struct Publisher<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
     pub(crate) committed: &'a Committed,
-    /// Block checksums of rows that came with this pull.
-    pub(crate) sums: &'a HashMap<u32, SumsAt>,
+    /// Records of rows that came with this pull.
+    pub(crate) records: &'a HashMap<u32, RecordAt>,
     /// Rows that are not what the list says.
     pub(crate) failed: &'a HashMap<u32, Failure>,
     /// Whether devices, fifos and sockets were made.
@@ -177,12 +177,12 @@ impl Publisher<'_> {
         for number in 0..list.len() {
             let row = list.row(number);
             let (identity, origin) = facts(number);
-            let sums = match (row.is_file(), origin.and_then(|origin| self.sums.get(&origin).copied())) {
+            let record = match (row.is_file(), origin.and_then(|origin| self.records.get(&origin).copied())) {
                 (false, _) => None,
-                (true, Some(sums)) => Some(sums),
+                (true, Some(record)) => Some(record),
                 (true, None) => Some(carried.of(row.sha256(), draft)?),
             };
-            table.push(identity, sums);
+            table.push(identity, record);
         }
         Ok(table)
     }
@@ -206,13 +206,13 @@ impl Publisher<'_> {
     }
 }
 
-/// Block checksums that the held generation has, by content.
+/// Records that the held generation has, by content.
 struct Carried<'a> {
     held: Option<&'a Generation>,
     files: HashMap<Digest, u32>,
     /// Packs whose records move to the draft, so that the packs can be collected.
     compacted: Vec<u32>,
-    moved: HashMap<Digest, SumsAt>,
+    moved: HashMap<Digest, RecordAt>,
 }
 
 impl<'a> Carried<'a> {
@@ -222,7 +222,7 @@ impl<'a> Carried<'a> {
             let (list, local) = (held.list(), held.local());
             for row in (0..list.len()).map(|row| list.row(row)) {
                 let Some(file) = row.file_number() else { continue };
-                if local.sums(file).is_some() {
+                if local.record(file).is_some() {
                     files.insert(row.sha256(), file);
                 }
             }
@@ -232,17 +232,17 @@ impl<'a> Carried<'a> {
     }
 
     /// Where the record of a content lies; the default for none.
-    fn of(&mut self, content: Digest, draft: &Draft) -> Result<SumsAt, PullError> {
-        let (Some(held), Some(&file)) = (self.held, self.files.get(&content)) else { return Ok(SumsAt::default()) };
-        let Some(at) = held.local().sums(file) else { return Ok(SumsAt::default()) };
+    fn of(&mut self, content: Digest, draft: &Draft) -> Result<RecordAt, PullError> {
+        let (Some(held), Some(&file)) = (self.held, self.files.get(&content)) else { return Ok(RecordAt::default()) };
+        let Some(at) = held.local().record(file) else { return Ok(RecordAt::default()) };
         if !self.compacted.contains(&at.pack) {
             return Ok(at);
         }
         if let Some(&at) = self.moved.get(&content) {
             return Ok(at);
         }
-        let Some(record) = held.sums(file) else { return Ok(SumsAt::default()) };
-        let at = draft.append_sums(record)?;
+        let Some(record) = held.record(file) else { return Ok(RecordAt::default()) };
+        let at = draft.append(record)?;
         self.moved.insert(content, at);
         Ok(at)
     }

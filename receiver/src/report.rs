@@ -74,6 +74,9 @@ pub struct Options {
     pub sync: bool,
     /// Block checksums for the receiver's own store.
     pub sums: SumsPolicy,
+    /// Files up to this size (bytes) are kept in that store with their content; 0 for none. Default
+    /// [`stillmirror_store::KEEP_CONTENTS`].
+    pub keep_contents: u64,
     /// Generations that the receiver's own store keeps.
     pub retention: Retention,
 }
@@ -101,6 +104,7 @@ impl Options {
             reconnects: 5,
             sync: true,
             sums: SumsPolicy::default(),
+            keep_contents: stillmirror_store::KEEP_CONTENTS,
             retention: Retention { count: 8, age: Some(Duration::from_secs(2 * 24 * 3600)) },
         }
     }

@@ -21,7 +21,7 @@ use crate::local::{self, Tree};
 use crate::plan::Reuse;
 use crate::selection::STAGE;
 
-pub(crate) use building::{Building, Built, Task};
+pub(crate) use building::{Building, Built, KeepPolicy, Kept, Task};
 
 /// The staging directory.
 #[derive(Debug)]

@@ -7,12 +7,12 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use stillmirror_protocol::local::SumsAt;
+use stillmirror_protocol::local::RecordAt;
 
 use crate::error::{At, StoreError};
 use crate::generation::{Generation, pack_uses, read_head};
 use crate::kill_point;
-use crate::packs::{self, PackWriter};
+use crate::packs::{self, PackWriter, Record};
 use crate::store::{Store, names, sync_dir};
 
 /// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain
@@ -49,15 +49,18 @@ impl Draft {
         self.number
     }
 
-    /// Appends a block checksum record to this generation's pack, buffered. Any thread may.
-    pub fn append_sums(&self, record: &[u8]) -> Result<SumsAt, StoreError> {
+    /// Appends a record to this generation's pack, buffered. Any thread may. An empty one is none.
+    pub fn append(&self, record: Record<'_>) -> Result<RecordAt, StoreError> {
+        if record == Record::default() {
+            return Ok(RecordAt::default());
+        }
         let mut pack = self.pack.lock().unwrap_or_else(PoisonError::into_inner);
         if pack.is_none() {
             *pack = Some(PackWriter::create(&self.store.sums_dir(), self.pack_number)?);
         }
         match pack.as_mut() {
             Some(pack) => pack.append(record),
-            None => Ok(SumsAt::default()),
+            None => Ok(RecordAt::default()),
         }
     }
 

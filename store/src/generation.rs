@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use stillmirror_protocol::local::{self, ArchivedLocalTable, LocalError, LocalRef
 
 use crate::error::{At, Damage, StoreError};
 use crate::map::{Archived, Map, checksum};
-use crate::packs::{self, PackUse};
+use crate::packs::{self, Pack, PackUse, Record};
 use crate::store::remedy;
 
 /// A generation: mapped, checked, and never changing. It stays readable after its files were collected.
@@ -32,7 +33,7 @@ pub struct Generation {
     delta: Option<Map>,
     origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
     uses: Vec<PackUse>,
-    packs: BTreeMap<u32, Map>,
+    packs: BTreeMap<u32, Pack>,
 }
 
 /// What a pulled generation is a part of.
@@ -65,7 +66,7 @@ impl Generation {
             }
         };
         let uses = read_uses(&dir)?;
-        let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::map(sums, uses.pack)?))).collect();
+        let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::open(sums, uses.pack)?))).collect();
         let list_zst = map(&dir.join("list.zst"))?;
         let delta = optional(map(&dir.join("delta")))?;
         Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, uses, packs })
@@ -121,10 +122,31 @@ impl Generation {
     /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`).
     /// None when there is none, or its pack is missing or cut short.
     pub fn sums(&self, file: u32) -> Option<&[u8]> {
-        let at = self.local().sums(file)?;
-        let pack = self.packs.get(&at.pack)?.bytes();
+        self.record(file).map(|record| record.sums).filter(|sums| !sums.is_empty())
+    }
+
+    /// All that is kept of a regular file, by its file number; none as for [`Generation::sums`].
+    pub fn record(&self, file: u32) -> Option<Record<'_>> {
+        let at = self.local().record(file)?;
         let start = usize::try_from(at.offset).ok().filter(|&start| start >= packs::HEADER_BYTES as usize)?;
-        pack.get(start..)?.get(..usize::try_from(at.len).ok()?)
+        let bytes = self.packs.get(&at.pack)?.bytes().get(start..)?.get(..usize::try_from(at.len()).ok()?)?;
+        let (sums, content) = bytes.split_at_checked(usize::try_from(at.sums).ok()?)?;
+        Some(Record { sums, content })
+    }
+
+    /// Where the content of a regular file of `size` bytes is kept, by its file number: a pack's number, and the
+    /// place in its file. Looks at nothing but the local facts. None when it is not kept, or its pack is missing or
+    /// cut short.
+    pub fn content(&self, file: u32, size: u64) -> Option<(u32, Range<u64>)> {
+        let at = self.local().record(file).filter(|at| at.content > 0 && u64::from(at.content) == size)?;
+        let start = at.offset.checked_add(at.sums).filter(|&start| start >= packs::HEADER_BYTES)?;
+        let end = start.checked_add(size)?;
+        (end <= self.packs.get(&at.pack)?.bytes().len() as u64).then_some((at.pack, start..end))
+    }
+
+    /// A pack that this generation refers to; none when it is missing.
+    pub fn pack(&self, number: u32) -> Option<&Pack> {
+        self.packs.get(&number)
     }
 
     /// The packs that this generation refers to, by number.
@@ -135,7 +157,7 @@ impl Generation {
     /// The packs whose records a next generation should carry over into its own: those of which less
     /// than half is in use, and, once there are many, the small ones.
     pub fn packs_to_compact(&self) -> Vec<u32> {
-        let size = |pack: u32| self.packs.get(&pack).map_or(0, |map| map.bytes().len() as u64);
+        let size = |pack: u32| self.packs.get(&pack).map_or(0, |pack| pack.bytes().len() as u64);
         let total: u64 = self.uses.iter().map(|uses| size(uses.pack)).sum();
         let many = self.uses.len() >= MANY_PACKS;
         let wasteful = |uses: &&PackUse| {

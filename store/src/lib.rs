@@ -35,6 +35,6 @@ pub use error::{Damage, StoreError};
 pub use flock::Flock;
 pub use generation::{Generation, Origin};
 pub use kill::{KILL_POINTS, kill_point};
-pub use packs::PackUse;
+pub use packs::{KEEP_CONTENTS, Pack, PackUse, Record};
 pub use retain::{Retained, Retention};
 pub use store::{CurrentHead, Store, StoreLock};

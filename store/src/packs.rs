@@ -1,13 +1,14 @@
-//! Packs of block checksum records, and the small table that says which packs a generation refers to.
+//! Packs of records (block checksums, contents of small files), and the small table that says which packs a
+//! generation refers to.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use stillmirror_protocol::codec::Reader;
-use stillmirror_protocol::local::{LocalRef, SumsAt};
+use stillmirror_protocol::local::{LocalRef, RecordAt};
 use twox_hash::XxHash3_128;
 
 use crate::error::{At, Damage, StoreError};
@@ -29,6 +30,41 @@ pub struct PackUse {
     /// Bytes of the records that files of this generation refer to; one that several files share counts
     /// once for each.
     pub live: u64,
+}
+
+/// Files up to this size (bytes) are kept with their content by default: a fifth of a package archive's files, and a
+/// thousandth of its bytes.
+pub const KEEP_CONTENTS: u64 = 16 << 10;
+
+/// What a pack keeps of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Record<'a> {
+    /// Its block checksum record; empty for none.
+    pub sums: &'a [u8],
+    /// All of its content, up to [`stillmirror_protocol::limits::KEPT_CONTENT`]; empty for none.
+    pub content: &'a [u8],
+}
+
+/// A pack, mapped.
+#[derive(Debug)]
+pub struct Pack {
+    map: Map,
+    path: PathBuf,
+    /// Device and inode.
+    inode: (u64, u64),
+}
+
+impl Pack {
+    /// Opens the pack's file once more, for who reads contents in a way of its own. Fails when it was collected
+    /// since, or another file has its name.
+    pub fn open(&self) -> io::Result<File> {
+        let file = File::open(&self.path)?;
+        if inode(&file)? == self.inode { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.bytes()
+    }
 }
 
 /// The name of a pack's file in `sums/`.
@@ -64,12 +100,14 @@ impl PackWriter {
         Ok(writer)
     }
 
-    pub(crate) fn append(&mut self, record: &[u8]) -> Result<SumsAt, StoreError> {
+    pub(crate) fn append(&mut self, record: Record<'_>) -> Result<RecordAt, StoreError> {
+        let Record { sums, content } = record;
         let offset = self.end.next_multiple_of(ALIGN);
         let padding = [0; ALIGN as usize];
         self.write(&padding[..(offset - self.end) as usize])?;
-        self.write(record)?;
-        Ok(SumsAt { pack: self.pack, offset, len: record.len() as u64 })
+        self.write(sums)?;
+        self.write(content)?;
+        Ok(RecordAt { pack: self.pack, offset, sums: sums.len() as u64, content: content.len() as u32 })
     }
 
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
@@ -88,10 +126,11 @@ impl PackWriter {
     }
 }
 
-/// A mapped pack; none when the file is absent or no pack of that number, since block checksums are a
-/// hint that a receiver does without.
-pub(crate) fn map(sums: &Path, pack: u32) -> Option<Map> {
-    let file = File::open(sums.join(file_name(pack))).ok()?;
+/// An open pack; none when the file is absent or no pack of that number: block checksums are a hint that a
+/// receiver does without, and contents are in the tree too.
+pub(crate) fn open(sums: &Path, pack: u32) -> Option<Pack> {
+    let path = sums.join(file_name(pack));
+    let file = File::open(&path).ok()?;
     let mut header = [0; HEADER_BYTES as usize];
     file.read_exact_at(&mut header, 0).ok()?;
     let version = u16::from_le_bytes([header[8], header[9]]);
@@ -99,14 +138,19 @@ pub(crate) fn map(sums: &Path, pack: u32) -> Option<Map> {
     if header[..8] != PACK_MAGIC || version != VERSION || number != pack {
         return None;
     }
-    Map::of(&file).ok()
+    Some(Pack { map: Map::of(&file).ok()?, path, inode: inode(&file).ok()? })
+}
+
+fn inode(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|facts| (facts.dev(), facts.ino()))
 }
 
 /// Counts what a generation's files refer to.
 pub(crate) fn count_uses(local: LocalRef<'_>, files: u32) -> Vec<PackUse> {
     let mut live = BTreeMap::new();
-    for at in (0..files).filter_map(|file| local.sums(file)) {
-        *live.entry(at.pack).or_default() += at.len;
+    for at in (0..files).filter_map(|file| local.record(file)) {
+        let live: &mut u64 = live.entry(at.pack).or_default();
+        *live = live.saturating_add(at.len());
     }
     live.into_iter().map(|(pack, live)| PackUse { pack, live }).collect()
 }

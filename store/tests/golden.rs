@@ -36,7 +36,7 @@ fn a_generation_of_an_earlier_build_is_read() {
     assert_eq!(list.find(b"pool/null").unwrap().owner().user, b"mirror");
     let facts = aligned("local");
     let facts = local::open_body(&facts[local::HEADER_BYTES..], list.len(), list.files()).unwrap();
-    assert_eq!((facts.identity(2).inode, facts.sums(0).unwrap().offset), (2, 64));
+    assert_eq!((facts.identity(2).inode, facts.record(0).unwrap().offset), (2, 64));
 }
 
 fn golden(name: &str) -> PathBuf {

@@ -7,7 +7,8 @@ use std::time::Instant;
 use stillmirror_protocol::wire::ItemFailure;
 use tokio::task::JoinHandle;
 
-use super::plan::{Cursor, ExtentPiece, Part, Piece, Plan};
+use super::layout::{self, Layout, Run};
+use super::plan::{Cursor, ExtentPiece, Origin, Part, Piece, Plan};
 use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
 use crate::Shared;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
@@ -31,6 +32,8 @@ pub(super) struct Load<O> {
 pub(super) enum Arriving {
     /// There is nothing to read.
     Words,
+    /// It has come.
+    Loaded(Loaded),
     Batch(JoinHandle<Option<Loaded>>),
     Extent(Coming),
 }
@@ -56,6 +59,7 @@ impl Arriving {
 
     pub(super) async fn wait(self, piece: &Piece) -> Loaded {
         match (self, piece) {
+            (Self::Loaded(loaded), _) => loaded,
             (Self::Extent(coming), piece) => Loaded::extent(piece, coming.wait().await),
             (Self::Batch(reading), Piece::Batch(parts)) => match reading.await {
                 Ok(Some(loaded)) => loaded,
@@ -162,15 +166,68 @@ pub(super) async fn start_extent(
     })
 }
 
-/// Brings parts of files, each behind the other, into one buffer: out of the cache, or from disk.
+/// Whether parts can be brought by copying from the page cache alone: that waits for no disk.
+pub(super) fn is_at_hand(pinned: &Pinned, parts: &[Part]) -> bool {
+    let is_cached = |Run { pack, bytes }: &Run| {
+        pinned.repository.tree.is_stored_in_page_cache(&pinned.edition.generation, *pack, bytes)
+    };
+    parts.iter().all(Part::is_stored) && Layout::of(parts).runs().iter().all(is_cached)
+}
+
+/// Brings parts of files into one buffer: out of the store, the cache, or the tree.
 pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
     let mut loaded = Loaded::nothing(parts, Ok(0..0));
+    let layout = Layout::of(parts);
+    let (stored, rest) = buffer.split_at_mut(layout.stored());
+    read_stored(pinned, parts, layout.runs(), stored, &mut loaded.parts);
+    let missing = read_tree(shared, pinned, parts, rest, layout.stored(), &mut loaded.parts);
+    let came = missing.iter().filter_map(|&at| {
+        let bytes = loaded.parts[at].bytes.clone().ok()?;
+        Some((parts[at].small_file()?, &buffer[bytes]))
+    });
+    shared.extents.shelve(came, &shared.pool);
+    Loaded { memory: Memory::Own(buffer), parts: loaded.parts }
+}
+
+/// Brings what the store has, in runs, to the beginning of the buffer. Of a run that cannot be had, each part
+/// comes from the tree.
+fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8], got: &mut [Got]) {
+    let Pinned { repository, edition } = pinned;
+    let (generation, mut free) = (&edition.generation, &mut *memory);
+    let mut has_come = Vec::with_capacity(runs.len());
+    for run in runs {
+        let (room, rest) = std::mem::take(&mut free).split_at_mut(run.room());
+        has_come.push(repository.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
+        free = rest;
+    }
+    for (part, got) in parts.iter().zip(got) {
+        let (Origin::Store(row, _), Some((run, place))) = (part.origin, layout::place(runs, part)) else { continue };
+        got.bytes = if has_come[run] {
+            Ok(place)
+        } else {
+            let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
+            let read = repository.tree.read_instead(&path, indexed, part.offset, &mut memory[place.clone()]);
+            read.map(|()| place)
+        };
+    }
+}
+
+/// Brings what is in the tree, each part behind the other, to the rest of the buffer, which begins at `start`. Says
+/// which parts had to be read.
+fn read_tree(
+    shared: &Shared,
+    pinned: &Pinned,
+    parts: &[Part],
+    mut free: &mut [u8],
+    start: usize,
+    got: &mut [Got],
+) -> Vec<usize> {
     let keys = parts.iter().filter_map(Part::place).map(|(key, _)| key);
     let mut cached = shared.extents.ready(keys).into_iter();
-    let (mut free, mut used) = (&mut buffer[..], 0);
+    let mut used = start;
     let (mut missing, mut wanted) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
     for (at, part) in parts.iter().enumerate() {
-        let (Some((row, indexed)), Some((_, within))) = (part.file, part.place()) else { continue };
+        let (Origin::Tree(row, indexed), Some((_, within))) = (part.origin, part.place()) else { continue };
         let (room, rest) = std::mem::take(&mut free).split_at_mut(room(part.offset, part.len));
         let start = used;
         used += room.len();
@@ -179,7 +236,7 @@ pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut b
         match extent.as_ref().and_then(|extent| extent.get(within)) {
             Some(bytes) if !bytes.is_empty() => {
                 room[..part.len].copy_from_slice(bytes);
-                loaded.parts[at].bytes = Ok(start..start + part.len);
+                got[at].bytes = Ok(start..start + part.len);
             }
             _ => {
                 missing.push((at, start));
@@ -190,14 +247,9 @@ pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut b
     let list = pinned.edition.generation.list();
     let outcomes = pinned.repository.tree.read_batch(|row| list.path(row), &mut wanted);
     for (&(at, start), outcome) in missing.iter().zip(outcomes) {
-        loaded.parts[at].bytes = outcome.map(|range| start + range.start..start + range.end);
+        got[at].bytes = outcome.map(|range| start + range.start..start + range.end);
     }
-    let came = missing.iter().filter_map(|&(at, _)| {
-        let bytes = loaded.parts[at].bytes.clone().ok()?;
-        Some((parts[at].small_file()?, &buffer[bytes]))
-    });
-    shared.extents.shelve(came, &shared.pool);
-    Loaded { memory: Memory::Own(buffer), parts: loaded.parts }
+    missing.into_iter().map(|(at, _)| at).collect()
 }
 
 /// A large file, opened when the first of its extents is read.

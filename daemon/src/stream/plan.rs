@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::layout::Layout;
 use super::{Asked, Order};
 use crate::extents::Key;
-use crate::file::{FileState, room};
+use crate::file::{FileState, Stored};
 use crate::pool::EXTENT;
 
 /// Files up to this size (bytes) are read beside each other, and kept as a whole or not at all.
@@ -50,30 +51,54 @@ pub(super) struct Part {
     pub(super) item: u32,
     /// Bytes of the item that come before.
     pub(super) before: u64,
-    /// The file's row, and the file; none for words.
-    pub(super) file: Option<(u32, FileState)>,
+    /// Where its bytes are.
+    pub(super) origin: Origin,
     /// First byte, in the file.
     pub(super) offset: u64,
     /// Bytes.
     pub(super) len: usize,
 }
 
+/// Where the bytes of a part are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// There are none.
+    Words,
+    /// In the tree: the file's row, and the file.
+    Tree(u32, FileState),
+    /// In the store, which has the content of the file at that row.
+    Store(u32, Stored),
+}
+
 impl Part {
     /// Whether there is nothing to read.
     pub(super) fn is_words(&self) -> bool {
-        self.file.is_none()
+        self.origin == Origin::Words
+    }
+
+    /// Whether there is nothing to read from the tree.
+    pub(super) fn is_stored(&self) -> bool {
+        !matches!(self.origin, Origin::Tree(..))
+    }
+
+    /// The file of the tree that it is of.
+    fn file(&self) -> Option<FileState> {
+        match self.origin {
+            Origin::Tree(_, file) => Some(file),
+            Origin::Words | Origin::Store(..) => None,
+        }
     }
 
     /// The extent that it lies in, and where in it. No part crosses the end of one.
     pub(super) fn place(&self) -> Option<(Key, Range<usize>)> {
-        let (_, file) = self.file?;
+        let file = self.file()?;
         let within = (self.offset % EXTENT as u64) as usize;
         Some((Key { file, number: self.offset / EXTENT as u64 }, within..within + self.len))
     }
 
-    /// The small file of which it is the whole, if it is.
+    /// The small file of the tree of which it is the whole, if it is.
     pub(super) fn small_file(&self) -> Option<FileState> {
-        let (_, file) = self.file?;
+        let file = self.file()?;
         ((1..=SMALL).contains(&file.size()) && self.len as u64 == file.size()).then_some(file)
     }
 }
@@ -143,7 +168,7 @@ impl<O: Order> Plan<O> {
     /// Plans the next piece.
     pub(super) fn next(&mut self) -> Piece {
         let mut parts = Vec::new();
-        let (mut free, mut files) = (EXTENT, 0);
+        let (mut layout, mut files) = (Layout::default(), 0);
         while !self.is_done() && parts.len() < PARTS {
             match self.step() {
                 Step::Extent(extent) if parts.is_empty() => {
@@ -154,8 +179,7 @@ impl<O: Order> Plan<O> {
                     self.advance(0);
                     parts.push(part);
                 }
-                Step::Part(part) if files < BATCH && room(part.offset, part.len) <= free => {
-                    free -= room(part.offset, part.len);
+                Step::Part(part) if files < BATCH && layout.add(&part) => {
                     files += 1;
                     self.advance(part.len);
                     parts.push(part);
@@ -171,17 +195,21 @@ impl<O: Order> Plan<O> {
     fn step(&self) -> Step {
         let Cursor { item, done } = self.cursor;
         let Asked::Bytes { row, offset, len } = self.order.asked(item) else {
-            return Step::Part(Part { item, before: 0, file: None, offset: 0, len: 0 });
+            return Step::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
         };
-        let file = FileState::indexed(&self.order.pinned().edition.generation, row);
-        let begin = offset + done;
+        let (generation, begin) = (&self.order.pinned().edition.generation, offset + done);
+        if let Some(stored) = Stored::of(generation, row) {
+            let (origin, len) = (Origin::Store(row, stored.from(begin)), (len - done) as usize);
+            return Step::Part(Part { item, before: done, origin, offset: begin, len });
+        }
+        let file = FileState::indexed(generation, row);
         let extent = EXTENT as u64;
         let start = begin - begin % extent;
         let span = start..(start + extent).min(file.size());
         let end = (offset + len).min(span.end);
         if file.size() <= SMALL || begin == end || (end - begin) * 2 < span.end - span.start {
             let len = (end - begin) as usize;
-            return Step::Part(Part { item, before: done, file: Some((row, file)), offset: begin, len });
+            return Step::Part(Part { item, before: done, origin: Origin::Tree(row, file), offset: begin, len });
         }
         let within = (begin - start) as usize..(end - start) as usize;
         let key = Key { file, number: start / extent };

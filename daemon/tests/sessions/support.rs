@@ -18,7 +18,7 @@ use stillmirror_protocol::wire::{
     ServerHello, frame, kind,
 };
 use stillmirror_protocol::{limits, list, path};
-use stillmirror_store::{Generation, Store};
+use stillmirror_store::{Generation, Record, Store};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -115,8 +115,8 @@ pub(crate) fn index(root: &Path, store: &Path) -> u64 {
     let mut local = LocalTable::default();
     for number in 0..list.len() {
         let (path, row) = (list.path(number), list.row(number));
-        let sums = row.is_file().then(|| draft.append_sums(&path).unwrap());
-        local.push(facts[&path], sums);
+        let record = row.is_file().then(|| draft.append(Record { sums: &path, content: &[] }).unwrap());
+        local.push(facts[&path], record);
     }
     let digest = list::digest(&encoded);
     let before = store.current().unwrap();

@@ -216,13 +216,13 @@ impl<'a> Transfer<'a> {
             Happened::Built(number, outcome) => {
                 let fetch = &self.tasks.fetches[number];
                 match outcome? {
-                    Outcome::Right(sums) => {
+                    Outcome::Right(record) => {
                         let matched = self.open.remove(&number).map_or(0, |open| open.matched);
                         self.left -= 1;
                         self.report.files_updated += 1;
                         self.report.add_matched(matched);
                         self.tasks.fetcher.progress.advance(1, matched);
-                        self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, sums });
+                        self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, record });
                     }
                     Outcome::Wrong if self.again.insert(number) => {
                         // A wrong match, a damaged part, or a file that changed on its way: once more, whole.

@@ -21,7 +21,7 @@ use crate::publish::Publisher;
 use crate::report::{Failed, Failure, Phase, Report};
 use crate::selection::Selection;
 use crate::source::{self, Pinned, Source};
-use crate::stage::Stage;
+use crate::stage::{KeepPolicy, Stage};
 
 /// Everything known before the first change.
 pub(super) struct Update<'a> {
@@ -45,7 +45,7 @@ impl Update<'_> {
             Some((store, Some(lock))) => Some(store.begin(lock)?),
             _ => None,
         };
-        let mut sums = HashMap::new();
+        let mut records = HashMap::new();
         let mut committed = Committed::default();
         let mut held_back = false;
         let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
@@ -59,7 +59,7 @@ impl Update<'_> {
             // What goes may be the old name of what did not come: it goes once everything has come.
             held_back = self.delete && !staged.failed.is_empty();
             self.pull.source.close();
-            sums = std::mem::take(&mut staged.sums);
+            records = std::mem::take(&mut staged.records);
             committed = self.commit(tree, &stage, plan, staged, report)?;
         }
         let failed = &committed.failed;
@@ -80,7 +80,7 @@ impl Update<'_> {
             selection: self.selection,
             facts: self.facts,
             committed: &committed,
-            sums: &sums,
+            records: &records,
             failed,
             specials: self.pull.options.specials,
             kept: &kept,
@@ -138,7 +138,7 @@ impl Update<'_> {
                 selection: self.selection,
                 owners: self.owners,
                 draft,
-                sums: self.pull.options.sums,
+                keep: KeepPolicy { sums: self.pull.options.sums, contents: self.pull.options.keep_contents },
                 threads: self.pull.threads(),
                 pool: self.pool,
                 progress: self.pull.progress,

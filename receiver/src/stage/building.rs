@@ -9,6 +9,7 @@ use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 
 use super::{Metadata, Stage, final_name, part_name, set_metadata};
@@ -30,11 +31,26 @@ pub(crate) struct Task {
     pub(crate) bases: Vec<Vec<u8>>,
 }
 
+/// What the store keeps of contents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeepPolicy {
+    pub(crate) sums: SumsPolicy,
+    /// Bytes of the largest content that is kept whole; 0 for none.
+    pub(crate) contents: u64,
+}
+
+/// What the store is to keep of a content; either may be empty.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) sums: Vec<u8>,
+    pub(crate) content: Vec<u8>,
+}
+
 /// How a content turned out.
 #[derive(Debug)]
 pub(crate) enum Built {
-    /// It has its digest; its block checksum record, when it has one.
-    Right(Option<Vec<u8>>),
+    /// It has its digest; what the store is to keep of it.
+    Right(Kept),
     /// It has another digest.
     Wrong,
 }
@@ -47,6 +63,7 @@ pub(crate) struct Building<'a> {
     task: Task,
     hasher: Sha256,
     sums: Option<SumsBuilder>,
+    keeps_content: bool,
     /// None until there is more than [`BUFFER`]: a small file is written once and whole.
     file: Option<File>,
     buffer: Vec<u8>,
@@ -61,12 +78,13 @@ pub(crate) struct Building<'a> {
 }
 
 impl<'a> Building<'a> {
-    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task, sums: Option<&SumsPolicy>) -> Self {
-        let scheme = sums.map(|policy| Scheme::for_size(task.size, policy)).filter(|scheme| !scheme.is_empty());
+    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task, keep: Option<KeepPolicy>) -> Self {
+        let scheme = keep.map(|keep| Scheme::for_size(task.size, &keep.sums)).filter(|scheme| !scheme.is_empty());
         Self {
             stage,
             tree,
             sums: scheme.map(|scheme| SumsBuilder::new(scheme, task.size)),
+            keeps_content: keep.is_some_and(|keep| task.size <= keep.contents.min(u64::from(limits::KEPT_CONTENT))),
             bases: task.bases.iter().map(|_| None).collect(),
             literals_end: task
                 .pieces
@@ -143,7 +161,9 @@ impl<'a> Building<'a> {
         if opened {
             local::rename(self.stage.fd(), &part_name(self.task.sha256), self.stage.fd(), &name)?;
         }
-        Ok(Built::Right(self.sums.map(SumsBuilder::finish)))
+        // Of what a former pull had begun, the beginning is in the file alone: not worth reading it again.
+        let content = if self.keeps_content && !opened { self.buffer } else { Vec::new() };
+        Ok(Built::Right(Kept { sums: self.sums.map_or_else(Vec::new, SumsBuilder::finish), content }))
     }
 
     /// Writes out what is buffered, so that a next pull can go on from here.

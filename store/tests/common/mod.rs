@@ -9,7 +9,7 @@ use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, T
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::list;
 use stillmirror_protocol::local::{Identity, LocalTable};
-use stillmirror_store::{Draft, Generation, Store, StoreError};
+use stillmirror_store::{Draft, Generation, Record, Store, StoreError};
 
 /// The repository of every test store.
 pub(crate) const NAME: &str = "debian";
@@ -37,11 +37,11 @@ pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), Sto
     let digest = list::digest(&encoded);
     draft.write_list(&encoded)?;
     let list = list::open(&encoded).expect("a list just built");
-    let sums = draft.append_sums(&record(number))?;
+    let record = draft.append(Record { sums: &record(number), content: b"content" })?;
     let mut local = LocalTable::default();
     for row in 0..list.len() {
         let identity = Identity { device: 1, inode: u64::from(row), ctime: Time { sec: 7, nsec: 8 } };
-        local.push(identity, list.row(row).is_file().then_some(sums));
+        local.push(identity, list.row(row).is_file().then_some(record));
     }
     draft.write_local(&local.encode(digest))?;
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);

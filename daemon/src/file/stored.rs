@@ -1,0 +1,96 @@
+//! Contents that the store has: they are read from its packs, many at once, and no file of the tree is opened for them.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use stillmirror_protocol::limits;
+use stillmirror_protocol::wire::ItemFailure;
+use stillmirror_store::Generation;
+
+use super::{FileState, Tree, Way, read_aligned, read_full};
+use crate::config::DirectPolicy;
+use crate::direct::{self, ALIGNMENT};
+
+/// Where the content of a file is in the store, from some byte of it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// The pack's number.
+    pub(crate) pack: u32,
+    /// Bytes from the pack's start.
+    pub(crate) at: u64,
+}
+
+impl Stored {
+    /// Where the content of the regular file at `row` is, if the store has it.
+    pub(crate) fn of(generation: &Generation, row: u32) -> Option<Self> {
+        let row = generation.list().row(row);
+        let (file, size) = (row.file_number()?, row.size());
+        // Most files are larger, and nothing more is looked at for them.
+        let (pack, place) = (size <= u64::from(limits::KEPT_CONTENT)).then(|| generation.content(file, size))??;
+        Some(Self { pack, at: place.start })
+    }
+
+    /// From the file's byte `offset` on.
+    pub(crate) fn from(self, offset: u64) -> Self {
+        Self { at: self.at + offset, ..self }
+    }
+}
+
+impl Tree {
+    /// Whether bytes of a pack are best taken out of the page cache, and all there.
+    pub(crate) fn is_stored_in_page_cache(&self, generation: &Generation, pack: u32, bytes: &Range<u64>) -> bool {
+        self.policy != DirectPolicy::Always
+            && open(generation, pack).is_ok_and(|file| direct::is_cached(&file, bytes.start, bytes.end - bytes.start))
+    }
+
+    /// Reads bytes of a pack. Where they are in `room`, which begins on a multiple of [`ALIGNMENT`], is as far behind
+    /// one as in the pack. Fails when not all are there, or the pack is not there any more.
+    pub(crate) fn read_stored(
+        &self,
+        generation: &Generation,
+        pack: u32,
+        bytes: &Range<u64>,
+        room: &mut [u8],
+    ) -> Result<(), Errno> {
+        let file = open(generation, pack)?;
+        let device = rustix::fs::fstat(&file)?.st_dev;
+        let (skip, len) = ((bytes.start % ALIGNMENT as u64) as usize, (bytes.end - bytes.start) as usize);
+        let mut way = self.way(&file, device, bytes.start, len);
+        if let Way::Directly(alignment) = way {
+            let read = rustix::fs::fcntl_setfl(&file, OFlags::DIRECT)
+                .and_then(|()| read_aligned(&file, bytes.start - skip as u64, skip + len, room, alignment));
+            match read {
+                Ok(filled) => return if filled >= skip + len { Ok(()) } else { Err(Errno::IO) },
+                Err(Errno::INVAL) => {
+                    self.learn(device, None);
+                    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+                    way = Way::ThroughCacheAndOut;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        let filled = read_full(&file, bytes.start, &mut room[skip..skip + len], way)?;
+        if filled == len { Ok(()) } else { Err(Errno::IO) }
+    }
+
+    /// Reads all of a small range from the tree after all, to memory that need not be aligned.
+    pub(crate) fn read_instead(
+        &self,
+        path: &[u8],
+        indexed: FileState,
+        offset: u64,
+        room: &mut [u8],
+    ) -> Result<(), ItemFailure> {
+        let file = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
+        let filled = read_full(&file, offset, room, Way::ThroughCache).map_err(|errno| self.failure(path, errno))?;
+        self.check(path, indexed, &file)?;
+        if filled == room.len() { Ok(()) } else { Err(ItemFailure::Unreadable) }
+    }
+}
+
+fn open(generation: &Generation, pack: u32) -> Result<OwnedFd, Errno> {
+    let file = generation.pack(pack).ok_or(Errno::NOENT)?.open();
+    file.map(OwnedFd::from).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NOENT))
+}
