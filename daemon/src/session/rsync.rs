@@ -19,6 +19,7 @@ mod list;
 mod refuse;
 mod select;
 mod tally;
+mod window;
 
 use std::future::{Future, pending};
 use std::net::SocketAddr;
@@ -171,7 +172,7 @@ impl Session {
         mut replies: Replies,
     ) -> Result<(), Ended> {
         let selected = self.select(input, settled, &mut replies).await?;
-        let queue = if settled.setup.incremental { list::WINDOW + answers::QUEUE } else { answers::QUEUE };
+        let queue = if settled.setup.incremental { window::MOST + answers::QUEUE } else { answers::QUEUE };
         let (to_lane, requests) = mpsc::channel(queue as usize);
         let answers = Answers::new(Arc::clone(self), Arc::clone(settled), requests, replies);
         let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), answers);

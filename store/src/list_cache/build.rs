@@ -17,7 +17,7 @@ use super::file::{HEADER_BYTES, Header, Mark, padded};
 use crate::error::{At, StoreError};
 
 /// Bytes of the stream that are made at a time; a mark is made for each.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 16 << 10;
 
 /// Writes a list to a draft in `dir` and gives it its name. The file that is returned can be read.
 pub(super) fn build(

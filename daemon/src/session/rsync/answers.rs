@@ -15,6 +15,7 @@ use stillmirror_protocol::rsync::requests::Request;
 use tokio::sync::mpsc;
 
 use super::input;
+use super::window::At;
 use super::{Session, Settled};
 use crate::session::{Ended, Pinned};
 use crate::stream::{Asked, Frames, Framing, Got, Order};
@@ -28,10 +29,10 @@ const ORDER: usize = 128;
 /// How long the lane goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// Until the client has no more requests at hand.
-    Empty,
-    /// As before, after at least one.
-    Some,
+    /// For so many answers, of what the client has asked for by then.
+    Answers(usize),
+    /// Until the client is past this place in the list.
+    Past(At),
     /// Until the session ends.
     End,
 }
@@ -104,7 +105,10 @@ pub(super) struct Answers {
     phases: Phases,
     lists: u32,
     entries: u32,
-    lists_done: u32,
+    /// Where the client is in the list.
+    at: At,
+    /// There was nothing to do but to wait for the client.
+    has_waited: bool,
     /// An error that waits until what came before it is answered.
     failed: Option<Ended>,
     ended: bool,
@@ -143,7 +147,8 @@ impl Answers {
             phases,
             lists: 0,
             entries: 0,
-            lists_done: 0,
+            at: At::default(),
+            has_waited: false,
             failed: None,
             ended: false,
             hasher: None,
@@ -168,7 +173,7 @@ impl Answers {
         }
         self.phases.lists_begun(u64::from(lists - self.lists));
         self.lists = lists;
-        self.session.lane.open_lists.store(lists.saturating_sub(self.lists_done), Ordering::Relaxed);
+        self.session.lane.open_lists.store(lists.saturating_sub(self.at.lists), Ordering::Relaxed);
         if is_last {
             self.phases.lists_ended();
             if let Numbers::Table(table) = &mut self.numbers {
@@ -177,9 +182,14 @@ impl Answers {
         }
     }
 
-    /// Lists that the client is through with.
-    pub(super) fn lists_done(&self) -> u32 {
-        self.lists_done
+    /// Where the client is in the list.
+    pub(super) fn at(&self) -> At {
+        self.at
+    }
+
+    /// Whether there was, since this was asked last, nothing to do but to wait for the client.
+    pub(super) fn has_waited(&mut self) -> bool {
+        std::mem::take(&mut self.has_waited)
     }
 
     /// Requests at hand.
@@ -198,12 +208,20 @@ impl Answers {
 
     /// The next thing that the client asks for; `None` when there is none (at hand).
     async fn next(&mut self, wait: bool) -> Option<input::Asked> {
-        if !wait || self.until == Until::Empty {
-            return self.requests.try_recv().ok();
+        match &mut self.until {
+            Until::Answers(0) => return None,
+            Until::Answers(left) => {
+                *left -= 1;
+                return self.requests.try_recv().ok();
+            }
+            Until::Past(place) if place.is_behind(self.at) => return None,
+            Until::Past(_) | Until::End if !wait => return self.requests.try_recv().ok(),
+            Until::Past(_) | Until::End => {}
         }
-        if self.until == Until::Some {
-            self.until = Until::Empty;
+        if let Ok(asked) = self.requests.try_recv() {
+            return Some(asked);
         }
+        self.has_waited = true;
         let waits = &self.session.lane.waits;
         waits.store(true, Ordering::Relaxed);
         let asked = self.requests.recv().await;
@@ -217,8 +235,8 @@ impl Answers {
             input::Asked::Request(request, _) => self.answer_request(request)?,
             input::Asked::Deleted(counts) => Answer::Deleted(counts),
             input::Asked::Done => {
-                self.lists_done += 1;
-                self.session.lane.open_lists.store(self.lists.saturating_sub(self.lists_done), Ordering::Relaxed);
+                self.at.lists += 1;
+                self.session.lane.open_lists.store(self.lists.saturating_sub(self.at.lists), Ordering::Relaxed);
                 match self.phases.done()? {
                     phases::Answer::Done => Answer::Done,
                     phases::Answer::DoneAndStatistics => Answer::DoneAndStatistics,
@@ -236,8 +254,9 @@ impl Answers {
         }))
     }
 
-    fn answer_request(&self, request: Request) -> Result<Answer, Ended> {
+    fn answer_request(&mut self, request: Request) -> Result<Answer, Ended> {
         let ndx = request.ndx;
+        self.at.index = self.at.index.max(u32::try_from(ndx).unwrap_or(0));
         let row = u32::try_from(ndx).ok().and_then(|ndx| self.numbers.row(self.list(), ndx));
         let row = row.filter(|&row| row < self.list().len()).ok_or(Fault::Index(ndx))?;
         if !request.wants_data() {

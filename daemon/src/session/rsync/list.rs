@@ -1,6 +1,5 @@
 //! The file list on its way: out of the cache, or as it is written.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -10,8 +9,9 @@ use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_store::list_cache::{CachedList, Mark};
 
-use super::answers::{Answers, QUEUE, Until};
+use super::answers::{Answers, Until};
 use super::select::{Selected, are_void};
+use super::window::{At, Window};
 use super::{Session, Settled};
 use crate::lists::{Lists, Query};
 use crate::session::Ended;
@@ -21,10 +21,12 @@ use crate::stream::Lane;
 const CHUNK: usize = 128 << 10;
 /// Bytes of the first piece: it is to go out at once.
 const FIRST_CHUNK: usize = 8 << 10;
-/// Entries behind the oldest unfinished sub-lists beyond which no more are sent: what a client asks for in
-/// them may all have to be remembered, so that it never waits for this side to read while this side waits for
-/// it. The oldest do not count: a client may want the next list before it ends the one that it has.
-pub(super) const WINDOW: u32 = 32 << 10;
+/// Bytes of a piece for a client that has asked for much: a list that comes with the data, bit by bit, holds nothing up.
+const BUSY_CHUNK: usize = 16 << 10;
+/// About the bytes of an entry.
+const ENTRY: usize = 32;
+/// Answers between two pieces of the list, when the client has asked for as many.
+const TURN: usize = 128;
 
 /// A piece of the list, and all that is needed for the next one.
 struct Step {
@@ -41,13 +43,6 @@ struct Found {
     cached: Option<Arc<CachedList>>,
     numbers: Option<Numbers>,
     selected: Selected,
-}
-
-/// How far the client is behind what was sent.
-#[derive(Default)]
-struct Progress {
-    /// After pieces that it is not through with: whole lists, and entries in them.
-    sent: VecDeque<(u32, u32)>,
 }
 
 impl Session {
@@ -119,12 +114,17 @@ impl Session {
         cached: &Arc<CachedList>,
         incremental: bool,
     ) -> Result<Lane<Answers>, Ended> {
-        let (mut progress, mut sent) = (Progress::default(), 0);
-        let marks: Vec<Mark> = cached.marks().collect();
-        for Mark { offset, lists, entries } in marks {
+        let (mut window, mut sent, mut room) = (Window::default(), 0, FIRST_CHUNK);
+        let mut marks = cached.marks().peekable();
+        while let Some(mut mark) = marks.next() {
+            // Pieces as large as there is room for, but one in any case.
+            while let Some(next) = marks.next_if(|next| next.offset as usize <= sent + room) {
+                mark = next;
+            }
+            let Mark { offset, lists, entries } = mark;
             let end = offset as usize;
             lane.framing.listed(&mut Vec::new(), lists, entries, end == cached.stream().len());
-            progress.sent.push_back((lists, entries));
+            window.send(At::after(lists, entries));
             while sent < end {
                 let piece = sent..end.min(sent + CHUNK);
                 let (touched, range) = (Arc::clone(cached), piece.clone());
@@ -133,7 +133,7 @@ impl Session {
                 sent = piece.end;
             }
             if incremental && sent < cached.stream().len() {
-                lane = answer_meanwhile(lane, &mut progress).await?;
+                (lane, room) = answer_meanwhile(lane, &mut window).await?;
             }
         }
         self.tally().listed = u64::from(cached.entries());
@@ -155,25 +155,27 @@ impl Session {
         lane.framing.number(writer.computed());
         let written = Written { done: false, boundary: None };
         let mut step = Step { writer, rows: Vec::new(), bytes: Vec::new(), written };
-        let mut progress = Progress::default();
+        let mut window = Window::default();
         let mut limit = FIRST_CHUNK;
         while !step.written.done {
             step = self.write(settled, &rules, step, limit).await?;
             if rules.exhausted() {
                 return Err(Ended::RulesTooCostly);
             }
-            limit = CHUNK;
+            let mut room = CHUNK;
             let (lists, entries) = (step.writer.lists(), step.writer.entries());
             lane.framing.listed(&mut step.rows, lists, entries, step.written.done);
             let bytes = std::mem::take(&mut step.bytes);
             let boundary = step.written.boundary.filter(|_| class.incremental && !step.written.done).unwrap_or(0);
             if boundary > 0 {
                 lane = self.send_piece(lane, &bytes[..boundary]).await?;
-                progress.sent.push_back(step.writer.finished());
-                lane = answer_meanwhile(lane, &mut progress).await?;
+                let (lists, entries) = step.writer.finished();
+                window.send(At::after(lists, entries));
+                (lane, room) = answer_meanwhile(lane, &mut window).await?;
             }
             lane = self.send_piece(lane, &bytes[boundary..]).await?;
             step.bytes = bytes;
+            limit = room;
             if let Some(query) = query.take() {
                 self.prepare_next(settled, &rules, query);
             }
@@ -188,8 +190,8 @@ impl Session {
         self.choosing(move || {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
-            let list = match limit {
-                FIRST_CHUNK => settled.list_at_first(),
+            let list = match writer.bytes() {
+                0 => settled.list_at_first(),
                 _ => settled.pinned.edition.generation.list(),
             };
             let written = writer.write(list, &*rules, &mut bytes, &mut rows, limit);
@@ -212,46 +214,27 @@ impl Session {
     }
 }
 
-/// Answers what has been asked for, if it is much, and for as long as too much of the list is not done with.
-async fn answer_meanwhile(mut lane: Lane<Answers>, progress: &mut Progress) -> Result<Lane<Answers>, Ended> {
+/// Answers what has been asked for, if it is much, and until there is room for more of the list; gives the bytes of
+/// that.
+async fn answer_meanwhile(mut lane: Lane<Answers>, window: &mut Window) -> Result<(Lane<Answers>, usize), Ended> {
+    let mut has_answered = false;
     loop {
-        let until = if progress.ahead_of(lane.framing.lists_done()) > WINDOW {
-            Until::Some
-        } else if lane.framing.waiting() > QUEUE as usize / 2 {
-            Until::Empty
-        } else {
-            return Ok(lane);
+        let was_waited_for = lane.framing.has_waited();
+        let room = window.room(lane.framing.at(), was_waited_for);
+        let is_busy = lane.framing.waiting() >= TURN;
+        lane.framing.until = match room {
+            0 => Until::Past(window.enough()),
+            _ if is_busy && !has_answered => Until::Answers(TURN),
+            _ => {
+                let most = if is_busy { BUSY_CHUNK } else { CHUNK };
+                return Ok((lane, (room as usize * ENTRY).clamp(FIRST_CHUNK, most)));
+            }
         };
-        lane.framing.until = until;
+        has_answered = true;
         lane = lane.run().await?;
         lane.framing.until = Until::End;
         if lane.framing.has_ended() {
             return Err(Fault::Phases.into());
         }
-    }
-}
-
-impl Progress {
-    /// Entries behind the oldest piece that a client who is through with so many lists is not through with.
-    fn ahead_of(&mut self, lists: u32) -> u32 {
-        while self.sent.front().is_some_and(|&(sent, _)| sent <= lists) {
-            self.sent.pop_front();
-        }
-        let entries = |piece: Option<&(u32, u32)>| piece.map_or(0, |&(_, entries)| entries);
-        entries(self.sent.back()) - entries(self.sent.front())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_oldest_piece_that_a_client_is_not_through_with_does_not_count() {
-        let mut progress = Progress { sent: VecDeque::from([(1, 50_000), (5, 60_000), (9, 70_000)]) };
-        assert_eq!(progress.ahead_of(0), 20_000);
-        assert_eq!(progress.ahead_of(4), 10_000);
-        assert_eq!(progress.ahead_of(5), 0);
-        assert_eq!(progress.ahead_of(9), 0);
     }
 }
