@@ -68,5 +68,8 @@ fn said(problem: Problem) -> &'static str {
         Problem::Content => "has another content",
         Problem::Link => "is not the hard link that it should be",
         Problem::Unreadable => "cannot be read",
+        Problem::Stored => {
+            "has another content in the store, from where it is served: delete the store, and index or pull again"
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use md5::Md5;
@@ -352,18 +352,16 @@ impl<'a> Known<'a> {
         if let Some(at) = self.in_old(digest).filter(does) {
             return Ok(at);
         }
-        if let Some(at) = self.new().get(&digest).filter(|at| does(at)) {
+        // Held until the record is written: another thread may have just read the same content.
+        let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = new.get(&digest).filter(|at| does(at)) {
             return Ok(*at);
         }
         let sums = sums.map_or_else(Vec::new, SumsBuilder::finish);
         let written = draft.append(Record { sums: &sums, content });
         let at = written.map_err(|error| Trouble::All(ReadingError::Store(error)))?;
-        self.new().insert(digest, at);
+        new.insert(digest, at);
         Ok(at)
-    }
-
-    fn new(&self) -> MutexGuard<'_, HashMap<Digest, RecordAt>> {
-        self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_old(&self, digest: Digest) -> Option<RecordAt> {

@@ -139,7 +139,15 @@ impl Settling<'_> {
         }
     }
 
-    fn read(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, digests: &Digests, record: RecordAt) {
+    fn read(
+        &mut self,
+        dir: &[u8],
+        name: Vec<u8>,
+        facts: &Facts,
+        old: Option<u32>,
+        digests: &Digests,
+        record: RecordAt,
+    ) {
         let local = LocalFacts { identity: facts.identity, record: Some(record) };
         let kind = Kind::File { size: facts.size, digests: *digests };
         let row = old.and_then(|row| Some(self.old?.list.row(row)));

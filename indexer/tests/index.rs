@@ -162,6 +162,74 @@ fn a_renamed_file_keeps_its_block_checksums() {
     assert!(!site.options.store.join("sums/2.pack").exists());
 }
 
+/// What is kept of the content of a path.
+fn content(site: &Site, path: &str) -> Vec<u8> {
+    let generation = site.current();
+    let file = generation.list().find(path.as_bytes()).unwrap().file_number().unwrap();
+    generation.record(file).map_or_else(Vec::new, |record| record.content.to_vec())
+}
+
+#[test]
+fn small_files_are_kept_with_their_content_up_to_the_size_that_was_chosen() {
+    let mut site = Site::new();
+    site.options.keep_contents = 5_000;
+    for (name, size) in [("empty", 0), ("one", 1), ("few", 5_000), ("more", 5_001), ("much", 100_000)] {
+        site.write(name, vec![7; size]);
+    }
+    site.index();
+    for (name, size) in [("empty", 0), ("one", 1), ("few", 5_000), ("more", 0), ("much", 0)] {
+        assert_eq!(content(&site, name), vec![7; size], "{name}");
+    }
+    site.write("few", vec![8; 4_000]);
+    site.write("more", vec![8; 4_000]);
+    site.index();
+    assert_eq!((content(&site, "few"), content(&site, "one")), (vec![8; 4_000], vec![7]));
+    let generation = site.current();
+    let at = |path: &[u8]| generation.local().record(generation.list().find(path).unwrap().file_number().unwrap());
+    assert_eq!(at(b"few"), at(b"more"), "equal contents share one record");
+
+    site.options.keep_contents = u64::MAX;
+    site.write("much", vec![9; 64 << 10]);
+    site.write("more", vec![9; (64 << 10) + 1]);
+    site.index();
+    assert_eq!((content(&site, "much").len(), content(&site, "more").len()), (64 << 10, 0), "there is a most");
+}
+
+#[test]
+fn a_file_of_a_known_content_that_is_not_kept_yet_is_kept_from_then_on() {
+    let mut site = Site::new();
+    site.options.keep_contents = 0;
+    site.write("a", vec![7; 10_000]);
+    site.index();
+    assert_eq!(content(&site, "a"), b"");
+    site.options.keep_contents = 16 << 10;
+    site.write("b", vec![7; 10_000]);
+    site.index();
+    assert_eq!((content(&site, "a").len(), content(&site, "b").len()), (0, 10_000));
+}
+
+#[test]
+fn contents_move_to_another_pack_with_their_block_checksums() {
+    let site = Site::new();
+    for name in 0..50 {
+        site.write(format!("{name}"), vec![name; 9_000]);
+    }
+    site.index();
+    // Most of the first pack is of no use any more: what is left of it moves.
+    for name in 0..40 {
+        site.remove(&name.to_string());
+    }
+    site.index();
+    site.write("new", "x");
+    site.index();
+    let packs: Vec<u32> = site.current().pack_uses().iter().map(|uses| uses.pack).collect();
+    assert_eq!(packs, [3]);
+    for name in 40..50u8 {
+        assert_eq!(content(&site, &name.to_string()), vec![name; 9_000]);
+    }
+    assert!(site.current().sums(0).is_some());
+}
+
 #[test]
 fn names_that_change_their_type_are_followed() {
     let site = Site::new();

@@ -165,12 +165,8 @@ impl LocalTable {
 pub fn open_body(body: &[u8], entries: u32, files: u32) -> Result<LocalRef<'_>, LocalError> {
     let table = rkyv::access::<ArchivedLocalTable, rkyv::rancor::Error>(body).map_err(|_| LocalError::Columns)?;
     let rows = [table.device.len(), table.inode.len(), table.ctime_sec.len(), table.ctime_nsec.len()];
-    let records = [
-        table.record_pack.len(),
-        table.record_offset.len(),
-        table.record_sums.len(),
-        table.record_content.len(),
-    ];
+    let records =
+        [table.record_pack.len(), table.record_offset.len(), table.record_sums.len(), table.record_content.len()];
     if rows.iter().any(|&len| len != entries as usize) || records.iter().any(|&len| len != files as usize) {
         return Err(LocalError::Columns);
     }

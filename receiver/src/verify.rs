@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use stillmirror_protocol::filter::Filter;
-use stillmirror_protocol::list::{FileType, Row};
+use stillmirror_protocol::list::{self, FileType, Row};
 use stillmirror_protocol::path;
-use stillmirror_store::Store;
+use stillmirror_store::{Generation, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{At as _, PullError};
@@ -47,9 +47,12 @@ pub enum Problem {
     Link,
     /// It cannot be read.
     Unreadable,
+    /// The content that the store keeps of it is another.
+    Stored,
 }
 
-/// Compares `dest` with the current generation of the store: types, contents, link groups. Blocks.
+/// Compares `dest` with the current generation of the store: types, contents, link groups; and the contents that the
+/// store keeps. Blocks.
 pub fn verify(
     dest: &Path,
     store: &Path,
@@ -65,7 +68,7 @@ pub fn verify(
     let selection = Selection::new(generation.list(), b"", &filter)?;
     let counts = generation.head().counts;
     progress.phase(Phase::Verify, counts.files, counts.bytes);
-    let verifier = Verifier { tree: &tree, selection: &selection, progress, cancel };
+    let verifier = Verifier { tree: &tree, generation: &generation, selection: &selection, progress, cancel };
     let found: Vec<Found> =
         selection.dirs.par_iter().map(|place| verifier.verify_dir(place)).collect::<Result<_, _>>()?;
     let mut report = VerifyReport { generation: generation.head().generation, ..VerifyReport::default() };
@@ -90,6 +93,7 @@ pub fn verify(
 
 struct Verifier<'a> {
     tree: &'a Tree,
+    generation: &'a Generation,
     selection: &'a Selection<'a>,
     progress: &'a dyn Progress,
     cancel: &'a CancellationToken,
@@ -120,7 +124,8 @@ impl Verifier<'_> {
                 None => Some(Problem::Missing),
             };
             self.progress.advance(found.files, found.bytes);
-            found.problems.extend(problem.map(|problem| (path::join(&place.path, name), problem)));
+            let problems = problem.into_iter().chain(self.verify_stored(row));
+            found.problems.extend(problems.map(|problem| (path::join(&place.path, name), problem)));
             Ok(found)
         };
         let merge = |mut all: Found, one: Found| {
@@ -131,6 +136,12 @@ impl Verifier<'_> {
             Ok(all)
         };
         rows.into_par_iter().map(verify).try_reduce(Found::default, merge)
+    }
+
+    /// What the store keeps of a file is served in its place.
+    fn verify_stored(&self, row: Row<'_>) -> Option<Problem> {
+        let content = self.generation.record(row.file_number()?)?.content;
+        (!content.is_empty() && list::digest(content) != row.sha256()).then_some(Problem::Stored)
     }
 
     fn verify_row(

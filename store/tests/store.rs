@@ -30,6 +30,30 @@ fn a_published_generation_is_read_back() {
 }
 
 #[test]
+fn a_content_is_found_by_its_files_size_and_read_from_the_pack_itself() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let generation = store.current().unwrap().unwrap();
+    let record = generation.record(0).unwrap();
+    assert_eq!((record.sums, record.content), (&common::record(1)[..], common::CONTENT));
+    let (pack, place) = generation.content(0, common::CONTENT.len() as u64).unwrap();
+    let file = generation.pack(pack).unwrap().open().unwrap();
+    let mut bytes = vec![0; common::CONTENT.len()];
+    file.read_exact_at(&mut bytes, place.start).unwrap();
+    assert_eq!((&bytes[..], place.end - place.start), (common::CONTENT, bytes.len() as u64));
+    assert_eq!(generation.content(0, 1), None, "another size is another content");
+    assert_eq!(generation.pack_uses()[0].live, 3 * (record.sums.len() + record.content.len()) as u64);
+
+    let path = store.dir().join("sums/1.pack");
+    fs::copy(&path, dir.path().join("copy")).unwrap();
+    fs::rename(dir.path().join("copy"), &path).unwrap();
+    assert!(generation.pack(pack).unwrap().open().is_err(), "a file of the same name is not the same file");
+    fs::write(&path, &fs::read(&path).unwrap()[..place.end as usize - 1]).unwrap();
+    assert_eq!(store.current().unwrap().unwrap().content(0, bytes.len() as u64), None, "cut short");
+}
+
+#[test]
 fn a_list_is_mapped_once_for_who_reads_all_and_once_for_who_reads_little() {
     let dir = tempfile::tempdir().unwrap();
     let generation = store(dir.path(), 1).current().unwrap().unwrap();

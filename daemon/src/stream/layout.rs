@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::plan::{Origin, Part};
+use crate::direct::ALIGNMENT;
 use crate::file::{Stored, room};
 use crate::pool::EXTENT;
 
@@ -101,12 +102,76 @@ pub(super) fn place(runs: &[Run], part: &Part) -> Option<(usize, Range<usize>)> 
     let wanted = run(part)?;
     let number = runs.iter().position(|run| run.holds(&wanted))?;
     let before: usize = runs[..number].iter().map(Run::room).sum();
-    let skip = room_skip(&runs[number]);
+    let skip = (runs[number].bytes.start % ALIGNMENT as u64) as usize;
     let start = before + skip + (wanted.bytes.start - runs[number].bytes.start) as usize;
     Some((number, start..start + part.len))
 }
 
-/// Bytes of a run's room before its first one.
-fn room_skip(run: &Run) -> usize {
-    (run.bytes.start % crate::direct::ALIGNMENT as u64) as usize
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::file::tests::state;
+
+    /// Parts of a store with two packs, and of the tree.
+    fn parts() -> impl Strategy<Value = Vec<Part>> {
+        let part = (0..4u32, 0..3_000_000u64, 0..(64usize << 10)).prop_map(|(kind, at, len)| {
+            let origin = match kind {
+                pack @ 1..3 => Origin::Store(7, Stored { pack, at }),
+                3 => Origin::Tree(7, state(7)),
+                _ => Origin::Words,
+            };
+            Part { item: 0, before: 0, origin, offset: at, len: if kind == 0 { 0 } else { len } }
+        });
+        prop::collection::vec(part, 0..200)
+    }
+
+    fn stored(parts: &[(u64, usize)]) -> Vec<Part> {
+        let part = |&(at, len): &(u64, usize)| {
+            let origin = Origin::Store(7, Stored { pack: 1, at });
+            Part { item: 0, before: 0, origin, offset: 0, len }
+        };
+        parts.iter().map(part).collect()
+    }
+
+    #[test]
+    fn neighbours_are_one_run_in_whatever_order_they_are_asked_for() {
+        let parts = stored(&[(20_000, 8_000), (10_000, 9_900), (28_100, 100), (500_000, 10)]);
+        let layout = Layout::of(&parts);
+        let bytes: Vec<_> = layout.runs().iter().map(|run| run.bytes.clone()).collect();
+        assert_eq!(bytes, [10_000..28_200, 500_000..500_010]);
+        assert_eq!(layout.stored(), 6 * ALIGNMENT);
+    }
+
+    #[test]
+    fn as_many_files_fit_as_the_buffer_has_bytes_for_when_they_lie_together() {
+        let parts = stored(&(0..200).map(|n| (64 + n * 8_192, 8_192)).collect::<Vec<_>>());
+        let mut layout = Layout::default();
+        assert_eq!(parts.iter().take_while(|part| layout.add(part)).count(), EXTENT / 8_192 - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn every_part_that_was_added_has_its_bytes_in_a_run_and_all_fit_into_a_buffer(parts in parts()) {
+            let mut layout = Layout::default();
+            let added: Vec<Part> = parts.into_iter().filter(|part| layout.add(part)).collect();
+            let again = Layout::of(&added);
+            prop_assert_eq!((layout.runs(), layout.stored(), layout.rest), (again.runs(), again.stored(), again.rest));
+            prop_assert_eq!(layout.stored(), layout.runs().iter().map(Run::room).sum::<usize>());
+            prop_assert!(layout.stored() + layout.rest <= EXTENT && layout.stored().is_multiple_of(ALIGNMENT));
+            let tree: usize = added.iter().filter(|part| !part.is_stored()).map(|part| room(part.offset, part.len)).sum();
+            prop_assert_eq!(layout.rest, tree);
+            for part in added.iter().filter(|part| part.is_stored() && !part.is_words()) {
+                let Origin::Store(_, Stored { pack, at }) = part.origin else { unreachable!() };
+                let (number, bytes) = place(layout.runs(), part).unwrap();
+                let run = &layout.runs()[number];
+                let begin: usize = layout.runs()[..number].iter().map(Run::room).sum();
+                prop_assert!(run.pack == pack && bytes.len() == part.len && bytes.end <= begin + run.room());
+                // As far behind an alignment as in the pack, and as far behind the run's first byte.
+                let first = begin + (run.bytes.start % ALIGNMENT as u64) as usize;
+                prop_assert_eq!((bytes.start - first) as u64, at - run.bytes.start);
+            }
+        }
+    }
 }

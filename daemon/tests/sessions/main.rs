@@ -11,4 +11,6 @@ mod rsync;
 mod service;
 /// Files that are not what was indexed.
 mod stale;
+/// Files whose content the store has.
+mod stored;
 mod support;

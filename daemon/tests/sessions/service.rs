@@ -64,7 +64,7 @@ async fn a_damaged_generation_leaves_the_one_before_in_service() {
     fixture.write("b", b"y");
     // Damaged before the daemon can see it: the store is built elsewhere and moved in.
     let elsewhere = Fixture::new();
-    let number = index(&fixture.root(), &elsewhere.store());
+    let number = index(&fixture.root(), &elsewhere.store(), 0);
     let target = fixture.store().join(format!("generations/{}", number + 1));
     std::fs::rename(elsewhere.store().join(format!("generations/{number}")), &target).unwrap();
     let list = target.join("list");

@@ -1,6 +1,7 @@
 //! A repository with a store, a daemon on loopback, and the simplest possible client.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
@@ -62,7 +63,12 @@ impl Fixture {
 
     /// Publishes the tree as it is.
     pub(crate) fn index(&self) -> u64 {
-        index(&self.root(), &self.store())
+        index(&self.root(), &self.store(), 0)
+    }
+
+    /// The same, with the contents of files up to 16 KiB.
+    pub(crate) fn index_with_contents(&self) -> u64 {
+        index(&self.root(), &self.store(), stillmirror_store::KEEP_CONTENTS)
     }
 
     pub(crate) fn current(&self) -> Generation {
@@ -99,8 +105,8 @@ impl Fixture {
 }
 
 /// Makes a generation of a tree. It stands in for the indexer: a file's digest is real, and its block
-/// checksum record is its path.
-pub(crate) fn index(root: &Path, store: &Path) -> u64 {
+/// checksum record is its path. Files up to `keep` bytes are kept with their content.
+pub(crate) fn index(root: &Path, store: &Path, keep: u64) -> u64 {
     let mut changes = Changes::default();
     let mut facts = HashMap::new();
     walk(root, b"", &mut changes, &mut facts);
@@ -115,7 +121,9 @@ pub(crate) fn index(root: &Path, store: &Path) -> u64 {
     let mut local = LocalTable::default();
     for number in 0..list.len() {
         let (path, row) = (list.path(number), list.row(number));
-        let record = row.is_file().then(|| draft.append(Record { sums: &path, content: &[] }).unwrap());
+        let keeps = row.is_file() && row.size() <= keep;
+        let content = if keeps { std::fs::read(root.join(OsStr::from_bytes(&path))).unwrap() } else { Vec::new() };
+        let record = row.is_file().then(|| draft.append(Record { sums: &path, content: &content }).unwrap());
         local.push(facts[&path], record);
     }
     let digest = list::digest(&encoded);
@@ -140,7 +148,7 @@ pub(crate) fn index(root: &Path, store: &Path) -> u64 {
 }
 
 fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<u8>, Identity>) {
-    let disk = |path: &[u8]| root.join(std::ffi::OsStr::from_bytes(path));
+    let disk = |path: &[u8]| root.join(OsStr::from_bytes(path));
     let mut entry = |path: &[u8]| {
         let meta = std::fs::symlink_metadata(disk(path)).unwrap();
         let ctime = Time { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };

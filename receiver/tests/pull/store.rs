@@ -48,6 +48,36 @@ fn block_checksums_travel_on_though_only_what_came_was_read() {
 }
 
 #[test]
+fn small_files_are_kept_with_their_content_whatever_way_they_came() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    // One is copied, one fetched, one stays.
+    let next = sample().file("a/copy", "s").file("new", noise(9_000, 7));
+    sender.publish(&next);
+    run(place.mirror(&sender)).unwrap();
+    let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
+    for (path, content) in next.contents() {
+        let file = held.list().find(&path).unwrap().file_number().unwrap();
+        let kept = held.record(file).unwrap_or_default().content;
+        let expected = if content.len() <= 16 << 10 { &content[..] } else { &[] };
+        assert!(kept == expected, "content of {}", String::from_utf8_lossy(&path));
+    }
+}
+
+#[test]
+fn a_content_that_is_damaged_in_the_store_is_found() {
+    let (sender, place) = (Sender::of(&sample().file("a/text", "some words")), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    let pack = place.store().join("sums/1.pack");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let at = bytes.windows(10).position(|bytes| bytes == b"some words").unwrap();
+    bytes[at] = b'S';
+    std::fs::write(&pack, bytes).unwrap();
+    let report = verify(&place.dest(), &place.store(), &Silent, &CancellationToken::new()).unwrap();
+    assert_eq!(report.problems, [(b"a/text".to_vec(), Problem::Stored)]);
+}
+
+#[test]
 fn local_facts_are_those_of_the_disk_after_the_last_change() {
     use std::os::unix::fs::MetadataExt as _;
     let (sender, place) = (Sender::of(&sample()), Place::new());

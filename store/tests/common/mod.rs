@@ -19,6 +19,9 @@ pub(crate) fn record(generation: u64) -> Vec<u8> {
     (0..100 + generation as u8).collect()
 }
 
+/// What stands for the content of every file.
+pub(crate) const CONTENT: &[u8] = b"content";
+
 /// Publishes the next generation: a fixed small tree with one file whose size is the generation's number.
 pub(crate) fn publish(store: &Store) -> Result<u64, StoreError> {
     let lock = store.lock()?;
@@ -37,7 +40,7 @@ pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), Sto
     let digest = list::digest(&encoded);
     draft.write_list(&encoded)?;
     let list = list::open(&encoded).expect("a list just built");
-    let record = draft.append(Record { sums: &record(number), content: b"content" })?;
+    let record = draft.append(Record { sums: &record(number), content: CONTENT })?;
     let mut local = LocalTable::default();
     for row in 0..list.len() {
         let identity = Identity { device: 1, inode: u64::from(row), ctime: Time { sec: 7, nsec: 8 } };

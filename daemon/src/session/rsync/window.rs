@@ -64,8 +64,9 @@ impl Window {
     /// Indices that may be sent to a client that is at this place, and was waited for or not.
     pub(super) fn room(&mut self, client: At, was_waited_for: bool) -> u32 {
         let before = self.done;
-        while let Some(end) = self.sent.pop_front_if(|end| end.is_behind(client)) {
+        while let Some(end) = self.sent.front().filter(|end| end.is_behind(client)) {
             self.done = end.index;
+            self.sent.pop_front();
         }
         if was_waited_for {
             self.size = self.size.saturating_add(self.done.saturating_sub(before)).min(MOST);
