@@ -12,7 +12,7 @@ use md5::Md5;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
-use stillmirror_protocol::entry::{Digest, Digests};
+use stillmirror_protocol::entry::{Digest, Digests, PASSED_BY_OTHERS, READ_BY_OTHERS};
 use stillmirror_protocol::local::RecordAt;
 use stillmirror_protocol::path;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder};
@@ -140,7 +140,8 @@ impl Reading<'_> {
         let next = AtomicUsize::new(0);
         let work = || {
             let (buffer, content) = (vec![0; BUFFER], Vec::new());
-            let mut worker = Worker { reading: self, buffer, content, files: 0, bytes: 0, told: (0, 0) };
+            let mut worker =
+                Worker { reading: self, buffer, content, passed_by_all: None, files: 0, bytes: 0, told: (0, 0) };
             let mut outcomes = Vec::new();
             while let Some(job) = jobs.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 outcomes.push((job, worker.read(&jobs.names[job.names.clone()])?));
@@ -184,14 +185,16 @@ struct Worker<'a> {
     buffer: Vec<u8>,
     /// Of the file in hand, when that is to be kept.
     content: Vec<u8>,
+    /// Whether everybody may go to the directory that was asked for last.
+    passed_by_all: Option<(&'a [u8], bool)>,
     files: u64,
     bytes: u64,
     /// Files and bytes that the listener knows of.
     told: (u64, u64),
 }
 
-impl Worker<'_> {
-    fn read(&mut self, names: &[Name<'_>]) -> Result<Outcome, ReadingError> {
+impl<'a> Worker<'a> {
+    fn read(&mut self, names: &[Name<'a>]) -> Result<Outcome, ReadingError> {
         let mut outcome = Outcome::Gone;
         for name in names {
             outcome = self.read_name(name, names.len() > 1)?;
@@ -202,7 +205,7 @@ impl Worker<'_> {
         Ok(outcome)
     }
 
-    fn read_name(&mut self, name: &Name<'_>, linked: bool) -> Result<Outcome, ReadingError> {
+    fn read_name(&mut self, name: &Name<'a>, linked: bool) -> Result<Outcome, ReadingError> {
         let path = path::join(name.dir, name.name);
         for _ in 0..TRIES {
             match self.read_once(&path, name, linked) {
@@ -218,7 +221,7 @@ impl Worker<'_> {
 
     /// Reads a file through; none when it was in motion. The state before must be the state after, so that
     /// what was read is one state's content.
-    fn read_once(&mut self, path: &[u8], name: &Name<'_>, linked: bool) -> Result<Option<Outcome>, Trouble> {
+    fn read_once(&mut self, path: &[u8], name: &Name<'a>, linked: bool) -> Result<Option<Outcome>, Trouble> {
         let file = self.reading.tree.open_file(path)?;
         let Some(before) = self.settled(&file, name.facts)? else { return Ok(None) };
         // Another inode under one of several names: what was asked for may still be under another.
@@ -226,7 +229,10 @@ impl Worker<'_> {
             return Ok(Some(Outcome::Gone));
         }
         let mut sums = self.sums_builder(path, before.size);
-        let Some(digests) = self.read_through(&file, before.size, sums.as_mut())? else { return Ok(None) };
+        let keeps = before.size <= self.reading.options.kept_content()
+            && before.mode & READ_BY_OTHERS != 0
+            && self.is_passed_by_all(name.dir);
+        let Some(digests) = self.read_through(&file, before.size, keeps, sums.as_mut())? else { return Ok(None) };
         if !tree::facts_of(&file)?.same_content(&before) {
             return Ok(None);
         }
@@ -262,11 +268,27 @@ impl Worker<'_> {
         made.then(|| SumsBuilder::new(scheme, size))
     }
 
-    /// Digests of the first `size` bytes, which are kept if they are few; none when there are fewer.
+    /// Whether everybody may go to a directory: what lies in another one is nobody's to find in the store.
+    fn is_passed_by_all(&mut self, dir: &'a [u8]) -> bool {
+        if let Some((_, known)) = self.passed_by_all.filter(|(known, _)| *known == dir) {
+            return known;
+        }
+        let ends = (0..=dir.len()).filter(|&end| end == 0 || end == dir.len() || dir[end] == b'/');
+        let is_open = |end: usize| match self.reading.tree.look(&dir[..end]) {
+            Ok(Some(facts)) => facts.mode & PASSED_BY_OTHERS != 0,
+            Ok(None) | Err(_) => false,
+        };
+        let passed = ends.into_iter().all(is_open);
+        self.passed_by_all = Some((dir, passed));
+        passed
+    }
+
+    /// Digests of the first `size` bytes, with the bytes themselves if it `keeps` them; none when there are fewer.
     fn read_through(
         &mut self,
         file: &File,
         size: u64,
+        keeps: bool,
         mut sums: Option<&mut SumsBuilder>,
     ) -> Result<Option<Digests>, Trouble> {
         let options = self.reading.options;
@@ -277,7 +299,6 @@ impl Worker<'_> {
             // Advice: its failure costs nothing but speed.
             let _ = fadvise(file, 0, None, Advice::Sequential);
         }
-        let keeps = size <= options.kept_content();
         self.content.clear();
         let (mut done, mut cached) = (0, 0);
         while done < size {

@@ -196,6 +196,26 @@ fn small_files_are_kept_with_their_content_up_to_the_size_that_was_chosen() {
 }
 
 #[test]
+fn nothing_is_kept_of_what_not_everybody_may_read() {
+    let site = Site::new();
+    let allow = |path: &str, mode| fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    for name in ["all", "own", "shut/in", "shut/deep/in", "open/in"] {
+        site.write(name, name);
+    }
+    allow("own", 0o640);
+    allow("shut", 0o750);
+    site.index();
+    for (name, is_kept) in
+        [("all", true), ("own", false), ("shut/in", false), ("shut/deep/in", false), ("open/in", true)]
+    {
+        assert_eq!(content(&site, name), if is_kept { name.as_bytes() } else { b"" }, "{name}");
+    }
+    allow("own", 0o644);
+    site.index();
+    assert_eq!(content(&site, "own"), b"own", "its ctime is another: it is read again");
+}
+
+#[test]
 fn a_file_of_a_known_content_that_is_not_kept_yet_is_kept_from_then_on() {
     let mut site = Site::new();
     site.options.keep_contents = 0;

@@ -100,6 +100,10 @@ pub struct Device {
 
 /// Mode bits beside the type: permissions, setuid, setgid, sticky.
 pub const PERMISSIONS: u16 = 0o7777;
+/// Everybody may read the file.
+pub const READ_BY_OTHERS: u16 = 0o004;
+/// Everybody may go through the directory.
+pub const PASSED_BY_OTHERS: u16 = 0o001;
 
 impl Kind {
     /// The `S_IFMT` bits of `st_mode`.

@@ -161,8 +161,9 @@ impl Fetcher<'_> {
             keep: 0,
             pieces: if reuse.size > 0 { vec![whole] } else { Vec::new() },
             bases: vec![reuse.path.clone()],
+            keep_in_store: self.policy(row),
         };
-        let mut building = Building::new(self.stage, self.tree, task, self.policy());
+        let mut building = Building::new(self.stage, self.tree, task);
         building.copy().at("copy", shown())?;
         match building.finish().at("copy", shown())? {
             Built::Right(kept) => Ok(Some(Reused { linked: false, record: self.keep(&kept)? })),
@@ -170,8 +171,10 @@ impl Fetcher<'_> {
         }
     }
 
-    fn policy(&self) -> Option<KeepPolicy> {
-        self.draft.is_some().then_some(self.keep)
+    /// What the store keeps of the content of a row: nothing of it whole that not everybody may read.
+    fn policy(&self, row: u32) -> Option<KeepPolicy> {
+        let contents = if self.selection.list.is_public(row) { self.keep.contents } else { 0 };
+        self.draft.is_some().then_some(KeepPolicy { contents, ..self.keep })
     }
 
     fn keep(&self, Kept { sums, content }: &Kept) -> Result<Option<RecordAt>, PullError> {
@@ -291,7 +294,7 @@ impl Fetcher<'_> {
     ) -> Result<Option<Result<Outcome, PullError>>, PullError> {
         let number = order.number();
         let mut building = match order {
-            Order::Begin(task) => Building::new(self.stage, self.tree, *task, self.policy()),
+            Order::Begin(task) => Building::new(self.stage, self.tree, *task),
             Order::Bytes(number, bytes) => {
                 let Some(mut building) = open.remove(&number) else { return Ok(None) };
                 building.literal(&bytes).at("write", building.shown())?;

@@ -23,13 +23,15 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Where the content of the regular file at `row` is, if the store has it.
+    /// Where the content of the regular file at `row` is, if the store has it. Of what not everybody may read, the
+    /// file itself decides whether this process may: it counts as not stored.
     pub(crate) fn of(generation: &Generation, row: u32) -> Option<Self> {
-        let row = generation.list().row(row);
+        let list = generation.list();
+        let row = list.row(row);
         let (file, size) = (row.file_number()?, row.size());
         // Most files are larger, and nothing more is looked at for them.
         let (pack, place) = (size <= u64::from(limits::KEPT_CONTENT)).then(|| generation.content(file, size))??;
-        Some(Self { pack, at: place.start })
+        list.is_public(row.number()).then_some(Self { pack, at: place.start })
     }
 
     /// From the file's byte `offset` on.

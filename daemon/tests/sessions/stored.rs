@@ -80,6 +80,26 @@ async fn a_stock_client_gets_what_the_store_has_and_hears_of_the_rest_that_it_ha
 }
 
 #[tokio::test]
+async fn of_what_not_everybody_may_read_the_tree_decides() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = Fixture::with(&[("all", b"1"), ("own", b"22"), ("dir/in", b"333"), ("dir/deep/in", b"4444")]);
+    let allow = |path: &str, mode| {
+        std::fs::set_permissions(fixture.root().join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow("own", 0o640);
+    allow("dir", 0o750);
+    fixture.index_with_contents();
+    let names = ["all", "own", "dir/in", "dir/deep/in"];
+    let items = names.map(|name| fixture.whole(name));
+    let server = fixture.serve().await;
+    assert_eq!(pull(&server, &items).await, (b"1223334444".to_vec(), vec![]));
+    names.iter().for_each(|name| std::fs::remove_file(fixture.root().join(name)).unwrap());
+    let (bytes, failures) = pull(&server, &items).await;
+    assert_eq!(bytes, b"1");
+    assert_eq!(failures, [1, 2, 3].map(|item| (item, ItemFailure::Vanished)));
+}
+
+#[tokio::test]
 async fn without_the_packs_all_comes_from_the_tree() {
     let (fixture, files) = fixture();
     fixture.index_with_contents();

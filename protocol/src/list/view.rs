@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{ArchivedFileList, Row};
-use crate::entry::Owner;
+use crate::entry::{Owner, PASSED_BY_OTHERS, READ_BY_OTHERS};
 use crate::{order, path};
 
 /// A list in its archived form. Cheap to copy.
@@ -81,6 +81,17 @@ impl<'a> ListRef<'a> {
         // `dir_first` does not decrease; of equal ones all but the last are empty.
         let after = self.list.dir_first.partition_point(|first| first.to_native() <= row);
         self.dir((after.max(1) - 1) as u32)
+    }
+
+    /// Whether everybody on a host may read the file at `row`, by its permissions and those of the directories on the
+    /// way to it.
+    pub fn is_public(&self, row: u32) -> bool {
+        let mut dir = self.parent_of(row);
+        let is_passed_by_all = |dir: Dir<'_>| self.row(dir.row()).permissions() & PASSED_BY_OTHERS != 0;
+        while dir.number() != 0 && is_passed_by_all(dir) {
+            dir = self.dir(dir.parent());
+        }
+        self.row(row).permissions() & READ_BY_OTHERS != 0 && dir.number() == 0 && is_passed_by_all(dir)
     }
 
     /// The path of `row`, relative to the root (which has the empty path).

@@ -110,6 +110,7 @@ impl Tasks<'_> {
             keep,
             pieces: if !rest.is_empty() { vec![rest] } else { Vec::new() },
             bases: Vec::new(),
+            keep_in_store: self.fetcher.policy(self.fetches[number].row),
         }
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Task {
     pub(crate) pieces: Vec<Piece>,
     /// Local paths that the pieces refer to.
     pub(crate) bases: Vec<Vec<u8>>,
+    /// What the store keeps of it, when there is a store.
+    pub(crate) keep_in_store: Option<KeepPolicy>,
 }
 
 /// What the store keeps of contents.
@@ -78,7 +80,8 @@ pub(crate) struct Building<'a> {
 }
 
 impl<'a> Building<'a> {
-    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task, keep: Option<KeepPolicy>) -> Self {
+    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task) -> Self {
+        let keep = task.keep_in_store;
         let scheme = keep.map(|keep| Scheme::for_size(task.size, &keep.sums)).filter(|scheme| !scheme.is_empty());
         Self {
             stage,
