@@ -12,8 +12,10 @@ use std::collections::VecDeque;
 const FIRST: u32 = 2 << 10;
 /// The same, at the most.
 pub(super) const MOST: u32 = 32 << 10;
-/// The part of it that is to be free before more is sent, when none was: little at a time is much work.
-const PART: u32 = 32;
+/// The part of it that is to be free before more is sent, when none was: of a client that asks for things, whose data
+/// are not to wait for much of the list at once; and of one that does not, for which little at a time is much work.
+const PART_BESIDE_DATA: u32 = 32;
+const PART: u32 = 4;
 
 /// A place in a list: whole lists before it, and indices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,11 +49,14 @@ pub(super) struct Window {
     done: u32,
     /// Indices behind the oldest piece that are too much.
     size: u32,
+    /// The last index that the client has asked for, and whether it has asked for more than before.
+    asked: u32,
+    asks: bool,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { sent: VecDeque::new(), done: 0, size: FIRST }
+        Self { sent: VecDeque::new(), done: 0, size: FIRST, asked: 0, asks: false }
     }
 }
 
@@ -64,6 +69,8 @@ impl Window {
     /// Indices that may be sent to a client that is at this place, and was waited for or not.
     pub(super) fn room(&mut self, client: At, was_waited_for: bool) -> u32 {
         let before = self.done;
+        self.asks = client.index > self.asked;
+        self.asked = client.index;
         while let Some(end) = self.sent.front().filter(|end| end.is_behind(client)) {
             self.done = end.index;
             self.sent.pop_front();
@@ -76,7 +83,8 @@ impl Window {
 
     /// What the client must be past before it is worth while to send more.
     pub(super) fn enough(&self) -> At {
-        let is_enough = |at: &usize| self.size.saturating_sub(self.ahead_of(at + 1)) >= self.size / PART;
+        let least = self.size / if self.asks { PART_BESIDE_DATA } else { PART };
+        let is_enough = |at: &usize| self.size.saturating_sub(self.ahead_of(at + 1)) >= least;
         (0..self.sent.len()).find(is_enough).map_or(At::default(), |at| self.sent[at])
     }
 
@@ -119,6 +127,14 @@ mod tests {
         assert_eq!((window.room(ended(9), true), window.enough()), (0, first));
         assert_eq!(window.room(ended(10), true), FIRST + 1_000);
         assert_eq!(window.room(ended(20), false), FIRST + 1_000);
+    }
+
+    #[test]
+    fn a_client_that_asks_for_nothing_is_sent_much_at_a_time() {
+        let mut window = Window::default();
+        (1..=100).for_each(|n| window.send(At { lists: n, index: n * 100 }));
+        assert_eq!((window.room(At { lists: 0, index: 99 }, false), window.enough().index), (0, 8_000));
+        assert_eq!((window.room(At { lists: 0, index: 99 }, false), window.enough().index), (0, 8_400));
     }
 
     #[test]
