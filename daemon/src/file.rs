@@ -1,6 +1,7 @@
 //! A repository's files: opened beneath its root, known to be the indexed ones, read in aligned pieces.
 
 mod batch;
+mod look;
 mod open;
 mod stored;
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::local::Identity;
@@ -53,12 +54,15 @@ impl FileState {
 
     /// What the disk says of an open file; none for anything but a regular one.
     fn of(file: &OwnedFd) -> Result<Option<Self>, Errno> {
-        let stat = rustix::fs::fstat(file)?;
-        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-            return Ok(None);
+        rustix::fs::fstat(file).map(|stat| Self::of_stat(&stat))
+    }
+
+    fn of_stat(stat: &Stat) -> Option<Self> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
         }
         let time = |sec, nsec| Time { sec, nsec };
-        Ok(Some(Self {
+        Some(Self {
             identity: Identity {
                 device: stat.st_dev,
                 inode: stat.st_ino,
@@ -66,7 +70,7 @@ impl FileState {
             },
             mtime: time(stat.st_mtime, stat.st_mtime_nsec as u32),
             size: stat.st_size.cast_unsigned(),
-        }))
+        })
     }
 }
 
@@ -110,8 +114,7 @@ impl Tree {
     /// Whether an open file is in its indexed state.
     fn check(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<(), ItemFailure> {
         match FileState::of(file) {
-            Ok(Some(state)) if state == indexed => Ok(()),
-            Ok(_) => Err(ItemFailure::Stale),
+            Ok(state) => is_indexed(state, indexed),
             Err(errno) => Err(self.failure(path, errno)),
         }
     }
@@ -123,15 +126,9 @@ impl Tree {
         open_beneath(&self.root, path, flags)
     }
 
-    /// The same, once there is a descriptor for it. Whoever waits holds none that others wait for.
+    /// The same, once there is a descriptor for it.
     fn open_waiting(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let began = Instant::now();
-        loop {
-            match self.open_beneath(path, flags) {
-                Err(errno) if is_shortage(errno) && began.elapsed() < SHORTAGE => sleep(SHORTAGE_PAUSE),
-                result => return result,
-            }
-        }
+        once_not_short(|| self.open_beneath(path, flags))
     }
 
     /// What direct reads of this file must be aligned to; none where its file system refuses them.
@@ -188,9 +185,25 @@ impl Tree {
     }
 }
 
+/// Whether what the disk says of a file is what the index says.
+fn is_indexed(state: Option<FileState>, indexed: FileState) -> Result<(), ItemFailure> {
+    if state == Some(indexed) { Ok(()) } else { Err(ItemFailure::Stale) }
+}
+
 /// Whether an open failed for want of descriptors: of the process, or of the whole host.
 fn is_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE)
+}
+
+/// Opens something once there is a descriptor for it. Whoever waits holds none that others wait for.
+fn once_not_short(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+    let began = Instant::now();
+    loop {
+        match open() {
+            Err(errno) if is_shortage(errno) && began.elapsed() < SHORTAGE => sleep(SHORTAGE_PAUSE),
+            result => return result,
+        }
+    }
 }
 
 /// How a range of a file is read.

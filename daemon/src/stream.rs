@@ -199,10 +199,10 @@ impl<F: Framing> Lane<F> {
         match piece {
             Piece::Batch(parts) if parts.iter().all(plan::Part::is_words) => Some(Arriving::Words),
             Piece::Batch(parts) => {
-                let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
-                if load::is_at_hand(order.pinned(), parts) {
-                    return Some(Arriving::Loaded(read_batch(&shared, order.pinned(), parts, buffer)));
+                if let Some(loaded) = load::map_batch(order.pinned(), parts) {
+                    return Some(Arriving::Loaded(loaded));
                 }
+                let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
                 let (pinned, parts) = (Arc::clone(order.pinned()), parts.clone());
                 let read = {
                     let shared = Arc::clone(&shared);

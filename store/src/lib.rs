@@ -29,7 +29,7 @@ mod packs;
 mod retain;
 mod store;
 
-pub use beneath::open_beneath;
+pub use beneath::{open_beneath, open_beneath_at_once};
 pub use draft::Draft;
 pub use error::{Damage, StoreError};
 pub use flock::Flock;

@@ -62,7 +62,8 @@ impl Pack {
         if inode(&file)? == self.inode { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// All of the pack, mapped.
+    pub fn bytes(&self) -> &[u8] {
         self.map.bytes()
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use stillmirror_protocol::wire::ItemFailure;
+use stillmirror_store::Pack;
 use tokio::task::JoinHandle;
 
 use super::layout::{self, Layout, Run};
@@ -12,7 +13,7 @@ use super::plan::{Cursor, ExtentPiece, Origin, Part, Piece, Plan};
 use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
 use crate::Shared;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
-use crate::file::{FileState, OpenFile, Wanted, room};
+use crate::file::{FileState, OpenFile, Stored, Wanted, room};
 use crate::pack::Place;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
@@ -48,6 +49,8 @@ enum Memory {
     Nothing,
     Own(Buffer),
     Shared(Extent),
+    /// A pack that the generation has mapped.
+    Mapped(Arc<Pinned>, u32),
     /// Not in memory of this process: what is left to send, words included, is in the pipe.
     Piped(Pipe),
 }
@@ -139,6 +142,7 @@ impl Loaded {
             Memory::Nothing | Memory::Piped(_) => &[],
             Memory::Own(buffer) => buffer,
             Memory::Shared(extent) => extent,
+            Memory::Mapped(pinned, pack) => pinned.edition.generation.pack(*pack).map_or(&[], Pack::bytes),
         }
     }
 }
@@ -166,12 +170,25 @@ pub(super) async fn start_extent(
     })
 }
 
-/// Whether parts can be brought by copying from the page cache alone: that waits for no disk.
-pub(super) fn is_at_hand(pinned: &Pinned, parts: &[Part]) -> bool {
-    let is_cached = |Run { pack, bytes }: &Run| {
-        pinned.repository.tree.is_stored_in_page_cache(&pinned.edition.generation, *pack, bytes)
-    };
-    parts.iter().all(Part::is_stored) && Layout::of(parts).runs().iter().all(is_cached)
+/// Parts that lie in the page cache, all in one pack: as the store has them mapped, so that nothing is read, no memory
+/// is taken, and no disk waited for.
+pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> {
+    let (tree, generation) = (&pinned.repository.tree, &pinned.edition.generation);
+    let layout = if parts.iter().all(Part::is_stored) { Layout::of(parts) } else { return None };
+    let pack = layout.runs().first()?.pack;
+    let is_cached = |run: &Run| run.pack == pack && tree.is_stored_in_page_cache(generation, pack, &run.bytes);
+    if !layout.runs().iter().all(is_cached) {
+        return None;
+    }
+    let mut states = tree.look_at_once(generation, &stored_rows(parts))?.into_iter();
+    let mut loaded = Loaded::nothing(parts, Ok(0..0));
+    for (part, got) in parts.iter().zip(&mut loaded.parts) {
+        if let Origin::Store(_, Stored { at, .. }) = part.origin {
+            got.bytes = states.next()?.map(|()| at as usize..at as usize + part.len);
+        }
+    }
+    loaded.memory = Memory::Mapped(Arc::clone(pinned), pack);
+    Some(loaded)
 }
 
 /// Brings parts of files into one buffer: out of the store, the cache, or the tree.
@@ -189,26 +206,34 @@ pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut b
     Loaded { memory: Memory::Own(buffer), parts: loaded.parts }
 }
 
+/// The rows of parts from the store.
+fn stored_rows(parts: &[Part]) -> Vec<u32> {
+    let row = |part: &Part| if let Origin::Store(row, _) = part.origin { Some(row) } else { None };
+    parts.iter().filter_map(row).collect()
+}
+
 /// Brings what the store has, in runs, to the beginning of the buffer. Of a run that cannot be had, each part
 /// comes from the tree.
 fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8], got: &mut [Got]) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
+    let states = repository.tree.look(generation, &stored_rows(parts));
     let mut has_come = Vec::with_capacity(runs.len());
     for run in runs {
         let (room, rest) = std::mem::take(&mut free).split_at_mut(run.room());
         has_come.push(repository.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
         free = rest;
     }
-    for (part, got) in parts.iter().zip(got) {
+    let stored = parts.iter().zip(got).filter(|(part, _)| matches!(part.origin, Origin::Store(..)));
+    for ((part, got), state) in stored.zip(states) {
         let (Origin::Store(row, _), Some((run, place))) = (part.origin, layout::place(runs, part)) else { continue };
-        got.bytes = if has_come[run] {
+        got.bytes = state.and_then(|()| {
+            if !has_come[run] {
+                let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
+                repository.tree.read_instead(&path, indexed, part.offset, &mut memory[place.clone()])?;
+            }
             Ok(place)
-        } else {
-            let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
-            let read = repository.tree.read_instead(&path, indexed, part.offset, &mut memory[place.clone()]);
-            read.map(|()| place)
-        };
+        });
     }
 }
 

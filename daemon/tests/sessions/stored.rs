@@ -21,11 +21,6 @@ fn fixture() -> (Fixture, Vec<(String, Vec<u8>)>) {
     (fixture, files)
 }
 
-/// Whether the tree is of no concern.
-fn is_stored(content: &[u8]) -> bool {
-    content.len() <= 16 << 10
-}
-
 async fn pull(server: &Server, items: &[Item]) -> (Vec<u8>, Vec<(u32, ItemFailure)>) {
     let mut client = server.client().await;
     let (handle, _) = client.pin().await;
@@ -52,37 +47,77 @@ async fn contents_of_the_store_and_of_the_tree_come_in_the_order_of_asking_howev
 }
 
 #[tokio::test]
-async fn what_the_store_has_is_sent_as_it_was_indexed_whatever_became_of_the_tree() {
+async fn what_the_store_has_is_sent_only_while_the_tree_has_it_too() {
+    for direct in [DirectPolicy::Auto, DirectPolicy::Always, DirectPolicy::Never] {
+        let (fixture, files) = fixture();
+        fixture.index_with_contents();
+        let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
+        let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
+        let (mut expected, mut failed) = (Vec::new(), Vec::new());
+        for (item, (name, content)) in (0..).zip(&files) {
+            let path = fixture.root().join(name);
+            match item % 7 {
+                // Nothing is asked for of these.
+                _ if content.is_empty() => {}
+                1 => {
+                    std::fs::remove_file(path).unwrap();
+                    failed.push((item, ItemFailure::Vanished));
+                }
+                // As long as before, and in the same inode.
+                3 => {
+                    std::fs::write(path, content).unwrap();
+                    failed.push((item, ItemFailure::Stale));
+                }
+                5 => {
+                    std::fs::rename(&path, path.with_extension("away")).unwrap();
+                    std::os::unix::fs::symlink(path.with_extension("away"), path).unwrap();
+                    failed.push((item, ItemFailure::Stale));
+                }
+                _ => expected.extend_from_slice(content),
+            }
+        }
+        let (bytes, failures) = pull(&server, &items).await;
+        assert!(bytes == expected, "{direct:?}");
+        assert_eq!(failures, failed, "{direct:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_went_takes_what_was_in_it_along() {
     let (fixture, files) = fixture();
     fixture.index_with_contents();
     let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
     let server = fixture.serve().await;
-    files.iter().for_each(|(name, _)| std::fs::remove_file(fixture.root().join(name)).unwrap());
+    std::fs::remove_dir_all(fixture.root().join("d1")).unwrap();
+    std::fs::rename(fixture.root().join("d2"), fixture.dir.path().join("d2")).unwrap();
+    std::os::unix::fs::symlink(fixture.dir.path().join("d2"), fixture.root().join("d2")).unwrap();
     let (bytes, failures) = pull(&server, &items).await;
-    let stored: Vec<u8> =
-        files.iter().filter(|(_, content)| is_stored(content)).flat_map(|(_, content)| content.clone()).collect();
-    let missing = (0..).zip(&files).filter(|(_, (_, content))| !is_stored(content));
-    let missing: Vec<_> = missing.map(|(item, _)| (item, ItemFailure::Vanished)).collect();
-    assert!(bytes == stored);
-    assert_eq!(failures, missing);
+    let there = |name: &str| name.starts_with("d0");
+    let expected: Vec<u8> =
+        files.iter().filter(|(name, _)| there(name)).flat_map(|(_, content)| content.clone()).collect();
+    assert!(bytes == expected);
+    let reason = |name: &str| if name.starts_with("d1") { ItemFailure::Vanished } else { ItemFailure::Stale };
+    let gone = (0..).zip(&files).filter(|(_, (name, content))| !there(name) && !content.is_empty());
+    assert_eq!(failures, gone.map(|(item, (name, _))| (item, reason(name))).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn a_stock_client_gets_what_the_store_has_and_hears_of_the_rest_that_it_has_vanished() {
-    let fixture = Fixture::with(&[("small", b"as it was indexed"), ("large", &noise(20_000))]);
+async fn a_stock_client_hears_of_what_changed_that_it_has_vanished() {
+    let fixture = Fixture::with(&[("same", b"content"), ("small", b"as it was indexed"), ("large", &noise(20_000))]);
     fixture.index_with_contents();
     let (server, dest) = (fixture.serve().await, dest(&fixture));
     fixture.write("small", b"changed since");
     fixture.write("large", b"changed since");
-    rsync(&server, &["-a"], "repo/", Some(&dest)).await.exits(24).says("file has vanished: \"/large\"");
-    assert_eq!(std::fs::read(dest.join("small")).unwrap(), b"as it was indexed");
-    assert!(!dest.join("large").exists());
+    let pulled = rsync(&server, &["-a"], "repo/", Some(&dest)).await;
+    pulled.exits(24).says("file has vanished: \"/large\"").says("file has vanished: \"/small\"");
+    assert_eq!(std::fs::read(dest.join("same")).unwrap(), b"content");
+    assert!(!dest.join("small").exists() && !dest.join("large").exists());
 }
 
 #[tokio::test]
-async fn of_what_not_everybody_may_read_the_tree_decides() {
+async fn what_not_everybody_may_read_is_read_from_the_tree() {
     use std::os::unix::fs::PermissionsExt;
-    let fixture = Fixture::with(&[("all", b"1"), ("own", b"22"), ("dir/in", b"333"), ("dir/deep/in", b"4444")]);
+    let fixture = Fixture::with(&[("all", b"all"), ("own", b"own"), ("dir/in", b"dir"), ("dir/deep/in", b"deep")]);
     let allow = |path: &str, mode| {
         std::fs::set_permissions(fixture.root().join(path), std::fs::Permissions::from_mode(mode)).unwrap();
     };
@@ -92,11 +127,19 @@ async fn of_what_not_everybody_may_read_the_tree_decides() {
     let names = ["all", "own", "dir/in", "dir/deep/in"];
     let items = names.map(|name| fixture.whole(name));
     let server = fixture.serve().await;
-    assert_eq!(pull(&server, &items).await, (b"1223334444".to_vec(), vec![]));
-    names.iter().for_each(|name| std::fs::remove_file(fixture.root().join(name)).unwrap());
-    let (bytes, failures) = pull(&server, &items).await;
-    assert_eq!(bytes, b"1");
-    assert_eq!(failures, [1, 2, 3].map(|item| (item, ItemFailure::Vanished)));
+    assert_eq!(pull(&server, &items).await, (b"allowndirdeep".to_vec(), vec![]));
+    // What comes from the store can be told by its looks.
+    let pack = fixture.store().join("sums/2.pack");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    for content in [&b"all"[..], b"own", b"dir", b"deep"] {
+        for at in 64..bytes.len() - content.len() {
+            if bytes[at..].starts_with(content) {
+                bytes[at..at + content.len()].make_ascii_uppercase();
+            }
+        }
+    }
+    std::fs::write(&pack, bytes).unwrap();
+    assert_eq!(pull(&server, &items).await.0, b"ALLowndirdeep");
 }
 
 #[tokio::test]

@@ -1,0 +1,73 @@
+//! The states of files that are not opened: their bytes come from elsewhere, but are sent only while they are theirs.
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, OFlags};
+use rustix::io::Errno;
+use stillmirror_protocol::list::Dir;
+use stillmirror_protocol::wire::ItemFailure;
+use stillmirror_store::{Generation, open_beneath, open_beneath_at_once};
+
+use super::{FileState, Tree, is_indexed, once_not_short};
+
+/// What is opened says where a file is, not what is in it.
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+const FILE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
+
+/// Says of each file whether it is in its indexed state.
+type States = Vec<Result<(), ItemFailure>>;
+
+impl Tree {
+    /// The states of the regular files at `rows` of a generation. Neighbours that stand side by side cost one walk down
+    /// to their directory.
+    pub(crate) fn look(&self, generation: &Generation, rows: &[u32]) -> Vec<Result<(), ItemFailure>> {
+        let open = |path: &[u8]| Ok(once_not_short(|| open_beneath(&self.root, path, DIRECTORY)));
+        let Ok(states) = self.look_by::<Infallible>(generation, rows, open, |_, _| Ok(()));
+        states
+    }
+
+    /// The same, unless that might wait for the disk. The first of neighbours tells for all: what the kernel remembers of
+    /// one it has looked at when it looked at the others.
+    pub(crate) fn look_at_once(&self, generation: &Generation, rows: &[u32]) -> Option<Vec<Result<(), ItemFailure>>> {
+        let at_once = |opened: Result<OwnedFd, Errno>| match opened {
+            Err(Errno::AGAIN) => Err(Errno::AGAIN),
+            result => Ok(result),
+        };
+        let open = |path: &[u8]| at_once(open_beneath_at_once(&self.root, path, DIRECTORY));
+        let first = |dir: &OwnedFd, name: &[u8]| at_once(open_beneath_at_once(dir, name, FILE)).map(drop);
+        self.look_by(generation, rows, open, first).ok()
+    }
+
+    /// `open` opens a directory; `first` is asked before the first of its files is looked at.
+    fn look_by<E>(
+        &self,
+        generation: &Generation,
+        rows: &[u32],
+        open: impl Fn(&[u8]) -> Result<Result<OwnedFd, Errno>, E>,
+        first: impl Fn(&OwnedFd, &[u8]) -> Result<(), E>,
+    ) -> Result<States, E> {
+        let list = generation.list();
+        let mut states = States::with_capacity(rows.len());
+        while let Some(&row) = rows.get(states.len()) {
+            let dir = list.parent_of(row);
+            let files = dir.files();
+            let neighbours = rows[states.len()..].iter().take_while(|row| files.contains(row));
+            match open(&dir.path())? {
+                Ok(opened) => {
+                    first(&opened, dir.name_of(row))?;
+                    states.extend(neighbours.map(|&row| self.state(generation, dir, &opened, row)));
+                }
+                Err(errno) => states.extend(neighbours.map(|&row| Err(self.failure(&list.path(row), errno)))),
+            }
+        }
+        Ok(states)
+    }
+
+    fn state(&self, generation: &Generation, dir: Dir<'_>, opened: &OwnedFd, row: u32) -> Result<(), ItemFailure> {
+        match rustix::fs::statat(opened, dir.name_of(row), AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
+            Ok(stat) => is_indexed(FileState::of_stat(&stat), FileState::indexed(generation, row)),
+            Err(errno) => Err(self.failure(&generation.list().path(row), errno)),
+        }
+    }
+}
