@@ -51,7 +51,8 @@ enum Answer {
     File(Content),
     /// An entry that cannot be appended to: it is shorter than what the client has.
     Shorter(i32),
-    Done,
+    /// So many of them.
+    Done(u32),
     DoneAndStatistics,
     Deleted([i32; 5]),
 }
@@ -229,29 +230,38 @@ impl Answers {
         asked
     }
 
-    fn answer(&mut self, asked: input::Asked) -> Result<Option<Answer>, Ended> {
-        Ok(Some(match asked {
-            input::Asked::Request(request, _) if request.is_keep_alive(self.entries) => return Ok(None),
-            input::Asked::Request(request, _) => self.answer_request(request)?,
-            input::Asked::Deleted(counts) => Answer::Deleted(counts),
-            input::Asked::Done => {
-                self.at.lists += 1;
-                self.session.lane.open_lists.store(self.lists.saturating_sub(self.at.lists), Ordering::Relaxed);
-                match self.phases.done()? {
-                    phases::Answer::Done => Answer::Done,
-                    phases::Answer::DoneAndStatistics => Answer::DoneAndStatistics,
-                    phases::Answer::End => {
-                        self.ended = true;
-                        return Ok(None);
-                    }
+    fn answer(&mut self, asked: input::Asked, items: &mut Vec<Answer>) -> Result<(), Ended> {
+        match asked {
+            input::Asked::Request(request, _) if request.is_keep_alive(self.entries) => {}
+            input::Asked::Request(request, _) => items.push(self.answer_request(request)?),
+            input::Asked::Deleted(counts) => items.push(Answer::Deleted(counts)),
+            input::Asked::Done(ends) => {
+                for _ in 0..ends {
+                    self.answer_end(items)?;
                 }
+                self.session.lane.open_lists.store(self.lists.saturating_sub(self.at.lists), Ordering::Relaxed);
             }
             input::Asked::Exit(code) => {
                 self.replies.exit_seen();
                 return Err(Ended::ClientExit(code));
             }
             input::Asked::Failed(ended) => return Err(ended),
-        }))
+        }
+        Ok(())
+    }
+
+    fn answer_end(&mut self, items: &mut Vec<Answer>) -> Result<(), Ended> {
+        if self.ended {
+            return Ok(());
+        }
+        self.at.lists += 1;
+        match (self.phases.done()?, items.last_mut()) {
+            (phases::Answer::Done, Some(Answer::Done(ends))) => *ends += 1,
+            (phases::Answer::Done, _) => items.push(Answer::Done(1)),
+            (phases::Answer::DoneAndStatistics, _) => items.push(Answer::DoneAndStatistics),
+            (phases::Answer::End, _) => self.ended = true,
+        }
+        Ok(())
     }
 
     fn answer_request(&mut self, request: Request) -> Result<Answer, Ended> {
@@ -305,13 +315,10 @@ impl Framing for Answers {
                 break;
             }
             let Some(asked) = self.next(wait).await else { break };
-            match self.answer(asked) {
-                Ok(answer) => items.extend(answer),
-                Err(ended) => {
-                    self.failed = Some(ended);
-                    if !items.is_empty() {
-                        break;
-                    }
+            if let Err(ended) = self.answer(asked, &mut items) {
+                self.failed = Some(ended);
+                if !items.is_empty() {
+                    break;
                 }
             }
             wait &= items.is_empty();

@@ -16,8 +16,11 @@ use crate::session::Ended;
 
 /// Bytes read at a time.
 const READ: usize = 16 << 10;
-/// How long more ends of sub-lists are waited for.
-const GATHER: Duration = Duration::from_millis(10);
+/// How long more ends of sub-lists are waited for, for each that is open: clients are through with several thousand lists
+/// a second, so that they are still busy with what they have. And at the least and at the most.
+const GATHER: Duration = Duration::from_micros(30);
+const GATHER_LEAST: Duration = Duration::from_millis(5);
+const GATHER_MOST: Duration = Duration::from_millis(30);
 /// Sub-lists that are open when it does not pay any more.
 const MANY: u32 = 8;
 /// Bytes in names of bases, of requests that wait to be answered. Ordinary clients name few bases.
@@ -48,7 +51,8 @@ pub(super) struct LaneState {
 pub(super) enum Asked {
     /// With what its name takes of [`NAMES`].
     Request(Request, Option<OwnedSemaphorePermit>),
-    Done,
+    /// So many ends of sub-lists or phases.
+    Done(u32),
     Deleted([i32; 5]),
     /// The client ends, with this exit code.
     Exit(Option<i32>),
@@ -85,11 +89,16 @@ impl Input {
 
     /// Waits for at least one byte more.
     pub(super) async fn read(&mut self) -> Result<(), Ended> {
-        self.unused.reserve(READ);
-        let read = self.socket.read_buf(&mut self.unused).await;
+        self.read_unhurried().await?;
         // Clients send in small writes, each of which waits for the acknowledgement of the one before.
         let _ = sockopt::set_tcp_quickack(self.socket.as_ref(), true);
-        match read? {
+        Ok(())
+    }
+
+    /// The same of what is answered in any case: the answer acknowledges it.
+    async fn read_unhurried(&mut self) -> Result<(), Ended> {
+        self.unused.reserve(READ);
+        match self.socket.read_buf(&mut self.unused).await? {
             0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             read => {
                 self.received.fetch_add(read as u64, Ordering::Relaxed);
@@ -121,6 +130,16 @@ impl Input {
         timeout(self.patience, self.read()).await.map_err(|_| Ended::Idle)?
     }
 
+    /// Reads more within the client's time; more at once, when the client was only ending sub-lists, and has many.
+    async fn read_on(&mut self, only_ends: bool, lane: &LaneState) -> Result<(), Ended> {
+        let open = lane.open_lists.load(Ordering::Relaxed);
+        if !only_ends || open <= MANY {
+            return self.read_in_time().await;
+        }
+        sleep(GATHER.saturating_mul(open).clamp(GATHER_LEAST, GATHER_MOST)).await;
+        timeout(self.patience, self.read_unhurried()).await.map_err(|_| Ended::Idle)?
+    }
+
     /// The next event.
     pub(super) async fn event(&mut self) -> Result<Event, Ended> {
         loop {
@@ -145,38 +164,40 @@ impl Input {
     pub(super) async fn pass_on(&mut self, to_lane: mpsc::Sender<Asked>, lane: &LaneState) -> Option<Ended> {
         // A client ends sub-list after sub-list, each in a packet of its own, and waits for none of the
         // answers: a thousand times less work when they are taken together.
-        let mut only_ends = false;
+        let (mut ends, mut only_ends) = (0, false);
         let names = Arc::new(Semaphore::new(NAMES));
         loop {
-            let asked = match self.event_at_hand() {
+            let event = self.event_at_hand();
+            if matches!(event, Ok(Some(Event::Done))) {
+                ends += 1;
+                continue;
+            }
+            if ends > 0 {
+                // A lane that is gone has ended the session already.
+                to_lane.send(Asked::Done(std::mem::take(&mut ends))).await.ok()?;
+                only_ends = true;
+            }
+            let asked = match event {
                 Ok(Some(event)) => asked(event),
-                Ok(None) => {
-                    if std::mem::take(&mut only_ends) && lane.open_lists.load(Ordering::Relaxed) > MANY {
-                        sleep(GATHER).await;
-                    }
-                    match self.read_in_time().await {
-                        Ok(()) => None,
-                        // A client to which something is sent need not say anything.
-                        Err(Ended::Idle) if !lane.waits.load(Ordering::Relaxed) => None,
-                        Err(ended) => Some(Asked::Failed(ended)),
-                    }
-                }
+                Ok(None) => match self.read_on(std::mem::take(&mut only_ends), lane).await {
+                    Ok(()) => None,
+                    // A client to which something is sent need not say anything.
+                    Err(Ended::Idle) if !lane.waits.load(Ordering::Relaxed) => None,
+                    Err(ended) => Some(Asked::Failed(ended)),
+                },
                 Err(ended) => Some(Asked::Failed(ended)),
             };
             let Some(mut asked) = asked else { continue };
+            only_ends = false;
             if let Asked::Request(Request { name: Some(name), .. }, held) = &mut asked {
                 *held = Arc::clone(&names).acquire_many_owned(name.len() as u32).await.ok();
             }
-            only_ends = matches!(asked, Asked::Done);
             let ended = match &asked {
                 Asked::Exit(code) => Some(Some(Ended::ClientExit(*code))),
                 Asked::Failed(_) => Some(None),
                 _ => None,
             };
-            // A lane that is gone has ended the session already.
-            if to_lane.send(asked).await.is_err() {
-                return None;
-            }
+            to_lane.send(asked).await.ok()?;
             if let Some(ended) = ended {
                 return ended;
             }
@@ -188,15 +209,15 @@ impl Input {
 fn asked(event: Event) -> Option<Asked> {
     match event {
         Event::Request(request) => Some(Asked::Request(request, None)),
-        Event::Done => Some(Asked::Done),
         Event::Deleted(counts) => Some(Asked::Deleted(counts)),
         Event::Exit(code) => Some(Asked::Exit(code)),
         Event::Text(text) => {
             tracing::debug!(text = %text.escape_ascii(), "a client says");
             None
         }
+        // Ends are counted, and answered together.
+        Event::KeepAlive | Event::Success(_) | Event::Done => None,
         // Rules and names are over: the parser gives none any more.
-        Event::KeepAlive | Event::Success(_) => None,
         Event::Rule(_) | Event::RulesEnd | Event::Name(_) | Event::NamesEnd => None,
     }
 }

@@ -35,7 +35,7 @@ impl<'a> Saying<'a> {
         let replies = &mut self.after.replies;
         match answer {
             Answer::Echo(request) => replies.echo(request),
-            Answer::Done => replies.done(),
+            Answer::Done(ends) => (0..*ends).for_each(|_| replies.done()),
             Answer::Deleted(counts) => replies.deleted(counts),
             Answer::DoneAndStatistics => {
                 if self.after.io_error != 0 {
