@@ -9,29 +9,29 @@ use stillmirror_protocol::list::Dir;
 use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::{Generation, open_beneath, open_beneath_at_once};
 
-use super::{FileState, Tree, is_indexed, once_not_short};
+use super::{FileState, Tree, is_indexed, is_shortage, once_not_short};
 
 /// What is opened says where a file is, not what is in it.
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 const FILE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 
-/// Says of each file whether it is in its indexed state.
+/// Of each file, whether it is in its indexed state.
 type States = Vec<Result<(), ItemFailure>>;
 
 impl Tree {
     /// The states of the regular files at `rows` of a generation. Neighbours that stand side by side cost one walk down
     /// to their directory.
-    pub(crate) fn look(&self, generation: &Generation, rows: &[u32]) -> Vec<Result<(), ItemFailure>> {
+    pub(crate) fn look(&self, generation: &Generation, rows: &[u32]) -> States {
         let open = |path: &[u8]| Ok(once_not_short(|| open_beneath(&self.root, path, DIRECTORY)));
         let Ok(states) = self.look_by::<Infallible>(generation, rows, open, |_, _| Ok(()));
         states
     }
 
-    /// The same, unless that might wait for the disk. The first of neighbours tells for all: what the kernel remembers of
-    /// one it has looked at when it looked at the others.
-    pub(crate) fn look_at_once(&self, generation: &Generation, rows: &[u32]) -> Option<Vec<Result<(), ItemFailure>>> {
+    /// The same, unless that might wait for the disk or a descriptor. The first of neighbours tells for all: they are
+    /// remembered, and forgotten, together.
+    pub(crate) fn look_at_once(&self, generation: &Generation, rows: &[u32]) -> Option<States> {
         let at_once = |opened: Result<OwnedFd, Errno>| match opened {
-            Err(Errno::AGAIN) => Err(Errno::AGAIN),
+            Err(errno) if errno == Errno::AGAIN || is_shortage(errno) => Err(errno),
             result => Ok(result),
         };
         let open = |path: &[u8]| at_once(open_beneath_at_once(&self.root, path, DIRECTORY));
