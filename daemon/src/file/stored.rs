@@ -59,7 +59,12 @@ impl Tree {
         let file = open(generation, pack)?;
         let device = rustix::fs::fstat(&file)?.st_dev;
         let (skip, len) = ((bytes.start % ALIGNMENT as u64) as usize, (bytes.end - bytes.start) as usize);
-        let mut way = self.way(&file, device, bytes.start, len);
+        // Like all of the store, packs are left to the page cache, out of which the next client is sent what this one
+        // reads. Who wants nothing there has to say so.
+        let mut way = match self.policy {
+            DirectPolicy::Always => self.way(&file, device, bytes.start, len),
+            DirectPolicy::Auto | DirectPolicy::Never => Way::ThroughCache,
+        };
         if let Way::Directly(alignment) = way {
             let read = rustix::fs::fcntl_setfl(&file, OFlags::DIRECT)
                 .and_then(|()| read_aligned(&file, bytes.start - skip as u64, skip + len, room, alignment));
