@@ -128,7 +128,7 @@ def classes(text):
     """What kinds of complaints there are: names, numbers and processes taken out."""
     kinds = set()
     # The two processes of an old client write into each other's lines.
-    for line in re.sub(rb'(?<=.)(?=rsync: |recv_files: )', b'\n', text).splitlines():
+    for line in re.sub(rb'(?<=.)(?=rsync: |rsync error: |recv_files: )', b'\n', text).splitlines():
         line = TAGS.sub(b'', line)
         line = re.sub(rb'"[^"]*"|\'[^\']*\'', b'NAME', line)
         line = re.sub(rb'(vanished: ).*', rb'\1NAME', line)

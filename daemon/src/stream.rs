@@ -55,8 +55,9 @@ pub(crate) trait Order: Send + Sync + 'static {
 pub(crate) enum Asked {
     /// No file: the dialect's own words are the whole answer.
     Words,
-    /// A range within the regular file at `row`. An empty one still needs the file to be the indexed one.
-    Bytes { row: u32, offset: u64, len: u64 },
+    /// A range within the regular file at `row`. An empty one still needs the file to be the indexed one. A redo, for
+    /// whom what came before did not match its digest, is not served out of the store again.
+    Bytes { row: u32, offset: u64, len: u64, is_redo: bool },
 }
 
 /// What came of a part of an item.

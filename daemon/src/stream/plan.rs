@@ -194,11 +194,11 @@ impl<O: Order> Plan<O> {
     /// large file is read as a whole, for others to use.
     fn step(&self) -> Step {
         let Cursor { item, done } = self.cursor;
-        let Asked::Bytes { row, offset, len } = self.order.asked(item) else {
+        let Asked::Bytes { row, offset, len, is_redo } = self.order.asked(item) else {
             return Step::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
         };
         let (generation, begin) = (&self.order.pinned().edition.generation, offset + done);
-        if let Some(stored) = Stored::of(generation, row) {
+        if let Some(stored) = Stored::of(generation, row).filter(|_| !is_redo) {
             let (origin, len) = (Origin::Store(row, stored.from(begin)), (len - done) as usize);
             return Step::Part(Part { item, before: done, origin, offset: begin, len });
         }

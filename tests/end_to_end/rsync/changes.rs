@@ -98,3 +98,39 @@ fn pulls_during_publishing_end_well_and_the_next_one_converges() {
         assert_eq!(files(&world.src()), files(&dest));
     }
 }
+
+#[test]
+fn what_rotted_in_the_store_comes_from_the_tree_when_a_client_asks_again() {
+    let world = World::with_tree();
+    let names = ["first", "deep/er/second", "z/third"];
+    for (seed, name) in (50..).zip(names) {
+        write(&world.src().join(name), &noise(5_000, seed));
+    }
+    index(&world);
+    for pack in std::fs::read_dir(world.path("store/sums")).unwrap() {
+        let pack = pack.unwrap().path();
+        let mut bytes = std::fs::read(&pack).unwrap();
+        for seed in 50..53 {
+            let sound = noise(5_000, seed);
+            let at = bytes.windows(sound.len()).position(|window| window == sound).unwrap();
+            bytes[at + 4_000] ^= 1;
+        }
+        std::fs::write(&pack, bytes).unwrap();
+    }
+    let server = world.serve();
+    for protocol in ["--protocol=30", "--protocol=31", "--protocol=32"] {
+        for options in [&["-av"][..], &["-avH", "--no-inc-recursive"], &["-avz"], &["-av", "--append-verify"]] {
+            let dest = world.path("redone");
+            let pulled = pull(&server.address, &[&[protocol], options, &["{M}/", "{D}/"]].concat(), &dest);
+            assert_eq!(pulled.code, Some(0), "{protocol} {options:?}: {}", pulled.errors);
+            for name in names {
+                assert!(pulled.errors.contains(&format!("{name} failed verification")), "{}", pulled.errors);
+            }
+            assert_eq!(files(&world.src()), files(&dest));
+            std::fs::remove_dir_all(&dest).unwrap();
+        }
+    }
+    let pulled = pull(&server.address, &["-a", "{M}/first", "{D}"], &world.path("alone"));
+    assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
+    assert_eq!(std::fs::read(world.path("alone")).unwrap(), noise(5_000, 50));
+}

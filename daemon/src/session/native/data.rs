@@ -48,7 +48,7 @@ impl Order for Wanted {
     fn asked(&self, item: u32) -> Asked {
         match self.items[item as usize] {
             Item { len: 0, .. } => Asked::Words,
-            Item { row, offset, len } => Asked::Bytes { row, offset, len },
+            Item { row, offset, len } => Asked::Bytes { row, offset, len, is_redo: false },
         }
     }
 }

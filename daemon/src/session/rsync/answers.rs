@@ -68,6 +68,8 @@ struct Content {
     size: u64,
     /// The digest, where the index knows it.
     digest: Option<Sum>,
+    /// It was sent before.
+    is_redo: bool,
 }
 
 impl Order for Answering {
@@ -82,7 +84,8 @@ impl Order for Answering {
     fn asked(&self, item: u32) -> Asked {
         match &self.items[item as usize] {
             Answer::File(file) => {
-                Asked::Bytes { row: file.row, offset: file.read_from, len: file.size - file.read_from }
+                let (row, offset, is_redo) = (file.row, file.read_from, file.is_redo);
+                Asked::Bytes { row, offset, len: file.size - offset, is_redo }
             }
             _ => Asked::Words,
         }
@@ -108,6 +111,8 @@ pub(super) struct Answers {
     entries: u32,
     /// Where the client is in the list.
     at: At,
+    /// Behind the last index whose content was asked for: clients ask in the list's order, and go back for a redo.
+    asked_to: i32,
     /// There was nothing to do but to wait for the client.
     has_waited: bool,
     /// An error that waits until what came before it is answered.
@@ -149,6 +154,7 @@ impl Answers {
             lists: 0,
             entries: 0,
             at: At::default(),
+            asked_to: 0,
             has_waited: false,
             failed: None,
             ended: false,
@@ -284,7 +290,9 @@ impl Answers {
             .indexed(&digests, indexed(self.list()))
             .filter(|_| covers_all || self.algorithm() == Algorithm::None);
         let read_from = if covers_all && digest.is_none() { 0 } else { from };
-        Ok(Answer::File(Content { request, row, read_from, from, size, digest }))
+        let is_redo = ndx < self.asked_to;
+        self.asked_to = self.asked_to.max(ndx.saturating_add(1));
+        Ok(Answer::File(Content { request, row, read_from, from, size, digest, is_redo }))
     }
 
     fn algorithm(&self) -> Algorithm {
