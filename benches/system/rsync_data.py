@@ -2,7 +2,7 @@
 """Large files and many small ones to stock clients: server CPU per GiB and throughput, beside a stock daemon.
 
 The source should lie on a disk (reads past the page cache are part of the matter), the destination (--dest) in
-memory, so that the client's disk is not what is measured. Rounds alternate between the daemons.
+memory, so that the client's disk is not what is measured. Rounds alternate between the daemons, and so does which of them goes first.
 
 With --at-once 3, three clients pull the same side by side, each to a place of its own; throughput is that of all, until the last is
 through. One client of a quiet server on the same host is bound by its own processes; what a server leaves of the host to its
@@ -48,7 +48,8 @@ def run(b):
                 measure = lambda server, clients: crowd(b, server, what, options, cache, size, folder, clients)
                 for _ in range(2 if given else 0):
                     measure(judged, 1)
-                rows += [measure(server, clients) for clients in b.args.at_once or [1] for _ in range(b.args.repeats) for server in (stock, judged)]
+                rows += [measure(server, clients) for clients in b.args.at_once or [1] for turn in range(b.args.repeats)
+                         for server in ((stock, judged), (judged, stock))[turn % 2]]
     names = ('what', 'cache', 'clients', 'daemon')
     table = []
     for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
