@@ -446,4 +446,4 @@ def show(value):
     return '-' if value is None else str(value)
 
 
-median = statistics.median_low
+median = statistics.median
