@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
 use stillmirror_protocol::rsync::rules::ModuleRules;
+use stillmirror_protocol::rsync::selection::Selection;
 use stillmirror_protocol::wire::{self, ListForm};
 use stillmirror_protocol::{limits, list};
 use stillmirror_store::{Generation, Store, StoreError};
@@ -226,6 +228,8 @@ pub(crate) struct Edition {
     pub(crate) generation: Generation,
     /// The steps that lead to it, the last one first. Found at the first need.
     steps: OnceLock<Vec<Step>>,
+    /// Where its sub-lists begin for stock clients.
+    sub_lists: OnceLock<Arc<SubLists>>,
     /// Which filter rules of stock clients hide nothing of it.
     pub(crate) voids: Voids,
     /// Its encoded lists.
@@ -270,7 +274,20 @@ struct Step {
 
 impl Edition {
     fn new(generation: Generation) -> Self {
-        Self { generation, steps: OnceLock::new(), voids: Voids::default(), lists: Lists::default() }
+        Self {
+            generation,
+            steps: OnceLock::new(),
+            sub_lists: OnceLock::new(),
+            voids: Voids::default(),
+            lists: Lists::default(),
+        }
+    }
+
+    /// The rows by index of an incremental list without filters. The first call reads every directory of the list.
+    pub(crate) fn numbers(&self, selection: &Selection) -> Numbers {
+        let list = self.generation.list();
+        let sub_lists = self.sub_lists.get_or_init(|| Arc::new(SubLists::of(list)));
+        Numbers::computed(list, selection, sub_lists)
     }
 
     /// How the list comes to a receiver that has the one with digest `have`. May read older generations

@@ -7,6 +7,7 @@
 mod changes;
 mod modules;
 mod options;
+mod order;
 mod peers;
 mod scripts;
 mod tree;

@@ -173,6 +173,16 @@ impl Missing {
     }
 }
 
+/// The one entry that an incremental list is of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Top {
+    pub(crate) row: u32,
+    /// It is a directory, and what is below it is listed too.
+    pub(crate) contents: bool,
+    /// It is the directory that names are relative to.
+    pub(crate) is_dot: bool,
+}
+
 /// Takes what a client asks for, path by path.
 #[derive(Debug)]
 pub struct Selecting {
@@ -328,6 +338,14 @@ impl Selection {
     /// Bits of rsync's I/O error that the list's end carries; 1 when a directory asked for is missing.
     pub fn io_error(&self) -> i32 {
         self.io_error
+    }
+
+    /// The entry that was asked for, of a selection that may be sent incrementally.
+    pub(crate) fn top(&self, list: ListRef<'_>) -> Option<Top> {
+        let view = self.views.first()?;
+        let mark = view.marks.iter().find(|&&mark| mark & ASKED != 0)?;
+        let row = mark & ROW;
+        Some(Top { row, contents: mark & RECURSE != 0, is_dot: row == list.dir(view.base).row() })
     }
 
     /// Whether nothing is selected: the list is empty.

@@ -8,12 +8,13 @@ mod selections;
 mod trees;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use stillmirror_protocol::entry::{Entry, Kind};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::path;
-use stillmirror_protocol::rsync::flist::{Class, ListDigest, ListWriter, Numbers};
+use stillmirror_protocol::rsync::flist::{Class, ListDigest, ListWriter, Numbers, SubLists};
 use stillmirror_protocol::rsync::selection::{Hides, Selection, Wanted};
 use stillmirror_protocol::rsync::version::Version;
 
@@ -83,7 +84,7 @@ fn class() -> impl Strategy<Value = Class> {
 
 /// A list written in pieces of every size, with the numbers and the places between its lists.
 fn write(list: ListRef<'_>, class: Class, selection: Selection, hides: &Names, piece: usize) -> Sent {
-    let mut writer = ListWriter::new(list, class, selection, hides);
+    let mut writer = ListWriter::new(list, class, selection.clone(), hides);
     let (mut bytes, mut rows, mut boundaries) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         let mut out = b"before".to_vec();
@@ -97,7 +98,10 @@ fn write(list: ListRef<'_>, class: Class, selection: Selection, hides: &Names, p
         assert!(out.len() >= limit, "a piece that is not the last is full");
     }
     assert_eq!(writer.bytes(), bytes.len() as u64);
-    let numbers = writer.computed().unwrap_or(Numbers::Table(rows));
+    let numbers = match writer.is_computed() {
+        true => Numbers::computed(list, &selection, &Arc::new(SubLists::of(list))),
+        false => Numbers::Table(rows),
+    };
     Sent { bytes, numbers, boundaries, lists: writer.lists(), entries: writer.entries() }
 }
 
@@ -269,21 +273,25 @@ fn check_names(
     Ok(())
 }
 
-/// Checks that every directory but `.` has one list, parents first, with its own children alone, and that
-/// the index before a list means its directory.
+/// Checks that every directory but `.` has one list, depth first, with its own children alone, and that the index before
+/// a list means its directory.
 fn check_directories(decoded: &Decoded, list: ListRef<'_>, sent: &Sent) -> Result<(), TestCaseError> {
     let mut table: Vec<Vec<u8>> = Vec::new();
     let mut unlisted: BTreeSet<usize> = BTreeSet::new();
+    // What a stock sender lists next: the first directory of the list before, if it has one.
+    let mut to_come: Vec<usize> = Vec::new();
     for part in &decoded.lists {
         let dir = part.dir.map(|dir| table[dir].clone());
         if let Some(dir) = part.dir {
             prop_assert!(unlisted.remove(&dir), "two lists of one directory");
+            prop_assert_eq!(to_come.pop(), Some(dir), "not depth first");
         }
         let slot = sent.numbers.row(list, (part.start - 1) as u32);
         if let Some(dir) = &dir {
             let path = slot.map(|row| list.path(row)).unwrap_or_default();
             prop_assert!(path.ends_with(dir));
         }
+        let first = table.len();
         for entry in &part.entries {
             if let Some(dir) = &dir {
                 prop_assert_eq!(path::split(&entry.name).0, &dir[..]);
@@ -295,6 +303,7 @@ fn check_directories(decoded: &Decoded, list: ListRef<'_>, sent: &Sent) -> Resul
                 table.push(entry.name.clone());
             }
         }
+        to_come.extend((first..table.len()).rev().filter(|&at| table[at] != b"."));
     }
     prop_assert!(unlisted.is_empty(), "directories without a list");
     Ok(())

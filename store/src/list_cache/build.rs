@@ -92,6 +92,7 @@ impl Body<'_> {
         Ok(Header {
             key: key.digest.0,
             stream: written_bytes,
+            total: writer.total(),
             marks: marks.len() as u32,
             rows: row_count,
             lists: writer.lists(),

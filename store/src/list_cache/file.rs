@@ -12,7 +12,7 @@ use crate::map::Map;
 
 const MAGIC: [u8; 8] = *b"SMFLIST\n";
 /// Another layout, or another encoding of the same list, is another version.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 pub(super) const HEADER_BYTES: usize = 112;
 pub(super) const MARK_BYTES: usize = 16;
 
@@ -23,6 +23,8 @@ pub(super) struct Header {
     pub(super) key: [u8; 32],
     /// Bytes of the stream.
     pub(super) stream: u64,
+    /// Bytes of the files and targets that are listed.
+    pub(super) total: u64,
     pub(super) marks: u32,
     /// Rows by index; 0 when they are computed.
     pub(super) rows: u32,
@@ -58,6 +60,7 @@ impl Header {
         out.extend_from_slice(&[0; 6]);
         out.extend_from_slice(&self.key);
         out.extend_from_slice(&self.stream.to_le_bytes());
+        out.extend_from_slice(&self.total.to_le_bytes());
         for count in [self.marks, self.rows, self.lists, self.entries] {
             out.extend_from_slice(&count.to_le_bytes());
         }
@@ -75,6 +78,7 @@ impl Header {
         let header = Self {
             key: reader.array("key")?,
             stream: reader.u64("stream")?,
+            total: reader.u64("total")?,
             marks: reader.u32("marks")?,
             rows: reader.u32("rows")?,
             lists: reader.u32("lists")?,
@@ -161,9 +165,9 @@ impl CachedList {
         self.header.entries
     }
 
-    /// Whether rows by index are computed ([`Numbers::computed`]) rather than in the file.
-    pub fn is_computed(&self) -> bool {
-        self.header.rows == 0 && self.header.entries > 0
+    /// Bytes of the files and of the targets of symlinks that are listed.
+    pub fn total(&self) -> u64 {
+        self.header.total
     }
 
     /// Bytes of the file.

@@ -28,6 +28,11 @@ impl Pair {
     pub(super) fn new() -> Self {
         let world = World::new();
         tree::make(&world.src());
+        Self::of(world)
+    }
+
+    /// With the tree that is there.
+    pub(super) fn of(world: World) -> Self {
         index(&world);
         let (stock, ours) = (Stock::start(&world.src(), ""), world.serve());
         Self { world, stock, ours, gaps: gaps(), runs: AtomicUsize::new(0) }
@@ -161,10 +166,10 @@ fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
     let volatile: [&[u8]; 9] = [
         &created,
         b"sent ",
-        b"total size is ",
         b"receiving ",
         b"Number of ",
-        b"Total ",
+        b"Total bytes ",
+        b"Total transferred ",
         b"Literal ",
         b"Matched ",
         b"File list ",
@@ -172,10 +177,17 @@ fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
     let mut lines: Vec<_> = out
         .split(|&byte| byte == b'\n')
         .filter(|line| !line.is_empty() && !volatile.iter().any(|start| line.starts_with(start)))
-        .map(without_size)
+        .map(|line| without_size(without_speedup(line)))
         .collect();
     lines.sort();
     lines
+}
+
+/// `total size is 5  speedup is 0.07`, without what depends on how the data were sent.
+fn without_speedup(line: &[u8]) -> &[u8] {
+    let is_total = line.starts_with(b"total size is ");
+    let end = line.windows(9).position(|word| word == b"  speedup").filter(|_| is_total);
+    &line[..end.unwrap_or(line.len())]
 }
 
 /// A listed directory, `drwxr-xr-x          4,096 2017/…`, without its size.

@@ -37,6 +37,18 @@ pub(super) enum Until {
     End,
 }
 
+/// How much of the list has gone out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listed {
+    /// Lists begun.
+    pub(super) lists: u32,
+    pub(super) entries: u32,
+    /// Bytes of the files and of the targets of symlinks in it.
+    pub(super) total: u64,
+    /// Nothing more is listed.
+    pub(super) is_last: bool,
+}
+
 /// A run of answers.
 pub(super) struct Answering {
     pinned: Arc<Pinned>,
@@ -109,6 +121,8 @@ pub(super) struct Answers {
     phases: Phases,
     lists: u32,
     entries: u32,
+    /// Bytes of the files that are listed.
+    total: u64,
     /// Where the client is in the list.
     at: At,
     /// Behind the last index whose content was asked for: clients ask in the list's order, and go back for a redo.
@@ -153,6 +167,7 @@ impl Answers {
             phases,
             lists: 0,
             entries: 0,
+            total: 0,
             at: At::default(),
             asked_to: 0,
             has_waited: false,
@@ -169,9 +184,9 @@ impl Answers {
         self.numbers = numbers.unwrap_or(Numbers::Table(Vec::new()));
     }
 
-    /// A piece of the list is about to go out: its rows by index, lists begun and entries so far.
-    pub(super) fn listed(&mut self, rows: &mut Vec<u32>, lists: u32, entries: u32, is_last: bool) {
-        self.entries = entries;
+    /// A piece of the list is about to go out: its rows by index, and what is listed with it.
+    pub(super) fn listed(&mut self, rows: &mut Vec<u32>, Listed { lists, entries, total, is_last }: Listed) {
+        (self.entries, self.total) = (entries, total);
         let most = self.list().len() as usize + self.list().dirs().len();
         if let Numbers::Table(table) = &mut self.numbers {
             // At once: what is not written to yet takes no memory, and growing takes twice as much for a while.
@@ -300,9 +315,8 @@ impl Answers {
     }
 
     fn statistics(&self) -> Statistics {
-        let total = self.settled.pinned.edition.generation.head().counts.bytes;
         let read = self.session.received.load(Ordering::Relaxed);
-        Statistics { read, written: self.sent, total, ..Statistics::default() }
+        Statistics { read, written: self.sent, total: self.total, ..Statistics::default() }
     }
 }
 

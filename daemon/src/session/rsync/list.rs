@@ -9,7 +9,7 @@ use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_store::list_cache::{CachedList, Mark};
 
-use super::answers::{Answers, Until};
+use super::answers::{Answers, Listed, Until};
 use super::select::{Selected, are_void};
 use super::window::{At, Window};
 use super::{Session, Settled};
@@ -74,10 +74,13 @@ impl Session {
             let Selected { class, selection, rules } = &selected;
             let query = Query::new(&pinned, *class, selection, rules);
             let cached = query.as_ref().and_then(|query| Lists::find(&shared, &pinned, query));
-            let numbers = cached.as_ref().map(|cached| match cached.is_computed() {
-                true => Numbers::computed(pinned.edition.generation.list(), selection),
-                false => Numbers::Shared(Arc::<CachedList>::clone(cached)),
-            });
+            // The same for a list that is cached: it was made with the same rules.
+            let is_computed = class.incremental && rules.nothing();
+            let numbers = match &cached {
+                _ if is_computed => Some(pinned.edition.numbers(selection)),
+                Some(cached) => Some(Numbers::Shared(Arc::<CachedList>::clone(cached))),
+                None => None,
+            };
             Found { query, cached, numbers, selected }
         })
         .await
@@ -123,7 +126,8 @@ impl Session {
             }
             let Mark { offset, lists, entries } = mark;
             let end = offset as usize;
-            lane.framing.listed(&mut Vec::new(), lists, entries, end == cached.stream().len());
+            let is_last = end == cached.stream().len();
+            lane.framing.listed(&mut Vec::new(), Listed { lists, entries, total: cached.total(), is_last });
             window.send(At::after(lists, entries));
             while sent < end {
                 let piece = sent..end.min(sent + CHUNK);
@@ -152,7 +156,6 @@ impl Session {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
             self.choosing(move || ListWriter::new(settled.list_at_first(), class, selection, &*rules)).await?
         };
-        lane.framing.number(writer.computed());
         let written = Written { done: false, boundary: None };
         let mut step = Step { writer, rows: Vec::new(), bytes: Vec::new(), written };
         let mut window = Window::default();
@@ -163,8 +166,8 @@ impl Session {
                 return Err(Ended::RulesTooCostly);
             }
             let mut room = CHUNK;
-            let (lists, entries) = (step.writer.lists(), step.writer.entries());
-            lane.framing.listed(&mut step.rows, lists, entries, step.written.done);
+            let (lists, entries, total) = (step.writer.lists(), step.writer.entries(), step.writer.total());
+            lane.framing.listed(&mut step.rows, Listed { lists, entries, total, is_last: step.written.done });
             let bytes = std::mem::take(&mut step.bytes);
             let boundary = step.written.boundary.filter(|_| class.incremental && !step.written.done).unwrap_or(0);
             if boundary > 0 {

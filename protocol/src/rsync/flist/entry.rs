@@ -44,6 +44,8 @@ pub(super) struct EntryEncoder {
     links: Links,
     /// The index of the next entry.
     pub(super) ndx: u32,
+    /// Bytes of the files and of the targets of symlinks so far: what a client is told as the total size.
+    pub(super) total: u64,
     /// The index of this list's first entry.
     list_start: u32,
     acl_sent: bool,
@@ -75,6 +77,7 @@ impl EntryEncoder {
             owners: Owners::of(list),
             links: Links::of(list),
             ndx,
+            total: 0,
             list_start: ndx,
             acl_sent: false,
             default_acl_sent: false,
@@ -90,6 +93,11 @@ impl EntryEncoder {
         let first = if linked { self.links.first(list, entry.row, self.ndx) } else { None };
         let plan = self.plan(list, row, entry, linked, first);
         self.put_flags_and_name(plan.flags, mode & TYPE == DIRECTORY, name, out);
+        self.total = self.total.saturating_add(match mode & TYPE {
+            FILE => row.size(),
+            SYMLINK => row.target().unwrap_or_default().len() as u64,
+            _ => 0,
+        });
         let by_index = first.filter(|_| self.facts.links == LinkForm::Index);
         if let Some(first) = by_index {
             put_varint(out, first.cast_signed());

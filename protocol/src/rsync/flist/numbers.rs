@@ -1,16 +1,17 @@
 //! From the index that a client names to the row that it means.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::list::ListRef;
-use crate::rsync::selection::{ASKED, RECURSE, ROW, Selection};
+use crate::list::{Dir, ListRef};
+use crate::rsync::selection::{Selection, Top};
 
 /// The rows of a list by file index.
 #[derive(Debug, Clone)]
 pub enum Numbers {
-    /// An incremental list without filters: computed, in the time of a binary search.
-    Levels(Levels),
+    /// An incremental list without filters: computed, in the time of a few binary searches.
+    Computed(Computed),
     /// Row by index; [`Numbers::NO_ROW`] where the index means nothing.
     Table(Vec<u32>),
     /// As a table, kept elsewhere.
@@ -30,99 +31,120 @@ impl Numbers {
     /// The row that an index means; none for an index that no client may name.
     pub fn row(&self, list: ListRef<'_>, ndx: u32) -> Option<u32> {
         match self {
-            Self::Levels(levels) => levels.row(list, ndx),
+            Self::Computed(computed) => computed.row(list, ndx),
             Self::Table(rows) => rows.get(ndx as usize).copied().filter(|&row| row != Self::NO_ROW),
             Self::Shared(rows) => rows.row(ndx).filter(|&row| row < list.len()),
         }
     }
 
-    /// The numbers of a selection's incremental list without filters.
-    pub fn computed(list: ListRef<'_>, selection: &Selection) -> Self {
-        Self::Levels(Levels::of(list, selection))
+    /// The numbers of a selection's incremental list without filters. `sub_lists` are those of the same list.
+    pub fn computed(list: ListRef<'_>, selection: &Selection, sub_lists: &Arc<SubLists>) -> Self {
+        Self::Computed(Computed { top: selection.top(list), sub_lists: Arc::clone(sub_lists) })
     }
 }
 
-/// The numbers of an unfiltered incremental list. Directories of one depth below one directory are
-/// consecutive, and so are their sub-lists, each with one more index than entries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Levels {
-    /// Index 1: the path that was asked for.
-    first: Option<u32>,
-    /// Index 0: the same, when that is a directory's contents.
-    is_dot: bool,
-    levels: Vec<Level>,
+/// Where the sub-list of every directory begins when a whole list is sent incrementally, without filters.
+///
+/// By the number of the directory: the indices before its own sub-list's directory, in a depth-first walk from the root. A
+/// sub-list takes one index for its directory and one for each entry. What is below a directory is one
+/// run, so the same column serves every session that asks for a directory of the list.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SubLists {
+    starts: Vec<u32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Level {
-    /// The index before the first entry of the first sub-list, which means the directory itself.
-    ndx: u32,
-    /// The number of the first directory.
-    dir: u32,
-    /// Directories.
-    dirs: u32,
-}
-
-impl Levels {
-    pub(super) fn of(list: ListRef<'_>, selection: &Selection) -> Self {
-        let view = selection.views.first();
-        let mark = view.and_then(|view| view.marks.iter().find(|&&mark| mark & ASKED != 0));
-        let (Some(view), Some(&mark)) = (view, mark) else {
-            return Self { first: None, is_dot: false, levels: Vec::new() };
-        };
-        let row = mark & ROW;
-        let is_dot = list.dir(view.base).row() == row;
-        let top = list.row(row).dir_number().filter(|_| mark & RECURSE != 0);
-        // The contents of `.` are in the first list, right after it; another directory has a list of its own.
-        let level = top.map(|dir| Level { ndx: if is_dot { 1 } else { 2 }, dir, dirs: 1 });
-        Self { first: Some(row), is_dot, levels: std::iter::successors(level, |level| level.below(list)).collect() }
-    }
-
-    fn row(&self, list: ListRef<'_>, ndx: u32) -> Option<u32> {
-        match ndx {
-            0 => self.first.filter(|_| self.is_dot),
-            1 => self.first,
-            _ => {
-                let after = self.levels.partition_point(|level| level.ndx <= ndx);
-                self.levels[..after].last()?.row(list, ndx)
+impl SubLists {
+    /// Those of a list. Costs two passes over its directories.
+    pub fn of(list: ListRef<'_>) -> Self {
+        let count = list.directories();
+        let mut starts = vec![0u32; count as usize];
+        // First, what each directory takes with all below it. The directories in one follow those in the one before.
+        let mut end = count;
+        for number in (0..count).rev() {
+            let dir = list.dir(number);
+            let first = end.saturating_sub(dir.subdirs().len() as u32);
+            let below = starts[first as usize..end as usize].iter().fold(0, |sum: u32, part| sum.saturating_add(*part));
+            starts[number as usize] = below.saturating_add(own_indices(dir));
+            end = first;
+        }
+        // Then, in its place, where it begins.
+        if let Some(root) = starts.first_mut() {
+            *root = 0;
+        }
+        let mut first = count.min(1);
+        for number in 0..count {
+            let dir = list.dir(number);
+            let mut next = starts[number as usize].saturating_add(own_indices(dir));
+            let end = first.saturating_add(dir.subdirs().len() as u32).min(count);
+            for start in &mut starts[first as usize..end as usize] {
+                next = next.saturating_add(std::mem::replace(start, next));
             }
+            first = end;
+        }
+        Self { starts }
+    }
+
+    fn start(&self, dir: u32) -> u32 {
+        self.starts.get(dir as usize).copied().unwrap_or(u32::MAX)
+    }
+
+    /// The row that stands so many indices behind the first directory's start.
+    fn row(&self, list: ListRef<'_>, first: u32, behind: u32) -> Option<u32> {
+        let ndx = self.start(first).checked_add(behind)?;
+        let mut at = first;
+        loop {
+            let dir = list.dir(at);
+            let children = subdirs(list, dir);
+            let after = partition_point(children.clone(), |child| self.start(child) <= ndx);
+            if after == children.start {
+                return match ndx - self.start(at) {
+                    0 => Some(dir.row()),
+                    child => Some(dir.rows().start + child - 1).filter(|row| dir.rows().contains(row)),
+                };
+            }
+            at = after - 1;
         }
     }
 }
 
-impl Level {
+/// The indices of a directory's own sub-list: itself, and its children.
+fn own_indices(dir: Dir<'_>) -> u32 {
+    1 + dir.rows().len() as u32
+}
+
+/// The numbers of the directories in a directory.
+fn subdirs(list: ListRef<'_>, dir: Dir<'_>) -> Range<u32> {
+    let rows = dir.subdirs();
+    let first = if rows.is_empty() { None } else { list.row(rows.start).dir_number() };
+    first.map_or(0..0, |first| first..first + rows.len() as u32)
+}
+
+/// The first of a run of numbers that `is_before` says no to.
+fn partition_point(mut run: Range<u32>, is_before: impl Fn(u32) -> bool) -> u32 {
+    while !run.is_empty() {
+        let middle = run.start + (run.end - run.start) / 2;
+        run = if is_before(middle) { middle + 1..run.end } else { run.start..middle };
+    }
+    run.start
+}
+
+/// The numbers of an unfiltered incremental list.
+#[derive(Debug, Clone)]
+pub struct Computed {
+    top: Option<Top>,
+    sub_lists: Arc<SubLists>,
+}
+
+impl Computed {
     fn row(&self, list: ListRef<'_>, ndx: u32) -> Option<u32> {
-        let (mut low, mut high) = (0, self.dirs);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if self.begin(list, middle) <= ndx {
-                low = middle;
-            } else {
-                high = middle;
-            }
+        let top = self.top?;
+        // A directory's contents are in the first list, right behind it. Otherwise the first list is a single entry.
+        let begin = if top.is_dot { 1 } else { 2 };
+        match (ndx, list.row(top.row).dir_number().filter(|_| top.contents)) {
+            (0, _) => top.is_dot.then_some(top.row),
+            (1, _) => Some(top.row),
+            (_, Some(dir)) => self.sub_lists.row(list, dir, ndx - begin),
+            (_, None) => None,
         }
-        let dir = list.dir(self.dir + low);
-        match ndx - self.begin(list, low) {
-            0 => Some(dir.row()),
-            child => Some(dir.rows().start + child - 1).filter(|row| dir.rows().contains(row)),
-        }
-    }
-
-    /// The index before the first entry of the `at`th directory.
-    fn begin(&self, list: ListRef<'_>, at: u32) -> u32 {
-        let first = |dir| list.dir(dir).rows().start;
-        self.ndx + (first(self.dir + at) - first(self.dir)) + at
-    }
-
-    /// The level of the directories in this one's.
-    fn below(&self, list: ListRef<'_>) -> Option<Self> {
-        let dirs = || (self.dir..self.dir + self.dirs).map(|dir| list.dir(dir));
-        let first = dirs().find_map(|dir| (!dir.subdirs().is_empty()).then(|| dir.subdirs().start))?;
-        let last = list.dir(self.dir + self.dirs - 1);
-        Some(Self {
-            ndx: self.begin(list, self.dirs - 1) + (last.rows().end - last.rows().start) + 1,
-            dir: list.row(first).dir_number()?,
-            dirs: dirs().map(|dir| dir.subdirs().len() as u32).sum(),
-        })
     }
 }

@@ -1,11 +1,11 @@
 //! From rows to bytes, a piece at a time.
 
 use super::Class;
-use super::breadth::{Breadth, Step};
+use super::depth::{Depth, Step};
 use super::entry::EntryEncoder;
 use super::gone::Gone;
 use super::merge::Merge;
-use super::numbers::{Levels, Numbers};
+use super::numbers::Numbers;
 use super::walk::{Entry, Place, Walk};
 use crate::list::ListRef;
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
@@ -28,7 +28,7 @@ pub struct ListWriter {
     waiting: Option<Step>,
     encoder: EntryEncoder,
     indices: NdxEncoder,
-    computed: Option<Levels>,
+    is_computed: bool,
     lists: u32,
     entries: u32,
     bytes: u64,
@@ -44,7 +44,7 @@ enum Route {
     /// Several views, one list.
     Merge(Merge),
     /// A list a directory.
-    Breadth(Breadth),
+    Depth(Depth),
     /// One list, of which all entries are written.
     Ended,
 }
@@ -65,11 +65,10 @@ impl ListWriter {
         let order = class.version.facts().order;
         let gone = Gone::new(std::mem::take(&mut selection.gone), order);
         let route = match &selection.views[..] {
-            _ if class.incremental => Route::Breadth(Breadth::new(list, &selection)),
+            _ if class.incremental => Route::Depth(Depth::new(list, &selection)),
             [view] => Route::Walk(Walk::new(list, view, hides, order)),
             _ => Route::Merge(Merge::new(list, &selection, hides, order)),
         };
-        let computed = (class.incremental && hides.nothing()).then(|| Levels::of(list, &selection));
         Self {
             route,
             gone,
@@ -81,21 +80,21 @@ impl ListWriter {
             bytes: 0,
             finished: (0, 0),
             done: false,
-            computed,
+            is_computed: class.incremental && hides.nothing(),
             class,
             selection,
         }
     }
 
-    /// The numbers, when they are computed; else they are a table of what [`ListWriter::write`] adds to
-    /// `rows`.
-    pub fn computed(&self) -> Option<Numbers> {
-        self.computed.clone().map(Numbers::Levels)
+    /// Whether rows by index are [computed](Numbers::computed). Otherwise they are a table of what
+    /// [`ListWriter::write`] adds to `rows`.
+    pub fn is_computed(&self) -> bool {
+        self.is_computed
     }
 
     /// Appends to `out` until it holds `limit` bytes or an entry more, the list is complete, or many entries in it
     /// were hidden: then maybe nothing. Rows by index are appended to `rows`, unless they are
-    /// [computed](ListWriter::computed).
+    /// [computed](ListWriter::is_computed).
     pub fn write(
         &mut self,
         list: ListRef<'_>,
@@ -108,8 +107,8 @@ impl ListWriter {
         let mut boundary = None;
         if self.lists == 0 {
             self.lists = 1;
-            if let Route::Breadth(breadth) = &self.route {
-                self.put_row(breadth.first_dir().unwrap_or(Numbers::NO_ROW), rows);
+            if let Route::Depth(depth) = &self.route {
+                self.put_row(depth.first_dir().unwrap_or(Numbers::NO_ROW), rows);
             }
         }
         let mut hidden = 0;
@@ -160,6 +159,11 @@ impl ListWriter {
         self.entries
     }
 
+    /// Bytes of the files and of the targets of symlinks that were listed so far, every name of a link group counted.
+    pub fn total(&self) -> u64 {
+        self.encoder.total
+    }
+
     /// Lists that are complete, and the entries in them: what stands before [`Written::boundary`].
     pub fn finished(&self) -> (u32, u32) {
         self.finished
@@ -185,7 +189,7 @@ impl ListWriter {
     }
 
     fn put_row(&self, row: u32, rows: &mut Vec<u32>) {
-        if self.computed.is_none() {
+        if !self.is_computed {
             rows.push(row);
         }
     }
@@ -211,7 +215,7 @@ impl Route {
         let entry = match self {
             Self::Walk(walk) => selection.views.first().and_then(|view| walk.next(list, view, hides)),
             Self::Merge(merge) => merge.next(list, selection, hides),
-            Self::Breadth(breadth) => return breadth.next(list, hides),
+            Self::Depth(depth) => return depth.next(list, hides),
             Self::Ended => return Step::Done,
         };
         entry.map_or_else(
@@ -228,7 +232,7 @@ impl Route {
         match self {
             Self::Walk(walk) => walk.name(),
             Self::Merge(merge) => merge.name(),
-            Self::Breadth(breadth) => breadth.name(),
+            Self::Depth(depth) => depth.name(),
             Self::Ended => b"",
         }
     }

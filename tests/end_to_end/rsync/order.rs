@@ -1,0 +1,124 @@
+//! The order of sub-lists: what a client's generator does by depth alone must come out as with a stock daemon.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use super::peers::{Pair, copy};
+use crate::support::*;
+
+/// A tree in which a directory's neighbour is as deep as what is below the directory.
+fn pair() -> Pair {
+    let world = World::new();
+    for path in ["a/f", "a/b/f", "a/b/c/f", "z/new/n"] {
+        write(&world.src().join(path), b"new\n");
+    }
+    // Older than every run by more than a second, which is what old protocols round to.
+    let aged = Command::new("find").arg(world.src()).args(["-exec", "touch", "-d", "2020-02-02", "{}", "+"]).status();
+    assert!(aged.expect("find runs").success());
+    Pair::of(world)
+}
+
+/// A destination that is a copy of the tree but for what `change` does.
+fn destination(pair: &Pair, name: &str, change: impl FnOnce(&Path)) -> std::path::PathBuf {
+    let dest = pair.world.path(name);
+    copy(&pair.world.src(), &dest);
+    change(&dest);
+    // The judge takes times from the last moments before a run for the client's own.
+    std::thread::sleep(Duration::from_millis(60));
+    dest
+}
+
+fn age(path: &Path) {
+    write(path, b"older\n");
+    let file = std::fs::File::options().write(true).open(path).expect("it is there");
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(978_307_200)).expect("a time");
+}
+
+#[test]
+fn files_that_a_directorys_own_filters_protect_survive_a_deletion() {
+    let pair = pair();
+    let dest = destination(&pair, "filtered", |dest| {
+        for name in [".rsync-filter", ".name"] {
+            write(&dest.join("a").join(name), b"- local*\n");
+        }
+        for name in ["a/b/local1", "a/b/c/local2", "z/local3", "a/b/other"] {
+            write(&dest.join(name), b"kept or not\n");
+        }
+    });
+    for protocol in 27..=32 {
+        for options in [
+            "-aF --delete",
+            "-aFF --delete",
+            "-aF --delete-delay",
+            "-a --delete --filter=:_.name --exclude=.name",
+            "-a --delete --filter=:r_.name --exclude=.rsync-filter",
+        ] {
+            let words: Vec<_> = options.split(' ').chain(["{M}/", "{D}/"]).collect();
+            let pulled = pair.same_over(&dest, "order", protocol, &words);
+            let has = |name: &str| pulled.tree.contains_key(Path::new(name));
+            if protocol < 29 {
+                // The client itself refuses: a directory's own rules are too new.
+                continue;
+            }
+            assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
+            assert!(!has("a/b/other") && !has("z/local3"), "{options} at {protocol}");
+            assert!(has("a/b/local1") && has("a/b/c/local2"), "{options} at {protocol}");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_in_one_directory_hides_nothing_in_another() {
+    let pair = pair();
+    let dest = destination(&pair, "lacking", |dest| {
+        std::fs::remove_dir_all(dest.join("z/new")).expect("it is there");
+        age(&dest.join("a/b/c/f"));
+    });
+    for protocol in 27..=32 {
+        let existing = pair.same_over(&dest, "order", protocol, &["-a", "--existing", "{M}/", "{D}/"]);
+        assert!(!existing.tree.contains_key(Path::new("z/new")));
+        pair.same_over(&dest, "order", protocol, &["-ain", "{M}/", "{D}/"]);
+        pair.same_over(&dest, "order", protocol, &["-ai", "--existing", "--delete", "{M}/", "{D}/"]);
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_holds_up_no_other() {
+    let pair = pair();
+    let dest = destination(&pair, "obstructed", |dest| {
+        std::fs::remove_dir_all(dest.join("z/new")).expect("it is there");
+        // No client removes this for a directory without --force.
+        std::fs::remove_file(dest.join("a/f")).expect("it is there");
+        write(&dest.join("a/f/in the way"), b"local\n");
+        age(&dest.join("a/b/c/f"));
+        write(&dest.join("z/new"), b"a file where a directory is to be\n");
+    });
+    for protocol in 27..=32 {
+        pair.same_over(&dest, "order", protocol, &["-ai", "{M}/", "{D}/"]);
+        pair.same_over(&dest, "order", protocol, &["-ain", "{M}/", "{D}/"]);
+        pair.same_over(&dest, "order", protocol, &["-ai", "--ignore-existing", "{M}/", "{D}/"]);
+    }
+}
+
+#[test]
+fn the_total_size_is_that_of_the_list_that_was_sent() {
+    let pair = pair();
+    write(&pair.world.src().join("empty"), b"");
+    std::fs::hard_link(pair.world.src().join("a/f"), pair.world.src().join("z/link")).expect("a link");
+    std::os::unix::fs::symlink("nowhere", pair.world.src().join("symlink")).expect("a symlink");
+    super::peers::index(&pair.world);
+    super::changes::wait_for(&pair, "symlink");
+    for protocol in 27..=32 {
+        for words in [
+            &["-aH", "{M}/"][..],
+            &["-r", "{M}/"],
+            &["-a", "{M}/empty"],
+            &["-a", "{M}/a/f", "{M}/z/"],
+            &["-a", "--exclude=b", "{M}/"],
+            &["-aH", "--no-inc-recursive", "{M}/"],
+        ] {
+            pair.same("total", protocol, &[&["--stats"], words, &["{D}/"]].concat());
+        }
+    }
+}
