@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stillmirror_protocol::limits;
 use stillmirror_protocol::rsync::fault::{Exit, Fault};
 use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
@@ -34,6 +35,8 @@ pub(crate) enum Ended {
     Rule(#[from] RuleError),
     #[error("filter rules that cost more than they may")]
     RulesTooCostly,
+    #[error("symlinks multiply the tree to more than {} entries", limits::FOLLOWED_ENTRIES)]
+    ListTooLong,
     #[error("no request for too long")]
     Idle,
     #[error("a request was begun and not finished")]
@@ -65,7 +68,7 @@ impl Ended {
         match self {
             Self::Fault(fault) => fault.exit(),
             Self::Rule(error) => error.exit(),
-            Self::RulesTooCostly => Exit::Syntax,
+            Self::RulesTooCostly | Self::ListTooLong => Exit::Syntax,
             Self::Refused(_) => Exit::Startup,
             Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
             Self::Stopping | Self::CutOff => Exit::Signal,

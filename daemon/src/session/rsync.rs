@@ -149,7 +149,6 @@ impl Session {
         let (block, mut negotiation) = Setup::begin(options, &offer);
         self.writer.lock().await.send_bytes(&block).await?;
         refuse::check(options, &pinned.repository.module.refuse_options, self.shared.rsync.compression)?;
-        refuse::check_links(options, pinned.edition.generation.head().counts.symlinks)?;
         let agree = async {
             loop {
                 negotiation.receive(&input.take());

@@ -12,7 +12,7 @@ pub(super) use collect::Collector;
 
 use crate::rsync::digest::Algorithm;
 use crate::rsync::fault::Fault;
-use crate::rsync::selection::Wanted;
+use crate::rsync::selection::{Follow, Wanted};
 use crate::rsync::version::Version;
 
 /// Arguments of one client. Thousands of paths on one command line are real; more than a shell
@@ -202,6 +202,7 @@ impl Options {
             implied_dirs: self.implied_dirs || self.version.facts().variable_ints,
             files_from: self.files_from != FilesFrom::No,
             delete_missing: self.delete_missing_args,
+            follow: Follow { all: self.copy_links, dirs: self.copy_dirlinks, leaving: self.copy_unsafe_links },
         }
     }
 

@@ -188,6 +188,10 @@ impl Hides for Rules {
         self.module.hides(path, is_dir)
     }
 
+    fn has_module_rules(&self) -> bool {
+        self.module.0.excluding().next().is_some()
+    }
+
     fn nothing(&self) -> bool {
         self.excluding().next().is_none()
     }

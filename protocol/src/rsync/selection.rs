@@ -4,6 +4,7 @@
 //! of marked rows: what is listed, and what of it is descended into. The names of the list follow from
 //! the tree, so a million names from a client cost four bytes each.
 
+mod follow;
 mod glob;
 mod locate;
 mod marks;
@@ -13,13 +14,16 @@ use std::collections::BTreeMap;
 
 use crate::limits;
 use crate::list::ListRef;
+use crate::path;
 use crate::rsync::replies::Severity;
 use crate::rsync::version::Version;
 
-use locate::{Locator, Lost};
+use locate::Locator;
 use marks::Marks;
 use paths::Asked;
 
+pub use follow::Follow;
+pub(crate) use follow::{LINKS, Lost, Standing, Target};
 pub(crate) use marks::{ASKED, CHILDREN, IMPLIED, LISTED, RECURSE, ROW, View};
 
 /// Missing paths of one command line that are told. Wildcards can skip any number of directories, over and over.
@@ -44,6 +48,8 @@ pub struct Wanted {
     pub files_from: bool,
     /// `--delete-missing-args`: a name that is not there is listed all the same, for the client to delete.
     pub delete_missing: bool,
+    /// The symlinks that are replaced by what they point to.
+    pub follow: Follow,
 }
 
 impl Wanted {
@@ -52,10 +58,10 @@ impl Wanted {
         !self.files_from && !self.paths.iter().any(|path| glob::is_glob(path))
     }
 
-    /// Whether the list may be sent incrementally: one plain path, recursively. Otherwise the
-    /// compatibility bit 0x001 must be cleared.
+    /// Whether the list may be sent incrementally: one plain path, recursively, no symlink followed below it. Otherwise
+    /// the compatibility bit 0x001 must be cleared.
     pub fn may_be_incremental(&self) -> bool {
-        self.recurse && !self.relative && self.paths.len() == 1 && self.is_plain()
+        self.recurse && !self.relative && self.paths.len() == 1 && self.is_plain() && !self.follow.any()
     }
 }
 
@@ -68,6 +74,11 @@ pub trait Hides {
 
     /// Whether the module's own rules hide a path: a client that names it hears that it does not exist.
     fn module_hides(&self, path: &[u8], is_dir: bool) -> bool;
+
+    /// Whether the module has rules of its own.
+    fn has_module_rules(&self) -> bool {
+        true
+    }
 
     /// Whether nothing at all is hidden.
     fn nothing(&self) -> bool {
@@ -90,6 +101,10 @@ impl Hides for Everything {
     }
 
     fn module_hides(&self, _: &[u8], _: bool) -> bool {
+        false
+    }
+
+    fn has_module_rules(&self) -> bool {
         false
     }
 
@@ -118,6 +133,18 @@ pub enum Why {
     NoDirectory,
     /// What should be gone into is no directory.
     NotDirectory,
+    /// Too many symlinks lead to the entry.
+    NoEntryBehindLinks,
+    /// Too many symlinks lead to the directory to go into.
+    NoDirectoryBehindLinks,
+    /// An entry found in a directory: a symlink that is to be followed, to an entry that is not there.
+    NoReferent,
+    /// The same, and its target leads through something that is no directory.
+    NoReferentOnTheWay,
+    /// The same, and it leads round in circles.
+    NoReferentBehindLinks,
+    /// A directory that is listed, and that too many symlinks lead to for its contents to be.
+    Unopened,
     /// A directory, and the client wants none.
     Skipped,
     /// The directory of an entry that is listed to be deleted. Its path's first so many bytes are the first of
@@ -136,6 +163,17 @@ impl Missing {
             Why::NotOnTheWay => ("link_stat", "Not a directory (20)"),
             Why::NoDirectory => ("change_dir", "No such file or directory (2)"),
             Why::NotDirectory => ("change_dir", "Not a directory (20)"),
+            Why::NoEntryBehindLinks => ("link_stat", "Too many levels of symbolic links (40)"),
+            Why::NoDirectoryBehindLinks => ("change_dir", "Too many levels of symbolic links (40)"),
+            Why::Unopened => ("opendir", "Too many levels of symbolic links (40)"),
+            Why::NoReferentOnTheWay => return vec![self.unreadable(module, "Not a directory (20)")],
+            Why::NoReferentBehindLinks => {
+                return vec![self.unreadable(module, "Too many levels of symbolic links (40)")];
+            }
+            Why::NoReferent => {
+                let after = format!("\" (in {module})\n");
+                return vec![[b"symlink has no referent: \"", &self.path[..], after.as_bytes()].concat()];
+            }
             Why::Skipped => return vec![[b"skipping directory ", &self.path[..], b"\n"].concat()],
             Why::Vanished(first) => {
                 let (path, after) = (&self.path, format!("\" (in {module})\n").into_bytes());
@@ -147,6 +185,22 @@ impl Missing {
         let before = format!("rsync: [sender] {call} \"").into_bytes();
         let after = format!("\" (in {module}) failed: {error}\n").into_bytes();
         vec![[&before[..], &self.path, &after].concat()]
+    }
+
+    /// Of a symlink at a path below the module that is to be followed and leads nowhere.
+    pub(crate) fn referent(path: &[u8], lost: Lost) -> Self {
+        let why = match lost {
+            Lost::Absent => Why::NoReferent,
+            Lost::NotDirectory => Why::NoReferentOnTheWay,
+            Lost::TooManyLinks => Why::NoReferentBehindLinks,
+            Lost::Unopened => Why::Unopened,
+        };
+        Self { path: [b"/", path].concat(), why }
+    }
+
+    fn unreadable(&self, module: &str, error: &str) -> Vec<u8> {
+        let after = format!("\" (in {module})) failed: {error}\n");
+        [b"rsync: [sender] readlink_stat(\"", &self.path[..], after.as_bytes()].concat()
     }
 
     /// How grave they are.
@@ -164,7 +218,7 @@ impl Missing {
         self.why == Why::NoEntry
     }
 
-    fn io_error(&self) -> i32 {
+    pub(crate) fn io_error(&self) -> i32 {
         match self.why {
             Why::NoEntry | Why::Skipped => 0,
             Why::Vanished(_) => 2,
@@ -197,10 +251,70 @@ pub struct Selecting {
     io_error: i32,
 }
 
+/// An entry that was asked for.
+struct Found {
+    /// The symlinks that its path leads through, in order.
+    through: Vec<Through>,
+    row: u32,
+}
+
+/// A symlink that stands for a directory.
+struct Through {
+    row: u32,
+    /// The number of the directory.
+    base: u32,
+    /// Symlinks on the way to it, this one counted.
+    links: u32,
+}
+
+impl Found {
+    /// The entry at a tidy path below a base, whose name begins at `name_at`: symlinks on the way to it are followed.
+    fn behind_links(
+        list: ListRef<'_>,
+        hides: &impl Hides,
+        base: u32,
+        path: &[u8],
+        name_at: usize,
+    ) -> Result<Self, Lost> {
+        let mut found = Self { through: Vec::new(), row: list.dir(base).row() };
+        let (mut dir, mut end) = (base, name_at);
+        for name in path::components(&path[name_at..]) {
+            if end > name_at {
+                dir = found.go_into(list, hides, dir)?;
+                end += 1;
+            }
+            end += name.len();
+            let row = follow::child(list, hides, dir, name)?;
+            if hides.module_hides(&path[..end], row.is_dir()) {
+                return Err(Lost::Absent);
+            }
+            found.row = row.number();
+        }
+        Ok(found)
+    }
+
+    /// The number of the directory that the entry, in the directory `dir`, is or stands for.
+    fn go_into(&mut self, list: ListRef<'_>, hides: &impl Hides, dir: u32) -> Result<u32, Lost> {
+        let row = list.row(self.row);
+        let Some(target) = row.target() else { return row.dir_number().ok_or(Lost::NotDirectory) };
+        let target = follow::resolve_link(list, hides, dir, target, self.links())?;
+        let base = list.row(target.row).dir_number().ok_or(Lost::NotDirectory)?;
+        self.through.push(Through { row: self.row, base, links: target.links });
+        Ok(base)
+    }
+
+    fn links(&self) -> u32 {
+        self.through.last().map_or(0, |through| through.links)
+    }
+}
+
 /// The entries that a client asked for, before filters.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    pub(crate) views: Vec<View>,
+    /// Those of the directories that names are relative to, then those behind symlinks.
+    views: Vec<View>,
+    roots: usize,
+    follow: Follow,
     /// Names that are not there, and listed all the same.
     pub(crate) gone: Vec<Vec<u8>>,
     io_error: i32,
@@ -243,10 +357,14 @@ impl Selecting {
 
     /// The selection.
     pub fn finish(self) -> Selection {
-        let mut views: Vec<_> = self.views.into_iter().collect();
-        views.sort_unstable_by_key(|&(_, (place, _))| place);
-        let views = views.into_iter().map(|(base, (_, marks))| marks.into_view(base)).collect();
-        Selection { views, gone: self.gone, io_error: self.io_error }
+        let mut roots: Vec<_> = self.views.into_values().collect();
+        roots.sort_unstable_by_key(|&(place, _)| place);
+        let mut views = vec![View::default(); roots.len()];
+        let count = roots.len();
+        for (at, (_, marks)) in roots.into_iter().enumerate() {
+            views[at] = marks.into_view(&mut views);
+        }
+        Selection { views, roots: count, follow: self.wanted.follow, gone: self.gone, io_error: self.io_error }
     }
 
     fn set_base(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) {
@@ -264,21 +382,27 @@ impl Selecting {
     fn select(&mut self, list: ListRef<'_>, hides: &impl Hides, asked: &Asked) -> Result<(), Missing> {
         let going_in = |lost: Lost| Missing { path: asked.base.clone(), why: lost.going_in() };
         let (base, base_path) = self.locator.base(list, hides, &asked.base).map_err(going_in)?;
-        let missing = |why| Missing { path: asked.shown(), why };
+        let missing = |lost: Lost| Missing { path: asked.shown(), why: lost.looking() };
         let path = Asked { base: base_path, name: asked.name.clone(), contents: asked.contents }.path();
-        let row = match self.locator.entry(list, hides, &path) {
-            Ok(row) => row,
+        let name_at = path.len() - asked.name.len();
+        let found = match self.locator.entry(list, hides, &path) {
+            Ok(row) => Found { through: Vec::new(), row: row.number() },
             Err(Lost::Absent) if self.wanted.delete_missing && self.gone_bytes < limits::GONE_NAMES => {
                 return self.put_gone(list, hides, base, &path, asked);
             }
-            Err(lost) => return Err(missing(lost.looking())),
+            Err(Lost::NotDirectory) => Found::behind_links(list, hides, base, &path, name_at).map_err(missing)?,
+            Err(lost) => return Err(missing(lost)),
         };
-        let is_dir = row.is_dir();
+        let (found, is_dir) =
+            self.look_behind(list, hides, found, asked).map_err(|lost| match self.wanted.follow.all {
+                true => missing(lost),
+                // Stock rsync has found the symlink, and only then looks where it leads.
+                false => Missing::referent(&path, lost),
+            })?;
         if is_dir && !self.wanted.recurse && !self.wanted.dirs && !self.wanted.files_from {
             let path = if asked.name.is_empty() { b".".to_vec() } else { asked.name.clone() };
             return Err(Missing { path, why: Why::Skipped });
         }
-        let name_at = path.len() - asked.name.len();
         if !asked.name.is_empty() && hides.hides(&path, name_at, is_dir) {
             return Ok(());
         }
@@ -287,11 +411,54 @@ impl Selecting {
             (true, false, true) => CHILDREN,
             _ => 0,
         };
-        let place = self.views.len();
-        let (_, marks) = self.views.entry(base).or_insert_with(|| (place, Marks::default()));
-        marks.put_parents(list, base, row.number(), if self.wanted.implied_dirs { IMPLIED } else { 0 });
-        marks.put(row.number(), ASKED | contents);
+        self.mark(list, base, &found, ASKED | contents);
         Ok(())
+    }
+
+    /// Whether the entry is a directory, or a symlink that stands for one: it does if its contents are asked for, or if
+    /// the client wants it to be followed.
+    fn look_behind(
+        &self,
+        list: ListRef<'_>,
+        hides: &impl Hides,
+        mut found: Found,
+        asked: &Asked,
+    ) -> Result<(Found, bool), Lost> {
+        let row = list.row(found.row);
+        let Some(target) = row.target() else { return Ok((found, row.is_dir())) };
+        let (dir, links) = (list.parent_of(found.row).number(), found.links());
+        if asked.contents
+            && let Ok(target) = follow::resolve_link(list, hides, dir, target, links)
+            && let Some(base) = list.row(target.row).dir_number()
+        {
+            found.through.push(Through { row: found.row, base, links: target.links });
+            return Ok((found, true));
+        }
+        let depth = asked.name.iter().filter(|&&byte| byte == b'/').count();
+        match self.wanted.follow.standing(list, hides, dir, found.row, (depth, links)) {
+            Standing::Itself => Ok((found, false)),
+            Standing::For(target) => Ok((found, list.row(target.row).is_dir())),
+            Standing::Lost(lost) => Err(lost),
+        }
+    }
+
+    /// Marks an entry, and what is above it.
+    fn mark(&mut self, list: ListRef<'_>, base: u32, found: &Found, bits: u32) {
+        let implied = if self.wanted.implied_dirs { IMPLIED } else { 0 };
+        let place = self.views.len();
+        let (_, root) = self.views.entry(base).or_insert_with(|| (place, Marks::new(base, 0)));
+        let mut marks = root;
+        let mut is_marked = false;
+        for &Through { row, base, links } in &found.through {
+            is_marked = row == found.row;
+            marks.put_parents(list, row, implied);
+            marks.put(row, if is_marked { bits } else { implied });
+            marks = marks.graft(row, base, links);
+        }
+        if !is_marked {
+            marks.put_parents(list, found.row, implied);
+            marks.put(found.row, bits);
+        }
     }
 
     /// Puts a name that is not there, with the directories above it. A directory that is not there either has
@@ -316,11 +483,11 @@ impl Selecting {
                 let shown =
                     |name: &[u8]| Asked { name: name.to_vec(), base: asked.base.clone(), contents: false }.shown();
                 let first = shown(&asked.name[..end]).len();
-                return Err(Missing { path: shown(crate::path::split(&asked.name).0), why: Why::Vanished(first) });
+                return Err(Missing { path: shown(path::split(&asked.name).0), why: Why::Vanished(first) });
             };
             if self.wanted.implied_dirs {
                 let place = self.views.len();
-                self.views.entry(base).or_insert_with(|| (place, Marks::default())).1.put(row.number(), IMPLIED);
+                self.views.entry(base).or_insert_with(|| (place, Marks::new(base, 0))).1.put(row.number(), IMPLIED);
             }
         }
         Ok(())
@@ -340,9 +507,29 @@ impl Selection {
         self.io_error
     }
 
+    /// The views of the directories that names are relative to.
+    pub(crate) fn roots(&self) -> &[View] {
+        &self.views[..self.roots]
+    }
+
+    /// A view, by its place: those of [`Selection::roots`] come first.
+    pub(crate) fn view(&self, place: u32) -> &View {
+        &self.views[place as usize]
+    }
+
+    /// The symlinks that are replaced by what they point to.
+    pub(crate) fn follow(&self) -> Follow {
+        self.follow
+    }
+
+    /// Whether an entry may be listed more than once, because symlinks lead to it.
+    pub fn follows_links(&self) -> bool {
+        self.follow.any() || self.views.len() > self.roots
+    }
+
     /// The entry that was asked for, of a selection that may be sent incrementally.
     pub(crate) fn top(&self, list: ListRef<'_>) -> Option<Top> {
-        let view = self.views.first()?;
+        let view = self.roots().first()?;
         let mark = view.marks.iter().find(|&&mark| mark & ASKED != 0)?;
         let row = mark & ROW;
         Some(Top { row, contents: mark & RECURSE != 0, is_dot: row == list.dir(view.base).row() })
@@ -359,7 +546,8 @@ impl Selection {
         const MARKS: usize = 64;
         let marks: usize = self.views.iter().map(|view| view.marks.len()).sum();
         let numbers = |view: &View| [view.base, view.marks.len() as u32].into_iter().chain(view.marks.clone());
-        (marks <= MARKS && self.gone.is_empty()).then(|| {
+        let is_plain = self.gone.is_empty() && !self.follows_links();
+        (marks <= MARKS && is_plain).then(|| {
             let numbers = self.views.iter().flat_map(numbers);
             self.io_error.to_le_bytes().into_iter().chain(numbers.flat_map(u32::to_le_bytes)).collect()
         })

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod decoder;
+mod links;
 mod selections;
 mod trees;
 
@@ -15,7 +16,7 @@ use stillmirror_protocol::entry::{Entry, Kind};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::flist::{Class, ListDigest, ListWriter, Numbers, SubLists};
-use stillmirror_protocol::rsync::selection::{Hides, Selection, Wanted};
+use stillmirror_protocol::rsync::selection::{Hides, Missing, Selection, Wanted};
 use stillmirror_protocol::rsync::version::Version;
 
 use decoder::{Decoded, decode};
@@ -85,13 +86,14 @@ fn class() -> impl Strategy<Value = Class> {
 /// A list written in pieces of every size, with the numbers and the places between its lists.
 fn write(list: ListRef<'_>, class: Class, selection: Selection, hides: &Names, piece: usize) -> Sent {
     let mut writer = ListWriter::new(list, class, selection.clone(), hides);
-    let (mut bytes, mut rows, mut boundaries) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bytes, mut rows, mut boundaries, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     loop {
         let mut out = b"before".to_vec();
         let limit = out.len() + piece;
         let written = writer.write(list, hides, &mut out, &mut rows, limit);
         boundaries.extend(written.boundary.map(|at| bytes.len() + at - 6));
         bytes.extend_from_slice(&out[6..]);
+        lost.extend(writer.take_lost());
         if written.done {
             break;
         }
@@ -102,13 +104,14 @@ fn write(list: ListRef<'_>, class: Class, selection: Selection, hides: &Names, p
         true => Numbers::computed(list, &selection, &Arc::new(SubLists::of(list))),
         false => Numbers::Table(rows),
     };
-    Sent { bytes, numbers, boundaries, lists: writer.lists(), entries: writer.entries() }
+    Sent { bytes, numbers, boundaries, lost, lists: writer.lists(), entries: writer.entries() }
 }
 
 struct Sent {
     bytes: Vec<u8>,
     numbers: Numbers,
     boundaries: Vec<usize>,
+    lost: Vec<Missing>,
     lists: u32,
     entries: u32,
 }

@@ -8,7 +8,7 @@ use stillmirror_protocol::list;
 use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::flist::Class;
 use stillmirror_protocol::rsync::replies::Severity;
-use stillmirror_protocol::rsync::selection::{Everything, Missing, Selecting, Selection, Wanted, Why};
+use stillmirror_protocol::rsync::selection::{Everything, Follow, Missing, Selecting, Selection, Wanted, Why};
 use stillmirror_protocol::rsync::version::Version;
 
 use crate::decoder::decode;
@@ -147,7 +147,7 @@ proptest! {
         let asks: Vec<_> = picks.into_iter().map(|pick| ask(&tree, pick)).collect();
         let texts: Vec<_> = asks.iter().map(|ask| ask.text(relative)).collect();
         let paths = if files_from { vec![Vec::new()] } else { texts.clone() };
-        let wanted = Wanted { paths, recurse, dirs, relative, implied_dirs, files_from, delete_missing: false };
+        let wanted = Wanted { paths, recurse, dirs, relative, implied_dirs, files_from, ..Wanted::default() };
         let mut missing = Vec::new();
         let mut selecting = Selecting::new(list, wanted.clone(), &hides, &mut missing);
         if files_from {
@@ -206,6 +206,7 @@ fn listed_in(tree: &Tree, paths: &[&str], options: &str) -> (Vec<String>, Vec<Mi
         implied_dirs: !has('I'),
         delete_missing: has('D'),
         files_from: false,
+        follow: Follow { all: has('L'), dirs: has('k'), leaving: has('u') },
     };
     let (selection, missing) = Selection::resolve(list, wanted, &Everything);
     let class = Class::plain(Version::NEWEST);
@@ -260,7 +261,12 @@ fn a_path_may_lead_through_symlinks_that_stay_in_the_repository() {
         let (names, missing) = listed_in(&tree, &[path], "r");
         assert_eq!((names, missing.len()), (expected.iter().map(|&name| name.to_owned()).collect(), 0), "{path}");
     }
-    for path in ["out/", "a/far/", "absolute/", "loop/", "file/"] {
+    // As if the repository were the root of the file system.
+    for (path, expected) in [("a/far/", "f"), ("absolute/b/", "g"), ("absolute/b/c", "c")] {
+        let (names, missing) = listed_in(&tree, &[path], "r");
+        assert_eq!((names.iter().any(|name| name == expected), missing.len()), (true, 0), "{path}: {names:?}");
+    }
+    for path in ["out/", "loop/", "file/"] {
         let (names, missing) = listed_in(&tree, &[path], "r");
         assert_eq!((names.len(), missing.len()), (0, 1), "{path}");
     }

@@ -4,7 +4,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use stillmirror_protocol::rsync::fault::Fault;
-use stillmirror_protocol::rsync::flist::{ListWriter, Numbers, Written};
+use stillmirror_protocol::rsync::flist::{Class, ListWriter, Numbers, Written};
+use stillmirror_protocol::rsync::replies::Replies;
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_store::list_cache::{CachedList, Mark};
@@ -162,6 +163,10 @@ impl Session {
         let mut limit = FIRST_CHUNK;
         while !step.written.done {
             step = self.write(settled, &rules, step, limit).await?;
+            self.tell_lost(&mut lane.framing.replies, settled, class, &mut step.writer);
+            if step.writer.is_too_long() {
+                return Err(Ended::ListTooLong);
+            }
             if rules.exhausted() {
                 return Err(Ended::RulesTooCostly);
             }
@@ -185,6 +190,24 @@ impl Session {
         }
         self.tally().listed = u64::from(step.writer.entries());
         Ok(lane)
+    }
+
+    /// Tells the client of symlinks that are to be followed and lead nowhere.
+    fn tell_lost(&self, replies: &mut Replies, settled: &Settled, class: Class, writer: &mut ListWriter) {
+        let lost = writer.take_lost();
+        for missing in &lost {
+            let severity = missing.severity(settled.options.version);
+            missing
+                .messages(&settled.pinned.repository.name)
+                .into_iter()
+                .for_each(|text| replies.message(severity, text));
+        }
+        if !lost.is_empty() {
+            self.tally().io_error |= writer.io_error();
+            if !class.carries_errors() {
+                replies.io_error(writer.io_error());
+            }
+        }
     }
 
     /// Makes the next piece.

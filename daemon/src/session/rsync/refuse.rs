@@ -20,19 +20,6 @@ pub(super) fn check(options: &Options, refused: &[String], compression: Compress
     Ok(())
 }
 
-/// Refuses to send what symlinks point to, where there are any: the index knows them by their targets alone.
-pub(super) fn check_links(options: &Options, symlinks: u64) -> Result<(), Fault> {
-    let following = [
-        (options.copy_links, "copy-links"),
-        (options.copy_dirlinks, "copy-dirlinks"),
-        (options.copy_unsafe_links, "copy-unsafe-links"),
-    ];
-    match following.into_iter().find(|&(is_set, _)| is_set && symlinks > 0) {
-        Some((_, name)) => Err(Fault::Refused(name.to_owned())),
-        None => Ok(()),
-    }
-}
-
 /// The last pattern that matches the option decides.
 fn is_refused(used: &Used, patterns: &[String]) -> bool {
     let matches = |pattern: &str| {

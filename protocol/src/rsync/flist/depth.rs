@@ -62,7 +62,7 @@ impl Depth {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection) -> Self {
         let top = selection.top(list);
         Self {
-            path: Path::base(list, selection.views.first().map_or(0, |view| view.base)),
+            path: Path::base(list, selection.roots().first().map_or(0, |view| view.base)),
             top: top.map(|top| Entry { row: top.row, top: true, contents: top.contents, place: Place::Here }),
             is_dot: top.is_some_and(|top| top.is_dot),
             current: Some(Current::default()),
@@ -116,7 +116,8 @@ impl Depth {
         let base_len = self.path.len();
         self.path.go(list, top.row);
         if let Some(number) = number {
-            let below = Pending { dirs: VecDeque::from([number..number + 1]), index: 0, path_len: base_len };
+            let mut below = Pending { path_len: base_len, ..Pending::default() };
+            below.push(number);
             self.current = Some(Current { below, ..Current::default() });
             self.next_index = 1;
         }

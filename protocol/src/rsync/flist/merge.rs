@@ -18,7 +18,7 @@ pub(super) struct Merge {
 #[derive(Debug)]
 struct Source {
     /// The number of the view; of equal names the first argument's comes first.
-    view: usize,
+    view: u32,
     walk: Walk,
     entry: Entry,
     is_dir: bool,
@@ -26,11 +26,11 @@ struct Source {
 
 impl Merge {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection, hides: &impl Hides, order: ListOrder) -> Self {
-        let views = selection.views.iter().enumerate();
-        let sources = views.filter_map(|(number, view)| {
-            let mut walk = Walk::new(list, view, hides, order);
-            let entry = walk.next(list, view, hides)?;
-            Some(Source { view: number, walk, entry, is_dir: list.row(entry.row).is_dir() })
+        let views = 0..selection.roots().len() as u32;
+        let sources = views.filter_map(|view| {
+            let mut walk = Walk::new(list, selection, view, hides, order);
+            let entry = walk.next(list, selection, hides)?;
+            Some(Source { view, walk, entry, is_dir: list.row(entry.row).is_dir() })
         });
         let mut merge = Self { order, heap: sources.collect(), begun: false };
         (0..merge.heap.len() / 2).rev().for_each(|at| merge.sink(at));
@@ -41,7 +41,7 @@ impl Merge {
     pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         if std::mem::replace(&mut self.begun, true) {
             let top = self.heap.first_mut()?;
-            match top.walk.next(list, &selection.views[top.view], hides) {
+            match top.walk.next(list, selection, hides) {
                 Some(entry) => {
                     top.entry = entry;
                     top.is_dir = list.row(entry.row).is_dir();
@@ -51,6 +51,11 @@ impl Merge {
             self.sink(0);
         }
         self.heap.first().map(|top| top.entry)
+    }
+
+    /// The path, below the module, of the entry that was given last.
+    pub(super) fn path(&self) -> &[u8] {
+        self.heap.first().map_or(b"", |top| top.walk.path())
     }
 
     /// The name of the entry that was given last.

@@ -1,14 +1,13 @@
 //! The entries of one view, depth first, in the order in which clients number them.
 //!
-//! A walk borrows nothing: every step is given the list, the view and the filters, always the same.
+//! A walk borrows nothing: every step is given the list, the selection and the filters, always the same.
 
+mod children;
 mod paths;
 mod tree;
 
-use std::ops::Range;
-
 use crate::list::ListRef;
-use crate::rsync::selection::{ASKED, CHILDREN, Hides, IMPLIED, LISTED, RECURSE, ROW, View};
+use crate::rsync::selection::{CHILDREN, Hides, LISTED, Lost, RECURSE, Selection, View};
 use crate::rsync::version::ListOrder;
 
 /// An entry that is to be listed.
@@ -43,6 +42,8 @@ pub(super) enum Place {
     /// Nowhere: filters hide it. Given all the same, so that looking for the next that is not hidden can be broken
     /// off.
     Hidden,
+    /// Nowhere: it is a symlink that is to be followed, and leads nowhere. The client is told.
+    Lost(Lost),
 }
 
 /// A place in a walk.
@@ -53,19 +54,34 @@ pub(super) enum Walk {
 }
 
 impl Walk {
-    pub(super) fn new(list: ListRef<'_>, view: &View, hides: &impl Hides, order: ListOrder) -> Self {
+    /// A walk through one of the selection's views, by its place.
+    pub(super) fn new(
+        list: ListRef<'_>,
+        selection: &Selection,
+        view: u32,
+        hides: &impl Hides,
+        order: ListOrder,
+    ) -> Self {
         match order {
-            ListOrder::Tree => Self::Tree(tree::Walk::new(list, view)),
-            ListOrder::Paths => Self::Paths(paths::Walk::new(list, view, hides)),
+            ListOrder::Tree => Self::Tree(tree::Walk::new(list, selection, view, hides)),
+            ListOrder::Paths => Self::Paths(paths::Walk::new(list, selection, view, hides)),
         }
     }
 
     /// The next entry.
     #[inline]
-    pub(super) fn next(&mut self, list: ListRef<'_>, view: &View, hides: &impl Hides) -> Option<Entry> {
+    pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         match self {
-            Self::Tree(walk) => walk.next(list, view, hides),
-            Self::Paths(walk) => walk.next(list, view, hides),
+            Self::Tree(walk) => walk.next(list, selection, hides),
+            Self::Paths(walk) => walk.next(list, selection, hides),
+        }
+    }
+
+    /// The path, below the module, of the entry that was given last.
+    pub(super) fn path(&self) -> &[u8] {
+        match self {
+            Self::Tree(walk) => &walk.path.bytes,
+            Self::Paths(walk) => &walk.path.bytes,
         }
     }
 
@@ -131,77 +147,6 @@ impl Path {
     }
 }
 
-/// The children of one directory that the view has something to say of, in row order.
-#[derive(Debug)]
-struct Children {
-    dir: u32,
-    /// What is asked for of the directory: [`RECURSE`], [`CHILDREN`], or nothing but marked children.
-    asked: u32,
-    rows: Range<u32>,
-    marks: Range<usize>,
-}
-
-impl Children {
-    /// Of the directory at `row`.
-    fn of(list: ListRef<'_>, view: &View, row: u32, asked: u32) -> Self {
-        let Some(number) = list.row(row).dir_number() else {
-            return Self { dir: 0, asked: 0, rows: 0..0, marks: 0..0 };
-        };
-        let rows = list.dir(number).rows();
-        let marks = view.marks_in(&rows);
-        let rows = if asked != 0 { rows } else { rows.end..rows.end };
-        Self { dir: number, asked, rows, marks }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.marks.is_empty()
-    }
-
-    /// The children before a row, and the others.
-    fn split(self, view: &View, at: u32) -> (Self, Self) {
-        let marks_at = self.marks.start + view.marks[self.marks.clone()].partition_point(|mark| mark & ROW < at);
-        let rows = |from: u32, to: u32| self.rows.start.clamp(from, to)..self.rows.end.clamp(from, to);
-        let before = Self { rows: rows(0, at), marks: self.marks.start..marks_at, ..self };
-        let after = Self { rows: rows(at, u32::MAX), marks: marks_at..self.marks.end, ..self };
-        (before, after)
-    }
-
-    /// The next child and the bits of its mark, if it has one.
-    #[inline]
-    fn next(&mut self, view: &View) -> Option<(u32, Option<u32>)> {
-        let marked = view.marks.get(self.marks.clone()).and_then(|marks| marks.first());
-        match marked {
-            Some(&mark) if self.rows.is_empty() || mark & ROW == self.rows.start => {
-                self.marks.start += 1;
-                self.rows.start += u32::from(!self.rows.is_empty());
-                Some((mark & ROW, Some(mark & !ROW)))
-            }
-            _ => self.rows.next().map(|row| (row, None)),
-        }
-    }
-
-    /// Whether a child with such a mark is listed, rather than on the way to others.
-    fn lists(&self, mark: Option<u32>) -> bool {
-        self.asked != 0 || mark.unwrap_or(0) & LISTED != 0
-    }
-
-    /// What is asked for of a child that is a directory.
-    fn asks(&self, mark: Option<u32>) -> u32 {
-        (self.asked & RECURSE) | (mark.unwrap_or(0) & (RECURSE | CHILDREN))
-    }
-
-    fn entry(&self, row: u32, mark: Option<u32>) -> Entry {
-        let (contents, mark) = (self.asks(mark) != 0, mark.unwrap_or(0));
-        let top = match self.asked {
-            // Below what comes whole an entry is like others there, even if it is also asked for by name.
-            RECURSE => false,
-            _ if contents => mark & ASKED != 0,
-            asked => asked == 0 && mark & LISTED == IMPLIED,
-        };
-        Entry { row, top, contents, place: Place::Here }
-    }
-}
-
 /// The base's own entry, and what is asked for of it.
 fn base_entry(list: ListRef<'_>, view: &View) -> (Option<Entry>, u32) {
     let row = list.dir(view.base).row();
@@ -209,4 +154,9 @@ fn base_entry(list: ListRef<'_>, view: &View) -> (Option<Entry>, u32) {
     let asked = mark & (RECURSE | CHILDREN);
     let entry = Entry { row, top: asked != 0, contents: asked != 0, place: Place::Here };
     ((mark & LISTED != 0).then_some(entry), asked)
+}
+
+/// Whether the name of a symlink that leads nowhere is hidden: as whatever it was to be.
+fn hides_lost(path: &Path, hides: &impl Hides) -> bool {
+    path.hidden(hides, false) || path.hidden(hides, true)
 }

@@ -7,12 +7,16 @@ use super::gone::Gone;
 use super::merge::Merge;
 use super::numbers::Numbers;
 use super::walk::{Entry, Place, Walk};
+use crate::limits;
 use crate::list::ListRef;
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
-use crate::rsync::selection::{Hides, Selection};
+use crate::rsync::selection::{Hides, Lost, Missing, Selection};
 
 /// Hidden entries after which [`ListWriter::write`] returns, so that filters that hide much keep nobody waiting.
 const HIDDEN: usize = 16 << 10;
+
+/// As how many of them a symlink counts that leads nowhere: it is a message to the client.
+const LOST: usize = 64;
 
 /// Writes one list, piece by piece.
 ///
@@ -26,6 +30,9 @@ pub struct ListWriter {
     gone: Gone,
     /// A step that a name which is not there comes before.
     waiting: Option<Step>,
+    /// Symlinks that lead nowhere, and were not taken yet.
+    lost: Vec<Missing>,
+    io_error: i32,
     encoder: EntryEncoder,
     indices: NdxEncoder,
     is_computed: bool,
@@ -64,15 +71,17 @@ impl ListWriter {
     pub fn new(list: ListRef<'_>, class: Class, mut selection: Selection, hides: &impl Hides) -> Self {
         let order = class.version.facts().order;
         let gone = Gone::new(std::mem::take(&mut selection.gone), order);
-        let route = match &selection.views[..] {
+        let route = match selection.roots() {
             _ if class.incremental => Route::Depth(Depth::new(list, &selection)),
-            [view] => Route::Walk(Walk::new(list, view, hides, order)),
+            [_] => Route::Walk(Walk::new(list, &selection, 0, hides, order)),
             _ => Route::Merge(Merge::new(list, &selection, hides, order)),
         };
         Self {
             route,
             gone,
             waiting: None,
+            lost: Vec::new(),
+            io_error: selection.io_error(),
             encoder: EntryEncoder::new(list, class),
             indices: NdxEncoder::new(class.version),
             lists: 0,
@@ -130,7 +139,14 @@ impl ListWriter {
                     if matches!(entry.place, Place::Here | Place::Late) {
                         self.put_row(entry.row, rows);
                     }
-                    hidden += usize::from(entry.place == Place::Hidden);
+                    if let Place::Lost(lost) = entry.place {
+                        self.put_lost(lost);
+                    }
+                    hidden += match entry.place {
+                        Place::Hidden => 1,
+                        Place::Lost(_) => LOST,
+                        _ => 0,
+                    };
                     continue;
                 }
                 Step::List(index, row) => {
@@ -169,6 +185,21 @@ impl ListWriter {
         self.finished
     }
 
+    /// Takes the symlinks that lead nowhere, of those that the client wants to be followed. It must be told of them.
+    pub fn take_lost(&mut self) -> Vec<Missing> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Whether symlinks that were followed have made the list longer than any list may be.
+    pub fn is_too_long(&self) -> bool {
+        self.selection.follows_links() && self.entries > limits::FOLLOWED_ENTRIES
+    }
+
+    /// Bits of rsync's I/O error so far: what the end of the list carries.
+    pub fn io_error(&self) -> i32 {
+        self.io_error
+    }
+
     /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -177,7 +208,7 @@ impl ListWriter {
     /// Writes a name that is not there, if its turn is before a step.
     fn put_gone_before(&mut self, list: ListRef<'_>, step: &Step, out: &mut Vec<u8>, rows: &mut Vec<u32>) -> bool {
         let name = match step {
-            Step::Entry(Entry { place: Place::Hidden | Place::Early, .. }) => None,
+            Step::Entry(Entry { place: Place::Hidden | Place::Early | Place::Lost(_), .. }) => None,
             Step::Entry(entry) => self.gone.next_before(self.route.name(), list.row(entry.row).is_dir()),
             Step::End | Step::List(..) | Step::Done => self.gone.next(),
         };
@@ -188,6 +219,13 @@ impl ListWriter {
         true
     }
 
+    /// Notes that the entry which was given last is a symlink that leads nowhere.
+    fn put_lost(&mut self, lost: Lost) {
+        let missing = Missing::referent(self.route.path(), lost);
+        self.io_error |= missing.io_error();
+        self.lost.push(missing);
+    }
+
     fn put_row(&self, row: u32, rows: &mut Vec<u32>) {
         if !self.is_computed {
             rows.push(row);
@@ -196,14 +234,14 @@ impl ListWriter {
 
     /// A missing directory is an error of the list that would have held it: the first.
     fn io_error_of_this_list(&self) -> i32 {
-        if self.lists == 1 { self.selection.io_error() } else { 0 }
+        if self.lists == 1 { self.io_error } else { 0 }
     }
 
     fn finish(&mut self, list: ListRef<'_>, out: &mut Vec<u8>) {
         if self.class.incremental {
             self.indices.put(out, NDX_FLIST_EOF);
         } else {
-            self.encoder.put_trailer(list, self.selection.io_error(), out);
+            self.encoder.put_trailer(list, self.io_error, out);
         }
         self.done = true;
     }
@@ -213,7 +251,7 @@ impl Route {
     #[inline]
     fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Step {
         let entry = match self {
-            Self::Walk(walk) => selection.views.first().and_then(|view| walk.next(list, view, hides)),
+            Self::Walk(walk) => walk.next(list, selection, hides),
             Self::Merge(merge) => merge.next(list, selection, hides),
             Self::Depth(depth) => return depth.next(list, hides),
             Self::Ended => return Step::Done,
@@ -225,6 +263,15 @@ impl Route {
             },
             Step::Entry,
         )
+    }
+
+    /// The path, below the module, of the entry that was given last. Incremental lists have no use for it.
+    fn path(&self) -> &[u8] {
+        match self {
+            Self::Walk(walk) => walk.path(),
+            Self::Merge(merge) => merge.path(),
+            Self::Depth(_) | Self::Ended => b"",
+        }
     }
 
     /// The name of the entry that was given last.

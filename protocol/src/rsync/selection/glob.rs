@@ -2,7 +2,7 @@
 //!
 //! `*` also matches names that begin with a dot, as stock rsync's daemon has it.
 
-use super::{Hides, paths};
+use super::{Hides, follow, paths};
 use crate::filter::{Pattern, Subject};
 use crate::list::ListRef;
 
@@ -79,8 +79,13 @@ impl<H: Hides> Expansion<'_, '_, H> {
             path.extend_from_slice(if rest.is_empty() { b"" } else { b"/" });
             return self.go(path, dir, rest, each);
         }
+        if rest.is_empty() && !is_glob(component) {
+            // Stock rsync does not look before it names what it finds in no directory.
+            path.extend_from_slice(component);
+            return each(&path);
+        }
         for row in matching(self.list, dir, component, self.budget) {
-            let number = self.list.row(row).dir_number();
+            let Some(number) = self.standing(dir, row) else { continue };
             let mut path = [&path[..], self.list.dir(dir).name_of(row)].concat();
             if self.hides.module_hides(&paths::tidy(&path), number.is_some()) {
                 continue;
@@ -94,6 +99,15 @@ impl<H: Hides> Expansion<'_, '_, H> {
                 None => {}
             }
         }
+    }
+
+    /// The number of the directory that a row, in the directory `dir`, is or stands for, if it is one. None for a
+    /// symlink that leads nowhere: no wildcard matches that.
+    fn standing(&self, dir: u32, row: u32) -> Option<Option<u32>> {
+        let row = self.list.row(row);
+        let Some(target) = row.target() else { return Some(row.dir_number()) };
+        let target = follow::resolve_link(self.list, self.hides, dir, target, 0).ok()?;
+        Some(self.list.row(target.row).dir_number())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Rows that are asked for, four bytes each.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::list::ListRef;
@@ -17,13 +18,25 @@ pub(crate) const IMPLIED: u32 = 1 << 31;
 /// Either way, the row is listed.
 pub(crate) const LISTED: u32 = ASKED | IMPLIED;
 
-/// What is asked for with names relative to one directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is asked for with names relative to one directory: of the transfer, or that a symlink stands for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
-    /// The number of the directory. Its own name in the list is `.`.
+    /// The number of the directory.
     pub(crate) base: u32,
+    /// Symlinks on the way to it from the transfer's root.
+    pub(crate) links: u32,
     /// Marked rows, ascending; with every row, those of its parents up to the base's children.
     pub(crate) marks: Vec<u32>,
+    /// Symlinks that stand for directories because paths lead through them, ascending by row.
+    grafts: Vec<Graft>,
+}
+
+/// A symlink that stands for a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Graft {
+    row: u32,
+    /// The place of the view of that directory among those of the selection.
+    view: u32,
 }
 
 impl View {
@@ -31,6 +44,16 @@ impl View {
     pub(crate) fn marks_in(&self, rows: &Range<u32>) -> Range<usize> {
         let at = |row: u32| self.marks.partition_point(|mark| mark & ROW < row);
         at(rows.start)..at(rows.end)
+    }
+
+    /// The view of the directory that a symlink stands for, by its place, if paths lead through it.
+    pub(crate) fn graft(&self, row: u32) -> Option<u32> {
+        let at = self.grafts.binary_search_by_key(&row, |graft| graft.row).ok()?;
+        Some(self.grafts[at].view)
+    }
+
+    pub(crate) fn has_grafts(&self) -> bool {
+        !self.grafts.is_empty()
     }
 
     /// The bits of a row's mark.
@@ -47,9 +70,23 @@ pub(super) struct Marks {
     sorted_at: usize,
     /// The directory whose parents were put last: names come in runs.
     parents_of: Option<u32>,
+    base: u32,
+    links: u32,
+    /// By the row of the symlink.
+    grafts: BTreeMap<u32, Marks>,
 }
 
 impl Marks {
+    /// Of names that are relative to a directory which so many symlinks lead to.
+    pub(super) fn new(base: u32, links: u32) -> Self {
+        Self { base, links, ..Self::default() }
+    }
+
+    /// The marks below a symlink that stands for a directory.
+    pub(super) fn graft(&mut self, row: u32, base: u32, links: u32) -> &mut Self {
+        self.grafts.entry(row).or_insert_with(|| Self::new(base, links))
+    }
+
     pub(super) fn put(&mut self, row: u32, bits: u32) {
         self.marks.push(row | bits);
         if self.marks.len() > (2 * self.sorted_at).max(1024) {
@@ -57,8 +94,9 @@ impl Marks {
         }
     }
 
-    /// Puts the directories between `base` and a row.
-    pub(super) fn put_parents(&mut self, list: ListRef<'_>, base: u32, row: u32, bits: u32) {
+    /// Puts the directories between the base and a row.
+    pub(super) fn put_parents(&mut self, list: ListRef<'_>, row: u32, bits: u32) {
+        let base = self.base;
         if row == list.dir(base).row() {
             return;
         }
@@ -74,10 +112,16 @@ impl Marks {
         }
     }
 
-    pub(super) fn into_view(mut self, base: u32) -> View {
+    /// The view. Those of its grafts are appended to `views`.
+    pub(super) fn into_view(mut self, views: &mut Vec<View>) -> View {
         self.sort();
         self.marks.shrink_to_fit();
-        View { base, marks: self.marks }
+        let grafts = self.grafts.into_iter().map(|(row, marks)| {
+            let view = marks.into_view(views);
+            views.push(view);
+            Graft { row, view: views.len() as u32 - 1 }
+        });
+        View { base: self.base, links: self.links, marks: self.marks, grafts: grafts.collect() }
     }
 
     fn sort(&mut self) {

@@ -5,9 +5,10 @@
 //! those directories for sent with their contents (and deletes in them) that come after a directory that
 //! is marked so.
 
-use super::{Children, Entry, Path, Place, base_entry};
+use super::children::{Child, Children, Into};
+use super::{Entry, Path, Place, base_entry, hides_lost};
 use crate::list::{Dir, ListRef};
-use crate::rsync::selection::{Hides, View};
+use crate::rsync::selection::{Hides, Selection};
 
 #[derive(Debug)]
 pub(in super::super) struct Walk {
@@ -22,10 +23,10 @@ pub(in super::super) struct Walk {
 struct Frame {
     path_len: usize,
     dot: Option<Entry>,
-    files: Children,
-    file: Option<(u32, Option<u32>)>,
-    /// Directories with their marks, in the order of their contents.
-    dirs: Vec<(u32, Option<u32>)>,
+    children: Children,
+    file: Option<Child>,
+    /// Directories in the order of their contents.
+    dirs: Vec<Child>,
     dirs_at: usize,
     /// Places in `dirs`, in the order of the directories' own entries.
     entries: Vec<u32>,
@@ -41,33 +42,35 @@ enum Next {
 }
 
 impl Walk {
-    pub(super) fn new(list: ListRef<'_>, view: &View, hides: &impl Hides) -> Self {
+    pub(super) fn new(list: ListRef<'_>, selection: &Selection, number: u32, hides: &impl Hides) -> Self {
+        let view = selection.view(number);
         let (dot, asked) = base_entry(list, view);
         let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), first: None };
         let at = |place| dot.map(|dot| Entry { place, ..dot });
-        walk.descend(list, view, hides, list.dir(view.base).row(), asked, at(Place::Late));
+        let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
+        walk.descend(list, selection, hides, into, at(Place::Late));
         walk.path = Path::base(list, view.base);
         walk.first = at(Place::Early);
         walk
     }
 
-    pub(super) fn next(&mut self, list: ListRef<'_>, view: &View, hides: &impl Hides) -> Option<Entry> {
+    pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         if let Some(dot) = self.first.take() {
             return Some(dot);
         }
         loop {
             let frame = self.stack.last_mut()?;
-            let dir = list.dir(frame.files.dir);
+            let dir = frame.children.dir(list);
             let Some(next) = frame.peek(dir) else {
                 self.stack.pop();
                 continue;
             };
-            let (row, mark) = match next {
+            let child = match next {
                 Next::Dot => {
                     self.path.set(frame.path_len, b"");
                     return frame.dot.take();
                 }
-                Next::File => std::mem::replace(&mut frame.file, frame.files.next(view))?,
+                Next::File => std::mem::replace(&mut frame.file, frame.children.next_file(list, selection, hides))?,
                 Next::Entry => {
                     frame.entries_at += 1;
                     frame.dirs[frame.entries[frame.entries_at - 1] as usize]
@@ -77,15 +80,22 @@ impl Walk {
                     frame.dirs[frame.dirs_at - 1]
                 }
             };
-            self.path.set(frame.path_len, dir.name_of(row));
-            match next {
-                Next::Contents => {
-                    let asks = frame.files.asks(mark);
-                    self.descend(list, view, hides, row, asks, None);
+            self.path.set(frame.path_len, dir.name_of(child.name));
+            if let Next::Contents = next {
+                let Some(into) = frame.children.entered(list, &child) else { continue };
+                if let Some(unopened) = into.unopened(&frame.children.entry(&child)) {
+                    return Some(unopened);
                 }
-                Next::File if mark.is_none() && self.path.hidden(hides, false) => return Some(Entry::hidden(row)),
-                _ if frame.files.lists(mark) => return Some(frame.files.entry(row, mark)),
-                _ => {}
+                self.descend(list, selection, hides, into, None);
+                continue;
+            }
+            // Directories have been through the filters.
+            let is_hidden = !child.is_dir && child.mark.is_none() && self.path.hidden(hides, false);
+            if is_hidden || child.lost.is_some() && hides_lost(&self.path, hides) {
+                return Some(Entry::hidden(child.row));
+            }
+            if frame.children.lists(&child) {
+                return Some(frame.children.entry(&child));
             }
         }
     }
@@ -93,43 +103,41 @@ impl Walk {
     fn descend(
         &mut self,
         list: ListRef<'_>,
-        view: &View,
+        selection: &Selection,
         hides: &impl Hides,
-        row: u32,
-        asked: u32,
+        into: Into,
         dot: Option<Entry>,
     ) {
         let path_len = self.path.len();
-        let children = Children::of(list, view, row, asked);
+        let mut children = Children::of(list, selection, hides, into);
         if children.is_empty() && dot.is_none() {
             return;
         }
-        let dir = list.dir(children.dir);
-        let (mut files, mut subdirs) = children.split(view, dir.subdirs().start);
+        let dir = children.dir(list);
         let mut dirs = Vec::new();
-        while let Some((row, mark)) = subdirs.next(view) {
-            self.path.set(path_len, dir.name_of(row));
-            if mark.is_some() || !self.path.hidden(hides, true) {
-                dirs.push((row, mark));
+        while let Some(child) = children.next_dir(list, selection) {
+            self.path.set(path_len, dir.name_of(child.name));
+            if child.mark.is_some() || !self.path.hidden(hides, true) {
+                dirs.push(child);
             }
         }
         let mut entries: Vec<u32> = (0..dirs.len() as u32).collect();
-        entries.sort_unstable_by_key(|&at| dir.name_of(dirs[at as usize].0));
-        let file = files.next(view);
-        self.stack.push(Frame { path_len, dot, files, file, dirs, dirs_at: 0, entries, entries_at: 0 });
+        entries.sort_unstable_by_key(|&at| dir.name_of(dirs[at as usize].name));
+        let file = children.next_file(list, selection, hides);
+        self.stack.push(Frame { path_len, dot, children, file, dirs, dirs_at: 0, entries, entries_at: 0 });
     }
 }
 
 impl Frame {
     /// Which of the runs has the least name; none when all are at their end.
     fn peek(&self, dir: Dir<'_>) -> Option<Next> {
-        let name = |row| dir.name_of(row);
-        let entry = self.entries.get(self.entries_at).map(|&at| name(self.dirs[at as usize].0));
+        let name = |child: &Child| dir.name_of(child.name);
+        let entry = self.entries.get(self.entries_at).map(|&at| name(&self.dirs[at as usize]));
         let runs = [
             (Next::Dot, self.dot.map(|_| &b"."[..])),
-            (Next::File, self.file.map(|(row, _)| name(row))),
+            (Next::File, self.file.as_ref().map(name)),
             (Next::Entry, entry),
-            (Next::Contents, self.dirs.get(self.dirs_at).map(|&(row, _)| name(row))),
+            (Next::Contents, self.dirs.get(self.dirs_at).map(name)),
         ];
         let present = runs.into_iter().filter_map(|(next, name)| Some((next, name?)));
         let slash = |next| if matches!(next, Next::Contents) { &b"/"[..] } else { b"" };

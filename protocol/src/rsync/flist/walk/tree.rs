@@ -1,54 +1,63 @@
 //! Protocol 29 and later: the order of [`crate::order`], so that of the rows, a directory's contents right
 //! after it.
 
-use super::{Children, Entry, Path, base_entry};
+use super::children::{Child, Children, Into};
+use super::{Entry, Path, base_entry, hides_lost};
 use crate::list::ListRef;
-use crate::rsync::selection::{Hides, View};
+use crate::rsync::selection::{Hides, Selection};
 
 #[derive(Debug)]
 pub(in super::super) struct Walk {
     pub(super) path: Path,
     stack: Vec<Frame>,
     dot: Option<Entry>,
+    /// The directory that was given last, if too many symlinks lead to it.
+    unopened: Option<Entry>,
 }
 
 /// A directory whose children are being listed.
 #[derive(Debug)]
 struct Frame {
     children: Children,
-    /// The row of its first directory.
-    dirs_from: u32,
     path_len: usize,
 }
 
 impl Walk {
-    pub(super) fn new(list: ListRef<'_>, view: &View) -> Self {
+    pub(super) fn new(list: ListRef<'_>, selection: &Selection, number: u32, hides: &impl Hides) -> Self {
+        let view = selection.view(number);
         let (dot, asked) = base_entry(list, view);
-        let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), dot };
-        walk.descend(list, view, list.dir(view.base).row(), asked);
+        let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), dot, unopened: None };
+        let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
+        walk.descend(list, selection, hides, into);
         walk
     }
 
-    pub(super) fn next(&mut self, list: ListRef<'_>, view: &View, hides: &impl Hides) -> Option<Entry> {
+    pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         if let Some(dot) = self.dot.take() {
             return Some(dot);
         }
+        if let Some(unopened) = self.unopened.take() {
+            return Some(unopened);
+        }
         loop {
             let frame = self.stack.last_mut()?;
-            let Some((row, mark)) = frame.children.next(view) else {
+            let Some(child) = frame.children.next(list, selection, hides) else {
                 self.stack.pop();
                 continue;
             };
-            self.path.set(frame.path_len, list.dir(frame.children.dir).name_of(row));
-            let is_dir = row >= frame.dirs_from;
+            let Child { name, row, mark, is_dir, lost, .. } = child;
+            self.path.set(frame.path_len, frame.children.dir(list).name_of(name));
             // What was asked for by name has been through the filters.
-            if mark.is_none() && self.path.hidden(hides, is_dir) {
+            let is_hidden = mark.is_none() && self.path.hidden(hides, is_dir);
+            if is_hidden || lost.is_some() && hides_lost(&self.path, hides) {
                 return Some(Entry::hidden(row));
             }
-            let (lists, asks) = (frame.children.lists(mark), frame.children.asks(mark));
-            let entry = frame.children.entry(row, mark);
-            if is_dir {
-                self.descend(list, view, row, asks);
+            let (lists, entry) = (frame.children.lists(&child), frame.children.entry(&child));
+            if is_dir && let Some(into) = frame.children.entered(list, &child) {
+                match into.unopened(&entry) {
+                    Some(unopened) => self.unopened = Some(unopened),
+                    None => self.descend(list, selection, hides, into),
+                }
             }
             if lists {
                 return Some(entry);
@@ -56,11 +65,10 @@ impl Walk {
         }
     }
 
-    fn descend(&mut self, list: ListRef<'_>, view: &View, row: u32, asked: u32) {
-        let children = Children::of(list, view, row, asked);
+    fn descend(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides, into: Into) {
+        let children = Children::of(list, selection, hides, into);
         if !children.is_empty() {
-            let dirs_from = list.dir(children.dir).subdirs().start;
-            self.stack.push(Frame { children, dirs_from, path_len: self.path.len() });
+            self.stack.push(Frame { children, path_len: self.path.len() });
         }
     }
 }

@@ -1,0 +1,222 @@
+//! The children of one directory that a view has something to say of, in the order of the list. A symlink that stands for a
+//! directory is in its place among the directories.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::{Entry, Place};
+use crate::list::{Dir, ListRef};
+use crate::order;
+use crate::rsync::selection::{
+    ASKED, CHILDREN, Hides, IMPLIED, LINKS, LISTED, Lost, RECURSE, ROW, Selection, Standing, Target, View,
+};
+
+/// Where a walk goes in: a directory, and what is asked for of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Into {
+    /// The number of the directory.
+    pub(super) dir: u32,
+    /// [`RECURSE`], [`CHILDREN`], or nothing but marked children.
+    pub(super) asked: u32,
+    /// The view whose marks hold in it; none behind a symlink that no path leads through.
+    pub(super) view: Option<u32>,
+    /// Symlinks on the way to it.
+    pub(super) links: u32,
+    /// Elements of its name in the list.
+    pub(super) depth: usize,
+}
+
+impl Into {
+    /// What to tell of a directory that is listed as `entry` if too many symlinks lead to it: nothing in it is listed.
+    pub(super) fn unopened(&self, entry: &Entry) -> Option<Entry> {
+        let place = Place::Lost(Lost::Unopened);
+        (self.links >= LINKS && entry.contents).then_some(Entry { place, ..*entry })
+    }
+}
+
+/// Children that are still to come.
+#[derive(Debug)]
+pub(super) struct Children {
+    into: Into,
+    files: Run,
+    dirs: Run,
+    /// Symlinks that stand for directories.
+    linked: VecDeque<Child>,
+    /// Whether any symlink may stand for something else.
+    follows: bool,
+}
+
+/// Rows, and the marks among them.
+#[derive(Debug, Clone)]
+struct Run {
+    rows: Range<u32>,
+    marks: Range<usize>,
+}
+
+/// One child.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Child {
+    /// The row that it has its name from.
+    pub(super) name: u32,
+    /// The row of what is listed under that name.
+    pub(super) row: u32,
+    /// The bits of its mark, if it has one.
+    pub(super) mark: Option<u32>,
+    /// Whether it is a directory, or stands for one.
+    pub(super) is_dir: bool,
+    /// What a symlink that is to be followed lacks.
+    pub(super) lost: Option<Lost>,
+    view: Option<u32>,
+    links: u32,
+}
+
+impl Children {
+    /// Of a directory.
+    pub(super) fn of(list: ListRef<'_>, selection: &Selection, hides: &impl Hides, into: Into) -> Self {
+        let dir = list.dir(into.dir);
+        let view = into.view.map(|view| selection.view(view));
+        let run = |rows: Range<u32>| Run {
+            marks: view.map_or(0..0, |view| view.marks_in(&rows)),
+            rows: if into.asked != 0 { rows } else { rows.end..rows.end },
+        };
+        let mut children = Self {
+            into,
+            files: run(dir.files()),
+            dirs: run(dir.subdirs()),
+            linked: VecDeque::new(),
+            follows: selection.follow().any() || view.is_some_and(View::has_grafts),
+        };
+        if children.follows {
+            let files = children.files.clone();
+            while let Some(child) = children.next_file_or_link(list, selection, hides) {
+                if child.is_dir {
+                    children.linked.push_back(child);
+                }
+            }
+            children.files = files;
+            let name = |child: &Child| dir.name_of(child.name);
+            children.linked.make_contiguous().sort_unstable_by(|a, b| order::directories(name(a), name(b)));
+        }
+        children
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.dirs.is_empty() && self.linked.is_empty()
+    }
+
+    /// The directory.
+    pub(super) fn dir<'a>(&self, list: ListRef<'a>) -> Dir<'a> {
+        list.dir(self.into.dir)
+    }
+
+    /// The next child.
+    #[inline]
+    pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Child> {
+        self.next_file(list, selection, hides).or_else(|| self.next_dir(list, selection))
+    }
+
+    /// The next child that is no directory.
+    #[inline]
+    pub(super) fn next_file(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Child> {
+        loop {
+            let child = self.next_file_or_link(list, selection, hides)?;
+            // A symlink to a directory comes among the directories.
+            if !child.is_dir {
+                return Some(child);
+            }
+        }
+    }
+
+    /// The next child that is a directory, or stands for one.
+    #[inline]
+    pub(super) fn next_dir(&mut self, list: ListRef<'_>, selection: &Selection) -> Option<Child> {
+        let mut rest = self.dirs.clone();
+        let next = rest.next(self.marks(selection));
+        let dir = self.dir(list);
+        let is_first = |linked: &Child| {
+            next.is_none_or(|(row, _)| order::directories(dir.name_of(linked.name), dir.name_of(row)).is_lt())
+        };
+        if self.linked.front().is_some_and(is_first) {
+            return self.linked.pop_front();
+        }
+        self.dirs = rest;
+        let Into { view, links, .. } = self.into;
+        next.map(|(row, mark)| Child { name: row, row, mark, is_dir: true, lost: None, view, links })
+    }
+
+    #[inline]
+    fn next_file_or_link(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Child> {
+        let (row, mark) = self.files.next(self.marks(selection))?;
+        let links = self.into.links;
+        let itself = Child { name: row, row, mark, is_dir: false, lost: None, view: None, links };
+        if !self.follows {
+            return Some(itself);
+        }
+        let stands_for = |Target { row, links }, view| {
+            let is_dir = list.row(row).is_dir();
+            Child { row, is_dir, links, view, ..itself }
+        };
+        if let Some(view) = self.into.view.and_then(|view| selection.view(view).graft(row)) {
+            let into = selection.view(view);
+            return Some(stands_for(Target { row: list.dir(into.base).row(), links: into.links }, Some(view)));
+        }
+        let place = (self.into.depth, links);
+        Some(match selection.follow().standing(list, hides, self.into.dir, row, place) {
+            Standing::Itself => itself,
+            Standing::For(target) => stands_for(target, None),
+            Standing::Lost(lost) => Child { lost: Some(lost), ..itself },
+        })
+    }
+
+    fn marks<'a>(&self, selection: &'a Selection) -> &'a [u32] {
+        self.into.view.map_or(&[], |view| &selection.view(view).marks)
+    }
+
+    /// Whether a child is listed, rather than on the way to others.
+    pub(super) fn lists(&self, child: &Child) -> bool {
+        self.into.asked != 0 || child.mark.unwrap_or(0) & LISTED != 0
+    }
+
+    /// Where a walk goes on that enters a child.
+    pub(super) fn entered(&self, list: ListRef<'_>, child: &Child) -> Option<Into> {
+        let dir = list.row(child.row).dir_number()?;
+        let (view, links, depth) = (child.view, child.links, self.into.depth + 1);
+        Some(Into { dir, asked: self.asks(child), view, links, depth })
+    }
+
+    fn asks(&self, child: &Child) -> u32 {
+        (self.into.asked & RECURSE) | (child.mark.unwrap_or(0) & (RECURSE | CHILDREN))
+    }
+
+    pub(super) fn entry(&self, child: &Child) -> Entry {
+        let (contents, mark) = (self.asks(child) != 0, child.mark.unwrap_or(0));
+        let top = match self.into.asked {
+            // Below what comes whole an entry is like others there, even if it is also asked for by name.
+            RECURSE => false,
+            _ if contents => mark & ASKED != 0,
+            asked => asked == 0 && mark & LISTED == IMPLIED,
+        };
+        let place = child.lost.map_or(Place::Here, Place::Lost);
+        Entry { row: child.row, top, contents, place }
+    }
+}
+
+impl Run {
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.marks.is_empty()
+    }
+
+    /// The next row and the bits of its mark, if it has one. `marks` are all marks of the view.
+    #[inline]
+    fn next(&mut self, marks: &[u32]) -> Option<(u32, Option<u32>)> {
+        let marked = marks.get(self.marks.clone()).and_then(|marks| marks.first());
+        match marked {
+            Some(&mark) if self.rows.is_empty() || mark & ROW == self.rows.start => {
+                self.marks.start += 1;
+                self.rows.start += u32::from(!self.rows.is_empty());
+                Some((mark & ROW, Some(mark & !ROW)))
+            }
+            _ => self.rows.next().map(|row| (row, None)),
+        }
+    }
+}
