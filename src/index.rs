@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     /// one that is not mounted
     #[arg(long)]
     allow_empty: bool,
+    /// Read all that the store keeps, and read the files again of which something is damaged there
+    #[arg(long, conflicts_with = "changed_from")]
+    verify_store: bool,
     /// One JSON object per repository on standard output
     #[arg(long)]
     json: bool,
@@ -129,6 +132,7 @@ const KEEP_GENERATIONS: u32 = 8;
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let changed = arguments.changed_from.as_deref().map(|from| read_names(from, arguments.null)).transpose()?;
     let (json, quiet, allow_empty) = (arguments.json, arguments.quiet, arguments.allow_empty);
+    let verify_store = arguments.verify_store;
     let mut all = options(arguments)?;
     if changed.is_some() && all.len() != 1 {
         return Err(UsageError("--changed-from is for one repository: name it".to_owned()).into());
@@ -137,6 +141,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let mut exit = Exit::Done;
     for options in &mut all {
         options.allow_empty = allow_empty;
+        options.verify_store = verify_store;
         options.changed_from = changed.as_ref().map(|names| below_root(names, &options.root)).transpose()?;
         let bar = progress::bar(quiet || json);
         let report = indexer::index(options, &Shown::new(&bar), &stop);
@@ -279,6 +284,10 @@ fn tell(name: &str, report: &Report, as_json: bool, quiet: bool) -> Exit {
     if report.digests_postponed {
         eprintln!("stillmirror: {name}: the new digests wait for a run in which every file can be read");
     }
+    if report.damaged > 0 {
+        let files = count(report.damaged, "file");
+        eprintln!("stillmirror: {name}: the store was damaged: what it keeps of {files} is written again");
+    }
     if as_json {
         line!("{}", to_json(name, report));
     } else if !quiet {
@@ -322,6 +331,7 @@ fn to_json(name: &str, report: &Report) -> Value {
         "added": report.added,
         "changed": report.changed,
         "removed": report.removed,
+        "damaged": report.damaged,
         "hashed_files": report.hashed_files,
         "hashed_bytes": report.hashed_bytes,
         "unreadable": report.unreadable.iter().map(|problem| Escaped(&problem.path).to_string()).collect::<Vec<_>>(),

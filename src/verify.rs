@@ -69,7 +69,8 @@ fn said(problem: Problem) -> &'static str {
         Problem::Link => "is not the hard link that it should be",
         Problem::Unreadable => "cannot be read",
         Problem::Stored => {
-            "has another content in the store, from where it is served: delete the store, and index or pull again"
+            "is damaged in the store, and is served from the tree instead: run `stillmirror index --verify-store` (of \
+             a store that `pull` wrote: remove it, and pull again)"
         }
     }
 }

@@ -25,6 +25,7 @@ mod access;
 mod admission;
 mod bandwidth;
 mod config;
+mod damage;
 mod descriptors;
 mod direct;
 mod extents;

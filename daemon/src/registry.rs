@@ -17,6 +17,7 @@ use crate::access::{Hosts, Users};
 use crate::admission::Admission;
 use crate::bandwidth::Bucket;
 use crate::config::{self, ModuleConfig, RepositoryConfig};
+use crate::damage::{Damages, Part};
 use crate::file::Tree;
 use crate::lists::Lists;
 
@@ -199,6 +200,14 @@ impl Repository {
             bytes = head.counts.bytes,
             "serving a generation"
         );
+        for pack in edition.generation.missing_packs() {
+            tracing::error!(
+                repository = self.name,
+                pack = %pack.display(),
+                "a pack of the store is missing or damaged: files are read from the tree instead; `stillmirror index \
+                 --verify-store` reads these files again (a store that `stillmirror pull` wrote: remove it, and pull)"
+            );
+        }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(edition));
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -234,6 +243,16 @@ pub(crate) struct Edition {
     pub(crate) voids: Voids,
     /// Its encoded lists.
     pub(crate) lists: Lists,
+    /// What turned out to be damaged of it.
+    pub(crate) damages: Damages,
+    /// Its list, compressed again because what the store has is damaged.
+    compressed: OnceLock<Option<Vec<u8>>>,
+}
+
+impl Drop for Edition {
+    fn drop(&mut self) {
+        self.damages.report(self.generation.number());
+    }
 }
 
 /// What was found of filter rules, each named by a digest: most clients come with the same few.
@@ -277,9 +296,11 @@ impl Edition {
         Self {
             generation,
             steps: OnceLock::new(),
+            compressed: OnceLock::new(),
             sub_lists: OnceLock::new(),
             voids: Voids::default(),
             lists: Lists::default(),
+            damages: Damages::default(),
         }
     }
 
@@ -291,24 +312,53 @@ impl Edition {
     }
 
     /// How the list comes to a receiver that has the one with digest `have`. May read older generations
-    /// the first time.
-    pub(crate) fn list_form(&self, store: Option<&Store>, have: Digest) -> ListForm {
+    /// the first time, and reads the deltas through.
+    pub(crate) fn list_form(&self, repository: &Repository, have: Digest) -> ListForm {
         if have == self.generation.head().list_digest {
             return ListForm::Unchanged;
         }
-        match self.deltas(store, have) {
-            Some(deltas) => ListForm::Deltas(deltas.map(|delta| delta.len() as u64).collect()),
-            None => ListForm::Whole { list_len: self.generation.head().list_len },
+        let whole = ListForm::Whole { list_len: self.generation.head().list_len };
+        let Some(steps) = self.steps_from(repository.store().ok(), have) else { return whole };
+        let mut lens = Vec::with_capacity(steps.len());
+        for generation in steps {
+            if !generation.delta_is_right() {
+                let place = generation.dir().join("delta");
+                self.damages.met(Part::Delta, &repository.name, generation, place.display());
+                return whole;
+            }
+            lens.push(generation.delta().map_or(0, <[u8]>::len) as u64);
         }
+        ListForm::Deltas(lens)
+    }
+
+    /// Whether there is a right compressed list to send. Reads it through; one that is damaged is made again, and
+    /// that one is kept. False when the list itself is damaged too.
+    pub(crate) fn check_compressed(&self, repository: &str) -> bool {
+        if self.compressed.get().is_some_and(Option::is_some) || self.generation.list_zst_is_right() {
+            return true;
+        }
+        let place = self.generation.dir().join("list.zst");
+        self.damages.met(Part::List, repository, &self.generation, place.display());
+        self.compressed.get_or_init(|| self.generation.compress_list().ok()).is_some()
+    }
+
+    /// The compressed list, which is right after [`Edition::check_compressed`] said so.
+    pub(crate) fn compressed(&self) -> &[u8] {
+        self.compressed.get().and_then(Option::as_deref).unwrap_or(self.generation.list_zst())
     }
 
     /// The deltas that lead from the list with digest `have` to this one, in the order in which they
     /// are applied.
     pub(crate) fn deltas(&self, store: Option<&Store>, have: Digest) -> Option<impl ExactSizeIterator<Item = &[u8]>> {
+        let generations = self.steps_from(store, have)?;
+        Some(generations.map(|generation| generation.delta().unwrap_or_default()))
+    }
+
+    /// The generations with these deltas.
+    fn steps_from(&self, store: Option<&Store>, have: Digest) -> Option<impl ExactSizeIterator<Item = &Generation>> {
         let steps = self.steps.get_or_init(|| find_steps(&self.generation, store));
         let first = have.is_some().then(|| steps.iter().position(|step| step.from == have))??;
-        let generations = steps[..=first].iter().rev().map(|step| step.of.as_ref().unwrap_or(&self.generation));
-        Some(generations.map(|generation| generation.delta().unwrap_or_default()))
+        Some(steps[..=first].iter().rev().map(|step| step.of.as_ref().unwrap_or(&self.generation)))
     }
 }
 

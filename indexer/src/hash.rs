@@ -16,13 +16,13 @@ use stillmirror_protocol::entry::{Digest, Digests, PASSED_BY_OTHERS, READ_BY_OTH
 use stillmirror_protocol::local::RecordAt;
 use stillmirror_protocol::path;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder};
-use stillmirror_store::{Draft, Record, StoreError};
+use stillmirror_store::{Draft, Generation, Record, StoreError};
 use twox_hash::XxHash3_128;
 
 use crate::options::Options;
 use crate::report::Progress;
 use crate::tree::{self, Facts, Tree};
-use crate::walk::{Findings, Old};
+use crate::walk::Findings;
 
 /// All files to be read: each inode once, under whichever of its names is still there.
 #[derive(Debug)]
@@ -347,14 +347,14 @@ impl<'a> Worker<'a> {
 
 /// Records by the content that they are of, so that equal files share one.
 pub(crate) struct Known<'a> {
-    old: Option<Old<'a>>,
+    old: Option<&'a Generation>,
     /// Rows of the old list that have a record, by the digest's first bytes. Made at the first use.
     old_rows: OnceLock<HashMap<[u8; 8], u32>>,
     new: Mutex<HashMap<Digest, RecordAt>>,
 }
 
 impl<'a> Known<'a> {
-    pub(crate) fn of(old: Option<Old<'a>>) -> Self {
+    pub(crate) fn of(old: Option<&'a Generation>) -> Self {
         Self { old, old_rows: OnceLock::new(), new: Mutex::default() }
     }
 
@@ -379,21 +379,26 @@ impl<'a> Known<'a> {
             return Ok(*at);
         }
         let sums = sums.map_or_else(Vec::new, SumsBuilder::finish);
-        let written = draft.append(Record { sums: &sums, content });
+        let written = draft.append(digest, Record { sums: &sums, content });
         let at = written.map_err(|error| Trouble::All(ReadingError::Store(error)))?;
         new.insert(digest, at);
         Ok(at)
     }
 
     fn in_old(&self, digest: Digest) -> Option<RecordAt> {
-        let Old { list, local, .. } = self.old?;
+        let generation = self.old?;
+        let (list, local) = (generation.list(), generation.local());
         let record = |row: u32| local.record(list.row(row).file_number()?);
         let rows = self.old_rows.get_or_init(|| {
             let with_record = (0..list.len()).filter(|&row| record(row).is_some());
             with_record.map(|row| (first_bytes(list.row(row).sha256()), row)).collect()
         });
         let row = *rows.get(&first_bytes(digest))?;
-        record(row).filter(|_| list.row(row).sha256() == digest)
+        let is_right = |_: &RecordAt| {
+            let file = list.row(row).file_number().filter(|_| list.row(row).sha256() == digest);
+            file.is_some_and(|file| generation.record(file).is_ok())
+        };
+        record(row).filter(is_right)
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use stillmirror_protocol::path;
 use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
+use crate::damaged::Damaged;
 use crate::error::IndexError;
 use crate::hash::{Jobs, Known, Outcomes, Reading, ReadingError};
 use crate::options::{Options, Unreadable};
@@ -35,7 +36,12 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let before = store.current()?;
     refuse_emptied(options, &tree, before.as_ref())?;
     let fewer;
-    let mut run = Run { options, progress, stop, tree, store, lock, report: Report::default() };
+    let damaged = match &before {
+        Some(before) if options.verify_store => Damaged::find(before, options.thread_count(), stop),
+        _ => Damaged::default(),
+    };
+    let mut run = Run { options, progress, stop, tree, store, lock, damaged: &damaged, report: Report::default() };
+    run.report.damaged = damaged.files.len() as u64;
     run.report.time.open = started.elapsed();
     if let Ended::ForWantOfDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
         let has = before.as_ref().map(Generation::list);
@@ -56,6 +62,7 @@ struct Run<'a> {
     tree: Tree,
     store: Store,
     lock: StoreLock,
+    damaged: &'a Damaged,
     report: Report,
 }
 
@@ -75,7 +82,8 @@ impl Run<'_> {
         store_below_root: Option<&[u8]>,
         changed_from: Option<&[Vec<u8>]>,
     ) -> Result<Ended, IndexError> {
-        let known = before.map(|before| Old { list: before.list(), local: before.local() });
+        let known =
+            before.map(|before| Old { list: before.list(), local: before.local(), damaged: &self.damaged.files });
         // A list without a digest that is asked for is made anew, from reading every file.
         let old = known.filter(|old| self.has_digests(old));
         let owners = Owners::default();
@@ -92,7 +100,7 @@ impl Run<'_> {
         let hashing = Instant::now();
         self.report.time.walk += hashing - walking;
 
-        if findings.is_empty() && findings.lost.is_empty() {
+        if findings.is_empty() && findings.lost.is_empty() && !self.damaged.list {
             self.report.unreadable = findings.unreadable;
             return self.leave(before);
         }
@@ -101,7 +109,7 @@ impl Run<'_> {
             return Ok(Ended::ForWantOfDigests);
         }
         let draft = self.store.begin(&self.lock)?;
-        let outcomes = self.read(&findings, known, hashing, &draft)?;
+        let outcomes = self.read(&findings, before, hashing, &draft)?;
         let publishing = Instant::now();
         self.report.time.hash += publishing - hashing;
 
@@ -111,7 +119,7 @@ impl Run<'_> {
         if anew.is_some_and(|known| self.loses_some(known, &settled.unreadable, &settled.torn)) {
             return Ok(Ended::ForWantOfDigests);
         }
-        if settled.is_empty() {
+        if settled.is_empty() && !self.damaged.list {
             self.tell(settled);
             return self.leave(before);
         }
@@ -153,7 +161,7 @@ impl Run<'_> {
     fn read(
         &mut self,
         findings: &Findings,
-        known: Option<Old<'_>>,
+        before: Option<&Generation>,
         walked: Instant,
         draft: &Draft,
     ) -> Result<Outcomes, IndexError> {
@@ -162,7 +170,7 @@ impl Run<'_> {
             tree: &self.tree,
             options: self.options,
             draft,
-            known: Known::of(known),
+            known: Known::of(before),
             walked,
             progress: self.progress,
             stop: self.stop,

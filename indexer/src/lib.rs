@@ -13,6 +13,7 @@
 // What a peer, a disk or a user can reach must not panic; tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod damaged;
 mod error;
 mod groups;
 mod hash;

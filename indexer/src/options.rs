@@ -53,6 +53,9 @@ pub struct Options {
     /// Whether a root without any entry is published although the current generation has files. Otherwise it
     /// is an error: most likely the root is not mounted.
     pub allow_empty: bool,
+    /// Whether all that the store keeps is read and checked first; the files of which something is damaged are read
+    /// again.
+    pub verify_store: bool,
 }
 
 /// What happens to devices, fifos and sockets.
@@ -96,6 +99,7 @@ impl Options {
             drop_cache: true,
             changed_from: None,
             allow_empty: false,
+            verify_store: false,
         }
     }
 

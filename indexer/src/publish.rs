@@ -136,8 +136,9 @@ fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, Rec
         if moved.contains_key(&at) {
             continue;
         }
-        // A record that cannot be had any more is given up: it was a hint.
-        let now = draft.append(before.record(file).unwrap_or_default())?;
+        // A record that is damaged is given up: all that is in it can be had from the tree.
+        let record = before.record(file).ok().flatten().unwrap_or_default();
+        let now = draft.append(before.list().sha256(file), record)?;
         moved.insert(at, now);
     }
     Ok(moved)

@@ -36,6 +36,8 @@ pub struct Report {
     pub changed: u64,
     /// Entries gone since the generation before.
     pub removed: u64,
+    /// Files of which the store's record was damaged, when that was looked for.
+    pub damaged: u64,
     /// Files read.
     pub hashed_files: u64,
     /// Bytes read.

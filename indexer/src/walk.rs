@@ -4,6 +4,7 @@ mod below;
 mod findings;
 mod named;
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
@@ -26,6 +27,8 @@ pub(crate) use findings::{Findings, Found, Lost};
 pub(crate) struct Old<'a> {
     pub(crate) list: ListRef<'a>,
     pub(crate) local: LocalRef<'a>,
+    /// Files, by number, that are read again although they are the same.
+    pub(crate) damaged: &'a HashSet<u32>,
 }
 
 /// What every part of a walk needs.
@@ -114,7 +117,8 @@ impl<'a> Walk<'a> {
         let kind = facts.file_type();
         let mut read = Vec::new();
         if let (Some(row), Some(old)) = (row.filter(|row| self.same_facts(*row, facts)), self.old) {
-            let same_inode = old.local.identity(row.number()) == facts.identity;
+            let is_damaged = row.file_number().is_some_and(|file| old.damaged.contains(&file));
+            let same_inode = old.local.identity(row.number()) == facts.identity && !is_damaged;
             if !same_inode && kind == Some(FileType::Symlink) {
                 read = target()?;
             }

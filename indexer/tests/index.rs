@@ -166,7 +166,7 @@ fn a_renamed_file_keeps_its_block_checksums() {
 fn content(site: &Site, path: &str) -> Vec<u8> {
     let generation = site.current();
     let file = generation.list().find(path.as_bytes()).unwrap().file_number().unwrap();
-    generation.record(file).map_or_else(Vec::new, |record| record.content.to_vec())
+    generation.record(file).unwrap().map_or_else(Vec::new, |record| record.content.to_vec())
 }
 
 #[test]

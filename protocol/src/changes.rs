@@ -16,7 +16,7 @@ use crate::order;
 use crate::path;
 
 pub use build::{Applied, ApplyError, Source, apply, apply_below};
-pub use wire::{DeltaError, EntryDecoder, EntryEncoder};
+pub use wire::{DeltaError, EntryDecoder, EntryEncoder, check};
 
 /// Changes by directory (path relative to the root, which is the empty path).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

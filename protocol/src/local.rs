@@ -12,7 +12,7 @@ use crate::entry::{Digest, Time};
 /// First bytes of an encoded table.
 pub const MAGIC: [u8; 8] = *b"SMLOCAL\n";
 /// The version of the format.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of the header; the archived body begins here.
 pub const HEADER_BYTES: usize = 80;
 
@@ -32,8 +32,14 @@ impl Identity {
     pub const UNKNOWN: Identity = Identity { device: 0, inode: 0, ctime: Time { sec: i64::MIN, nsec: 0 } };
 }
 
+/// Bytes of one check in a record.
+pub const CHECK_BYTES: u64 = 8;
+/// Bytes of block checksums that one check covers. A receiver asks for ranges of them, and a range costs no more
+/// reading than its own bytes and the rest of two such parts.
+pub const SUMS_PER_CHECK: u64 = 64 << 10;
+
 /// Where the record of a file lies among the store's packs: its block checksums, and behind them the content of a
-/// small file. Either may be absent.
+/// small file, each followed by its checks. Either may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct RecordAt {
     /// The pack's number; 0 stands for "no record".
@@ -47,14 +53,21 @@ pub struct RecordAt {
 }
 
 impl RecordAt {
-    /// Bytes of the record.
+    /// Bytes of the record, checks included.
     pub fn len(&self) -> u64 {
-        self.sums.saturating_add(u64::from(self.content))
+        let content = if self.content == 0 { 0 } else { u64::from(self.content) + CHECK_BYTES };
+        self.content_start().saturating_add(content)
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.sums == 0 && self.content == 0
+    }
+
+    /// Bytes of the record before the content.
+    pub fn content_start(&self) -> u64 {
+        let checks = self.sums.div_ceil(SUMS_PER_CHECK).saturating_mul(CHECK_BYTES);
+        self.sums.saturating_add(checks)
     }
 }
 

@@ -166,7 +166,7 @@ impl Fetcher<'_> {
         let mut building = Building::new(self.stage, self.tree, task);
         building.copy().at("copy", shown())?;
         match building.finish().at("copy", shown())? {
-            Built::Right(kept) => Ok(Some(Reused { linked: false, record: self.keep(&kept)? })),
+            Built::Right(kept) => Ok(Some(Reused { linked: false, record: self.keep(sha256, &kept)? })),
             Built::Wrong => Ok(None),
         }
     }
@@ -177,9 +177,9 @@ impl Fetcher<'_> {
         self.draft.is_some().then_some(KeepPolicy { contents, ..self.keep })
     }
 
-    fn keep(&self, Kept { sums, content }: &Kept) -> Result<Option<RecordAt>, PullError> {
+    fn keep(&self, file: Digest, Kept { sums, content }: &Kept) -> Result<Option<RecordAt>, PullError> {
         let Some(draft) = self.draft else { return Ok(None) };
-        let at = draft.append(Record { sums, content })?;
+        let at = draft.append(file, Record { sums, content })?;
         Ok((!at.is_empty()).then_some(at))
     }
 
@@ -315,8 +315,9 @@ impl Fetcher<'_> {
         let shown = building.shown();
         building.copy().at("write", &shown)?;
         debug_assert!(building.is_complete());
+        let sha256 = building.task().sha256;
         let outcome = match building.finish().at("write", &shown)? {
-            Built::Right(kept) => Outcome::Right(self.keep(&kept)?),
+            Built::Right(kept) => Outcome::Right(self.keep(sha256, &kept)?),
             Built::Wrong => Outcome::Wrong,
         };
         Ok(Some(Ok(outcome)))

@@ -119,7 +119,7 @@ impl Publisher<'_> {
         }
         let held = self.held?;
         if held.head().list_digest == head.list_digest && held.head().previous == head.previous {
-            return held.delta().map(<[u8]>::to_vec);
+            return held.delta().filter(|_| held.delta_is_right()).map(<[u8]>::to_vec);
         }
         let leads = held.head().list_digest == head.previous && head.previous != head.list_digest;
         leads.then(|| changes::diff(held.list(), self.selection.list).encode(head.previous, head.list_digest))
@@ -151,6 +151,7 @@ impl Publisher<'_> {
             counts: Counts::of(list),
         };
         match (same, self.held) {
+            (Some(held), _) if !held.delta_is_right() => {}
             (Some(held), _) => held.delta().map_or(Ok(()), |delta| draft.write_delta(delta))?,
             (None, Some(held)) => draft.write_delta(&changes::diff(held.list(), list).encode(before, digest))?,
             (None, None) => {}
@@ -241,8 +242,9 @@ impl<'a> Carried<'a> {
         if let Some(&at) = self.moved.get(&content) {
             return Ok(at);
         }
-        let Some(record) = held.record(file) else { return Ok(RecordAt::default()) };
-        let at = draft.append(record)?;
+        // A record that is damaged is given up: all that is in it can be had from the tree.
+        let record = held.record(file).ok().flatten().unwrap_or_default();
+        let at = draft.append(content, record)?;
         self.moved.insert(content, at);
         Ok(at)
     }

@@ -47,7 +47,7 @@ pub enum Problem {
     Link,
     /// It cannot be read.
     Unreadable,
-    /// The content that the store keeps of it is another.
+    /// What the store keeps of it is damaged.
     Stored,
 }
 
@@ -140,7 +140,10 @@ impl Verifier<'_> {
 
     /// What the store keeps of a file is served in its place.
     fn verify_stored(&self, row: Row<'_>) -> Option<Problem> {
-        let content = self.generation.record(row.file_number()?)?.content;
+        let content = match self.generation.record(row.file_number()?) {
+            Ok(record) => record?.content,
+            Err(_) => return Some(Problem::Stored),
+        };
         (!content.is_empty() && list::digest(content) != row.sha256()).then_some(Problem::Stored)
     }
 

@@ -7,6 +7,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::local::RecordAt;
 
 use crate::error::{At, StoreError};
@@ -17,7 +18,7 @@ use crate::store::{Store, names, sync_dir};
 
 /// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain
 /// little: more than half of the bytes are digests, which do not compress at all.
-const LIST_ZSTD_LEVEL: i32 = 1;
+pub(crate) const LIST_ZSTD_LEVEL: i32 = 1;
 
 /// Files from this size on are synced as soon as they are written; the small ones together, at the end.
 const SYNCED_AT_ONCE: usize = 1 << 20;
@@ -49,8 +50,9 @@ impl Draft {
         self.number
     }
 
-    /// Appends a record to this generation's pack, buffered. Any thread may. An empty one is none.
-    pub fn append(&self, record: Record<'_>) -> Result<RecordAt, StoreError> {
+    /// Appends a record of the file with that digest to this generation's pack, buffered. Any thread may. An empty
+    /// one is none.
+    pub fn append(&self, file: Digest, record: Record<'_>) -> Result<RecordAt, StoreError> {
         if record == Record::default() {
             return Ok(RecordAt::default());
         }
@@ -59,7 +61,7 @@ impl Draft {
             *pack = Some(PackWriter::create(&self.store.sums_dir(), self.pack_number)?);
         }
         match pack.as_mut() {
-            Some(pack) => pack.append(record),
+            Some(pack) => pack.append(file, record),
             None => Ok(RecordAt::default()),
         }
     }
@@ -78,10 +80,14 @@ impl Draft {
         })
     }
 
-    /// Takes the list of another generation of this store, which is the same.
+    /// Takes the list of another generation of this store, which is the same; the compressed one only if it is right.
     pub fn link_list(&self, from: &Generation) -> Result<(), StoreError> {
         self.link("list", from)?;
-        self.link("list.zst", from)
+        if from.list_zst_is_right() {
+            return self.link("list.zst", from);
+        }
+        let compressed = from.compress_list().at("compress", &from.dir().join("list"))?;
+        self.write("list.zst", &compressed)
     }
 
     /// Writes the encoded local facts.

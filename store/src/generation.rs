@@ -6,18 +6,25 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
+use sha2::{Digest as _, Sha256};
+use stillmirror_protocol::changes;
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::Head;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::list::{self, ArchivedFileList, ListError, ListRef};
-use stillmirror_protocol::local::{self, ArchivedLocalTable, LocalError, LocalRef};
+use stillmirror_protocol::local::{self, ArchivedLocalTable, CHECK_BYTES, LocalError, LocalRef, RecordAt};
+use twox_hash::XxHash3_64;
 
+use crate::draft::LIST_ZSTD_LEVEL;
 use crate::error::{At, Damage, StoreError};
 use crate::map::{Archived, Map, checksum};
 use crate::packs::{self, Pack, PackUse, Record};
+use crate::records::{self, BadRecord};
 use crate::store::remedy;
 
 /// A generation: mapped, checked, and never changing. It stays readable after its files were collected.
@@ -28,10 +35,12 @@ pub struct Generation {
     head: Head,
     head_bytes: Vec<u8>,
     list: Archived<ArchivedFileList>,
-    list_zst: Map,
+    list_zst: Watched,
     local: Archived<ArchivedLocalTable>,
-    delta: Option<Map>,
+    delta: Option<Watched>,
     origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
+    /// Where packs are.
+    sums: PathBuf,
     uses: Vec<PackUse>,
     packs: BTreeMap<u32, Pack>,
 }
@@ -67,9 +76,10 @@ impl Generation {
         };
         let uses = read_uses(&dir)?;
         let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::open(sums, uses.pack)?))).collect();
-        let list_zst = map(&dir.join("list.zst"))?;
-        let delta = optional(map(&dir.join("delta")))?;
-        Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, uses, packs })
+        let list_zst = Watched::of(map(&dir.join("list.zst"))?);
+        let delta = optional(map(&dir.join("delta")))?.map(Watched::of);
+        let sums = sums.to_owned();
+        Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, sums, uses, packs })
     }
 
     /// The store's own sequence number. At the origin it is the head's generation number.
@@ -105,12 +115,37 @@ impl Generation {
 
     /// The encoded list, compressed with zstd.
     pub fn list_zst(&self) -> &[u8] {
-        self.list_zst.bytes()
+        self.list_zst.map.bytes()
+    }
+
+    /// Whether [`Generation::list_zst`] is the list. Reads it through each time, and decompresses it the first time.
+    pub fn list_zst_is_right(&self) -> bool {
+        self.list_zst.is_right(|bytes| {
+            let mut digest = HashWriter { hash: Sha256::new(), left: self.head.list_len };
+            let read = zstd::stream::copy_decode(bytes, &mut digest);
+            read.is_ok() && digest.left == 0 && Digest(digest.hash.finalize().into()) == self.head.list_digest
+        })
+    }
+
+    /// Compresses the list again, as it was when the store was written. Fails when the list is damaged itself.
+    pub fn compress_list(&self) -> io::Result<Vec<u8>> {
+        if !self.digest_is_right() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        zstd::bulk::compress(self.list_bytes(), LIST_ZSTD_LEVEL)
+    }
+
+    /// Whether [`Generation::delta`] is what was written. Reads it through each time, and decompresses it the first
+    /// time. None is right too.
+    pub fn delta_is_right(&self) -> bool {
+        let (previous, list) = (self.head.previous, self.head.list_digest);
+        let is_right = |bytes: &[u8]| changes::check(bytes).is_ok_and(|(from, to)| (from, to) == (previous, list));
+        self.delta.as_ref().is_none_or(|delta| delta.is_right(is_right))
     }
 
     /// The encoded delta from the list `head().previous` to this one; none in a first generation.
     pub fn delta(&self) -> Option<&[u8]> {
-        self.delta.as_ref().map(Map::bytes)
+        self.delta.as_ref().map(|delta| delta.map.bytes())
     }
 
     /// What only this host knows of the list's entries.
@@ -120,28 +155,70 @@ impl Generation {
 
     /// The block checksum record of a regular file, by its file number
     /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`).
-    /// None when there is none, or its pack is missing or cut short.
+    /// None when there is none, or its pack is missing or cut short. They are as the pack has them: ask
+    /// [`Generation::check_sums`] before they are sent.
     pub fn sums(&self, file: u32) -> Option<&[u8]> {
-        self.record(file).map(|record| record.sums).filter(|sums| !sums.is_empty())
+        let at = self.local().record(file).filter(|at| at.sums > 0)?;
+        self.bytes(&at)?.get(..usize::try_from(at.sums).ok()?)
     }
 
-    /// All that is kept of a regular file, by its file number; none as for [`Generation::sums`].
-    pub fn record(&self, file: u32) -> Option<Record<'_>> {
-        let at = self.local().record(file)?;
-        let start = usize::try_from(at.offset).ok().filter(|&start| start >= packs::HEADER_BYTES as usize)?;
-        let bytes = self.packs.get(&at.pack)?.bytes().get(start..)?.get(..usize::try_from(at.len()).ok()?)?;
-        let (sums, content) = bytes.split_at_checked(usize::try_from(at.sums).ok()?)?;
-        Some(Record { sums, content })
+    /// Whether that range of the block checksums of a regular file is what was written. Reads the range, and what
+    /// shares a check with it. None of a record that is not there is wrong.
+    pub fn check_sums(&self, file: u32, range: Range<u64>) -> Result<(), BadRecord> {
+        let Some(at) = self.local().record(file).filter(|at| at.sums > 0) else { return Ok(()) };
+        let parts = self.bytes(&at).and_then(|bytes| bytes.split_at_checked(usize::try_from(at.sums).ok()?));
+        let are_right = |(sums, checks)| records::are_sums(self.list().sha256(file), sums, checks, range);
+        if parts.is_some_and(are_right) { Ok(()) } else { Err(self.bad_record(&at)) }
+    }
+
+    /// All that is kept of a regular file, by its file number, checked; none when nothing is kept.
+    pub fn record(&self, file: u32) -> Result<Option<Record<'_>>, BadRecord> {
+        let Some(at) = self.local().record(file) else { return Ok(None) };
+        self.check_sums(file, 0..at.sums)?;
+        let parts = self.bytes(&at).and_then(|bytes| {
+            let (sums, content) = bytes.split_at_checked(usize::try_from(at.content_start()).ok()?)?;
+            if at.content > 0 && !self.is_content(file, content) {
+                return None;
+            }
+            Some(Record {
+                sums: sums.get(..usize::try_from(at.sums).ok()?)?,
+                content: content.get(..at.content as usize)?,
+            })
+        });
+        parts.map(Some).ok_or_else(|| self.bad_record(&at))
     }
 
     /// Where the content of a regular file of `size` bytes is kept, by its file number: a pack's number, and the
-    /// place in its file. Looks at nothing but the local facts. None when it is not kept, or its pack is missing or
-    /// cut short.
+    /// place in its file, with the check behind it ([`CHECK_BYTES`]). Looks at nothing but the local facts. None when
+    /// it is not kept, or its pack is missing or cut short. [`Generation::is_content`] tells whether it is right.
     pub fn content(&self, file: u32, size: u64) -> Option<(u32, Range<u64>)> {
         let at = self.local().record(file).filter(|at| at.content > 0 && u64::from(at.content) == size)?;
-        let start = at.offset.checked_add(at.sums).filter(|&start| start >= packs::HEADER_BYTES)?;
-        let end = start.checked_add(size)?;
+        let start = at.offset.checked_add(at.content_start()).filter(|&start| start >= packs::HEADER_BYTES)?;
+        let end = start.checked_add(size)?.checked_add(CHECK_BYTES)?;
         (end <= self.packs.get(&at.pack)?.bytes().len() as u64).then_some((at.pack, start..end))
+    }
+
+    /// Whether bytes from where [`Generation::content`] says are the content of that regular file.
+    pub fn is_content(&self, file: u32, bytes: &[u8]) -> bool {
+        records::is_content(self.list().sha256(file), bytes)
+    }
+
+    /// The bytes of a record, checks included; none when its pack is missing or cut short.
+    fn bytes(&self, at: &RecordAt) -> Option<&[u8]> {
+        let start = usize::try_from(at.offset).ok().filter(|&start| start >= packs::HEADER_BYTES as usize)?;
+        self.packs.get(&at.pack)?.bytes().get(start..)?.get(..usize::try_from(at.len()).ok()?)
+    }
+
+    /// What to say of a record that is damaged.
+    pub fn bad_record(&self, at: &RecordAt) -> BadRecord {
+        BadRecord { path: packs::path(&self.sums, at.pack), offset: at.offset }
+    }
+
+    /// The packs that this generation refers to and that are missing, or are no packs of this version. Nothing is
+    /// served from these.
+    pub fn missing_packs(&self) -> impl Iterator<Item = PathBuf> {
+        let missing = self.uses.iter().filter(|uses| !self.packs.contains_key(&uses.pack));
+        missing.map(|uses| packs::path(&self.sums, uses.pack))
     }
 
     /// A pack that this generation refers to; none when it is missing.
@@ -181,6 +258,45 @@ impl Generation {
     /// The generation's directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+/// A file that is sent as it is mapped, and has no checksum that could be compared on the way.
+#[derive(Debug)]
+struct Watched {
+    map: Map,
+    /// Its checksum, once it was found to be right; none inside when it was found not to be.
+    right: OnceLock<Option<u64>>,
+}
+
+impl Watched {
+    fn of(map: Map) -> Self {
+        Self { map, right: OnceLock::new() }
+    }
+
+    /// Whether it is right, and was not changed since that was found by `check`.
+    fn is_right(&self, check: impl FnOnce(&[u8]) -> bool) -> bool {
+        let bytes = self.map.bytes();
+        let right = *self.right.get_or_init(|| check(bytes).then(|| XxHash3_64::oneshot(bytes)));
+        right.is_some_and(|right| right == XxHash3_64::oneshot(bytes))
+    }
+}
+
+/// Takes the digest of as many bytes as it has room for.
+struct HashWriter {
+    hash: Sha256,
+    left: u64,
+}
+
+impl io::Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.hash.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

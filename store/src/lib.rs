@@ -5,7 +5,7 @@
 //! <store>/lock                       flock'ed by the one writer, whose process id it holds
 //! <store>/current                    symlink to generations/<number>: the only name that is ever replaced
 //! <store>/generations/<number>/      head, list, list.zst, local, packs; delta, origin-head, origin-list at need
-//! <store>/sums/<number>.pack         block checksum records first written for that generation
+//! <store>/sums/<number>.pack         records first written for that generation
 //! <store>/lists/                     file lists encoded for stock clients; nothing depends on them
 //! ```
 //!
@@ -26,6 +26,7 @@ mod kill;
 pub mod list_cache;
 mod map;
 mod packs;
+mod records;
 mod retain;
 mod store;
 
@@ -36,5 +37,6 @@ pub use flock::Flock;
 pub use generation::{Generation, Origin};
 pub use kill::{KILL_POINTS, kill_point};
 pub use packs::{KEEP_CONTENTS, Pack, PackUse, Record};
+pub use records::BadRecord;
 pub use retain::{Retained, Retention};
 pub use store::{CurrentHead, Store, StoreLock};

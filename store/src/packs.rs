@@ -8,15 +8,20 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use stillmirror_protocol::codec::Reader;
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::local::{LocalRef, RecordAt};
 use twox_hash::XxHash3_128;
 
 use crate::error::{At, Damage, StoreError};
 use crate::map::Map;
+use crate::records;
 
 const PACK_MAGIC: [u8; 8] = *b"SMPACK\r\n";
 const USES_MAGIC: [u8; 8] = *b"SMUSES\r\n";
-const VERSION: u16 = 1;
+/// Of a pack.
+const PACK_VERSION: u16 = 2;
+/// Of a table of packs.
+const USES_VERSION: u16 = 1;
 /// Bytes before the first record.
 pub(crate) const HEADER_BYTES: u64 = 64;
 /// Records begin at multiples of this, so that their columns can be read in place.
@@ -90,24 +95,31 @@ pub(crate) struct PackWriter {
 
 impl PackWriter {
     pub(crate) fn create(sums: &Path, pack: u32) -> Result<Self, StoreError> {
-        let path = sums.join(file_name(pack));
+        let path = path(sums, pack);
         let file = File::create_new(&path).at("create", &path)?;
         let mut writer = Self { file: BufWriter::with_capacity(1 << 18, file), path, pack, end: 0 };
         let mut header = [0; HEADER_BYTES as usize];
         header[..8].copy_from_slice(&PACK_MAGIC);
-        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[8..10].copy_from_slice(&PACK_VERSION.to_le_bytes());
         header[12..16].copy_from_slice(&pack.to_le_bytes());
         writer.write(&header)?;
         Ok(writer)
     }
 
-    pub(crate) fn append(&mut self, record: Record<'_>) -> Result<RecordAt, StoreError> {
+    /// Appends a record of the file with that digest, with its checks.
+    pub(crate) fn append(&mut self, file: Digest, record: Record<'_>) -> Result<RecordAt, StoreError> {
         let Record { sums, content } = record;
         let offset = self.end.next_multiple_of(ALIGN);
         let padding = [0; ALIGN as usize];
         self.write(&padding[..(offset - self.end) as usize])?;
         self.write(sums)?;
-        self.write(content)?;
+        for check in records::of_sums(file, sums) {
+            self.write(&check)?;
+        }
+        if !content.is_empty() {
+            self.write(content)?;
+            self.write(&records::of_content(file, content))?;
+        }
         Ok(RecordAt { pack: self.pack, offset, sums: sums.len() as u64, content: content.len() as u32 })
     }
 
@@ -127,16 +139,21 @@ impl PackWriter {
     }
 }
 
+/// The path of a pack.
+pub(crate) fn path(sums: &Path, pack: u32) -> PathBuf {
+    sums.join(file_name(pack))
+}
+
 /// An open pack; none when the file is absent or no pack of that number: block checksums are a hint that a
 /// receiver does without, and contents are in the tree too.
 pub(crate) fn open(sums: &Path, pack: u32) -> Option<Pack> {
-    let path = sums.join(file_name(pack));
+    let path = path(sums, pack);
     let file = File::open(&path).ok()?;
     let mut header = [0; HEADER_BYTES as usize];
     file.read_exact_at(&mut header, 0).ok()?;
     let version = u16::from_le_bytes([header[8], header[9]]);
     let number = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
-    if header[..8] != PACK_MAGIC || version != VERSION || number != pack {
+    if header[..8] != PACK_MAGIC || version != PACK_VERSION || number != pack {
         return None;
     }
     Some(Pack { map: Map::of(&file).ok()?, path, inode: inode(&file).ok()? })
@@ -160,7 +177,7 @@ pub(crate) fn count_uses(local: LocalRef<'_>, files: u32) -> Vec<PackUse> {
 pub(crate) fn encode_uses(uses: &[PackUse]) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend_from_slice(&USES_MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&USES_VERSION.to_le_bytes());
     out.extend_from_slice(&[0; 2]);
     out.extend_from_slice(&(uses.len() as u32).to_le_bytes());
     for PackUse { pack, live } in uses {
@@ -178,7 +195,7 @@ pub(crate) fn decode_uses(bytes: &[u8]) -> Result<Vec<PackUse>, Damage> {
     if reader.array("magic").ok() != Some(USES_MAGIC) {
         return Err(Damage::Other("not a table of packs (wrong magic)"));
     }
-    if reader.u16("version").ok() != Some(VERSION) {
+    if reader.u16("version").ok() != Some(USES_VERSION) {
         return Err(Damage::Other("a table of packs of another format version"));
     }
     if XxHash3_128::oneshot(fields).to_le_bytes() != *checksum {

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use common::{content, files, store};
-use stillmirror_store::{Store, StoreError};
+use stillmirror_protocol::changes::Changes;
+use stillmirror_store::{Record, Store, StoreError};
 
 /// Files that a receiver checks by itself: what is in them decides nothing.
 fn is_hint(path: &Path) -> bool {
@@ -35,11 +36,27 @@ fn no_flipped_byte_and_no_cut_is_taken_for_a_generation() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 2);
     let good = content(&store.current().unwrap().unwrap());
+    let current = store.current().unwrap().unwrap();
+    let copied = |record: Record<'_>| (record.sums.to_vec(), record.content.to_vec());
+    let records: Vec<_> = (0..current.list().files()).map(|file| current.record(file).unwrap().map(copied)).collect();
+    let changes = Changes::decode(current.delta().unwrap()).unwrap();
     let whole = |store: &Store| {
         let store = Store::open(store.dir())?;
         let generation = store.current()?.expect("a generation");
-        // Whatever is in a hint, every access stays within bounds.
+        // Whatever is in a hint, every access stays within bounds, and nothing is taken for what it is not.
         let found = content(&generation);
+        for (file, good) in (0..).zip(&records) {
+            match generation.record(file) {
+                Ok(record) => assert_eq!(record.map(|record| (record.sums.to_vec(), record.content.to_vec())), *good),
+                Err(error) => assert!(error.to_string().contains("sums/"), "{error}"),
+            }
+        }
+        if generation.list_zst_is_right() {
+            assert!(zstd::decode_all(generation.list_zst()).unwrap() == generation.list_bytes());
+        }
+        if generation.delta_is_right() && generation.delta().is_some() {
+            assert!(Changes::decode(generation.delta().unwrap()).is_ok_and(|delta| delta == changes));
+        }
         Ok(found.0 == good.0 && found.4 == good.4)
     };
     assert!(whole(&store).unwrap());
@@ -102,7 +119,9 @@ fn a_current_that_points_nowhere_says_what_to_do() {
 fn a_newer_format_is_told_apart_from_damage() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
-    for (name, what) in [("list", "format 2"), ("head", "format 2"), ("packs", "another format version")] {
+    for (name, what) in
+        [("list", "format 2"), ("head", "format 2"), ("local", "format 3"), ("packs", "another format version")]
+    {
         let path = store.dir().join("generations/1").join(name);
         let bytes = fs::read(&path).unwrap();
         let mut newer = bytes.clone();

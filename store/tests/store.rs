@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use common::{NAME, content, fill, publish, record, store};
+use stillmirror_protocol::local::LocalTable;
 use stillmirror_store::{Retained, Retention, Store, StoreError};
 
 #[test]
@@ -35,22 +36,92 @@ fn a_content_is_found_by_its_files_size_and_read_from_the_pack_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let generation = store.current().unwrap().unwrap();
-    let record = generation.record(0).unwrap();
+    let record = generation.record(0).unwrap().unwrap();
     assert_eq!((record.sums, record.content), (&common::record(1)[..], common::CONTENT));
     let (pack, place) = generation.content(0, common::CONTENT.len() as u64).unwrap();
     let file = generation.pack(pack).unwrap().open().unwrap();
-    let mut bytes = vec![0; common::CONTENT.len()];
+    let mut bytes = vec![0; common::CONTENT.len() + 8];
     file.read_exact_at(&mut bytes, place.start).unwrap();
-    assert_eq!((&bytes[..], place.end - place.start), (common::CONTENT, bytes.len() as u64));
+    assert_eq!((&bytes[..common::CONTENT.len()], place.end - place.start), (common::CONTENT, bytes.len() as u64));
+    assert!(generation.is_content(0, &bytes) && !generation.is_content(1, &bytes));
     assert_eq!(generation.content(0, 1), None, "another size is another content");
-    assert_eq!(generation.pack_uses()[0].live, 3 * (record.sums.len() + record.content.len()) as u64);
+    assert_eq!(generation.pack_uses()[0].live, 3 * (record.sums.len() + record.content.len() + 2 * 8) as u64);
 
     let path = store.dir().join("sums/1.pack");
     fs::copy(&path, dir.path().join("copy")).unwrap();
     fs::rename(dir.path().join("copy"), &path).unwrap();
     assert!(generation.pack(pack).unwrap().open().is_err(), "a file of the same name is not the same file");
     fs::write(&path, &fs::read(&path).unwrap()[..place.end as usize - 1]).unwrap();
-    assert_eq!(store.current().unwrap().unwrap().content(0, bytes.len() as u64), None, "cut short");
+    let cut = store.current().unwrap().unwrap();
+    assert_eq!(cut.content(0, common::CONTENT.len() as u64), None, "cut short");
+    assert_eq!(cut.record(0).unwrap_err().path, path);
+}
+
+#[test]
+fn a_record_in_the_place_of_another_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let first = store.current().unwrap().unwrap();
+    let (list, facts) = (first.list(), first.local());
+    let mut swapped = LocalTable::default();
+    for row in 0..list.len() {
+        let other = list.row(row).file_number().map(|file| list.files() - 1 - file);
+        swapped.push(facts.identity(row), other.and_then(|other| facts.record(other)));
+    }
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    draft.link_list(&first).unwrap();
+    draft.write_local(&swapped.encode(first.head().list_digest)).unwrap();
+    draft.write_head(first.head_bytes()).unwrap();
+    draft.publish().unwrap();
+    let second = store.current().unwrap().unwrap();
+    assert!(first.record(0).is_ok() && first.record(2).is_ok());
+    let error = second.record(0).unwrap_err();
+    assert_eq!((error.path, error.offset), (store.dir().join("sums/1.pack"), facts.record(2).unwrap().offset));
+    assert!(second.check_sums(2, 0..1).is_err());
+    assert!(second.record(1).is_ok(), "files of one content share a record");
+}
+
+#[test]
+fn a_compressed_list_that_rotted_is_not_taken_over_by_the_next_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let path = store.dir().join("generations/1/list.zst");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let first = store.current().unwrap().unwrap();
+    assert!(!first.list_zst_is_right());
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    draft.link_list(&first).unwrap();
+    draft.write_local(&fs::read(first.dir().join("local")).unwrap()).unwrap();
+    draft.write_head(first.head_bytes()).unwrap();
+    draft.publish().unwrap();
+    let second = store.current().unwrap().unwrap();
+    assert!(second.list_zst_is_right());
+    assert_eq!(zstd::decode_all(second.list_zst()).unwrap(), first.list_bytes());
+}
+
+#[test]
+fn what_rots_after_it_was_found_right_is_found_wrong() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 2);
+    let generation = store.current().unwrap().unwrap();
+    assert!(generation.list_zst_is_right() && generation.delta_is_right() && generation.record(0).is_ok());
+    for name in ["generations/2/list.zst", "generations/2/delta", "sums/2.pack"] {
+        let path = store.dir().join(name);
+        let at = fs::metadata(&path).unwrap().len() - 9;
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[!byte[0]], at).unwrap();
+    }
+    assert!(!generation.list_zst_is_right() && !generation.delta_is_right());
+    assert!((0..3).any(|file| generation.record(file).is_err()));
+    let again = generation.compress_list().unwrap();
+    assert_eq!(zstd::decode_all(&again[..]).unwrap(), generation.list_bytes());
 }
 
 #[test]

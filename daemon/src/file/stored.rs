@@ -13,13 +13,17 @@ use super::{FileState, Tree, Way, read_aligned, read_full};
 use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
 
-/// Where the content of a file is in the store, from some byte of it on.
+/// Where the content of a file is in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
     /// The pack's number.
     pub(crate) pack: u32,
+    /// The file's number in the list.
+    pub(crate) file: u32,
     /// Bytes from the pack's start.
     pub(crate) at: u64,
+    /// Bytes of the content and of the check behind it, without which nothing of it is sent.
+    pub(crate) len: u32,
 }
 
 impl Stored {
@@ -31,12 +35,13 @@ impl Stored {
         let (file, size) = (row.file_number()?, row.size());
         // Most files are larger, and nothing more is looked at for them.
         let (pack, place) = (size <= u64::from(limits::KEPT_CONTENT)).then(|| generation.content(file, size))??;
-        list.is_public(row.number()).then_some(Self { pack, at: place.start })
+        let len = u32::try_from(place.end - place.start).ok()?;
+        list.is_public(row.number()).then_some(Self { pack, file, at: place.start, len })
     }
 
-    /// From the file's byte `offset` on.
-    pub(crate) fn from(self, offset: u64) -> Self {
-        Self { at: self.at + offset, ..self }
+    /// The bytes of the pack.
+    pub(crate) fn bytes(self) -> Range<u64> {
+        self.at..self.at + u64::from(self.len)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where the parts of a batch go in its buffer: what the store has in runs, each of which one read brings, behind them
-//! what comes from the tree, each part by itself.
+//! what comes from the tree, each part by itself. Of what the store has of a file all is read, however little is asked
+//! for: its check is over all of it.
 
 use std::ops::Range;
 
@@ -89,22 +90,26 @@ impl Layout {
     }
 }
 
-/// Which bytes of which pack a part is.
+/// Which bytes of which pack are read for a part.
 fn run(part: &Part) -> Option<Run> {
     match part.origin {
-        Origin::Store(_, Stored { pack, at }) => Some(Run { pack, bytes: at..at + part.len as u64 }),
+        Origin::Store(_, stored) => Some(run_of(stored)),
         Origin::Words | Origin::Tree(..) => None,
     }
 }
 
-/// Where in the rooms of `runs` the bytes of a part from the store go.
-pub(super) fn place(runs: &[Run], part: &Part) -> Option<(usize, Range<usize>)> {
-    let wanted = run(part)?;
+fn run_of(stored: Stored) -> Run {
+    Run { pack: stored.pack, bytes: stored.bytes() }
+}
+
+/// Where in the rooms of `runs` a content goes, with the check behind it: the run's number, and bytes of the buffer.
+pub(super) fn place(runs: &[Run], stored: Stored) -> Option<(usize, Range<usize>)> {
+    let wanted = run_of(stored);
     let number = runs.iter().position(|run| run.holds(&wanted))?;
     let before: usize = runs[..number].iter().map(Run::room).sum();
     let skip = (runs[number].bytes.start % ALIGNMENT as u64) as usize;
     let start = before + skip + (wanted.bytes.start - runs[number].bytes.start) as usize;
-    Some((number, start..start + part.len))
+    Some((number, start..start + stored.len as usize))
 }
 
 #[cfg(test)]
@@ -118,19 +123,20 @@ mod tests {
     fn parts() -> impl Strategy<Value = Vec<Part>> {
         let part = (0..4u32, 0..3_000_000u64, 0..(64usize << 10)).prop_map(|(kind, at, len)| {
             let origin = match kind {
-                pack @ 1..3 => Origin::Store(7, Stored { pack, at }),
+                pack @ 1..3 => Origin::Store(7, Stored { pack, file: 3, at, len: len as u32 + 8 }),
                 3 => Origin::Tree(7, state(7)),
                 _ => Origin::Words,
             };
-            Part { item: 0, before: 0, origin, offset: at, len: if kind == 0 { 0 } else { len } }
+            let offset = if kind == 3 { at } else { 0 };
+            Part { item: 0, before: 0, origin, offset, len: if kind == 0 { 0 } else { len } }
         });
         prop::collection::vec(part, 0..200)
     }
 
     fn stored(parts: &[(u64, usize)]) -> Vec<Part> {
         let part = |&(at, len): &(u64, usize)| {
-            let origin = Origin::Store(7, Stored { pack: 1, at });
-            Part { item: 0, before: 0, origin, offset: 0, len }
+            let origin = Origin::Store(7, Stored { pack: 1, file: 3, at, len: len as u32 });
+            Part { item: 0, before: 0, origin, offset: 0, len: len - 8 }
         };
         parts.iter().map(part).collect()
     }
@@ -163,11 +169,12 @@ mod tests {
             let tree: usize = added.iter().filter(|part| !part.is_stored()).map(|part| room(part.offset, part.len)).sum();
             prop_assert_eq!(layout.rest, tree);
             for part in added.iter().filter(|part| part.is_stored() && !part.is_words()) {
-                let Origin::Store(_, Stored { pack, at }) = part.origin else { unreachable!() };
-                let (number, bytes) = place(layout.runs(), part).unwrap();
+                let Origin::Store(_, stored) = part.origin else { unreachable!() };
+                let Stored { pack, at, len, .. } = stored;
+                let (number, bytes) = place(layout.runs(), stored).unwrap();
                 let run = &layout.runs()[number];
                 let begin: usize = layout.runs()[..number].iter().map(Run::room).sum();
-                prop_assert!(run.pack == pack && bytes.len() == part.len && bytes.end <= begin + run.room());
+                prop_assert!(run.pack == pack && bytes.len() == len as usize && bytes.end <= begin + run.room());
                 // As far behind an alignment as in the pack, and as far behind the run's first byte.
                 let first = begin + (run.bytes.start % ALIGNMENT as u64) as usize;
                 prop_assert_eq!((bytes.start - first) as u64, at - run.bytes.start);

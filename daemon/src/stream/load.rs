@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use stillmirror_protocol::path;
 use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::Pack;
 use tokio::task::JoinHandle;
@@ -12,8 +13,9 @@ use super::layout::{self, Layout, Run};
 use super::plan::{Cursor, ExtentPiece, Origin, Part, Piece, Plan};
 use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
 use crate::Shared;
+use crate::damage;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
-use crate::file::{FileState, OpenFile, Stored, Wanted, room};
+use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::pack::Place;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
@@ -170,8 +172,11 @@ pub(super) async fn start_extent(
     })
 }
 
-/// Parts that lie in the page cache, all in one pack: as the store has them mapped, so that nothing is read, no memory
-/// is taken, and no disk waited for.
+/// Parts that lie in the page cache, all in one pack, and are right: as the store has them mapped, so that nothing is
+/// read, no memory is taken, and no disk waited for.
+///
+/// They are checked here, for every client anew, and sent from the same pages soon after. Only a disk that rots under
+/// a page which the kernel has dropped and read again in between gets past that.
 pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> {
     let (tree, generation) = (&pinned.repository.tree, &pinned.edition.generation);
     let layout = if parts.iter().all(Part::is_stored) { Layout::of(parts) } else { return None };
@@ -182,10 +187,16 @@ pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> 
     }
     let mut states = tree.look_at_once(generation, &stored_rows(parts))?.into_iter();
     let mut loaded = Loaded::nothing(parts, Ok(0..0));
+    let bytes = generation.pack(pack)?.bytes();
     for (part, got) in parts.iter().zip(&mut loaded.parts) {
-        if let Origin::Store(_, Stored { at, .. }) = part.origin {
-            got.bytes = states.next()?.map(|()| at as usize..at as usize + part.len);
+        let Origin::Store(_, stored) = part.origin else { continue };
+        let (state, place) = (states.next()?, stored.bytes());
+        let place = place.start as usize..place.end as usize;
+        // What is wrong is met, and told, where it can be read from the tree.
+        if state.is_ok() && !generation.is_content(stored.file, bytes.get(place.clone())?) {
+            return None;
         }
+        got.bytes = state.map(|()| part.within(place.start));
     }
     loaded.memory = Memory::Mapped(Arc::clone(pinned), pack);
     Some(loaded)
@@ -212,8 +223,8 @@ fn stored_rows(parts: &[Part]) -> Vec<u32> {
     parts.iter().filter_map(row).collect()
 }
 
-/// Brings what the store has, in runs, to the beginning of the buffer. Of a run that cannot be had, each part
-/// comes from the tree.
+/// Brings what the store has, in runs, to the beginning of the buffer, and checks it. What cannot be had, or is
+/// wrong, comes from the tree.
 fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8], got: &mut [Got]) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
@@ -224,17 +235,54 @@ fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8],
         has_come.push(repository.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
         free = rest;
     }
-    let stored = parts.iter().zip(got).filter(|(part, _)| matches!(part.origin, Origin::Store(..)));
-    for ((part, got), state) in stored.zip(states) {
-        let (Origin::Store(row, _), Some((run, place))) = (part.origin, layout::place(runs, part)) else { continue };
-        got.bytes = state.and_then(|()| {
-            if !has_come[run] {
-                let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
-                repository.tree.read_instead(&path, indexed, part.offset, &mut memory[place.clone()])?;
+    let stored = parts.iter().enumerate().filter_map(|(at, part)| match part.origin {
+        Origin::Store(row, stored) => Some((at, part, row, stored)),
+        Origin::Words | Origin::Tree(..) => None,
+    });
+    // All are looked at before anything is written over what a run brought.
+    let mut wrong = Vec::new();
+    for ((at, part, row, stored), state) in stored.zip(states) {
+        let Some((run, place)) = layout::place(runs, stored) else { continue };
+        let is_right = has_come[run] && generation.is_content(stored.file, &memory[place.clone()]);
+        if state.is_ok() && !is_right {
+            if has_come[run] {
+                let path = generation.list().path(row);
+                edition.damages.met(damage::Part::Content, &repository.name, generation, path::Escaped(&path));
             }
-            Ok(place)
-        });
+            wrong.push((at, row, part.within(place.start)));
+            got[at].bytes = Err(ItemFailure::Unreadable);
+        } else {
+            got[at].bytes = state.map(|()| part.within(place.start));
+        }
     }
+    for (at, row, place) in wrong {
+        got[at].bytes = read_instead(pinned, row, parts[at].offset, place, memory, got);
+    }
+}
+
+/// Brings a part from the tree to a place in the buffer where the store's bytes are of no use. Equal contents share a
+/// place. Places that overlap otherwise come from a damaged store; the part fails then.
+fn read_instead(
+    pinned: &Pinned,
+    row: u32,
+    offset: u64,
+    place: Range<usize>,
+    memory: &mut [u8],
+    got: &[Got],
+) -> Result<Range<usize>, ItemFailure> {
+    let generation = &pinned.edition.generation;
+    let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
+    let mut bytes = vec![0; place.len()];
+    pinned.repository.tree.read_instead(&path, indexed, offset, &mut bytes)?;
+    let differs = |taken: &Range<usize>| {
+        let both = taken.start.max(place.start)..taken.end.min(place.end);
+        !both.is_empty() && memory[both.clone()] != bytes[both.start - place.start..both.end - place.start]
+    };
+    if got.iter().filter_map(|got| got.bytes.as_ref().ok()).any(differs) {
+        return Err(ItemFailure::Unreadable);
+    }
+    memory[place.clone()].copy_from_slice(&bytes);
+    Ok(place)
 }
 
 /// Brings what is in the tree, each part behind the other, to the rest of the buffer, which begins at `start`. Says

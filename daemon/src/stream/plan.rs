@@ -81,6 +81,12 @@ impl Part {
         !matches!(self.origin, Origin::Tree(..))
     }
 
+    /// Its bytes in memory where the whole file begins at `start`.
+    pub(super) fn within(&self, start: usize) -> Range<usize> {
+        let start = start + self.offset as usize;
+        start..start + self.len
+    }
+
     /// The file of the tree that it is of.
     fn file(&self) -> Option<FileState> {
         match self.origin {
@@ -199,7 +205,7 @@ impl<O: Order> Plan<O> {
         };
         let (generation, begin) = (&self.order.pinned().edition.generation, offset + done);
         if let Some(stored) = Stored::of(generation, row).filter(|_| !is_redo) {
-            let (origin, len) = (Origin::Store(row, stored.from(begin)), (len - done) as usize);
+            let (origin, len) = (Origin::Store(row, stored), (len - done) as usize);
             return Step::Part(Part { item, before: done, origin, offset: begin, len });
         }
         let file = FileState::indexed(generation, row);

@@ -1,10 +1,11 @@
 //! Small files whose content the store has.
 
 use stillmirror_daemon::DirectPolicy;
-use stillmirror_protocol::wire::{Item, ItemFailure};
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::wire::{Item, ItemFailure, ListForm, Request};
 
 use crate::rsync::support::{assert_same, dest, index_aged, rsync};
-use crate::support::{Fixture, Server, noise, soon};
+use crate::support::{Fixture, Server, index_keeping, noise, soon};
 
 /// Files of all sizes: of these, some are in the store, some are too large.
 fn fixture() -> (Fixture, Vec<(String, Vec<u8>)>) {
@@ -123,23 +124,107 @@ async fn what_not_everybody_may_read_is_read_from_the_tree() {
     };
     allow("own", 0o640);
     allow("dir", 0o750);
-    fixture.index_with_contents();
+    // What comes from the store can be told by its looks.
+    index_keeping(&fixture.root(), &fixture.store(), 100, |content| content.to_ascii_uppercase());
     let names = ["all", "own", "dir/in", "dir/deep/in"];
     let items = names.map(|name| fixture.whole(name));
     let server = fixture.serve().await;
-    assert_eq!(pull(&server, &items).await, (b"allowndirdeep".to_vec(), vec![]));
-    // What comes from the store can be told by its looks.
-    let pack = fixture.store().join("sums/2.pack");
-    let mut bytes = std::fs::read(&pack).unwrap();
-    for content in [&b"all"[..], b"own", b"dir", b"deep"] {
-        for at in 64..bytes.len() - content.len() {
-            if bytes[at..].starts_with(content) {
-                bytes[at..at + content.len()].make_ascii_uppercase();
+    assert_eq!(pull(&server, &items).await, (b"ALLowndirdeep".to_vec(), vec![]));
+}
+
+#[tokio::test]
+async fn what_rotted_in_the_store_is_read_from_the_tree_for_clients_of_either_kind() {
+    for direct in [DirectPolicy::Auto, DirectPolicy::Always, DirectPolicy::Never] {
+        let (fixture, mut files) = fixture();
+        // Equal contents have one record: it is wrong for both.
+        fixture.write("d0/twin", &files[5].1);
+        files.insert(7, ("d0/twin".to_owned(), files[5].1.clone()));
+        fixture.index_with_contents();
+        let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
+        let parts: Vec<Item> =
+            items.iter().map(|item| Item { offset: item.len / 3, len: item.len / 3, ..*item }).collect();
+        let whole: Vec<u8> = files.iter().flat_map(|(_, content)| content.clone()).collect();
+        let thirds: Vec<u8> =
+            files.iter().flat_map(|(_, content)| content[content.len() / 3..][..content.len() / 3].to_vec()).collect();
+        let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
+        assert!(pull(&server, &items).await.0 == whole, "{direct:?}, sound");
+        // A few, then nearly all of them; contents, checks and the table of contents' own bytes.
+        for step in [100_003, 997] {
+            fixture.rot("sums/1.pack", |at| at > 64 && at % step == 0);
+            let (bytes, failures) = pull(&server, &items).await;
+            assert!(bytes == whole && failures.is_empty(), "{direct:?}, each {step}th byte: {failures:?}");
+            assert!(pull(&server, &parts).await == (thirds.clone(), vec![]), "{direct:?}, each {step}th byte, parts");
+        }
+        // Another daemon never saw it sound.
+        let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
+        assert!(pull(&server, &items).await == (whole, vec![]), "{direct:?}, opened when it had rotted");
+        for protocol in [27, 29, 32] {
+            let (version, dest) = (format!("--protocol={protocol}"), fixture.dir.path().join("rotten"));
+            for options in [&["-rt"][..], &["-rtc"], &["-rt", "--append-verify"]] {
+                rsync(&server, &[options, &[&version]].concat(), "repo/", Some(&dest)).await.exits(0);
+                for (name, content) in &files {
+                    assert!(std::fs::read(dest.join(name)).unwrap() == *content, "{direct:?} {protocol}: {name}");
+                }
+                std::fs::remove_dir_all(&dest).unwrap();
             }
         }
     }
-    std::fs::write(&pack, bytes).unwrap();
-    assert_eq!(pull(&server, &items).await.0, b"ALLowndirdeep");
+}
+
+#[tokio::test]
+async fn rot_is_no_reason_to_send_what_is_no_longer_the_indexed_file() {
+    let (fixture, files) = fixture();
+    fixture.index_with_contents();
+    let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
+    let server = fixture.serve().await;
+    fixture.rot("sums/1.pack", |at| at > 64 && at % 997 == 0);
+    fixture.write(&files[3].0, b"changed since");
+    let rest = files.iter().enumerate().filter(|(at, _)| *at != 3).flat_map(|(_, (_, content))| content.clone());
+    assert!(pull(&server, &items).await == (rest.collect(), vec![(3, ItemFailure::Stale)]));
+}
+
+#[tokio::test]
+async fn block_checksums_that_rotted_are_none_at_all() {
+    let fixture = Fixture::with(&[("a-file", b"x"), ("dir/other", b"y")]);
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let items = ["a-file", "dir/other"].map(|name| Item { row: fixture.row(name), offset: 0, len: 1000 }).to_vec();
+    let sound = soon(client.ask(&Request::Sums { handle, items: items.clone() })).await;
+    assert_eq!(sound.bytes, b"\x06\0\0\0a-file\x09\0\0\0dir/other");
+    // The first record begins behind the header.
+    fixture.rot("sums/1.pack", |at| at == 66);
+    let rotten = soon(client.ask(&Request::Sums { handle, items })).await;
+    assert_eq!(rotten.bytes, b"\0\0\0\0\x09\0\0\0dir/other");
+}
+
+#[tokio::test]
+async fn a_list_comes_whole_and_right_although_its_compressed_form_and_its_delta_rotted() {
+    let fixture = Fixture::new();
+    (0..300).for_each(|n| fixture.write(&format!("f{n}"), &noise(n)));
+    fixture.index();
+    let first = fixture.current();
+    fixture.write("f7", b"changed");
+    fixture.index();
+    let second = fixture.current();
+    let (server, head) = (fixture.serve().await, second.head());
+    let form = async |have| {
+        let mut client = server.client().await;
+        let (handle, _) = client.pin().await;
+        let answer = soon(client.ask(&Request::List { handle, have })).await;
+        (answer.form, answer.bytes)
+    };
+    let whole = |(form, bytes): (Option<ListForm>, Vec<u8>)| {
+        form == Some(ListForm::Whole { list_len: head.list_len })
+            && stillmirror_protocol::list::digest(&zstd::decode_all(&bytes[..]).unwrap()) == head.list_digest
+    };
+    assert!(matches!(form(first.head().list_digest).await.0, Some(ListForm::Deltas(_))));
+    assert!(whole(form(Digest::NONE).await));
+    // Under the daemon that found them sound.
+    fixture.rot("generations/2/delta", |at| at == 100);
+    assert!(whole(form(first.head().list_digest).await));
+    fixture.rot("generations/2/list.zst", |at| at == 1000);
+    assert!(whole(form(Digest::NONE).await) && whole(form(first.head().list_digest).await));
 }
 
 #[tokio::test]

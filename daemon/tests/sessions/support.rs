@@ -71,6 +71,17 @@ impl Fixture {
         index(&self.root(), &self.store(), stillmirror_store::KEEP_CONTENTS)
     }
 
+    /// Flips a bit of the store's file at every place that `is_hit` picks, under whoever has it mapped.
+    pub(crate) fn rot(&self, name: &str, is_hit: impl Fn(usize) -> bool) {
+        use std::os::unix::fs::FileExt;
+        let path = self.store().join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        for at in (0..bytes.len()).filter(|&at| is_hit(at)) {
+            file.write_all_at(&[bytes[at] ^ 1 << (at % 8)], at as u64).unwrap();
+        }
+    }
+
     pub(crate) fn current(&self) -> Generation {
         Store::open(&self.store()).unwrap().current().unwrap().unwrap()
     }
@@ -107,6 +118,11 @@ impl Fixture {
 /// Makes a generation of a tree. It stands in for the indexer: a file's digest is real, and its block
 /// checksum record is its path. Files up to `keep` bytes are kept with their content.
 pub(crate) fn index(root: &Path, store: &Path, keep: u64) -> u64 {
+    index_keeping(root, store, keep, |content| content)
+}
+
+/// The same; the store keeps of each content what `kept` makes of it.
+pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(Vec<u8>) -> Vec<u8>) -> u64 {
     let mut changes = Changes::default();
     let mut facts = HashMap::new();
     walk(root, b"", &mut changes, &mut facts);
@@ -122,8 +138,10 @@ pub(crate) fn index(root: &Path, store: &Path, keep: u64) -> u64 {
     for number in 0..list.len() {
         let (path, row) = (list.path(number), list.row(number));
         let keeps = row.is_file() && row.size() <= keep;
-        let content = if keeps { std::fs::read(root.join(OsStr::from_bytes(&path))).unwrap() } else { Vec::new() };
-        let record = row.is_file().then(|| draft.append(Record { sums: &path, content: &content }).unwrap());
+        let read = || std::fs::read(root.join(OsStr::from_bytes(&path))).unwrap();
+        let content = if keeps { kept(read()) } else { Vec::new() };
+        let append = || draft.append(row.sha256(), Record { sums: &path, content: &content }).unwrap();
+        let record = row.is_file().then(append);
         local.push(facts[&path], record);
     }
     let digest = list::digest(&encoded);

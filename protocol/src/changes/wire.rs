@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::io::{self, Read as _};
 
 use thiserror::Error;
 
@@ -43,41 +44,60 @@ impl Changes {
         out.extend_from_slice(&from.0);
         out.extend_from_slice(&to.0);
         out.extend_from_slice(&(body.len() as u64).to_le_bytes());
-        let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).unwrap_or_default();
-        out.extend_from_slice(&packed);
+        out.extend_from_slice(&compress(&body).unwrap_or_default());
         out
     }
 
     /// Decodes a delta; gives the digests of the lists that it leads from and to.
     pub fn decode(bytes: &[u8]) -> Result<(Digest, Digest, Self), DeltaError> {
-        let mut reader = Reader::new(bytes);
-        if reader.array("magic")? != MAGIC || reader.u16("version")? != VERSION {
-            return Err(DeltaError::Format);
-        }
-        let from = Digest(reader.array("from")?);
-        let to = Digest(reader.array("to")?);
-        let len = reader.u64("body length")?;
-        if len > limits::DELTA_BYTES {
-            let limit = limits::DELTA_BYTES;
-            return Err(DecodeError::TooLarge { field: "body length", value: len, limit }.into());
-        }
-        let body = decompress(reader.rest(), len as usize)?;
+        let (from, to, len, packed) = header(bytes)?;
+        let mut body = Vec::new();
+        decompress(packed, len, &mut body)?;
         Ok((from, to, decode_body(&body)?))
     }
 }
 
+/// Checks that an encoded delta has the bytes that were written, by the checksum of its compressed body. Gives the
+/// digests of the lists that it leads from and to.
+pub fn check(bytes: &[u8]) -> Result<(Digest, Digest), DeltaError> {
+    let (from, to, len, packed) = header(bytes)?;
+    decompress(packed, len, &mut io::sink())?;
+    Ok((from, to))
+}
+
+/// The fields before the compressed body: digests, the body's length; and that body.
+fn header(bytes: &[u8]) -> Result<(Digest, Digest, u64, &[u8]), DeltaError> {
+    let mut reader = Reader::new(bytes);
+    if reader.array("magic")? != MAGIC || reader.u16("version")? != VERSION {
+        return Err(DeltaError::Format);
+    }
+    let from = Digest(reader.array("from")?);
+    let to = Digest(reader.array("to")?);
+    let len = reader.u64("body length")?;
+    if len > limits::DELTA_BYTES {
+        let limit = limits::DELTA_BYTES;
+        return Err(DecodeError::TooLarge { field: "body length", value: len, limit }.into());
+    }
+    Ok((from, to, len, reader.rest()))
+}
+
+/// One frame with a checksum, which every reader compares.
+fn compress(body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+    compressor.include_checksum(true)?;
+    compressor.compress(body)
+}
+
 /// Decompresses what must be exactly `len` bytes; memory grows with what really comes out, not with
 /// what the header claims.
-fn decompress(packed: &[u8], len: usize) -> Result<Vec<u8>, DeltaError> {
-    use std::io::Read;
-    let broken = |error: std::io::Error| DeltaError::Compression(error.to_string());
-    let mut body = Vec::new();
+fn decompress(packed: &[u8], len: u64, out: &mut impl io::Write) -> Result<(), DeltaError> {
+    let broken = |error: io::Error| DeltaError::Compression(error.to_string());
     let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
-    decoder.take(len as u64 + 1).read_to_end(&mut body).map_err(broken)?;
-    if body.len() != len {
+    let written = io::copy(&mut decoder.take(len + 1), out).map_err(broken)?;
+    if written != len {
         return Err(DeltaError::Compression("wrong length".to_owned()));
     }
-    Ok(body)
+    Ok(())
 }
 
 const TAG_REMOVE: u8 = 0;

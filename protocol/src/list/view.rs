@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{ArchivedFileList, Row};
-use crate::entry::{Owner, PASSED_BY_OTHERS, READ_BY_OTHERS};
+use crate::entry::{Digest, Owner, PASSED_BY_OTHERS, READ_BY_OTHERS};
 use crate::{order, path};
 
 /// A list in its archived form. Cheap to copy.
@@ -39,6 +39,11 @@ impl<'a> ListRef<'a> {
     /// Regular files.
     pub fn files(&self) -> u32 {
         self.list.sha256.len() as u32
+    }
+
+    /// The SHA-256 of a regular file, by [`Row::file_number`].
+    pub fn sha256(&self, file: u32) -> Digest {
+        Digest(self.list.sha256[file as usize])
     }
 
     /// Whether XXH128 digests are carried.

@@ -58,7 +58,7 @@ fn small_files_are_kept_with_their_content_whatever_way_they_came() {
     let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
     for (path, content) in next.contents() {
         let file = held.list().find(&path).unwrap().file_number().unwrap();
-        let kept = held.record(file).unwrap_or_default().content;
+        let kept = held.record(file).unwrap().unwrap_or_default().content;
         let expected = if content.len() <= 16 << 10 { &content[..] } else { &[] };
         assert!(kept == expected, "content of {}", String::from_utf8_lossy(&path));
     }

@@ -1,6 +1,7 @@
 //! A small store to break.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -40,11 +41,15 @@ pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), Sto
     let digest = list::digest(&encoded);
     draft.write_list(&encoded)?;
     let list = list::open(&encoded).expect("a list just built");
-    let record = draft.append(Record { sums: &record(number), content: CONTENT })?;
+    let mut records = HashMap::new();
     let mut local = LocalTable::default();
     for row in 0..list.len() {
         let identity = Identity { device: 1, inode: u64::from(row), ctime: Time { sec: 7, nsec: 8 } };
-        local.push(identity, list.row(row).is_file().then_some(record));
+        let file = list.row(row).sha256();
+        if list.row(row).is_file() && !records.contains_key(&file) {
+            records.insert(file, draft.append(file, Record { sums: &record(number), content: CONTENT })?);
+        }
+        local.push(identity, records.get(&file).copied());
     }
     draft.write_local(&local.encode(digest))?;
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);

@@ -99,38 +99,90 @@ fn pulls_during_publishing_end_well_and_the_next_one_converges() {
     }
 }
 
-#[test]
-fn what_rotted_in_the_store_comes_from_the_tree_when_a_client_asks_again() {
-    let world = World::with_tree();
-    let names = ["first", "deep/er/second", "z/third"];
-    for (seed, name) in (50..).zip(names) {
-        write(&world.src().join(name), &noise(5_000, seed));
-    }
-    index(&world);
+/// Flips one bit of each of these contents, wherever the store's packs have them.
+fn rot(world: &World, contents: &[Vec<u8>]) {
     for pack in std::fs::read_dir(world.path("store/sums")).unwrap() {
         let pack = pack.unwrap().path();
         let mut bytes = std::fs::read(&pack).unwrap();
-        for seed in 50..53 {
-            let sound = noise(5_000, seed);
-            let at = bytes.windows(sound.len()).position(|window| window == sound).unwrap();
-            bytes[at + 4_000] ^= 1;
+        for sound in contents {
+            if let Some(at) = bytes.windows(sound.len()).position(|window| window == sound) {
+                bytes[at + sound.len() / 2] ^= 1;
+            }
         }
+        // In place: a daemon that has the pack mapped sees it.
         std::fs::write(&pack, bytes).unwrap();
     }
+}
+
+#[test]
+fn what_rotted_in_the_store_comes_from_the_tree_until_the_index_writes_it_again() {
+    let world = World::with_tree();
+    let contents: Vec<_> = (50..53).map(|seed| noise(5_000, seed)).collect();
+    for (name, content) in ["first", "deep/er/second", "z/third"].iter().zip(&contents) {
+        write(&world.src().join(name), content);
+    }
+    index(&world);
     let server = world.serve();
-    for protocol in ["--protocol=30", "--protocol=31", "--protocol=32"] {
-        for options in [&["-av"][..], &["-avH", "--no-inc-recursive"], &["-avz"], &["-av", "--append-verify"]] {
-            let dest = world.path("redone");
-            let pulled = pull(&server.address, &[&[protocol], options, &["{M}/", "{D}/"]].concat(), &dest);
+    assert_eq!(pull(&server.address, &["-a", "{M}/", "{D}/"], &world.path("before")).code, Some(0));
+    rot(&world, &contents);
+    for protocol in 27..=32 {
+        let protocol = format!("--protocol={protocol}");
+        for options in
+            [&["-av"][..], &["-avH", "--no-inc-recursive"], &["-avz"], &["-av", "--append-verify"], &["-avc"]]
+        {
+            let dest = world.path("rotten");
+            let pulled = pull(&server.address, &[&[&protocol[..]], options, &["{M}/", "{D}/"]].concat(), &dest);
             assert_eq!(pulled.code, Some(0), "{protocol} {options:?}: {}", pulled.errors);
-            for name in names {
-                assert!(pulled.errors.contains(&format!("{name} failed verification")), "{}", pulled.errors);
-            }
-            assert_eq!(files(&world.src()), files(&dest));
+            assert!(!pulled.errors.contains("failed verification"), "{protocol} {options:?}: {}", pulled.errors);
+            assert_eq!(files(&world.src()), files(&dest), "{protocol} {options:?}");
             std::fs::remove_dir_all(&dest).unwrap();
         }
     }
-    let pulled = pull(&server.address, &["-a", "{M}/first", "{D}"], &world.path("alone"));
-    assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
-    assert_eq!(std::fs::read(world.path("alone")).unwrap(), noise(5_000, 50));
+    world.pull(&server);
+    assert_same_tree(&world.src(), &world.dest());
+    let said = server.logged("damaged in the store");
+    assert!(said.contains("index --verify-store") && said.contains("second"), "{said}");
+    drop(server);
+
+    // An index without the flag sees no change, and leaves the store as it is.
+    assert_eq!(world.index()["published"], false);
+    let repaired = json(&world.index_command().arg("--verify-store").output().unwrap());
+    assert_eq!((&repaired["damaged"], &repaired["published"]), (&3.into(), &true.into()), "{repaired}");
+    let again = json(&world.index_command().arg("--verify-store").output().unwrap());
+    assert_eq!((&again["damaged"], &again["published"]), (&0.into(), &false.into()), "{again}");
+    let verified = stillmirror(&["verify"]).arg(world.src()).arg("--store").arg(world.path("store")).output().unwrap();
+    assert_exit(&verified, 0);
+}
+
+#[test]
+fn a_pulled_store_that_rotted_is_served_from_the_tree_and_made_again_by_a_pull() {
+    let world = World::with_tree();
+    let contents = [noise(5_000, 50)];
+    write(&world.src().join("first"), &contents[0]);
+    world.index();
+    let origin = world.serve();
+    world.pull(&origin);
+    let store = world.path("dest-store");
+    for pack in std::fs::read_dir(store.join("sums")).unwrap() {
+        let pack = pack.unwrap().path();
+        let mut bytes = std::fs::read(&pack).unwrap();
+        bytes.iter_mut().skip(64).for_each(|byte| *byte ^= 1);
+        std::fs::write(&pack, bytes).unwrap();
+    }
+    let verify = || stillmirror(&["verify"]).arg(world.dest()).arg("--store").arg(&store).output().unwrap();
+    let found = verify();
+    assert_exit(&found, 23);
+    assert!(String::from_utf8_lossy(&found.stderr).contains("remove it, and pull"), "{found:?}");
+    let served = |what: &str| {
+        let mirror = crate::support::Server::start(&world.dest(), &store);
+        let dest = world.path(what);
+        let pulled = pull(&mirror.address, &["-a", "--protocol=29", "{M}/", "{D}/"], &dest);
+        assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
+        assert_eq!(files(&world.src()), files(&dest), "{what}");
+    };
+    served("rotten");
+    std::fs::remove_dir_all(&store).unwrap();
+    world.pull(&origin);
+    assert_exit(&verify(), 0);
+    served("again");
 }

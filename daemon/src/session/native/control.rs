@@ -9,6 +9,7 @@ use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Reply, Request
 use tokio::sync::mpsc;
 
 use super::{Session, UnderWay};
+use crate::damage;
 use crate::session::{Ended, Pinned, touch};
 
 /// Payload bytes of one frame of a control answer.
@@ -70,7 +71,7 @@ impl Session {
     }
 
     async fn list(&self, number: u32, pinned: &Arc<Pinned>, have: Digest) -> Result<Option<Reply>, Ended> {
-        let form = self.blocking(pinned, move |pinned| pinned.edition.list_form(pinned.repository.store().ok(), have));
+        let form = self.blocking(pinned, move |pinned| pinned.edition.list_form(&pinned.repository, have));
         let Some(form) = form.await else { return Ok(Some(internal())) };
         self.reply(number, &Reply::ListForm(form.clone())).await?;
         match form {
@@ -82,12 +83,17 @@ impl Session {
                 }
             }
             ListForm::Whole { .. } => {
-                for at in (0..pinned.edition.generation.list_zst().len()).step_by(CHUNK) {
-                    let touched = self.blocking(pinned, move |pinned| touch(chunk(pinned, at)));
+                let checked = self.blocking(pinned, |pinned| pinned.edition.check_compressed(&pinned.repository.name));
+                if checked.await != Some(true) {
+                    return Ok(Some(internal()));
+                }
+                let list = pinned.edition.compressed();
+                for at in (0..list.len()).step_by(CHUNK) {
+                    let touched = self.blocking(pinned, move |pinned| touch(chunk(pinned.edition.compressed(), at)));
                     if touched.await.is_none() {
                         return Ok(Some(internal()));
                     }
-                    self.send_chunks(number, chunk(pinned, at)).await?;
+                    self.send_chunks(number, chunk(list, at)).await?;
                 }
             }
         }
@@ -138,28 +144,30 @@ impl Session {
                 fits
             };
             let end = begin + items[begin..].iter().take(PIECES / 2).take_while(room).count();
-            let touched = {
+            let checked = {
                 let items = Arc::clone(&items);
                 self.blocking(pinned, move |pinned| {
-                    items[begin..end].iter().for_each(|item| touch_some(record(pinned, item)));
+                    items[begin..end].iter().map(|item| is_right(pinned, item)).collect()
                 })
             };
-            if touched.await.is_none() {
-                return Ok(Some(internal()));
-            }
-            self.send_records(number, pinned, &items[begin..end]).await?;
+            let Some(right): Option<Vec<bool>> = checked.await else { return Ok(Some(internal())) };
+            // Where they are wrong there are none: the receiver does without.
+            let records = items[begin..end].iter().zip(right);
+            let records: Vec<&[u8]> =
+                records.map(|(item, is_right)| if is_right { record(pinned, item) } else { &[] }).collect();
+            self.send_records(number, &records).await?;
             begin = end;
         }
         Ok(None)
     }
 
     /// Sends records, each behind its length, in frames of bounded size.
-    async fn send_records(&self, number: u32, pinned: &Pinned, items: &[Item]) -> Result<(), Ended> {
-        let lens: Vec<[u8; 4]> = items.iter().map(|item| (record(pinned, item).len() as u32).to_le_bytes()).collect();
+    async fn send_records(&self, number: u32, records: &[&[u8]]) -> Result<(), Ended> {
+        let lens: Vec<[u8; 4]> = records.iter().map(|record| (record.len() as u32).to_le_bytes()).collect();
         let mut frame = Vec::new();
         let mut room = CHUNK;
-        for (item, len) in items.iter().zip(&lens) {
-            for mut piece in [len.as_slice(), record(pinned, item)] {
+        for (record, len) in records.iter().zip(&lens) {
+            for mut piece in [len.as_slice(), record] {
                 while !piece.is_empty() {
                     let (now, later) = piece.split_at(piece.len().min(room));
                     frame.push(IoSlice::new(now));
@@ -228,7 +236,7 @@ impl Listing {
     }
 }
 
-/// The part of a file's block checksum record that an item asks for.
+/// The part of a file's block checksums that an item asks for.
 fn record<'a>(pinned: &'a Pinned, item: &Item) -> &'a [u8] {
     let generation = &pinned.edition.generation;
     let whole = generation.list().row(item.row).file_number().and_then(|file| generation.sums(file)).unwrap_or(&[]);
@@ -237,14 +245,19 @@ fn record<'a>(pinned: &'a Pinned, item: &Item) -> &'a [u8] {
     &part[..part.len().min(u32::MAX as usize)]
 }
 
-fn chunk(pinned: &Pinned, at: usize) -> &[u8] {
-    let bytes = pinned.edition.generation.list_zst();
-    &bytes[at..bytes.len().min(at + CHUNK)]
+/// Whether that part is what the indexer wrote. Reads it, so that sending it does not wait for the disk.
+fn is_right(pinned: &Pinned, item: &Item) -> bool {
+    let (generation, part) = (&pinned.edition.generation, record(pinned, item));
+    let Some(file) = generation.list().row(item.row).file_number().filter(|_| !part.is_empty()) else { return true };
+    let checked = generation.check_sums(file, item.offset..item.offset.saturating_add(part.len() as u64));
+    if let Err(error) = &checked {
+        pinned.edition.damages.met(damage::Part::Sums, &pinned.repository.name, generation, error);
+    }
+    checked.is_ok()
 }
 
-/// As [`touch`], for a record of any size: the kernel reads ahead in what follows.
-fn touch_some(record: &[u8]) {
-    touch(&record[..record.len().min(CHUNK)]);
+fn chunk(bytes: &[u8], at: usize) -> &[u8] {
+    &bytes[at.min(bytes.len())..bytes.len().min(at + CHUNK)]
 }
 
 fn not_there(what: &str, path: &[u8]) -> Reply {
