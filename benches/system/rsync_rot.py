@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""A store rots: single bytes are changed at random places of all its files, and no client ends with 0 and another file.
+
+Each flip meets a stock client (protocols 27 to 32, -a and -ac, with and without an old copy) and a native pull. Half of the flips
+are there when the daemon starts; the other half come under a daemon that has the files mapped, and has served them before. After
+each the store is put back. Nothing may panic: the daemon's log, how it ends, and what the pull says are looked at.
+
+What is read from the tree in place of a damaged record, or made again, must not even be noticed by a client: of packs, compressed
+lists and deltas it ends with 0 in every case. Of the list and the tables that are mapped and looked into everywhere, a flip under
+a running daemon is not looked for (docs/index-format.md says what is checked when); a client may end with an error then, or take
+over a wrong attribute, which is counted, but no wrong content. Without --stillmirror there is nothing to show.
+"""
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+
+import bench
+import rsync_peers as peers
+import trees
+
+OPTIONS = (['-a'], ['-ac'], ['-aH', '--no-inc-recursive'], ['-az'])
+# What is found and made good for every client, whenever it rots.
+MENDED = ('pack', 'list.zst', 'delta')
+# What is checked when it is opened, and then mapped and looked into everywhere.
+LOOKED_INTO = ('list', 'local', 'encoded list')
+
+
+@dataclasses.dataclass
+class Flip:
+    """One damage, and who comes then."""
+    number: int
+    part: str
+    place: float
+    bits: int
+    is_running: bool
+    protocol: int
+    options: list
+    is_old: bool
+
+
+def run(b):
+    if not b.stillmirror:
+        raise SystemExit('this script measures only stillmirror')
+    world = World(b)
+    rng = random.Random(b.args.seed)
+    flips = [plan(number, rng, world.parts) for number in range(b.args.flips)]
+    with concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
+        outcomes = list(pool.map(lambda flip: meet(b, world, flip), flips))
+    report(b, outcomes)
+
+
+def report(b, outcomes):
+    rows = []
+    for part in sorted({outcome['part'] for outcome in outcomes}):
+        for state in ('at start', 'running'):
+            its = [outcome for outcome in outcomes if (outcome['part'], outcome['state']) == (part, state)]
+            if its:
+                exits = {who: collections.Counter(outcome[who] for outcome in its) for who in ('stock', 'native')}
+                rows.append({'part': part, 'state': state, 'flips': len(its)}
+                            | {f'{who} exits': ' '.join(f'{code}: {count}' for code, count in sorted(found.items())) for who, found in exits.items()}
+                            | {what: sum(bool(outcome[what]) for outcome in its) for what in ('content', 'attributes', 'panics')})
+    b.table('single bytes flipped', rows)
+    for what in ('content', 'attributes', 'panics'):
+        for outcome in [outcome for outcome in outcomes if outcome[what]][:5]:
+            print('   ', what, outcome['flip'], outcome[what])
+    b.check('no client ends with 0 and another content', not any(outcome['content'] for outcome in outcomes))
+    checked = [outcome for outcome in outcomes if outcome['state'] == 'at start' or outcome['part'] not in LOOKED_INTO]
+    b.check('of all that is checked, no client ends with 0 and another attribute', not any(outcome['attributes'] for outcome in checked))
+    b.check('nothing panics, but where a list or a table rots while it is mapped', not any(outcome['panics'] for outcome in checked))
+    mended = [outcome for outcome in outcomes if outcome['part'] in MENDED]
+    b.check('damage to packs, compressed lists and deltas is noticed by no client', all(outcome['stock'] == outcome['native'] == 0 for outcome in mended))
+
+
+def plan(number, rng, parts):
+    """All protocols, options and states come in turn; where the flip is, is left to chance."""
+    part = rng.choice(parts)
+    return Flip(number, part, rng.random(), rng.randint(1, 255), bool(number % 2), peers.PROTOCOLS[number % 6],
+                OPTIONS[number // 6 % len(OPTIONS)], bool(number // 24 % 2))
+
+
+class World:
+    """A tree of two generations, a store of both with kept lists, and what clients had of the first."""
+
+    def __init__(self, b):
+        self.root, self.store = b.work / 'tree', b.work / 'store'
+        trees.make(self.root, 120, (1, 9_000), per_folder=30)
+        trees.make(self.root / 'large', 6, (40_000, 300_000), seed=2)
+        (self.root / 'link').symlink_to('d0000/f000001.bin')
+        os.link(self.root / 'd0000/f000002.bin', self.root / 'd0001/hard')
+        shutil.copy2(self.root / 'd0000/f000003.bin', self.root / 'd0001/same')
+        # What a client makes has a time of its own: none of these is that.
+        age(self.root)
+        peers.index(b, self.root, self.store)
+        self.old, self.old_store = b.work / 'old', b.work / 'old-store'
+        with b.stillmirror.serve(self.root, self.store) as server:
+            b.stillmirror.pull(server.url, self.old, self.old_store)
+        for name in ('d0000/f000004.bin', 'd0002/f000070.bin', 'large/d0000/f000001.bin'):
+            path = self.root / name
+            path.write_bytes(random.Random(name).randbytes(path.stat().st_size // 2) + path.read_bytes()[path.stat().st_size // 2:])
+        age(self.root, 100)
+        # The same size and time as the right one: -c sees it.
+        wrong = self.old / 'd0003/f000100.bin'
+        facts = wrong.stat()
+        wrong.write_bytes(bytes(facts.st_size))
+        os.utime(wrong, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        peers.index(b, self.root, self.store)
+        with peers.passive(b, self.root, self.store) as server:
+            for turn in range(3):
+                for protocol in peers.PROTOCOLS:
+                    for options in OPTIONS:
+                        peers.pull(b.args.rsync, server, [*options, f'--protocol={protocol}', '{M}/', '{D}/'], b.work / 'warm')
+        self.tree = facts_of(self.root)
+        # The lists of packs and places count once each, however many packs and encoded lists there are.
+        self.parts = sorted({part_of(path) for path in self.files(self.store)})
+
+    @staticmethod
+    def files(store):
+        """All files of a store that are read, and the one name that is looked up."""
+        current = store / 'generations' / os.path.basename(os.readlink(store / 'current'))
+        return sorted(path for path in (*current.iterdir(), *(store / 'sums').iterdir(), *(store / 'lists').iterdir() if (store / 'lists').exists() else (),
+                                        store / 'repository', store / 'current'))
+
+
+def part_of(path):
+    return {'.pack': 'pack'}.get(path.suffix, 'encoded list' if path.parent.name == 'lists' else path.name)
+
+
+def age(root, seconds=0):
+    for path in (root, *root.rglob('*')):
+        os.utime(path, (1_600_000_000 + seconds if path.is_file() else 1_600_000_000,) * 2, follow_symlinks=False)
+
+
+def facts_of(root):
+    """What the oldest protocol carries; the root's own time is the client's to set."""
+    tree = peers.snapshot(root)
+    keys = ('type', 'mode', 'content', 'target')
+    return {name: {key: facts[key] for key in keys if key in facts} | {'mtime': facts['mtime'] // peers.NS if facts['type'] == 8 else 0}
+            for name, facts in tree.items()}
+
+
+def meet(b, world, flip):
+    """Let the store rot, and clients come."""
+    place = b.work / f'flip-{flip.number}'
+    store = place / 'store'
+    shutil.copytree(world.store, store, symlinks=True)
+    outcome = {'part': flip.part, 'state': 'running' if flip.is_running else 'at start', 'content': [], 'attributes': [], 'panics': [], 'flip': str(flip)}
+    stock = {'words': [*flip.options, f'--protocol={flip.protocol}', '--delete', '{M}/', '{D}/'], 'dest': place / 'dest'}
+    try:
+        if not flip.is_running:
+            rot(store, flip)
+        with peers.passive(b, world.root, store) as server:
+            if flip.is_running:
+                # All that it maps for these clients is mapped, and was right.
+                served = peers.pull(b.args.rsync, server, [word for word in stock['words']], place / 'before')
+                pulled = native(b, server, place / 'native-before', None)
+                if served.code or pulled.returncode:
+                    raise SystemExit(f'a sound store is not served: {served.errors} {pulled.stderr}')
+                rot(store, flip)
+            if flip.is_old:
+                bench.must(['cp', '-a', world.old, stock['dest']])
+            done = peers.pull(b.args.rsync, server, stock['words'], stock['dest'])
+            outcome['stock'] = done.code
+            if done.code == 0:
+                judge(outcome, world, stock['dest'], flip, flip.is_old and '-ac' not in flip.options)
+            if flip.is_old:
+                bench.must(['cp', '-a', world.old, place / 'native'])
+                bench.must(['cp', '-a', world.old_store, place / 'native-store'])
+            pulled = native(b, server, place / 'native', place / 'native-store')
+            outcome['native'] = pulled.returncode
+            if pulled.returncode == 0:
+                judge(outcome, world, place / 'native', flip, flip.is_old)
+            if pulled.returncode == 101 or b'panicked' in pulled.stderr:
+                outcome['panics'].append(('pull', pulled.stderr[-300:]))
+        log = server.log.read_text(errors='replace')
+        if server.process.returncode != 0 or 'panicked' in log:
+            outcome['panics'].append((server.process.returncode, log[-2000:]))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return outcome
+
+
+def native(b, server, dest, store):
+    url = f'stillmirror://{server.address}:{server.port}/{bench.NAME}'
+    argv = b.stillmirror.argv('pull', url, dest, '--delete', '--quiet', *(['--store', store] if store else []))
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=peers.PATIENCE, check=False)
+
+
+def rot(store, flip):
+    """Change one byte, in place: who has the file mapped sees it."""
+    files = [path for path in World.files(store) if part_of(path) == flip.part]
+    sizes = [len(os.readlink(path)) if path.is_symlink() else path.stat().st_size for path in files]
+    at = int(flip.place * sum(sizes))
+    for path, size in zip(files, sizes):
+        if at < size:
+            break
+        at -= size
+    if path.is_symlink():
+        target = bytearray(os.fsencode(os.readlink(path)))
+        target[at] = target[at] ^ flip.bits or ord('x')
+        path.unlink()
+        os.symlink(bytes(target), path)
+        return
+    with open(path, 'r+b') as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ flip.bits]))
+
+
+def judge(outcome, world, dest, flip, believes):
+    """Holds a tree that a client is content with against the source."""
+    found = facts_of(dest)
+    for name in sorted(world.tree.keys() | found.keys()):
+        want, have = world.tree.get(name), found.get(name)
+        # A client that goes by size and time keeps what has both.
+        if want == have or (believes and name == b'd0003/f000100.bin'):
+            continue
+        is_content = want is not None and have is not None and want['type'] == have['type'] and want.get('content') != have.get('content')
+        outcome['content' if is_content else 'attributes'].append((dest.name, name, want, have))
+
+
+bench.main(__doc__, [
+    ('--flips', dict(type=int, default=2000)),
+    ('--seed', dict(type=int, default=1)),
+    ('--jobs', dict(type=int, default=2, help='flips at once (default: %(default)s)')),
+    ('--rsync', dict(metavar='PATH', default='rsync')),
+], run)
