@@ -24,6 +24,8 @@ import rsync_peers as peers
 import trees
 
 OPTIONS = (['-a'], ['-ac'], ['-aH', '--no-inc-recursive'], ['-az'])
+# Lists of fewer entries are not kept encoded.
+KEPT_FROM = 4200
 # What is found and made good for every client, whenever it rots.
 MENDED = ('pack', 'list.zst', 'delta')
 # What is checked when it is opened, and then mapped and looked into everywhere.
@@ -46,11 +48,13 @@ class Flip:
 def run(b):
     if not b.stillmirror:
         raise SystemExit('this script measures only stillmirror')
-    world = World(b)
+    small, wide = World(b, 'small', 0), World(b, 'wide', KEPT_FROM)
+    if 'encoded list' not in wide.parts:
+        raise SystemExit('no list was kept encoded')
     rng = random.Random(b.args.seed)
-    flips = [plan(number, rng, world.parts) for number in range(b.args.flips)]
+    flips = [plan(number, rng, sorted({*small.parts, 'encoded list'})) for number in range(b.args.flips)]
     with concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
-        outcomes = list(pool.map(lambda flip: meet(b, world, flip), flips))
+        outcomes = list(pool.map(lambda flip: meet(b, wide if flip.part == 'encoded list' else small, flip), flips))
     report(b, outcomes)
 
 
@@ -62,7 +66,7 @@ def report(b, outcomes):
             if its:
                 exits = {who: collections.Counter(outcome[who] for outcome in its) for who in ('stock', 'native')}
                 rows.append({'part': part, 'state': state, 'flips': len(its)}
-                            | {f'{who} exits': ' '.join(f'{code}: {count}' for code, count in sorted(found.items())) for who, found in exits.items()}
+                            | {f'{who} exits': ' '.join(f'{code}: {count}' for code, count in sorted(found.items(), key=str)) for who, found in exits.items()}
                             | {what: sum(bool(outcome[what]) for outcome in its) for what in ('content', 'attributes', 'panics')})
     b.table('single bytes flipped', rows)
     for what in ('content', 'attributes', 'panics'):
@@ -86,17 +90,20 @@ def plan(number, rng, parts):
 class World:
     """A tree of two generations, a store of both with kept lists, and what clients had of the first."""
 
-    def __init__(self, b):
-        self.root, self.store = b.work / 'tree', b.work / 'store'
+    def __init__(self, b, name, symlinks):
+        place = b.work / name
+        self.root, self.store = place / 'tree', place / 'store'
         trees.make(self.root, 120, (1, 9_000), per_folder=30)
         trees.make(self.root / 'large', 6, (40_000, 300_000), seed=2)
         (self.root / 'link').symlink_to('d0000/f000001.bin')
         os.link(self.root / 'd0000/f000002.bin', self.root / 'd0001/hard')
         shutil.copy2(self.root / 'd0000/f000003.bin', self.root / 'd0001/same')
+        for number in range(symlinks):
+            (self.root / 'd0002' / f's{number}').symlink_to(f'../to/{number}')
         # What a client makes has a time of its own: none of these is that.
         age(self.root)
         peers.index(b, self.root, self.store)
-        self.old, self.old_store = b.work / 'old', b.work / 'old-store'
+        self.old, self.old_store = place / 'old', place / 'old-store'
         with b.stillmirror.serve(self.root, self.store) as server:
             b.stillmirror.pull(server.url, self.old, self.old_store)
         for name in ('d0000/f000004.bin', 'd0002/f000070.bin', 'large/d0000/f000001.bin'):
@@ -110,10 +117,10 @@ class World:
         os.utime(wrong, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         peers.index(b, self.root, self.store)
         with peers.passive(b, self.root, self.store) as server:
-            for turn in range(3):
+            for _ in range(2 if symlinks else 0):
                 for protocol in peers.PROTOCOLS:
                     for options in OPTIONS:
-                        peers.pull(b.args.rsync, server, [*options, f'--protocol={protocol}', '{M}/', '{D}/'], b.work / 'warm')
+                        peers.pull(b.args.rsync, server, [*options, f'--protocol={protocol}', '{M}/', '{D}/'], place / 'warm')
         self.tree = facts_of(self.root)
         # The lists of packs and places count once each, however many packs and encoded lists there are.
         self.parts = sorted({part_of(path) for path in self.files(self.store)})
@@ -122,8 +129,8 @@ class World:
     def files(store):
         """All files of a store that are read, and the one name that is looked up."""
         current = store / 'generations' / os.path.basename(os.readlink(store / 'current'))
-        return sorted(path for path in (*current.iterdir(), *(store / 'sums').iterdir(), *(store / 'lists').iterdir() if (store / 'lists').exists() else (),
-                                        store / 'repository', store / 'current'))
+        folders = [folder for folder in (current, store / 'sums', store / 'lists') if folder.exists()]
+        return sorted([path for folder in folders for path in folder.iterdir()] + [store / 'repository', store / 'current'])
 
 
 def part_of(path):
@@ -153,10 +160,18 @@ def meet(b, world, flip):
     try:
         if not flip.is_running:
             rot(store, flip)
-        with peers.passive(b, world.root, store) as server:
+        try:
+            server = peers.passive(b, world.root, store)
+        except SystemExit as error:
+            # A store that is another repository's: nobody is served anything.
+            outcome |= {'stock': 'no daemon', 'native': 'no daemon'}
+            if 'panicked' in str(error) or 'a store of its own' not in str(error):
+                outcome['panics'].append(('serve', str(error)))
+            return outcome
+        with server:
             if flip.is_running:
                 # All that it maps for these clients is mapped, and was right.
-                served = peers.pull(b.args.rsync, server, [word for word in stock['words']], place / 'before')
+                served = peers.pull(b.args.rsync, server, stock['words'], place / 'before')
                 pulled = native(b, server, place / 'native-before', None)
                 if served.code or pulled.returncode:
                     raise SystemExit(f'a sound store is not served: {served.errors} {pulled.stderr}')
