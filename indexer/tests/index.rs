@@ -195,6 +195,63 @@ fn small_files_are_kept_with_their_content_up_to_the_size_that_was_chosen() {
     assert_eq!((content(&site, "much").len(), content(&site, "more").len()), (64 << 10, 0), "there is a most");
 }
 
+/// Flips a bit in the middle of that content, wherever a pack has it.
+fn rot(site: &Site, content: &[u8]) {
+    for pack in std::fs::read_dir(site.options.store.join("sums")).unwrap() {
+        let pack = pack.unwrap().path();
+        let mut bytes = std::fs::read(&pack).unwrap();
+        if let Some(at) = bytes.windows(content.len()).position(|window| window == content) {
+            bytes[at + content.len() / 2] ^= 1;
+            std::fs::write(&pack, bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_damaged_in_the_store_is_written_again_when_that_is_asked_for() {
+    let mut site = Site::new();
+    for (name, byte) in [("one", 1), ("twin", 1), ("dir/two", 2), ("three", 3)] {
+        site.write(name, vec![byte; 3_000]);
+    }
+    site.index();
+    rot(&site, &[1; 3_000]);
+    let files = || 0..site.current().list().files();
+    assert!(!site.index().published, "an index looks at the tree alone");
+    assert_eq!(files().filter(|&file| site.current().record(file).is_err()).count(), 2);
+
+    site.options.verify_store = true;
+    let report = site.index();
+    assert!(report.published && report.damaged == 2 && report.hashed_files == 2, "{report:?}");
+    assert_eq!((content(&site, "one"), content(&site, "twin")), (vec![1; 3_000], vec![1; 3_000]));
+    let report = site.index();
+    assert!(!report.published && report.damaged == 0 && report.hashed_files == 0, "{report:?}");
+
+    // A pack that is not there, and a compressed list that is not the list.
+    std::fs::remove_file(site.options.store.join("sums/1.pack")).unwrap();
+    let report = site.index();
+    assert!(report.published && report.damaged == 2, "{report:?}");
+    assert_eq!((content(&site, "dir/two"), content(&site, "three")), (vec![2; 3_000], vec![3; 3_000]));
+    let compressed = site.current().dir().join("list.zst");
+    let mut bytes = std::fs::read(&compressed).unwrap();
+    bytes[40] ^= 1;
+    std::fs::remove_file(&compressed).unwrap();
+    std::fs::write(compressed, bytes).unwrap();
+    assert!(!site.current().list_zst_is_right());
+    let report = site.index();
+    assert!(report.published && report.damaged == 0 && site.current().list_zst_is_right(), "{report:?}");
+}
+
+#[test]
+fn a_damaged_record_is_not_given_to_another_file_of_the_same_content() {
+    let site = Site::new();
+    site.write("old", vec![1; 3_000]);
+    site.index();
+    rot(&site, &[1; 3_000]);
+    site.write("new", vec![1; 3_000]);
+    site.index();
+    assert_eq!(content(&site, "new"), vec![1; 3_000]);
+}
+
 #[test]
 fn nothing_is_kept_of_what_not_everybody_may_read() {
     let site = Site::new();

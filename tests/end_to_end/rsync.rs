@@ -9,5 +9,6 @@ mod modules;
 mod options;
 mod order;
 mod peers;
+mod rot;
 mod scripts;
 mod tree;

@@ -128,6 +128,11 @@ impl Server {
         std::iter::repeat_with(next).find(|line| line.contains(word)).expect("endless")
     }
 
+    /// What it has logged that nobody has looked at.
+    pub(crate) fn logged_so_far(&self) -> String {
+        self.log.try_iter().collect::<Vec<_>>().join("\n")
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
