@@ -7,7 +7,7 @@ each the store is put back. Nothing may panic: the daemon's log, how it ends, an
 
 What is read from the tree in place of a damaged record, or made again, must not even be noticed by a client: of packs, compressed
 lists and deltas it ends with 0 in every case. Of the list and the tables that are mapped and looked into everywhere, a flip under
-a running daemon is not looked for (docs/index-format.md says what is checked when); a client may end with an error then, or take
+a running daemon is not looked for (docs/index-format.md says what is checked when): a session may fail then, or a client take
 over a wrong attribute, which is counted, but no wrong content. Without --stillmirror there is nothing to show.
 """
 import collections
@@ -29,7 +29,7 @@ KEPT_FROM = 4200
 # What is found and made good for every client, whenever it rots.
 MENDED = ('pack', 'list.zst', 'delta')
 # What is checked when it is opened, and then mapped and looked into everywhere.
-LOOKED_INTO = ('list', 'local', 'encoded list')
+LOOKED_INTO = ('list', 'local')
 
 
 @dataclasses.dataclass
@@ -192,7 +192,10 @@ def meet(b, world, flip):
             if pulled.returncode == 101 or b'panicked' in pulled.stderr:
                 outcome['panics'].append(('pull', pulled.stderr[-300:]))
         log = server.log.read_text(errors='replace')
-        if server.process.returncode != 0 or 'panicked' in log:
+        if flip.part == 'repository' and server.process.returncode == 1 and 'a store of its own' in log:
+            # It listens before it has opened its stores: nobody is served anything.
+            outcome |= {'stock': 'no daemon', 'native': 'no daemon'}
+        elif server.process.returncode != 0 or 'panicked' in log:
             outcome['panics'].append((server.process.returncode, log[-2000:]))
     finally:
         shutil.rmtree(place, ignore_errors=True)

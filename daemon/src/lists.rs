@@ -73,7 +73,9 @@ impl Lists {
         // Copied out: the lock must be free when the file is read.
         let state = lists.lock().get(&query.key).cloned();
         match state {
-            Some(State::Ready(list)) => return Some(list),
+            Some(State::Ready(list)) if !list.is_damaged() => return Some(list),
+            // It was right when it was opened. The file is looked at again.
+            Some(State::Ready(_)) => _ = lists.lock().remove(&query.key),
             Some(State::NotToBeHad | State::AskedOnce) => return None,
             None => {}
         }

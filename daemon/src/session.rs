@@ -55,6 +55,8 @@ pub(crate) enum Ended {
     CutOff,
     #[error("a file changed in the middle of a frame")]
     Torn,
+    #[error("the list that is kept encoded for such clients is damaged; the next one has another")]
+    DamagedList,
     #[error("a thread of the daemon's own died")]
     Panicked,
 
@@ -72,7 +74,7 @@ impl Ended {
             Self::Refused(_) => Exit::Startup,
             Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
             Self::Stopping | Self::CutOff => Exit::Signal,
-            Self::Malformed(_) | Self::Torn | Self::Panicked => Exit::Stream,
+            Self::Malformed(_) | Self::Torn | Self::DamagedList | Self::Panicked => Exit::Stream,
             Self::ClientExit(_) | Self::Broken(_) => Exit::Socket,
         }
     }

@@ -122,6 +122,33 @@ fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
 }
 
 #[test]
+fn what_rots_under_a_mapped_list_is_found_where_it_is() {
+    use std::os::unix::fs::FileExt;
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(2000));
+    let cache = cache(dir.path(), WIDE);
+    let list = build(&cache, 1, &bytes, class(false));
+    let len = list.stream().len();
+    let rows: Vec<_> = (0..list.entries()).map(|ndx| list.row(ndx)).collect();
+    assert!(list.is_right(0..len) && list.row(list.entries()).is_none() && !list.is_damaged());
+    let path = files(dir.path()).remove(0);
+    let file = fs::File::options().read(true).write(true).open(&path).expect("it is there");
+    let flip = |at: u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("it is as long");
+        file.write_all_at(&[byte[0] ^ 1], at).expect("it is written");
+    };
+    // In the stream, then in the last of the rows.
+    flip(112 + 20_000);
+    assert!(!list.is_right(0..len) && !list.is_right(20_000..20_001));
+    assert!(list.is_right(0..10_000) && list.is_right(30_000..len));
+    flip(file.metadata().expect("it is open").len() - 1);
+    assert_eq!(list.row(list.entries() - 1), None);
+    assert_eq!(list.row(0), rows[0]);
+    assert!(list.is_damaged());
+    assert!(matches!(cache.open(&key(1, &class(false))), Err(StoreError::Damaged { .. })));
+}
+
+#[test]
 fn lists_go_with_their_generation_and_stay_readable_to_those_who_have_them() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
     let cache = cache(dir.path(), WIDE);

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use stillmirror_protocol::codec::{DecodeError, Reader};
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::rsync::flist::{Numbers, RowTable};
-use twox_hash::XxHash3_128;
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::map::Map;
 
@@ -45,11 +47,18 @@ pub struct Mark {
     pub entries: u32,
 }
 
+/// Bytes that share one checksum while the file is mapped. Looking up one row reads as many.
+const BLOCK: usize = 4096;
+
 /// An encoded list, mapped. It never changes, and stays readable after its file was removed.
 #[derive(Debug)]
 pub struct CachedList {
     map: Map,
     header: Header,
+    marks: Vec<Mark>,
+    /// The checksums of all blocks of the file when it was opened: a disk may rot under the map.
+    blocks: Vec<u64>,
+    is_damaged: AtomicBool,
 }
 
 impl Header {
@@ -119,7 +128,9 @@ impl CachedList {
         if XxHash3_128::oneshot(body) != header.checksum {
             return Ok(Err("its checksum differs"));
         }
-        let list = Self { map, header };
+        let blocks = map.bytes().chunks(BLOCK).map(XxHash3_64::oneshot).collect();
+        let marks = marks_of(&map, &header);
+        let list = Self { map, header, marks, blocks, is_damaged: AtomicBool::new(false) };
         if !list.marks_are_right() {
             return Ok(Err("its marks are not those of its stream"));
         }
@@ -132,18 +143,32 @@ impl CachedList {
         &self.map.bytes()[HEADER_BYTES..HEADER_BYTES + self.header.stream as usize]
     }
 
+    /// Whether a range of the stream is what it was when the file was opened. Reads it, and what shares a block.
+    pub fn is_right(&self, range: Range<usize>) -> bool {
+        self.bytes(range.start + HEADER_BYTES..range.end + HEADER_BYTES).is_some()
+    }
+
+    /// Whether something of it was found to be damaged since it was opened.
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Relaxed)
+    }
+
+    /// A range of the file, if that is what it was when the file was opened.
+    fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
+        let bytes = self.map.bytes();
+        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+        let found = bytes.get(blocks.start * BLOCK..bytes.len().min(blocks.end * BLOCK))?.chunks(BLOCK);
+        if !self.blocks.get(blocks)?.iter().copied().eq(found.map(XxHash3_64::oneshot)) {
+            self.is_damaged.store(true, Ordering::Relaxed);
+            return None;
+        }
+        bytes.get(range)
+    }
+
     /// Places in the stream at which lists end, some tens of KiB apart, ascending; the last is its end. Of a
     /// list that is not incremental: its end alone.
     pub fn marks(&self) -> impl ExactSizeIterator<Item = Mark> {
-        let [marks, rows, _] = self.header.layout().unwrap_or_default();
-        self.map.bytes()[marks as usize..rows as usize].chunks_exact(MARK_BYTES).map(|bytes| {
-            let mut reader = Reader::new(bytes);
-            Mark {
-                offset: reader.u64("offset").unwrap_or_default(),
-                lists: reader.u32("lists").unwrap_or_default(),
-                entries: reader.u32("entries").unwrap_or_default(),
-            }
-        })
+        self.marks.iter().copied()
     }
 
     /// Whether the marks ascend to the end of the stream.
@@ -176,11 +201,25 @@ impl CachedList {
     }
 }
 
+/// The marks in a file of that header, whose length is right.
+fn marks_of(map: &Map, header: &Header) -> Vec<Mark> {
+    let [marks, rows, _] = header.layout().unwrap_or_default();
+    let mark = |bytes: &[u8]| {
+        let mut reader = Reader::new(bytes);
+        Mark {
+            offset: reader.u64("offset").unwrap_or_default(),
+            lists: reader.u32("lists").unwrap_or_default(),
+            entries: reader.u32("entries").unwrap_or_default(),
+        }
+    };
+    map.bytes()[marks as usize..rows as usize].chunks_exact(MARK_BYTES).map(mark).collect()
+}
+
 impl RowTable for CachedList {
     fn row(&self, ndx: u32) -> Option<u32> {
         let [_, rows, end] = self.header.layout()?;
-        let rows = self.map.bytes().get(rows as usize..end as usize)?;
-        let (rows, _) = rows.as_chunks::<4>();
-        rows.get(ndx as usize).map(|bytes| u32::from_le_bytes(*bytes)).filter(|&row| row != Numbers::NO_ROW)
+        let at = (rows as usize).checked_add(usize::try_from(ndx).ok()?.checked_mul(4)?)?;
+        let row = self.bytes(at..at + 4).filter(|_| at < end as usize)?;
+        row.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).filter(|&row| row != Numbers::NO_ROW)
     }
 }

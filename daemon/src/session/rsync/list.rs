@@ -132,8 +132,10 @@ impl Session {
             window.send(At::after(lists, entries));
             while sent < end {
                 let piece = sent..end.min(sent + CHUNK);
-                let (touched, range) = (Arc::clone(cached), piece.clone());
-                self.blocking(move || crate::session::touch(&touched.stream()[range])).await?;
+                let (checked, range) = (Arc::clone(cached), piece.clone());
+                if !self.blocking(move || checked.is_right(range)).await? {
+                    return Err(Ended::DamagedList);
+                }
                 lane = self.send_piece(lane, &cached.stream()[piece.clone()]).await?;
                 sent = piece.end;
             }
