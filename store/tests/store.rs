@@ -104,6 +104,24 @@ fn a_compressed_list_that_rotted_is_not_taken_over_by_the_next_generation() {
 }
 
 #[test]
+fn where_the_columns_of_an_open_list_are_does_not_rot() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let generation = store.current().unwrap().unwrap();
+    let before = content(&generation);
+    for name in ["list", "local"] {
+        let file = fs::File::options().write(true).open(generation.dir().join(name)).unwrap();
+        // The last field of a list is a vector: where it is, and how long.
+        file.write_all_at(&[0xff; 100], file.metadata().unwrap().len() - 100).unwrap();
+    }
+    assert_eq!(content(&generation), before);
+    assert_eq!(generation.list_sparsely().find(b"pool/a").unwrap().size(), 77);
+    assert!(generation.local().record(0).is_some());
+    assert!(store.current().is_err(), "the files have rotted");
+}
+
+#[test]
 fn what_rots_after_it_was_found_right_is_found_wrong() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
