@@ -59,11 +59,20 @@ impl Damages {
     }
 
     /// Writes how often it was, where the first line does not say it.
-    pub(crate) fn report(&self, generation: u64) {
+    pub(crate) fn report(&self, generation: &Generation) {
         let [contents, sums, lists, deltas] =
             [&self.contents, &self.sums, &self.lists, &self.deltas].map(|counter| counter.load(Ordering::Relaxed));
         if contents + sums + lists + deltas > 0 {
-            tracing::warn!(generation, contents, sums, lists, deltas, "damage was met in the store of a generation");
+            let (repository, generation) = (&generation.head().repository, generation.number());
+            tracing::warn!(
+                repository,
+                generation,
+                contents,
+                sums,
+                lists,
+                deltas,
+                "damage was met in the store of this generation"
+            );
         }
     }
 }

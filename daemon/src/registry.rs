@@ -251,7 +251,7 @@ pub(crate) struct Edition {
 
 impl Drop for Edition {
     fn drop(&mut self) {
-        self.damages.report(self.generation.number());
+        self.damages.report(&self.generation);
     }
 }
 
