@@ -52,7 +52,7 @@ fn no_client_takes_what_rotted_for_what_was_indexed() {
         };
         let path = store.join(part);
         let good = std::fs::read(&path).unwrap();
-        let at = (random.next().unwrap() << 8 | random.next().unwrap()) * good.len() as u64 >> 16;
+        let at = (((random.next().unwrap() << 8) | random.next().unwrap()) * good.len() as u64) >> 16;
         let bits = 1 << (n % 8);
         // The list and the local facts are checked when they are opened.
         let runs = n % 2 == 1 && !part.ends_with("list") && !part.ends_with("local");
