@@ -219,6 +219,11 @@ impl Answers {
         self.requests.len()
     }
 
+    /// Whether no entry of the list went out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
     /// Whether the session is over.
     pub(super) fn has_ended(&self) -> bool {
         self.ended

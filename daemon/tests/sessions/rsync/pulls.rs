@@ -2,7 +2,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::support::{Entry, assert_same, dest, index_aged, rsync, rsync_with, tree};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::support::{Entry, assert_same, begin, dest, index_aged, rsync, rsync_with, tree};
 use crate::support::{Fixture, Server, noise, soon};
 
 /// Files of every size that is handled in a way of its own, and what else a tree has.
@@ -303,4 +306,25 @@ async fn encoded(dir: &Path, enough: usize) -> usize {
     })
     .await;
     count()
+}
+
+#[tokio::test]
+async fn after_an_empty_list_the_daemon_closes_without_waiting_for_the_client() {
+    let fixture = fixture();
+    let server = fixture.serve().await;
+    for protocol in 27..=32 {
+        for (options, path) in [("-logDtpr", "repo/nosuch"), ("-logDtp", "repo/")] {
+            let mut socket = TcpStream::connect(server.addr).await.unwrap();
+            socket.write_all(&begin(protocol, options, path)).await.unwrap();
+            let mut answer = Vec::new();
+            soon(socket.read_to_end(&mut answer)).await.unwrap();
+            // The end of the list, of its names of users and groups, and the error or the end of all lists.
+            let end: &[u8] = match (protocol, options) {
+                (..30, _) => &[13, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                (_, "-logDtpr") => &[3, 0, 0, 7, 0, 0xff, 1],
+                _ => &[3, 0, 0, 7, 0, 0, 0],
+            };
+            assert!(answer.ends_with(end), "{protocol} {options}: {}", answer.escape_ascii());
+        }
+    }
 }

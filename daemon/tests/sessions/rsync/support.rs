@@ -151,6 +151,21 @@ pub(crate) fn begin_29(options: &str) -> Vec<u8> {
     [text.as_bytes(), &[0; 4]].concat()
 }
 
+/// A client's half of any protocol up to the end of its rules, with a greeting of that protocol. The capabilities
+/// name nothing to agree on.
+pub(crate) fn begin(protocol: u32, options: &str, path: &str) -> Vec<u8> {
+    let (sub, capabilities, end) = match protocol {
+        ..30 => ("", "", "\n"),
+        30..32 => (".0", "e.iLsfxC", "\0"),
+        _ => (".0 md5", "e.iLsfxC", "\0"),
+    };
+    let lines = format!("@RSYNCD: {protocol}{sub}\nrepo\n");
+    let arguments = ["--server", "--sender", &format!("{options}{capabilities}"), ".", path, ""];
+    let arguments: String = arguments.iter().map(|argument| format!("{argument}{end}")).collect();
+    let no_rules: &[u8] = if protocol < 30 { &[0; 4] } else { &[4, 0, 0, 7, 0, 0, 0, 0] };
+    [lines.as_bytes(), arguments.as_bytes(), no_rules].concat()
+}
+
 /// Whether the bytes hold this text.
 pub(crate) fn holds(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
