@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stillmirror_protocol::rsync::greeting;
+use stillmirror_protocol::rsync::version::Version;
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +20,9 @@ use crate::{DaemonError, Shared, session};
 const STRANGERS: usize = 1024;
 /// A pause after a failed accept: what is short then (descriptors, memory) comes back with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client may be silent before it gets the greeting for rsync clients: some of these, and what checks whether
+/// a daemon is alive, wait for it. Others speak first.
+const SILENCE: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to read its last frame.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -70,15 +74,20 @@ pub(crate) enum Port {
 enum Dialect {
     /// The native protocol.
     Native(ClientHello),
-    /// Stock rsync's daemon protocol, of which these bytes are the first.
-    Rsync(Vec<u8>),
+    /// Stock rsync's daemon protocol.
+    Rsync {
+        /// The client's first bytes.
+        begun: Vec<u8>,
+        /// The client was greeted.
+        greeted: bool,
+    },
     /// Neither.
     Unknown,
 }
 
 async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr, port: Port, stranger: Stranger) {
     let dialect = tokio::select! {
-        dialect = timeout(shared.limits.handshake, dialect(&mut socket, port)) => dialect,
+        dialect = timeout(shared.limits.handshake, dialect(shared, &mut socket, port)) => dialect,
         () = stranger.evicted() => return,
         () = shared.stopping.cancelled() => return,
     };
@@ -88,11 +97,11 @@ async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAdd
             let input = session::native::serve(shared, socket, peer, hello).await;
             return read_out(input).await;
         }
-        Ok(Ok(Dialect::Rsync(begun))) if shared.rsync.enabled => {
-            let input = session::rsync::serve(shared, socket, peer, &begun, stranger).await;
+        Ok(Ok(Dialect::Rsync { begun, greeted })) if shared.rsync.enabled => {
+            let input = session::rsync::serve(shared, socket, peer, &begun, greeted, stranger).await;
             return read_out(input).await;
         }
-        Ok(Ok(Dialect::Rsync(_))) => {
+        Ok(Ok(Dialect::Rsync { .. })) => {
             let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
         }
         Ok(Ok(Dialect::Unknown)) => {
@@ -108,25 +117,33 @@ async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAdd
     read_out(socket).await;
 }
 
-async fn dialect(socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
+async fn dialect(shared: &Shared, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
     if port == Port::Rsync {
-        return Ok(Dialect::Rsync(Vec::new()));
+        return Ok(Dialect::Rsync { begun: Vec::new(), greeted: false });
     }
     let mut hello = [0; HELLO_BYTES];
-    let mut filled = 0;
+    let (mut filled, mut greeted) = (0, false);
     while filled < HELLO_BYTES {
-        let read = socket.read(&mut hello[filled..]).await?;
+        let patience = if filled > 0 || greeted || !shared.rsync.enabled { Duration::MAX } else { SILENCE };
+        let Ok(read) = timeout(patience, socket.read(&mut hello[filled..])).await else {
+            socket.write_all(&greeting::hello(Version::NEWEST)).await?;
+            greeted = true;
+            continue;
+        };
+        let read = read?;
         if read == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         filled += read;
         let begun = &hello[..filled];
         if begun.starts_with(greeting::MAGIC) {
-            return Ok(Dialect::Rsync(begun.to_vec()));
+            return Ok(Dialect::Rsync { begun: begun.to_vec(), greeted });
         }
         let may_be = |magic: &[u8]| begun.iter().zip(magic).all(|(one, other)| one == other);
         if !may_be(&MAGIC) && !may_be(greeting::MAGIC) {
-            return Ok(Dialect::Unknown);
+            // A client that was greeted hears of its fault in the same words.
+            let begun = begun.to_vec();
+            return Ok(if greeted { Dialect::Rsync { begun, greeted } } else { Dialect::Unknown });
         }
     }
     Ok(ClientHello::decode(&hello).map_or(Dialect::Unknown, Dialect::Native))

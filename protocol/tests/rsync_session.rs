@@ -151,7 +151,7 @@ impl Session {
 
 /// Plays the server up to the arguments.
 fn greet<'a>(recording: &Recording, pieces: &mut impl Iterator<Item = &'a [u8]>) -> (Options, Vec<u8>) {
-    let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, motd: b"" });
+    let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted: false, motd: b"" });
     loop {
         match greeting.next().expect("an honest client") {
             Some(greeting::Event::Module(_)) => match recording.challenge() {

@@ -255,7 +255,7 @@ impl Session {
     }
 
     fn greet(&mut self) -> io::Result<Option<(Options, Vec<u8>)>> {
-        let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, motd: b"Hello" });
+        let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted: false, motd: b"Hello" });
         loop {
             match greeting.next().expect("an honest client") {
                 Some(greeting::Event::ListModules) => greeting.list([("pub", "all of it")]),

@@ -73,12 +73,14 @@ struct Settled {
     setup: Setup,
 }
 
-/// Serves a client that has begun to say `begun`. Gives back what is left of the connection: its reading half.
+/// Serves a client whose first bytes are `begun`, and that was `greeted` or not. Gives back what is left of the
+/// connection: its reading half.
 pub(crate) async fn serve(
     shared: &Arc<Shared>,
     socket: TcpStream,
     peer: SocketAddr,
     begun: &[u8],
+    greeted: bool,
     stranger: Stranger,
 ) -> OwnedReadHalf {
     let _ = socket.set_nodelay(true);
@@ -93,7 +95,7 @@ pub(crate) async fn serve(
         lane: LaneState::default(),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
-    let result = session.run(&mut input, stranger).await;
+    let result = session.run(&mut input, stranger, greeted).await;
     let mut writer = session.writer.lock().await;
     writer.close().await;
     session.tally().report(writer.sent(), session.received.load(Ordering::Relaxed), result.as_ref().err());
@@ -101,8 +103,9 @@ pub(crate) async fn serve(
 }
 
 impl Session {
-    async fn run(self: &Arc<Self>, input: &mut Input, stranger: Stranger) -> Result<(), Ended> {
-        let Some(Welcome { options, pinned, _places }) = self.greet(input, stranger).await? else { return Ok(()) };
+    async fn run(self: &Arc<Self>, input: &mut Input, stranger: Stranger, greeted: bool) -> Result<(), Ended> {
+        let welcome = self.greet(input, stranger, greeted).await?;
+        let Some(Welcome { options, pinned, _places }) = welcome else { return Ok(()) };
         let version = options.version;
         self.tally().protocol = version.number();
         let own_limit = options.bwlimit.and_then(|kib| Bucket::new(kib.saturating_mul(1024)));

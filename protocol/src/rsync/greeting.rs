@@ -23,6 +23,8 @@ pub const EARLY_INPUT: usize = 5120;
 pub struct GreetingOffer<'a> {
     /// The newest version to speak.
     pub version: Version,
+    /// The client has had the [`hello`] of this version.
+    pub greeted: bool,
     /// Message of the day, sent before anything is known about the client; may be empty.
     pub motd: &'a [u8],
 }
@@ -77,9 +79,9 @@ enum State {
 }
 
 impl Greeting {
-    /// Begins; the output holds this server's greeting.
+    /// Begins; the output holds this server's greeting, unless the client has had it.
     pub fn new(offer: GreetingOffer<'_>) -> Self {
-        let mut output = hello(offer.version);
+        let mut output = if offer.greeted { Vec::new() } else { hello(offer.version) };
         if !offer.motd.is_empty() {
             output.extend_from_slice(offer.motd);
             if !offer.motd.ends_with(b"\n") {
@@ -219,9 +221,9 @@ impl Greeting {
     }
 }
 
-/// The greeting of a server that speaks up to this version. The names of digests are obligatory from 32 on, known
+/// The greeting of a server that speaks up to this version: one line. The names of digests are obligatory from 32 on, known
 /// since 3.2.7, and harmless to all that know a sub-version.
-fn hello(version: Version) -> Vec<u8> {
+pub fn hello(version: Version) -> Vec<u8> {
     if !version.facts().sub_version {
         return format!("@RSYNCD: {version}\n").into_bytes();
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use stillmirror_protocol::changes::{Changes, Put, apply};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::limits;
-use stillmirror_protocol::wire::{FrameHeader, ItemFailure, ListForm, Reply, Request, frame, kind};
+use stillmirror_protocol::wire::{FrameHeader, ItemFailure, ListForm, Reply, Request, ServerHello, frame, kind};
 use stillmirror_receiver::{Options, PullError};
 
 use crate::sender::{Behaviour, Sender, Tamper, in_frames};
@@ -223,6 +223,21 @@ fn a_stranger_is_known_by_its_first_bytes() {
         let error = run(place.options(&sender)).unwrap_err();
         assert!(matches!(error, PullError::Handshake { .. }), "{error:?}");
     }
+}
+
+#[test]
+fn the_greeting_for_rsync_clients_before_the_hello_is_skipped() {
+    let tree = Tree::default().file("a", b"content");
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    let hello = ServerHello { version: 1, requests: 16, capabilities: 0, reply_payload: 1 << 20 }.encode();
+    let greeted = [&b"@RSYNCD: 32.0 sha512 sha256 sha1 md5 md4\n"[..], &hello].concat();
+    sender.behave(Behaviour { hello: Some(greeted), ..Behaviour::default() });
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &tree);
+    let endless = [&b"@RSYNCD: "[..], &[b'x'; 20_000]].concat();
+    sender.behave(Behaviour { hello: Some(endless), ..Behaviour::default() });
+    let error = run(place.options(&sender)).unwrap_err();
+    assert!(matches!(error, PullError::Handshake { .. }), "{error:?}");
 }
 
 #[test]

@@ -34,9 +34,14 @@ pub(super) struct Welcome {
 
 impl Session {
     /// Goes on until the client's arguments are there; `None` when it wanted no more than the list of modules.
-    pub(super) async fn greet(&self, input: &mut Input, stranger: Stranger) -> Result<Option<Welcome>, Ended> {
+    pub(super) async fn greet(
+        &self,
+        input: &mut Input,
+        stranger: Stranger,
+        greeted: bool,
+    ) -> Result<Option<Welcome>, Ended> {
         let motd = self.motd().await;
-        let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, motd: &motd });
+        let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted, motd: &motd });
         greeting.receive(&input.take());
         let wanted = {
             let limit = timeout(self.shared.limits.handshake, self.event(&mut greeting, input));

@@ -1,7 +1,9 @@
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use stillmirror_daemon::{Config, Hosts, Users};
-use stillmirror_protocol::wire::{ErrorCode, Request};
+use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, Request, ServerHello};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -26,6 +28,65 @@ async fn the_message_of_the_day_comes_before_everything() {
     std::fs::write(&motd, "welcome to the mirror\n").unwrap();
     let server = Server::start(fixture.config(|config| config.rsync.motd = Some(motd))).await;
     rsync(&server, &[], "", None).await.exits(0).says("welcome to the mirror\n\nrepo");
+}
+
+/// Says nothing until a whole line has come.
+async fn greeted(addr: SocketAddr) -> (TcpStream, Vec<u8>) {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
+    let mut line = Vec::new();
+    soon(async {
+        while !line.ends_with(b"\n") {
+            line.push(socket.read_u8().await.expect("a greeting"));
+        }
+    })
+    .await;
+    (socket, line)
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_the_greeting_gets_it_once_on_every_port() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let motd = fixture.dir.path().join("motd");
+    std::fs::write(&motd, "welcome\n").unwrap();
+    let server = Server::start_with_rsync_port(fixture.config(|config| config.rsync.motd = Some(motd))).await;
+    for addr in [server.addr, server.rsync_addr.unwrap()] {
+        let (mut socket, line) = greeted(addr).await;
+        assert_eq!(line, b"@RSYNCD: 32.0 sha512 sha256 sha1 md5 md4\n");
+        socket.write_all(b"@RSYNCD: 31.0\n#list\n").await.unwrap();
+        let mut rest = String::new();
+        soon(socket.read_to_string(&mut rest)).await.unwrap();
+        assert_eq!(rest, "welcome\n\nrepo           \ta test\n@RSYNCD: EXIT\n");
+    }
+}
+
+#[tokio::test]
+async fn after_the_greeting_a_native_client_is_served_and_a_stranger_refused_in_a_line() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    let (mut socket, _) = greeted(server.addr).await;
+    socket.write_all(&ClientHello::OURS.encode()).await.unwrap();
+    let mut hello = [0; HELLO_BYTES];
+    soon(socket.read_exact(&mut hello)).await.unwrap();
+    assert_eq!(ServerHello::decode(&hello).unwrap().version, 1);
+    let (mut socket, _) = greeted(server.addr).await;
+    socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut rest = String::new();
+    soon(socket.read_to_string(&mut rest)).await.unwrap();
+    assert!(rest.starts_with("@ERROR: protocol startup error"), "{rest}");
+}
+
+#[tokio::test]
+async fn where_rsync_clients_are_not_served_nobody_is_greeted() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let config = fixture.config(|config| {
+        config.rsync.enabled = false;
+        config.limits.handshake = Duration::from_millis(1500);
+    });
+    let server = Server::start(config).await;
+    let mut said = Vec::new();
+    let mut socket = TcpStream::connect(server.addr).await.unwrap();
+    soon(socket.read_to_end(&mut said)).await.unwrap();
+    assert!(said.is_empty(), "{}", said.escape_ascii());
 }
 
 #[tokio::test]

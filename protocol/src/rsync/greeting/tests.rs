@@ -2,7 +2,7 @@ use super::*;
 
 fn greeting(version: u32, input: &[u8]) -> Greeting {
     let version = Version::new(version).expect("a version");
-    let mut greeting = Greeting::new(GreetingOffer { version, motd: b"" });
+    let mut greeting = Greeting::new(GreetingOffer { version, greeted: false, motd: b"" });
     greeting.output();
     greeting.receive(input);
     greeting
@@ -60,7 +60,7 @@ fn every_greeting_of_a_stock_client_is_answered_with_our_own() {
 
 #[test]
 fn the_message_of_the_day_ends_with_an_empty_line() {
-    let offer = GreetingOffer { version: Version::OLDEST, motd: b"Welcome" };
+    let offer = GreetingOffer { version: Version::OLDEST, greeted: false, motd: b"Welcome" };
     assert_eq!(text(Greeting::new(offer).output()), "@RSYNCD: 27\nWelcome\n\n");
 }
 

@@ -13,7 +13,7 @@ const OFFER: Offer<'_> = Offer {
 fn options(version: u32, words: &[&str]) -> Options {
     let version = Version::new(version).expect("a version");
     let end = if version.number() < 30 { "\n" } else { "\0" };
-    let mut greeting = Greeting::new(GreetingOffer { version, motd: b"" });
+    let mut greeting = Greeting::new(GreetingOffer { version, greeted: false, motd: b"" });
     greeting.receive(b"@RSYNCD: 32.0 sha512\npub\n");
     assert!(matches!(greeting.next(), Ok(Some(Event::Module(_)))));
     greeting.accept();

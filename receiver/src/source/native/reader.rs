@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use stillmirror_protocol::limits;
+use stillmirror_protocol::rsync::greeting;
 use stillmirror_protocol::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ListForm, MAGIC, Reply, Request, ServerHello, WireError,
     frame, kind,
@@ -71,6 +72,7 @@ impl Reader {
 
     /// Reads the hello, and knows a stranger by its first bytes.
     async fn read_hello(&mut self) -> Result<(), PullError> {
+        self.skip_greeting().await?;
         let offends = |offence, address: &str| PullError::Handshake { address: address.to_owned(), offence };
         while self.buffer.len() < HELLO_BYTES {
             let seen = self.buffer.len().min(MAGIC.len());
@@ -82,6 +84,22 @@ impl Reader {
         let hello = self.buffer.split_to(HELLO_BYTES);
         let hello = hello.as_ref().try_into().map_err(|_| self.shared.offends("a short hello"))?;
         ServerHello::decode(hello).map(drop).map_err(|offence| offends(offence, &self.shared.address))
+    }
+
+    /// Skips the greeting for rsync clients. A sender that serves these too says it when our hello comes late.
+    async fn skip_greeting(&mut self) -> Result<(), PullError> {
+        while self.buffer.len() <= greeting::LINE {
+            let seen = self.buffer.len().min(greeting::MAGIC.len());
+            if self.buffer[..seen] != greeting::MAGIC[..seen] {
+                break;
+            }
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                self.buffer.advance(end + 1);
+                break;
+            }
+            self.fill(self.buffer.len() + 1, true).await?;
+        }
+        Ok(())
     }
 
     /// A frame of the session itself: the place in the queue, or the end.
