@@ -70,8 +70,8 @@ impl RepositoryConfig {
 pub struct ModuleConfig {
     /// Rules for what these clients see; what must not be served to anybody is left out of the index.
     pub rules: ModuleRules,
-    /// Options that a client must not use, by name or letter, with `*`; one that begins with `!` takes
-    /// back what stands before it. Default none.
+    /// Options that a client must not use, by name or letter, with wildcards; one that begins with `!` takes
+    /// back what stands before it. The meaning is rsyncd.conf's. Default none.
     pub refuse_options: Vec<String>,
     /// Stock clients of this repository at once; more wait as they do for [`Limits::connections`]. 0 for
     /// no limit but that. Default 0.

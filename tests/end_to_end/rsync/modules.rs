@@ -151,6 +151,77 @@ fn what_a_read_only_module_refuses_is_refused() {
 }
 
 #[test]
+fn lists_of_refused_options_refuse_what_they_refuse_in_a_stock_daemon() {
+    const LISTS: [&str; 9] = [
+        "*",
+        "* !a",
+        "* !a !v",
+        "* !a !v !compress*",
+        "a !r",
+        "c delete",
+        "z partial",
+        "[a-d]* ?",
+        "no-* numeric* H n",
+    ];
+    const OPTIONS: [&str; 12] = [
+        "-r",
+        "-a",
+        "-rlt",
+        "-av",
+        "-rz",
+        "-rc",
+        "-an",
+        "-aH",
+        "-as",
+        "-r --append",
+        "-a --numeric-ids",
+        "-a --files-from=/dev/null --from0",
+    ];
+    let world = World::with_tree();
+    let root = world.src().display().to_string();
+    let modules = |module: &dyn Fn(usize, &str) -> String| {
+        LISTS.iter().enumerate().map(|(number, list)| module(number, list)).collect::<String>()
+    };
+    let stock = modules(&|number, list| format!("[m{number}]\npath = {root}\nrefuse options = {list}\n"));
+    let stock = Stock::start(&world.src(), &stock);
+    let ours = modules(&|number, list| {
+        format!(
+            "[[repository]]\nname = \"m{number}\"\nroot = \"{root}\"\nstore = \"m{number}\"\n\
+             refuse_options = \"{list}\"\n"
+        )
+    });
+    std::fs::write(world.path("mirror.toml"), ["[daemon]\nlisten = \"127.0.0.1:0\"\n", &ours].concat()).unwrap();
+    let with_config = |what: &str| {
+        let mut command = stillmirror(&[what, "--config"]);
+        command.arg(world.path("mirror.toml"));
+        command
+    };
+    assert_exit(&with_config("index").output().expect("index runs"), 0);
+    let ours = Server::spawn(with_config("serve"));
+    let refused = |address: &str, number: usize, options: &str| {
+        let dest = tempfile::tempdir().expect("a directory");
+        let mut command = Command::new("rsync");
+        command.args(options.split(' ')).arg(format!("rsync://{address}/m{number}/")).arg(dest.path());
+        let output = command.stdin(Stdio::null()).output().expect("rsync is installed (tests/prepare)");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let name = text.split_once("configured to refuse ").and_then(|(_, rest)| rest.split_whitespace().next());
+        // rsync has no name for -D.
+        (output.status.success(), name.map(|name| name.replace("(null)", "D")))
+    };
+    std::thread::scope(|scope| {
+        for (number, list) in LISTS.iter().enumerate() {
+            let (refused, stock, ours) = (&refused, &stock.address, &ours.address);
+            scope.spawn(move || {
+                for options in OPTIONS {
+                    let theirs = refused(stock, number, options);
+                    assert_eq!(theirs, refused(ours, number, options), "'{list}', {options}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_modules_own_rules_hide_what_they_hide() {
     let modules = Modules::new();
     for (code, path) in [(0, ""), (23, "pool/"), (23, "pool/a/alpha_1.0.deb"), (0, "dists/")] {

@@ -1,5 +1,6 @@
 //! Options that the operator does not want.
 
+use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::rsync::arguments::{self, Compress, Options, Used};
 use stillmirror_protocol::rsync::fault::Fault;
 
@@ -10,8 +11,8 @@ pub(super) fn check(options: &Options, refused: &[String], compression: Compress
     if let Some(fault) = &options.fault {
         return Err(fault.clone());
     }
-    if let Some(used) = options.used.iter().find(|used| is_refused(used, refused)) {
-        return Err(Fault::Refused(used.name.to_owned()));
+    if let Some(name) = options.used.iter().find_map(|used| refused_name(used, refused)) {
+        return Err(Fault::Refused(name.to_owned()));
     }
     let is_compressed = !matches!(options.compress, Compress::No | Compress::Chosen(arguments::Compression::None));
     if compression == Compression::Refuse && is_compressed {
@@ -20,59 +21,153 @@ pub(super) fn check(options: &Options, refused: &[String], compression: Compress
     Ok(())
 }
 
-/// The last pattern that matches the option decides.
-fn is_refused(used: &Used, patterns: &[String]) -> bool {
-    let matches = |pattern: &str| {
-        let mut buffer = [0; 4];
-        let is_letter = used.letter.is_some_and(|letter| *letter.encode_utf8(&mut buffer) == *pattern);
-        matches_wildcard(pattern, used.name) || is_letter
-    };
-    let mut refused = false;
-    for pattern in patterns {
-        match pattern.strip_prefix('!') {
-            Some(pattern) if matches(pattern) => refused = false,
-            None if matches(pattern) => refused = true,
-            _ => {}
+/// What a term of `refuse options` was that matched an option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Match {
+    Name,
+    Wildcard,
+}
+
+/// Options that no wildcard matches: clients send them without being asked to, or could do nothing without them. So
+/// `* !a !v` is a list of what is allowed. Found by asking rsync 3.5.0 about every option.
+const BEYOND_WILDCARDS: [&str; 8] =
+    ["checksum-seed", "dry-run", "from0", "log-format", "secluded-args", "sender", "server", "use-qsort"];
+/// Options that cannot be refused by their own names either.
+const BEYOND_NAMES: [&str; 2] = ["delete-missing-args", "ignore-missing-args"];
+/// What `-a` stands for. Clients send these letters in its place.
+const ARCHIVE: [char; 9] = ['r', 'd', 'l', 'p', 't', 'g', 'o', 'D', 'a'];
+/// Names in a list for options that clients send by another one.
+const ALIASES: [(&str, &str); 9] = [
+    ("archive", "a"),
+    ("cc", "checksum-choice"),
+    ("zc", "compress-choice"),
+    ("zl", "compress-level"),
+    ("no-R", "no-relative"),
+    ("no-i-d", "no-implied-dirs"),
+    ("protect-args", "secluded-args"),
+    ("out-format", "log-format"),
+    ("log-format", "out-format"),
+];
+
+/// The name of the refused option that makes a client's option refused: its own, or that of one that goes with it.
+fn refused_name(used: &Used, terms: &[String]) -> Option<&'static str> {
+    if refusal(used, terms).is_some() {
+        return Some(used.name);
+    }
+    let named = |name| refusal(&Used { name, letter: None }, terms);
+    let compress = || refusal(&Used { name: "compress", letter: Some('z') }, terms).map(|_| "compress");
+    let any = |names: [&'static str; 2]| names.into_iter().find(|name| named(name).is_some());
+    match used.name {
+        "append" => any(["inplace", "partial"]),
+        "inplace" => any(["partial"; 2]),
+        "compress-choice" | "compress-level" | "new-compress" | "old-compress" => compress(),
+        "delete" => any(["delete-before"; 2]),
+        "remove-source-files" | "remove-sent-files" => any(["delete"; 2]),
+        "delete-missing-args" => named("delete").filter(|by| *by == Match::Name).map(|_| "delete"),
+        _ => None,
+    }
+}
+
+/// How an option is refused, if it is: the last term that matches it decides.
+fn refusal(used: &Used, terms: &[String]) -> Option<Match> {
+    let mut refused = None;
+    for term in terms {
+        let (accepts, term) = term.strip_prefix('!').map_or((false, term.as_str()), |term| (true, term));
+        if let Some(by) = matches(term, used) {
+            refused = (!accepts).then_some(by);
         }
     }
     refused
 }
 
-/// Whether a pattern, in which `*` stands for anything, matches a whole name.
-fn matches_wildcard(pattern: &str, name: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else { return pattern == name };
-    let Some(mut rest) = name.strip_prefix(head) else { return false };
-    let mut parts: Vec<&str> = tail.split('*').collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
+fn matches(term: &str, used: &Used) -> Option<Match> {
+    let mut buffer = [0; 4];
+    let letter: &str = used.letter.map_or("", |letter| letter.encode_utf8(&mut buffer));
+    if BEYOND_NAMES.contains(&used.name) || term.is_empty() {
+        return None;
     }
-    rest.ends_with(last)
+    if term.contains(['*', '?', '[']) {
+        let mut wildcard = Filter::default();
+        let is_matched = wildcard.exclude(term.as_bytes()).is_ok()
+            && [used.name, letter].iter().any(|name| !name.is_empty() && !wildcard.keeps(name.as_bytes(), false));
+        return (is_matched && !BEYOND_WILDCARDS.contains(&used.name)).then_some(Match::Wildcard);
+    }
+    let is_archive = matches!(term, "a" | "archive") && used.letter.is_some_and(|letter| ARCHIVE.contains(&letter));
+    let is_alias = ALIASES.contains(&(term, used.name));
+    (term == used.name || term == letter || is_archive || is_alias).then_some(Match::Name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refused(name: &'static str, letter: Option<char>, patterns: &[&str]) -> bool {
-        let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
-        is_refused(&Used { name, letter }, &patterns)
+    /// The names that refuse these options, under a list of terms.
+    fn refused(terms: &str, used: &[(&'static str, &str)]) -> Vec<&'static str> {
+        let terms: Vec<String> = terms.split_whitespace().map(str::to_owned).collect();
+        let used = used.iter().map(|&(name, letter)| Used { name, letter: letter.chars().next() });
+        used.filter_map(|used| refused_name(&used, &terms)).collect()
     }
+
+    const ARCHIVED: [(&str, &str); 4] = [("recursive", "r"), ("links", "l"), ("times", "t"), ("D", "D")];
+    const ALWAYS: [(&str, &str); 7] = [
+        ("server", ""),
+        ("sender", ""),
+        ("log-format", ""),
+        ("dry-run", "n"),
+        ("from0", "0"),
+        ("secluded-args", "s"),
+        ("checksum-seed", ""),
+    ];
 
     #[test]
     fn an_option_is_refused_by_name_letter_or_wildcard() {
-        assert!(refused("checksum", Some('c'), &["checksum"]) && refused("checksum", Some('c'), &["c"]));
-        assert!(refused("delete-after", None, &["delete*"]) && refused("delete-after", None, &["*-*er"]));
-        assert!(!refused("delete-after", None, &["delete", "del*x", "c", "*-"]));
-        assert!(refused("links", Some('l'), &["*"]));
+        assert_eq!(refused("checksum", &[("checksum", "c")]), ["checksum"]);
+        assert_eq!(refused("c", &[("checksum", "c"), ("checksum-choice", "")]), ["checksum"]);
+        assert_eq!(refused("delete*", &[("delete-after", "")]), ["delete-after"]);
+        assert_eq!(refused("*-*er", &[("delete-after", "")]), ["delete-after"]);
+        assert_eq!(refused("[a-d]*", &[("hard-links", "H"), ("backup", "b"), ("atimes", "U")]), ["backup", "atimes"]);
+        assert_eq!(refused("?", &[("links", "l"), ("size-only", "")]), ["links"]);
+        assert!(refused("delete del*x c *-", &[("delete-after", "")]).is_empty());
+        assert_eq!(refused("zc out-format", &[("compress-choice", ""), ("log-format", "")]).len(), 2);
     }
 
     #[test]
-    fn the_last_pattern_that_matches_decides() {
-        assert!(!refused("archive", Some('a'), &["*", "!a"]) && refused("archive", Some('a'), &["!a", "*"]));
-        assert!(refused("links", Some('l'), &["*", "!a"]));
+    fn the_last_term_that_matches_decides() {
+        assert!(refused("* !l", &[("links", "l")]).is_empty());
+        assert_eq!(refused("!l *", &[("links", "l")]), ["links"]);
+        assert_eq!(refused("! c", &[("checksum", "c")]), ["checksum"]);
+    }
+
+    #[test]
+    fn what_clients_send_by_themselves_is_matched_by_no_wildcard_but_by_its_name() {
+        for terms in ["*", "s* d* l* f* c*", "?"] {
+            assert!(refused(terms, &ALWAYS).is_empty(), "{terms}");
+        }
+        assert_eq!(refused("server n 0 s log-format checksum-seed sender", &ALWAYS).len(), ALWAYS.len());
+        let missing = [("ignore-missing-args", ""), ("delete-missing-args", "")];
+        assert!(refused("* ignore-missing-args delete-missing-args", &missing).is_empty());
+    }
+
+    #[test]
+    fn archive_stands_for_its_letters_unless_it_is_a_wildcard() {
+        assert!(refused("* !a", &ARCHIVED).is_empty() && refused("* !archive", &ARCHIVED).is_empty());
+        assert_eq!(refused("* !archive*", &ARCHIVED).len(), 4);
+        assert_eq!(refused("a", &ARCHIVED).len(), 4);
+        assert_eq!(refused("a !r", &ARCHIVED), ["links", "times", "D"]);
+        assert_eq!(refused("* !a", &[("hard-links", "H"), ("verbose", "v")]), ["hard-links", "verbose"]);
+        assert!(refused("devices specials", &ARCHIVED).is_empty());
+    }
+
+    #[test]
+    fn an_option_is_refused_with_one_that_goes_with_it() {
+        for terms in ["compress", "z", "[a-d]*"] {
+            assert_eq!(refused(terms, &[("new-compress", "")]), ["compress"], "{terms}");
+        }
+        assert_eq!(refused("partial", &[("append", ""), ("inplace", "")]), ["partial"; 2]);
+        assert_eq!(refused("inplace", &[("append", "")]), ["inplace"]);
+        assert_eq!(refused("delete-*", &[("delete", "")]), ["delete-before"]);
+        let deleting = [("remove-source-files", ""), ("delete-missing-args", "")];
+        assert_eq!(refused("delete", &deleting), ["delete"; 2]);
+        assert_eq!(refused("[a-d]*", &deleting), ["delete"]);
     }
 }

@@ -40,7 +40,8 @@ const fn letter_value(letter: char, name: &'static str) -> Known {
 const OPTIONS: &[Known] = &[
     letter('A', "acls"),
     letter('C', "cvs-exclude"),
-    letter('D', "devices"),
+    // It stands for two options, and rsync has no long name for it.
+    letter('D', "D"),
     letter('E', "executability"),
     letter('H', "hard-links"),
     letter('I', "ignore-times"),
@@ -120,6 +121,7 @@ const OPTIONS: &[Known] = &[
     flag("delete-during"),
     flag("delete-excluded"),
     flag("delete-missing-args"),
+    flag("devices"),
     flag("existing"),
     flag("fake-super"),
     flag("force"),

@@ -117,7 +117,7 @@ impl Parser {
             "hard-links" => options.hard_links = true,
             "owner" => options.owner = true,
             "group" => options.group = true,
-            "devices" => options.devices = true,
+            "D" | "devices" => options.devices = true,
             "specials" => options.specials = true,
             "no-specials" => self.no_specials = true,
             "atimes" => options.atimes = true,
