@@ -53,6 +53,8 @@ pub(crate) struct Daemon {
     pub(crate) motd_file: Option<PathBuf>,
     pub(crate) cached_lists: Bytes,
     pub(crate) lists: Option<PathBuf>,
+    pub(crate) filter_rules: usize,
+    pub(crate) filter_bytes: Bytes,
     pub(crate) compression: Compression,
 }
 
@@ -76,6 +78,8 @@ impl Default for Daemon {
             motd_file: None,
             cached_lists: Bytes(1 << 30),
             lists: None,
+            filter_rules: 10_000,
+            filter_bytes: Bytes(1 << 20),
             compression: Compression::default(),
         }
     }
@@ -369,6 +373,8 @@ mod tests {
             format!("#cache = \"{}MiB\"", defaults.cache.0 >> 20),
             format!("#buffers = \"{}MiB\"", defaults.buffers.0 >> 20),
             format!("#cached_lists = \"{}GiB\"", defaults.cached_lists.0 >> 30),
+            format!("#filter_rules = {}", defaults.filter_rules),
+            format!("#filter_bytes = \"{}MiB\"", defaults.filter_bytes.0 >> 20),
             format!("#reload_interval = \"{}s\"", defaults.reload_interval.0),
         ] {
             assert!(EXAMPLE.contains(&line), "the example lacks '{line}'");

@@ -124,6 +124,7 @@ fn resolve(config: Config) -> daemon::Config {
             motd: settings.motd_file,
             cached_lists: settings.cached_lists.0,
             lists: settings.lists,
+            rule_limits: daemon::RuleLimits { count: settings.filter_rules, bytes: settings.filter_bytes.0 as usize },
             compression: match settings.compression {
                 Compression::Stored => daemon::Compression::Stored,
                 Compression::Refuse => daemon::Compression::Refuse,

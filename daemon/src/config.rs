@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stillmirror_protocol::rsync::requests::RuleLimits;
+
 use crate::access::{Hosts, Users};
 
 /// Everything that a daemon is told. [`Config::default`] serves nothing within sensible limits.
@@ -107,6 +109,8 @@ pub struct RsyncConfig {
     /// Where they are kept: a directory with one for each repository, which the daemon must be able to write.
     /// Default `lists` in each store.
     pub lists: Option<PathBuf>,
+    /// What the filter rules of one client may come to. Default 10,000 rules and 1 MiB.
+    pub rule_limits: RuleLimits,
     /// What `-z` gets. Default [`Compression::Stored`].
     pub compression: Compression,
 }
@@ -182,7 +186,14 @@ impl Default for Config {
 
 impl Default for RsyncConfig {
     fn default() -> Self {
-        Self { enabled: true, motd: None, cached_lists: 1 << 30, lists: None, compression: Compression::default() }
+        Self {
+            enabled: true,
+            motd: None,
+            cached_lists: 1 << 30,
+            lists: None,
+            rule_limits: RuleLimits::default(),
+            compression: Compression::default(),
+        }
     }
 }
 

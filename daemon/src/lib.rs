@@ -59,6 +59,7 @@ pub use access::{HostPattern, HostPatternError, Hosts, SecretsError, Users};
 pub use config::{
     Compression, Config, DirectPolicy, Limits, Memory, ModuleConfig, ModuleRules, RepositoryConfig, RsyncConfig,
 };
+pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use admission::Admission;
 use bandwidth::Bucket;

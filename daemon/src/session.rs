@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stillmirror_protocol::limits;
-use stillmirror_protocol::rsync::fault::{Exit, Fault};
+use stillmirror_protocol::rsync::fault::{Exit, Farewell, Fault};
 use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
 use thiserror::Error;
@@ -65,6 +65,15 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// Whether a stock client is told of it in frames, maybe in the midst of what it sends.
+    pub(crate) fn is_told_in_frames(&self) -> bool {
+        match self {
+            Self::Fault(fault) => fault.farewell() == Farewell::Frames,
+            Self::Rule(_) | Self::RulesTooCostly | Self::Refused(_) => true,
+            _ => false,
+        }
+    }
+
     /// What stock rsync would exit with.
     pub(crate) fn exit(&self) -> Exit {
         match self {

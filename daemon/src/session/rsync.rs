@@ -29,11 +29,12 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use stillmirror_protocol::list::ListRef;
+use stillmirror_protocol::rsync::arguments;
 use stillmirror_protocol::rsync::arguments::Options;
 use stillmirror_protocol::rsync::fault::Exit;
 use stillmirror_protocol::rsync::replies::{self, Replies};
+use stillmirror_protocol::rsync::requests::Requests;
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
-use stillmirror_protocol::rsync::{arguments, requests};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, mpsc};
@@ -104,8 +105,33 @@ pub(crate) async fn serve(
 
 impl Session {
     async fn run(self: &Arc<Self>, input: &mut Input, stranger: Stranger, greeted: bool) -> Result<(), Ended> {
-        let welcome = self.greet(input, stranger, greeted).await?;
-        let Some(Welcome { options, pinned, _places }) = welcome else { return Ok(()) };
+        let result = match self.greet(input, stranger, greeted).await {
+            Ok(Some(Welcome { options, pinned, places })) => {
+                let result = self.serve_module(input, pinned, options).await;
+                // Others need not wait until this client has heard how its session ended.
+                drop(places);
+                result
+            }
+            Ok(None) => Ok(()),
+            Err(Ended::Refused(line)) => return Err(Ended::Refused(line)),
+            Err(ended) => Err(ended),
+        };
+        if result.as_ref().is_err_and(Ended::is_told_in_frames) {
+            tokio::select! {
+                () = input.hear_out() => {}
+                () = self.shared.stopping.cancelled() => {}
+            }
+        }
+        result
+    }
+
+    /// Serves what a client asked for.
+    async fn serve_module(
+        self: &Arc<Self>,
+        input: &mut Input,
+        pinned: Arc<Pinned>,
+        options: Box<Options>,
+    ) -> Result<(), Ended> {
         let version = options.version;
         self.tally().protocol = version.number();
         let own_limit = options.bwlimit.and_then(|kib| Bucket::new(kib.saturating_mul(1024)));
@@ -118,7 +144,8 @@ impl Session {
         };
         let settled = Arc::new(Settled { pinned, options, setup });
         let replies = Replies::new(&settled.setup);
-        input.begin_requests(requests::Requests::new(&settled.setup, &settled.options), settled.patience(&self.shared));
+        let requests = Requests::new(&settled.setup, &settled.options).limit_rules(self.shared.rsync.rule_limits);
+        input.begin_requests(requests, settled.patience(&self.shared));
         let ended = tokio::select! {
             ended = self.transfer(input, &settled, replies.clone()) => ended,
             ended = self.keep_alive(&settled) => ended,

@@ -53,10 +53,8 @@ pub enum Farewell {
     /// A line `@ERROR: …`, then close: [`super::greeting::Greeting::refuse`].
     Line,
     /// Error text and exit code in frames, then close: [`super::replies::Replies::fatal`]. The setup block
-    /// must have been sent.
+    /// must have been sent; where the arguments are not known, [`super::setup::bare`].
     Frames,
-    /// Close: the client can read neither.
-    Close,
 }
 
 /// What a client did that ends its session. Every fault is the client's, not this host's.
@@ -92,7 +90,11 @@ pub enum Fault {
     #[error("malformed credentials")]
     Credentials,
     /// Arguments beyond number or bytes.
-    #[error("arguments are too many or too long")]
+    #[error(
+        "more than {count} arguments, or more than {bytes} bytes of them",
+        count = super::arguments::COUNT,
+        bytes = super::arguments::BYTES
+    )]
     ArgumentsTooLong,
 
     /// The client wants to send.
@@ -157,9 +159,15 @@ pub enum Fault {
     /// Bytes follow the filter rules in a frame where raw names must begin (protocol 30).
     #[error("names of --files-from inside a frame")]
     NamesInFrame,
-    /// Filter rules over their limit in number or bytes.
-    #[error("filter rules are too many or too long")]
-    RulesTooLong,
+    /// A negative length of a filter rule.
+    #[error("invalid length of a filter rule: {0}")]
+    RuleLength(i32),
+    /// Filter rules over their limit in number.
+    #[error("more than {0} filter rules, which is the limit of this server")]
+    RulesTooMany(usize),
+    /// Filter rules over their limit in bytes.
+    #[error("filter rules of more than {0} bytes, which is the limit of this server")]
+    RulesTooLong(usize),
     /// A name in the list of names that is too long.
     #[error("a name of over {limit} bytes in --files-from", limit = crate::limits::PATH)]
     NameTooLong,
@@ -204,14 +212,16 @@ impl Fault {
             | Self::TooManyPaths
             | Self::NoPath
             | Self::Choice { .. } => Exit::Syntax,
-            Self::Refused(_) | Self::NothingInCommon { .. } => Exit::Unsupported,
+            Self::Refused(_) | Self::NothingInCommon { .. } | Self::RulesTooMany(_) | Self::RulesTooLong(_) => {
+                Exit::Unsupported
+            }
             Self::Version(_)
             | Self::OptionVersion { .. }
             | Self::Index(_)
             | Self::SumHead { .. }
             | Self::Xattrs
             | Self::Phases => Exit::Protocol,
-            Self::Frame { .. } | Self::NamesInFrame | Self::RulesTooLong | Self::NameTooLong | Self::Decode(_) => {
+            Self::Frame { .. } | Self::NamesInFrame | Self::RuleLength(_) | Self::NameTooLong | Self::Decode(_) => {
                 Exit::Stream
             }
         }
@@ -228,8 +238,6 @@ impl Fault {
             | Self::Command(_)
             | Self::AuthDigest
             | Self::Credentials => Farewell::Line,
-            // Lines are over, and without the arguments there is no setup block.
-            Self::ArgumentsTooLong => Farewell::Close,
             _ => Farewell::Frames,
         }
     }
@@ -245,7 +253,7 @@ mod tests {
             (Fault::Greeting, Exit::Startup, Farewell::Line),
             (Fault::Version(26), Exit::Protocol, Farewell::Line),
             (Fault::AuthDigest, Exit::Startup, Farewell::Line),
-            (Fault::ArgumentsTooLong, Exit::Startup, Farewell::Close),
+            (Fault::ArgumentsTooLong, Exit::Startup, Farewell::Frames),
             (Fault::ReadOnly, Exit::Syntax, Farewell::Frames),
             (Fault::Refused("iconv".to_owned()), Exit::Unsupported, Farewell::Frames),
             (Fault::NothingInCommon { what: "checksum" }, Exit::Unsupported, Farewell::Frames),

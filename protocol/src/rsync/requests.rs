@@ -15,12 +15,23 @@ use crate::rsync::mux::{Demux, Part, tag};
 use crate::rsync::setup::Setup;
 use crate::rsync::version::Version;
 
-/// Filter rules of one client, in number. Debian's longest mirror scripts have dozens.
-pub const RULES: usize = 10_000;
-/// Bytes of all filter rules.
-pub const RULES_BYTES: usize = 256 << 10;
 /// Bytes of a strong sum when a file is asked for again, unless the session's digest has fewer.
 const REDO_SUM: usize = 16;
+
+/// What the filter rules of one client may come to: the server keeps them for the whole session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuleLimits {
+    /// Their number. The longest scripts of public mirrors have dozens, generated lists thousands.
+    pub count: usize,
+    /// Bytes of all of them.
+    pub bytes: usize,
+}
+
+impl Default for RuleLimits {
+    fn default() -> Self {
+        Self { count: 10_000, bytes: 1 << 20 }
+    }
+}
 
 /// What came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +82,7 @@ pub struct Requests {
     /// Bytes of the data stream to drop.
     skip: u64,
     ndx: NdxDecoder,
+    rule_limits: RuleLimits,
     stage: Stage,
 }
 
@@ -114,8 +126,15 @@ impl Requests {
             read: 0,
             skip: 0,
             ndx: NdxDecoder::new(setup.version),
+            rule_limits: RuleLimits::default(),
             stage: Stage::Rules { count: 0, bytes: 0 },
         }
+    }
+
+    /// The same, with other limits for the filter rules.
+    #[must_use]
+    pub fn limit_rules(self, rule_limits: RuleLimits) -> Self {
+        Self { rule_limits, ..self }
     }
 
     /// Takes bytes of the client. Ask for all events before more is given, and memory stays bounded by what is given
@@ -157,7 +176,7 @@ impl Requests {
             return Ok(None);
         }
         let event = match self.stage {
-            Stage::Rules { count, bytes } => rule(&mut cursor, count, bytes).map(|(event, stage)| {
+            Stage::Rules { count, bytes } => rule(&mut cursor, count, bytes, self.rule_limits).map(|(event, stage)| {
                 self.stage = stage;
                 event
             }),
@@ -256,17 +275,20 @@ impl Requests {
     }
 }
 
-fn rule(cursor: &mut Cursor<'_>, count: usize, bytes: usize) -> Result<(Event, Stage), Fault> {
+fn rule(cursor: &mut Cursor<'_>, count: usize, bytes: usize, limits: RuleLimits) -> Result<(Event, Stage), Fault> {
     let len = cursor.i32("length of a rule")?;
     if len == 0 {
         return Ok((Event::RulesEnd, Stage::Entries));
     }
-    let len = usize::try_from(len).map_err(|_| Fault::RulesTooLong)?;
-    let stage = Stage::Rules { count: count + 1, bytes: bytes.saturating_add(len) };
-    if count >= RULES || len > RULES_BYTES - bytes {
-        return Err(Fault::RulesTooLong);
+    let bytes = bytes.saturating_add(usize::try_from(len).map_err(|_| Fault::RuleLength(len))?);
+    if count >= limits.count {
+        return Err(Fault::RulesTooMany(limits.count));
     }
-    Ok((Event::Rule(cursor.take("rule", len)?.to_vec()), stage))
+    if bytes > limits.bytes {
+        return Err(Fault::RulesTooLong(limits.bytes));
+    }
+    let stage = Stage::Rules { count: count + 1, bytes };
+    Ok((Event::Rule(cursor.take("rule", len as usize)?.to_vec()), stage))
 }
 
 fn name(cursor: &mut Cursor<'_>) -> Result<Event, Fault> {

@@ -211,6 +211,16 @@ impl Negotiation {
     }
 }
 
+/// The block of a session whose options are not known. It agrees on nothing, and only error frames can follow it.
+pub fn bare(version: Version) -> Vec<u8> {
+    let mut out = Vec::new();
+    if version.facts().variable_ints {
+        put_varint(&mut out, 0);
+    }
+    put_i32(&mut out, 0);
+    out
+}
+
 /// What a client takes a compression at a level for: zlib at level 0 is none at all, and its data are not wrapped.
 /// The others have no such level.
 fn at_level(compression: Compression, level: Option<i32>) -> Compression {

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use stillmirror_protocol::rsync::arguments::Options;
 use stillmirror_protocol::rsync::auth::{self, CHALLENGE_BYTES, Proof};
+use stillmirror_protocol::rsync::fault::{Farewell, Fault};
 use stillmirror_protocol::rsync::greeting::{Event, Greeting, GreetingOffer};
 use stillmirror_protocol::rsync::version::Version;
+use stillmirror_protocol::rsync::{replies, setup};
 use tokio::time::timeout;
 
 use super::{Input, Session};
@@ -29,7 +31,7 @@ const MOTD_BYTES: u64 = 64 << 10;
 pub(super) struct Welcome {
     pub(super) options: Box<Options>,
     pub(super) pinned: Arc<Pinned>,
-    pub(super) _places: [Option<Place>; 2],
+    pub(super) places: [Option<Place>; 2],
 }
 
 impl Session {
@@ -62,7 +64,7 @@ impl Session {
         match welcome {
             Ok((pinned, places, options)) => {
                 input.put_back(greeting.into_rest());
-                Ok(Some(Welcome { options, pinned, _places: places }))
+                Ok(Some(Welcome { options, pinned, places }))
             }
             Err(ended) => {
                 if matches!(ended, Ended::Refused(_) | Ended::Stopping) {
@@ -196,14 +198,28 @@ impl Session {
                 Ok(Some(event)) => return Ok(event),
                 Ok(None) => {}
                 Err(fault) => {
-                    greeting.refuse(&fault.to_string());
-                    self.say(greeting).await?;
+                    self.tell(greeting, &fault).await?;
                     return Err(fault.into());
                 }
             }
             self.say(greeting).await?;
             input.read().await?;
             greeting.receive(&input.take());
+        }
+    }
+
+    /// Tells a client of its fault in the words of its stage.
+    async fn tell(&self, greeting: &mut Greeting, fault: &Fault) -> Result<(), Ended> {
+        match fault.farewell() {
+            Farewell::Line => {
+                greeting.refuse(&fault.to_string());
+                self.say(greeting).await
+            }
+            Farewell::Frames => {
+                let mut out = setup::bare(greeting.version());
+                replies::fatal(&mut out, greeting.version(), fault.to_string(), fault.exit());
+                self.writer.lock().await.send_bytes(&out).await
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt;
+use stillmirror_protocol::rsync::mux::tag;
 use stillmirror_protocol::rsync::requests::{Event, Request, Requests};
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
@@ -21,6 +22,12 @@ const READ: usize = 16 << 10;
 const GATHER: Duration = Duration::from_micros(30);
 const GATHER_LEAST: Duration = Duration::from_millis(5);
 const GATHER_MOST: Duration = Duration::from_millis(30);
+/// How long a client that was told that its session ends is listened to, while it still sends.
+const HEARING: Duration = Duration::from_secs(30);
+/// How long such a client is silent when it has nothing more to send: longer than a packet takes that was lost.
+const QUIET: Duration = Duration::from_secs(1);
+/// How a client of protocol 31 and later answers the end: it waits for nothing but that.
+const END_SEEN: [u8; 4] = [0, 0, 0, 7 + tag::ERROR_EXIT];
 /// Sub-lists that are open when it does not pay any more.
 const MANY: u32 = 8;
 /// Bytes in names of bases, of requests that wait to be answered. Ordinary clients name few bases.
@@ -105,6 +112,20 @@ impl Input {
                 Ok(())
             }
         }
+    }
+
+    /// Reads and drops what a client still sends that was told that its session ends. A client takes what it was told
+    /// for lost when the connection is closed before all that it has to say is out.
+    pub(super) async fn hear_out(&mut self) {
+        let all = async {
+            let mut scrap = vec![0; READ];
+            while let Ok(Ok(read @ 1..)) = timeout(QUIET, self.socket.read(&mut scrap)).await {
+                if scrap[..read].ends_with(&END_SEEN) {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(HEARING, all).await;
     }
 
     /// From here on the client sends frames, and is not silent for longer than `patience`.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use stillmirror_daemon::Config;
+use stillmirror_daemon::{Config, RuleLimits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -92,6 +92,51 @@ async fn endless_rules_end_the_session() {
         let answer = exchange(&server, &[text.clone(), rules].concat()).await;
         assert!(holds(&answer, "@RSYNCD: OK") && !holds(&answer, "\0a\0"), "{}", answer.escape_ascii());
     }
+}
+
+/// A file of so many rules, of 80 bytes each.
+fn rules(fixture: &Fixture, count: usize) -> String {
+    let file = fixture.dir.path().join(format!("rules-{count}"));
+    let rules: String = (0..count).map(|number| format!("- /{number:y<77}\n")).collect();
+    std::fs::write(&file, rules).unwrap();
+    format!("--exclude-from={}", file.display())
+}
+
+#[tokio::test]
+async fn a_client_hears_why_its_session_ends_while_it_still_sends() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let refuse = |config: &mut Config| config.repositories[0].module.refuse_options = vec!["checksum".to_owned()];
+    let server = Server::start(fixture.config(refuse)).await;
+    // More than the buffers of both sockets hold.
+    let (many, dest) = (rules(&fixture, 100_000), dest(&fixture));
+    let paths: Vec<String> = (0..600).map(|number| format!("rsync://{}/repo/{number:y<2000}", server.addr)).collect();
+    for protocol in 27..=32 {
+        let version = format!("--protocol={protocol}");
+        let ran = rsync(&server, &["-r", &version, &many], "repo/", Some(&dest)).await;
+        ran.says("more than 10000 filter rules").exits(if protocol < 31 { 12 } else { 4 });
+        let ran = rsync(&server, &["-rc", &version, &many], "repo/", Some(&dest)).await;
+        ran.says("refuse --checksum").exits(if protocol < 31 { 12 } else { 4 });
+        let arguments: Vec<&str> = ["-r", &version].into_iter().chain(paths.iter().map(String::as_str)).collect();
+        let ran = rsync(&server, &arguments, "repo/", Some(&dest)).await;
+        ran.says("more than 16384 arguments").exits(if protocol < 31 { 12 } else { 5 });
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_thousands_of_rules_is_served_up_to_the_configured_limit() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    for protocol in ["--protocol=28", "--protocol=30", "--protocol=32"] {
+        let listed = rsync(&server, &["-r", "--list-only", protocol, &rules(&fixture, 4000)], "repo/", None).await;
+        listed.exits(0).says(" a\n");
+    }
+    let few = |config: &mut Config| config.rsync.rule_limits = RuleLimits { count: 100, bytes: 5000 };
+    let server = Server::start(fixture.config(few)).await;
+    let ran = rsync(&server, &["-r", "--list-only", &rules(&fixture, 101)], "repo/", None).await;
+    ran.exits(4).says("filter rules of more than 5000 bytes");
+    let exclude = ["--exclude=a"; 101];
+    let ran = rsync(&server, &[&["-r", "--list-only"][..], &exclude].concat(), "repo/", None).await;
+    ran.exits(4).says("more than 100 filter rules");
 }
 
 #[tokio::test]

@@ -293,13 +293,14 @@ fn indices_that_nobody_requests_are_refused() {
 fn rules_are_limited_in_number_and_bytes() {
     let options = Options::none(version(29));
     let run = |input: &[u8]| events(&mut requests(&options), input, 4096).map(|events| events.len());
-    let long = [&(RULES_BYTES as i32).to_le_bytes()[..], &vec![b'x'; RULES_BYTES]].concat();
+    let RuleLimits { count, bytes } = RuleLimits::default();
+    let long = [&(bytes as i32).to_le_bytes()[..], &vec![b'x'; bytes]].concat();
     assert_eq!(run(&long), Ok(1));
-    assert_eq!(run(&[&long[..], &[1, 0, 0, 0, b'x']].concat()), Err(Fault::RulesTooLong));
-    assert_eq!(run(&[0xff; 4]), Err(Fault::RulesTooLong));
+    assert_eq!(run(&[&long[..], &[1, 0, 0, 0, b'x']].concat()), Err(Fault::RulesTooLong(bytes)));
+    assert_eq!(run(&[0xff; 4]), Err(Fault::RuleLength(-1)));
     let rule = [1, 0, 0, 0, b'x'];
-    assert_eq!(run(&rule.repeat(RULES)), Ok(RULES));
-    assert_eq!(run(&rule.repeat(RULES + 1)), Err(Fault::RulesTooLong));
+    assert_eq!(run(&rule.repeat(count)), Ok(count));
+    assert_eq!(run(&rule.repeat(count + 1)), Err(Fault::RulesTooMany(count)));
 }
 
 #[test]
