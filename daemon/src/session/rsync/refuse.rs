@@ -61,7 +61,8 @@ fn refused_name(used: &Used, terms: &[String]) -> Option<&'static str> {
         "append" => any(["inplace", "partial"]),
         "inplace" => any(["partial"; 2]),
         "compress-choice" | "compress-level" | "new-compress" | "old-compress" => compress(),
-        "delete" => any(["delete-before"; 2]),
+        // It stands for one of these.
+        "delete" => named("delete-before").and(named("delete-during")).map(|_| "delete-before"),
         "remove-source-files" | "remove-sent-files" => any(["delete"; 2]),
         "delete-missing-args" => named("delete").filter(|by| *by == Match::Name).map(|_| "delete"),
         _ => None,
@@ -166,6 +167,7 @@ mod tests {
         assert_eq!(refused("partial", &[("append", ""), ("inplace", "")]), ["partial"; 2]);
         assert_eq!(refused("inplace", &[("append", "")]), ["inplace"]);
         assert_eq!(refused("delete-*", &[("delete", "")]), ["delete-before"]);
+        assert!(refused("delete-* !delete-during", &[("delete", "")]).is_empty());
         let deleting = [("remove-source-files", ""), ("delete-missing-args", "")];
         assert_eq!(refused("delete", &deleting), ["delete"; 2]);
         assert_eq!(refused("[a-d]*", &deleting), ["delete"]);
