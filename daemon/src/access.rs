@@ -1,7 +1,6 @@
 //! Who may have a repository: addresses, and users with passwords.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -9,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use thiserror::Error;
+
+use crate::operator_file;
 
 /// Bytes of a secrets file: tens of thousands of users.
 const SECRETS_BYTES: u64 = 1 << 20;
@@ -173,7 +174,7 @@ impl Users {
 }
 
 fn read_secrets(path: &Path) -> Result<Vec<u8>, SecretsProblem> {
-    let file = File::open(path)?;
+    let file = operator_file::open(path)?;
     if file.metadata()?.mode() & 0o007 != 0 {
         return Err(SecretsProblem::Open);
     }

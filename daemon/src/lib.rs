@@ -33,6 +33,7 @@ mod file;
 mod gate;
 mod listener;
 mod lists;
+mod operator_file;
 mod pack;
 mod pipe;
 mod pool;

@@ -1,7 +1,5 @@
 //! The text lines: a module, who may have it, and whose turn it is.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +15,7 @@ use tokio::time::timeout;
 use super::{Input, Session};
 use crate::admission::{Admission, Arrival, Place, Turn};
 use crate::listener::Stranger;
+use crate::operator_file;
 use crate::registry::Repository;
 use crate::session::{Ended, Pinned};
 
@@ -235,10 +234,8 @@ impl Session {
 }
 
 fn read_motd(path: &Path) -> Vec<u8> {
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOTD_BYTES).read_to_end(&mut text));
-    if let Err(error) = read {
+    operator_file::read(path, MOTD_BYTES).unwrap_or_else(|error| {
         tracing::warn!(file = %path.display(), %error, "cannot read the message of the day");
-    }
-    text
+        Vec::new()
+    })
 }

@@ -30,6 +30,21 @@ async fn the_message_of_the_day_comes_before_everything() {
     rsync(&server, &[], "", None).await.exits(0).says("welcome to the mirror\n\nrepo");
 }
 
+#[tokio::test]
+async fn a_message_of_the_day_that_another_user_linked_to_a_file_is_not_shown() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let (motd, secret) = (fixture.dir.path().join("motd"), fixture.dir.path().join("secret"));
+    std::fs::write(&secret, "root's alone\n").unwrap();
+    std::os::unix::fs::symlink(&secret, &motd).unwrap();
+    let server = Server::start(fixture.config(|config| config.rsync.motd = Some(motd.clone()))).await;
+    rsync(&server, &[], "", None).await.exits(0).says("root's alone");
+    // Only root can make it another user's.
+    if std::os::unix::fs::lchown(&motd, Some(12_345), Some(12_345)).is_ok() {
+        let listed = rsync(&server, &[], "", None).await;
+        assert_eq!(listed.exits(0).out, "repo           \ta test\n");
+    }
+}
+
 /// Says nothing until a whole line has come.
 async fn greeted(addr: SocketAddr) -> (TcpStream, Vec<u8>) {
     let mut socket = TcpStream::connect(addr).await.unwrap();
