@@ -16,7 +16,7 @@ use stillmirror_daemon::HostPattern;
 
 use crate::exit::UsageError;
 
-pub(crate) use values::{Bytes, Listen, Pattern, Seconds, Words};
+pub(crate) use values::{Bytes, Listen, Pattern, Permissions, Seconds, Words};
 
 /// Bytes a second.
 const LEAST_BANDWIDTH: u64 = 1024;
@@ -192,7 +192,11 @@ pub(crate) struct Repository {
     #[serde(default)]
     pub(crate) filter: Vec<String>,
     #[serde(default)]
+    pub(crate) include_from: Option<PathBuf>,
+    #[serde(default)]
     pub(crate) include: Vec<String>,
+    #[serde(default)]
+    pub(crate) exclude_from: Option<PathBuf>,
     #[serde(default)]
     pub(crate) exclude: Vec<String>,
     #[serde(default)]
@@ -203,6 +207,10 @@ pub(crate) struct Repository {
     pub(crate) timeout: Seconds,
     #[serde(default)]
     pub(crate) numeric_ids: bool,
+    #[serde(default)]
+    pub(crate) munge_symlinks: bool,
+    #[serde(default)]
+    pub(crate) outgoing_chmod: Permissions,
     #[serde(default)]
     pub(crate) index: Index,
 }
@@ -223,12 +231,16 @@ impl Repository {
             auth_users: Words::default(),
             secrets_file: None,
             filter: Vec::new(),
+            include_from: None,
             include: Vec::new(),
+            exclude_from: None,
             exclude: Vec::new(),
             refuse_options: Words::default(),
             max_connections: 0,
             timeout: Seconds::none(),
             numeric_ids: false,
+            munge_symlinks: false,
+            outgoing_chmod: Permissions::default(),
             index: Index::default(),
         }
     }
@@ -284,7 +296,9 @@ impl Config {
         for repository in &mut config.repository {
             repository.root = base.join(&repository.root);
             repository.store = base.join(&repository.store);
-            repository.secrets_file = repository.secrets_file.take().map(|file| base.join(file));
+            for file in [&mut repository.secrets_file, &mut repository.include_from, &mut repository.exclude_from] {
+                *file = file.take().map(|file| base.join(file));
+            }
         }
         config.daemon.lists = config.daemon.lists.take().map(|dir| base.join(dir));
         config.daemon.motd_file = config.daemon.motd_file.take().map(|file| base.join(file));
@@ -441,6 +455,7 @@ mod tests {
             ("hosts_allow = 'mirror.example.org'", "mirror.example.org"),
             ("auth_users = '@staff'\nsecrets_file = 's'", "@staff"),
             ("auth_users = 'anna'", "secrets_file"),
+            ("outgoing_chmod = 'a+r,u=g'", "'u=g' is not a change of permissions"),
         ] {
             let error = parse(&format!("{SMALLEST}{line}\n"), &[]).unwrap_err();
             assert!(format!("{error:#}").contains(wanted), "{error:#}");

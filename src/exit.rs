@@ -107,7 +107,7 @@ fn of_daemon(error: &DaemonError) -> Exit {
     match error {
         DaemonError::Store(error) => of_store(error),
         DaemonError::Listener(_) => Exit::Socket,
-        DaemonError::Rules { .. } => Exit::Usage,
+        DaemonError::Rules { .. } | DaemonError::Patterns { .. } => Exit::Usage,
         DaemonError::Root { .. } | DaemonError::Secrets { .. } | DaemonError::Worker(_) => Exit::FileIo,
     }
 }

@@ -151,13 +151,17 @@ fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
         module: daemon::ModuleConfig {
             rules: daemon::ModuleRules {
                 filter: repository.filter,
+                include_from: repository.include_from,
                 include: repository.include,
+                exclude_from: repository.exclude_from,
                 exclude: repository.exclude,
             },
             refuse_options: repository.refuse_options.0,
             max_connections: repository.max_connections,
             timeout: repository.timeout.duration(),
             numeric_ids: repository.numeric_ids,
+            munge_symlinks: repository.munge_symlinks,
+            outgoing_chmod: repository.outgoing_chmod.0,
         },
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stillmirror_protocol::rsync::chmod::Chmod;
 use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use crate::access::{Hosts, Users};
@@ -83,15 +84,24 @@ pub struct ModuleConfig {
     pub timeout: Duration,
     /// Owners go out as numbers alone. Default false.
     pub numeric_ids: bool,
+    /// Targets of symlinks go out without the `/rsyncd-munged/` that a receiving daemon put before them. Default
+    /// false.
+    pub munge_symlinks: bool,
+    /// Permissions that clients see in place of those of the tree. Default none.
+    pub outgoing_chmod: Chmod,
 }
 
-/// Rules in the order in which they are asked: `filter`, then `include`, then `exclude`.
+/// Rules in the order in which they are asked: `filter`, `include_from`, `include`, `exclude_from`, `exclude`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModuleRules {
     /// Rules with their prefix: `- *.o`.
     pub filter: Vec<String>,
+    /// A file of patterns that are kept, one a line; read when the daemon starts.
+    pub include_from: Option<PathBuf>,
     /// Patterns that are kept.
     pub include: Vec<String>,
+    /// A file of patterns that are hidden.
+    pub exclude_from: Option<PathBuf>,
     /// Patterns that are hidden.
     pub exclude: Vec<String>,
 }

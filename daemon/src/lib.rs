@@ -60,6 +60,7 @@ pub use access::{HostPattern, HostPatternError, Hosts, SecretsError, Users};
 pub use config::{
     Compression, Config, DirectPolicy, Limits, Memory, ModuleConfig, ModuleRules, RepositoryConfig, RsyncConfig,
 };
+pub use stillmirror_protocol::rsync::chmod::Chmod;
 pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use admission::Admission;
@@ -106,6 +107,16 @@ pub enum DaemonError {
         repository: String,
         /// Why.
         source: RuleError,
+    },
+    /// A file of patterns cannot be read.
+    #[error("repository '{repository}': cannot read the patterns in {}: {source}", .file.display())]
+    Patterns {
+        /// The repository.
+        repository: String,
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A store belongs to another repository.
     #[error(transparent)]

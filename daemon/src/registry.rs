@@ -1,12 +1,13 @@
 //! The repositories that are served, each with its current generation.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
-use stillmirror_protocol::rsync::rules::ModuleRules;
+use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts};
 use stillmirror_protocol::rsync::selection::Selection;
 use stillmirror_protocol::wire::{self, ListForm};
 use stillmirror_protocol::{limits, list};
@@ -20,6 +21,7 @@ use crate::config::{self, ModuleConfig, RepositoryConfig};
 use crate::damage::{Damages, Part};
 use crate::file::Tree;
 use crate::lists::Lists;
+use crate::operator_file;
 
 /// All repositories, in the order of the configuration.
 pub(crate) struct Registry {
@@ -101,10 +103,7 @@ impl Repository {
             source,
         })?;
         config.users.check().map_err(|source| DaemonError::Secrets { repository: config.name.clone(), source })?;
-        let words = |words: &[String]| words.join(" ").into_bytes();
-        let config::ModuleRules { filter, include, exclude } = &config.module.rules;
-        let rules = ModuleRules::parse(&words(filter), &words(include), &words(exclude))
-            .map_err(|source| DaemonError::Rules { repository: config.name.clone(), source })?;
+        let rules = module_rules(&config.name, &config.module.rules)?;
         let most = config.module.max_connections;
         let repository = Self {
             name: config.name.clone(),
@@ -229,6 +228,31 @@ impl Repository {
             "cannot open the current generation; `stillmirror index` (or `pull`) makes a new one"
         );
     }
+}
+
+/// Bytes of a file of patterns.
+const PATTERNS: u64 = 16 << 20;
+
+fn module_rules(repository: &str, rules: &config::ModuleRules) -> Result<ModuleRules, DaemonError> {
+    let words = |words: &[String]| words.join(" ").into_bytes();
+    let lines = |file: &Option<PathBuf>| file.as_ref().map_or(Ok(Vec::new()), |file| read_patterns(repository, file));
+    let (include_from, exclude_from) = (lines(&rules.include_from)?, lines(&rules.exclude_from)?);
+    let texts = ModuleTexts {
+        filter: &words(&rules.filter),
+        include_from: &include_from,
+        include: &words(&rules.include),
+        exclude_from: &exclude_from,
+        exclude: &words(&rules.exclude),
+    };
+    ModuleRules::parse(&texts).map_err(|source| DaemonError::Rules { repository: repository.to_owned(), source })
+}
+
+fn read_patterns(repository: &str, file: &Path) -> Result<Vec<u8>, DaemonError> {
+    let read = operator_file::read(file, PATTERNS + 1).and_then(|bytes| match bytes.len() as u64 {
+        ..=PATTERNS => Ok(bytes),
+        _ => Err(io::Error::other(format!("larger than {PATTERNS} bytes"))),
+    });
+    read.map_err(|source| DaemonError::Patterns { repository: repository.to_owned(), file: file.to_owned(), source })
 }
 
 /// A generation and the way to it from the ones before.

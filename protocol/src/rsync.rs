@@ -8,6 +8,7 @@
 
 pub mod arguments;
 pub mod auth;
+pub mod chmod;
 pub mod codec;
 pub mod digest;
 pub mod fault;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
+use stillmirror_daemon::Chmod;
 
 /// A number of bytes: `65536`, `"64KiB"`, `"1.5GiB"`, `"10MB"`. `KiB`, `MiB`, `GiB`, `TiB` count in
 /// 1024s, `kB`, `MB`, `GB`, `TB` in 1000s, and a bare letter (`64M`) in 1024s as rsync has it.
@@ -159,6 +160,18 @@ impl FromStr for Pattern {
     }
 }
 
+/// Changes of permissions, as `--chmod` has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Permissions(pub(crate) Chmod);
+
+impl FromStr for Permissions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Chmod::parse(text).map(Self).map_err(|error| error.to_string())
+    }
+}
+
 /// Deserializes a value that may be written as a string or as a bare, non-negative number.
 fn text_or_number<'de, T, D>(deserializer: D, expects: &'static str) -> Result<T, D::Error>
 where
@@ -208,6 +221,7 @@ deserialize_from_text! {
     Bytes: "a size such as 65536, \"64KiB\" or \"10MB\"",
     Seconds: "a length of time such as 30, \"30s\" or \"5m\"",
     Listen: "an ADDR:PORT",
+    Permissions: "changes of permissions such as \"D755,Fgo-w\"",
     Pattern: "a pattern of names"
 }
 

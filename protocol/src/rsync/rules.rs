@@ -45,6 +45,21 @@ pub struct Rules {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModuleRules(Ordered);
 
+/// The rules of a module, in the order in which they are asked; the first match decides. What is absent is empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ModuleTexts<'a> {
+    /// Rules, separated by white space.
+    pub filter: &'a [u8],
+    /// What a file of patterns to keep holds: one a line, or a comment with `#` or `;`.
+    pub include_from: &'a [u8],
+    /// Patterns to keep, separated by white space.
+    pub include: &'a [u8],
+    /// What a file of patterns to hide holds.
+    pub exclude_from: &'a [u8],
+    /// Patterns to hide.
+    pub exclude: &'a [u8],
+}
+
 /// A rule that is refused. The texts are stock rsync's, where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RuleError {
@@ -198,18 +213,23 @@ impl Hides for Rules {
 }
 
 impl ModuleRules {
-    /// From the values of rsyncd.conf's keys; an absent one is empty. `filter` has rules, the others
-    /// patterns, separated by white space; in this order the first match decides.
-    pub fn parse(filter: &[u8], include: &[u8], exclude: &[u8]) -> Result<Self, RuleError> {
+    /// From rules in rsyncd.conf's words.
+    pub fn parse(texts: &ModuleTexts<'_>) -> Result<Self, RuleError> {
         let mut rules = Ordered::default();
-        let mut rest = filter;
+        let mut rest = texts.filter;
         while let Some(rule) = grammar::next_rule(&mut rest) {
             let rule = rule?;
             if !matches!(&rule, Rule::Match(modifiers, _) if modifiers.sender && !modifiers.receiver) {
                 rules.push(&rule)?;
             }
         }
-        for (mut rest, include) in [(include, true), (exclude, false)] {
+        let sources = [(texts.include_from, texts.include, true), (texts.exclude_from, texts.exclude, false)];
+        for (lines, mut rest, include) in sources {
+            for line in lines.split(|&byte| matches!(byte, b'\n' | b'\r')) {
+                if let Some(rule) = grammar::line_pattern(line, include) {
+                    rules.push(&rule?)?;
+                }
+            }
             while let Some(rule) = grammar::next_pattern(&mut rest, include) {
                 rules.push(&rule?)?;
             }

@@ -5,6 +5,7 @@
 
 use crate::codec::DecodeError;
 use crate::rsync::arguments::{Compress, Compression, Options};
+use crate::rsync::chmod::Chmod;
 use crate::rsync::codec::{Cursor, put_i32, put_varint, put_vstring};
 use crate::rsync::digest::Algorithm;
 use crate::rsync::fault::Fault;
@@ -131,6 +132,8 @@ impl Setup {
             acls: options.acls,
             xattrs: options.xattrs,
             checksum: options.checksum.then_some(digest),
+            munged: false,
+            chmod: Chmod::default(),
         }
     }
 }

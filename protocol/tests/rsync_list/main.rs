@@ -79,6 +79,7 @@ fn class() -> impl Strategy<Value = Class> {
             acls: since30(12),
             xattrs: since30(13),
             checksum,
+            ..Class::plain(Version::NEWEST)
         }
     })
 }

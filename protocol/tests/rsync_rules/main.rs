@@ -14,7 +14,7 @@ use rkyv::util::AlignedVec;
 use stillmirror_protocol::changes::{Changes, Put, apply};
 use stillmirror_protocol::entry::{Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::list;
-use stillmirror_protocol::rsync::rules::{ModuleRules, Rules};
+use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts, Rules};
 use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_protocol::rsync::version::Version;
 
@@ -71,7 +71,9 @@ fn a_modules_own_rules_hide_the_same_names_here_and_in_the_stock_daemon() {
         let rules = if random.chance(50) { generator::rules(&mut random, &tree) } else { Vec::new() };
         let path = &if seed < MODULES { Vec::new() } else { places.pick(&mut random) };
         let ask = Ask { module: &modules[number].0, protocol: 29, path, cvs_exclude: false, rules: &rules };
-        let ours = ModuleRules::parse(filter, include, exclude).ok().and_then(|module| kept(&tree, &ask, &module));
+        let ours = ModuleRules::parse(&ModuleTexts { filter, include, exclude, ..ModuleTexts::default() })
+            .ok()
+            .and_then(|module| kept(&tree, &ask, &module));
         let theirs = judge.names(&ask);
         assert_eq!(shown(&theirs), shown(&ours), "{}{}", String::from_utf8_lossy(&modules[number].1), told(&ask));
     });

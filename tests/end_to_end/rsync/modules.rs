@@ -150,6 +150,24 @@ fn what_a_read_only_module_refuses_is_refused() {
     assert!(!modules.world.src().join("mine").exists());
 }
 
+/// Both daemons with the tree as modules `m0`, `m1` and so on, each with lines in rsyncd.conf's words and in ours.
+fn both(world: &World, modules: &[(String, String)]) -> (Stock, Server) {
+    let root = world.src().display().to_string();
+    let (mut stock, mut ours) = (String::new(), "[daemon]\nlisten = \"127.0.0.1:0\"\n".to_owned());
+    for (number, (theirs, lines)) in modules.iter().enumerate() {
+        stock += &format!("[m{number}]\npath = {root}\n{theirs}\n");
+        ours += &format!("[[repository]]\nname = \"m{number}\"\nroot = \"{root}\"\nstore = \"m{number}\"\n{lines}\n");
+    }
+    std::fs::write(world.path("mirror.toml"), ours).unwrap();
+    let with_config = |what: &str| {
+        let mut command = stillmirror(&[what, "--config"]);
+        command.arg(world.path("mirror.toml"));
+        command
+    };
+    assert_exit(&with_config("index").output().expect("index runs"), 0);
+    (Stock::start(&world.src(), &stock), Server::spawn(with_config("serve")))
+}
+
 #[test]
 fn lists_of_refused_options_refuse_what_they_refuse_in_a_stock_daemon() {
     const LISTS: [&str; 9] = [
@@ -178,26 +196,8 @@ fn lists_of_refused_options_refuse_what_they_refuse_in_a_stock_daemon() {
         "-a --files-from=/dev/null --from0",
     ];
     let world = World::with_tree();
-    let root = world.src().display().to_string();
-    let modules = |module: &dyn Fn(usize, &str) -> String| {
-        LISTS.iter().enumerate().map(|(number, list)| module(number, list)).collect::<String>()
-    };
-    let stock = modules(&|number, list| format!("[m{number}]\npath = {root}\nrefuse options = {list}\n"));
-    let stock = Stock::start(&world.src(), &stock);
-    let ours = modules(&|number, list| {
-        format!(
-            "[[repository]]\nname = \"m{number}\"\nroot = \"{root}\"\nstore = \"m{number}\"\n\
-             refuse_options = \"{list}\"\n"
-        )
-    });
-    std::fs::write(world.path("mirror.toml"), ["[daemon]\nlisten = \"127.0.0.1:0\"\n", &ours].concat()).unwrap();
-    let with_config = |what: &str| {
-        let mut command = stillmirror(&[what, "--config"]);
-        command.arg(world.path("mirror.toml"));
-        command
-    };
-    assert_exit(&with_config("index").output().expect("index runs"), 0);
-    let ours = Server::spawn(with_config("serve"));
+    let modules = LISTS.map(|list| (format!("refuse options = {list}"), format!("refuse_options = \"{list}\"")));
+    let (stock, ours) = both(&world, &modules);
     let refused = |address: &str, number: usize, options: &str| {
         let dest = tempfile::tempdir().expect("a directory");
         let mut command = Command::new("rsync");
@@ -231,6 +231,94 @@ fn a_modules_own_rules_hide_what_they_hide() {
         });
         assert_eq!((stock.code, ours.code), (Some(code), Some(code)), "{path}: {}", ours.errors);
         assert_eq!(stock.out, ours.out, "{path}");
+    }
+}
+
+#[test]
+fn files_of_patterns_hide_what_they_hide_in_a_stock_daemon() {
+    let world = World::with_tree();
+    let files = [
+        ("kept", "# beta.tar\n; comment\n\n/dists/stable/Release\r\n- /odd/sp ace\n+ *.deb\n"),
+        ("hidden", "*.deb\n/dists/stable/*\n+ /odd/-dash\n/odd/*\n  /README\n/empty \n#README\nnothing/\n"),
+        ("cleared", "README\n!\npool/\n"),
+    ];
+    for (name, text) in files {
+        std::fs::write(world.path(name), text).unwrap();
+    }
+    let module = |lines: &[(&str, &str, &str)]| {
+        let path = |name: &str| if files.iter().any(|file| file.0 == name) { world.path(name) } else { name.into() };
+        let words = |line: &(&str, &str, &str), sign| format!("{} = {sign}{}{sign}\n", line.0, path(line.2).display());
+        let stock = lines.iter().map(|line| words(line, ""));
+        let ours = lines.iter().map(|line| match line.1 {
+            "" => words(&(&*line.0.replace(' ', "_"), "", line.2), "\""),
+            key => format!("{key} = [\"{}\"]\n", line.2),
+        });
+        (stock.collect::<String>(), ours.collect::<String>())
+    };
+    let modules = [
+        module(&[("exclude from", "", "hidden")]),
+        module(&[("include from", "", "kept"), ("exclude from", "", "hidden")]),
+        module(&[("include from", "", "kept"), ("exclude", "exclude", "*")]),
+        module(&[("exclude from", "", "hidden"), ("include", "include", "*.deb"), ("filter", "filter", "-_README")]),
+        module(&[("exclude from", "", "cleared"), ("exclude", "exclude", "beta.tar")]),
+    ];
+    let (stock, ours) = both(&world, &modules);
+    for number in 0..modules.len() {
+        for protocol in ["--protocol=28", "--protocol=32"] {
+            let [stock, ours] = [&stock.address, &ours.address].map(|address| {
+                let url = format!("rsync://{address}/m{number}/");
+                pull("", &["-r", "--list-only", protocol, &url], Path::new("/nonexistent"))
+            });
+            assert_eq!((stock.code, stock.out), (ours.code, ours.out), "m{number}: {}", ours.errors);
+        }
+    }
+}
+
+#[test]
+fn a_file_of_patterns_that_cannot_be_used_is_an_error_of_the_configuration() {
+    let world = World::with_tree();
+    world.index();
+    std::fs::write(world.path("bad"), "fine\n- \n").unwrap();
+    for (file, wanted) in [("missing", "cannot read the patterns in"), ("bad", "unexpected end of filter rule")] {
+        let config = "[daemon]\nlisten = \"127.0.0.1:0\"\n[[repository]]\nname = \"repo\"\nroot = \"src\"\n\
+                      store = \"store\"\nexclude_from = ";
+        std::fs::write(world.path("mirror.toml"), format!("{config}\"{file}\"\n")).unwrap();
+        let mut serve = stillmirror(&["serve", "--config"]);
+        assert_fails(&serve.arg(world.path("mirror.toml")).output().expect("serve runs"), 1, &["repo", wanted]);
+    }
+}
+
+#[test]
+fn targets_and_permissions_go_out_as_from_a_stock_daemon() {
+    const CHMODS: [&str; 6] = ["Fgo-rwx", "D2775,F664", "a=rX,u+w", "-w,Do-x", "u+s,Fa+x,+t", "D=rx"];
+    let world = World::with_tree();
+    for (number, mode) in [0o600, 0o4755, 0o2711, 0o1444].into_iter().enumerate() {
+        let file = world.src().join(format!("mode-{number}"));
+        std::fs::write(&file, b"x").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for (number, target) in ["target", "/abs", "", "../up"].into_iter().enumerate() {
+        let link = world.src().join(format!("munged-{number}"));
+        std::os::unix::fs::symlink(format!("/rsyncd-munged/{target}"), link).unwrap();
+    }
+    let mut modules = vec![("munge symlinks = yes".to_owned(), "munge_symlinks = true".to_owned())];
+    modules.extend(
+        CHMODS.map(|text| {
+            (format!("munge symlinks = no\noutgoing chmod = {text}"), format!("outgoing_chmod = \"{text}\""))
+        }),
+    );
+    let (stock, ours) = both(&world, &modules);
+    for (number, module) in modules.iter().enumerate() {
+        for protocol in ["--protocol=27", "--protocol=29", "--protocol=30", "--protocol=32"] {
+            let dests = [("stock", &stock.address), ("ours", &ours.address)].map(|(name, address)| {
+                let dest = world.path(&format!("dest-{number}{protocol}-{name}"));
+                let url = format!("rsync://{address}/m{number}/");
+                let listed = pull("", &["-rl", "--list-only", protocol, &url], Path::new("/nonexistent"));
+                let pulled = pull("", &["-a", protocol, &url, &dest.display().to_string()], &dest);
+                (listed.code, listed.out, pulled.code, pulled.tree)
+            });
+            assert!(dests[0].2 == Some(0) && dests[0] == dests[1], "{module:?} {protocol}: {dests:#?}");
+        }
     }
 }
 

@@ -59,8 +59,9 @@ impl Session {
         }
         let selection = lookup.selecting.finish();
         let rules = self.without_void(settled, rules).await?;
-        let nameless = settled.pinned.repository.module.numeric_ids;
-        let class = Class { nameless, ..settled.setup.class(&settled.options) };
+        let module = &settled.pinned.repository.module;
+        let (nameless, munged, chmod) = (module.numeric_ids, module.munge_symlinks, module.outgoing_chmod);
+        let class = Class { nameless, munged, chmod, ..settled.setup.class(&settled.options) };
         Ok(Selected { selection, rules, class })
     }
 

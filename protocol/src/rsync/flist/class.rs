@@ -1,6 +1,7 @@
 //! What makes the same tree different bytes.
 
 use crate::list::ListRef;
+use crate::rsync::chmod::Chmod;
 use crate::rsync::version::{LinkForm, Version};
 
 /// Everything about a session, beside what it selects, that changes the bytes of its list.
@@ -41,6 +42,10 @@ pub struct Class {
     pub xattrs: bool,
     /// `-c`.
     pub checksum: Option<ListDigest>,
+    /// The sender's own choice to strip from symlinks' targets what a receiving daemon put before them.
+    pub munged: bool,
+    /// The sender's own choice of other permissions.
+    pub chmod: Chmod,
 }
 
 /// The digests of contents in a list.
@@ -86,6 +91,8 @@ impl Class {
             acls: false,
             xattrs: false,
             checksum: None,
+            munged: false,
+            chmod: Chmod::default(),
         }
     }
 
@@ -104,6 +111,7 @@ impl Class {
             id0_names: self.id0_names && ids && !self.numeric_ids && !self.incremental,
             safe_list: self.safe_list && !self.varint_flags && !facts.error_on_end_mark,
             links: self.links && !list.archived().targets.is_empty(),
+            munged: self.munged && self.links && !list.archived().targets.is_empty(),
             hard_links: self.hard_links && (facts.links == LinkForm::InodeOfEveryFile || list.links().len() > 0),
             devices: self.devices && !list.archived().major.is_empty(),
             specials: self.specials && facts.special_devices,
@@ -126,8 +134,8 @@ impl Class {
         !facts.variable_ints || self.varint_flags || self.safe_list || facts.error_on_end_mark
     }
 
-    /// Five bytes that are equal for equal classes only. Part of the name of a cached list.
-    pub fn key(&self) -> [u8; 5] {
+    /// Bytes that are equal for equal classes only. Part of the name of a cached list.
+    pub fn key(&self) -> Vec<u8> {
         let bits = [
             self.varint_flags,
             self.incremental,
@@ -144,6 +152,7 @@ impl Class {
             self.acls,
             self.xattrs,
             self.nameless,
+            self.munged,
         ];
         let bits = bits.into_iter().enumerate().fold(0u16, |bits, (at, bit)| bits | u16::from(bit) << at);
         let [low, high] = bits.to_le_bytes();
@@ -153,6 +162,22 @@ impl Class {
             Some(ListDigest::Md5) => (2, 16),
             Some(ListDigest::Unknown(len)) => (3, len),
         };
-        [self.version.number() as u8, low, high, kind, len]
+        [self.version.number() as u8, low, high, kind, len].into_iter().chain(self.chmod.key()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_with_other_targets_or_permissions_have_other_names() {
+        let plain = Class::plain(Version::NEWEST);
+        let chmod = |text| Class { chmod: Chmod::parse(text).unwrap(), ..plain };
+        let classes = [plain, Class { munged: true, ..plain }, chmod("D755"), chmod("F755"), chmod("a+X")];
+        for (at, class) in classes.iter().enumerate() {
+            assert!(classes[..at].iter().all(|other| other.key() != class.key()), "{class:?}");
+        }
+        assert_eq!(chmod("a+r,u+r").key(), chmod("a+r").key());
     }
 }

@@ -31,6 +31,8 @@ const SOCKET: u32 = 0o140_000;
 const DIRECTORY_LENGTH: i64 = 4096;
 /// The most bytes that an entry can share with the name before.
 const SHARED: usize = 255;
+/// What a stock daemon that receives puts before symlinks' targets, so that nobody can follow them.
+const MUNGED: &[u8] = b"/rsyncd-munged/";
 /// The device that link groups are said to be on, before protocol 30.
 const DEVICE: i64 = 1;
 
@@ -259,6 +261,7 @@ impl EntryEncoder {
             self.put_device(plan.flags, major, minor, out);
         }
         if kind == SYMLINK && self.class.links {
+            let target = if self.class.munged { unmunged(target) } else { target };
             put_int30(out, version, target.len() as i32);
             out.extend_from_slice(target);
         }
@@ -333,6 +336,12 @@ impl EntryEncoder {
             none(&mut self.xattrs_sent);
         }
     }
+}
+
+/// A symlink's target as it was before a receiving daemon with `munge symlinks` put its prefix before it. The length
+/// in the list stays that of the symlink on the disk, as stock rsync has it.
+fn unmunged(target: &[u8]) -> &[u8] {
+    target.strip_prefix(MUNGED).filter(|rest| !rest.is_empty()).unwrap_or(target)
 }
 
 /// How many bytes two names begin with in common.

@@ -99,6 +99,12 @@ pub(super) fn next_pattern<'a>(rest: &mut &'a [u8], include: bool) -> Option<Res
     Some(old(&text[..prefix + pattern.len()], text, include))
 }
 
+/// Reads the pattern that a line of an `include from` or `exclude from` is; none for one without.
+pub(super) fn line_pattern(line: &[u8], include: bool) -> Option<Result<Rule<'_>, RuleError>> {
+    let says = !matches!(line.first(), None | Some(b'#' | b';'));
+    says.then(|| old(line, line, include))
+}
+
 fn old<'a>(rule: &'a [u8], text: &[u8], include: bool) -> Result<Rule<'a>, RuleError> {
     let (include, pattern) = match rule {
         b"!" => return Ok(Rule::Clear),

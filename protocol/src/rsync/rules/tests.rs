@@ -136,9 +136,30 @@ fn the_patterns_of_cvs_are_there_once() {
     assert_eq!(links(&["-C", "- x", "!", "-C"]), links(&["-C"]));
 }
 
+fn parse(filter: &[u8], include: &[u8], exclude: &[u8]) -> Result<ModuleRules, RuleError> {
+    ModuleRules::parse(&ModuleTexts { filter, include, exclude, ..ModuleTexts::default() })
+}
+
+#[test]
+fn a_modules_files_of_patterns_are_read_by_lines_between_its_other_rules() {
+    let texts = ModuleTexts {
+        filter: b"- one",
+        include_from: b"# comment\nkeep me\r\n; comment\n\n- not me\n",
+        include: b"keep",
+        exclude_from: b"one\nkeep*\n+ two\n",
+        exclude: b"two three",
+    };
+    let module = ModuleRules::parse(&texts).unwrap();
+    for (name, hidden) in [("one", true), ("keep me", false), ("not me", true), ("keep", false), ("keeper", true)] {
+        assert_eq!(module.hides(name.as_bytes(), false), hidden, "{name}");
+    }
+    assert!(!module.hides(b"two", false) && module.hides(b"three", false) && !module.hides(b"# comment", false));
+    assert!(ModuleRules::parse(&ModuleTexts { exclude_from: b"- \n", ..ModuleTexts::default() }).is_err());
+}
+
 #[test]
 fn a_module_and_its_client_must_both_let_a_name_through() {
-    let module = ModuleRules::parse(b"- /private/ + *.iso  H void", b"secret.txt", b"secret* !x").unwrap();
+    let module = parse(b"- /private/ + *.iso  H void", b"secret.txt", b"secret* !x").unwrap();
     assert!(module.hides(b"private", true) && module.hides(b"secret.key", false));
     assert!(!module.hides(b"secret.txt", false) && !module.hides(b"secret.iso", false));
     assert!(!module.hides(b"void", false), "a stock daemon's module does not hide by 'hide'");
@@ -151,9 +172,9 @@ fn a_module_and_its_client_must_both_let_a_name_through() {
 #[test]
 fn a_modules_filter_has_to_be_rules() {
     for filter in [&b"foo"[..], b"- foo bar", b"-", b"-  foo", b". rules", b":C - b"] {
-        assert!(ModuleRules::parse(filter, b"", b"").is_err(), "{}", filter.escape_ascii());
+        assert!(parse(filter, b"", b"").is_err(), "{}", filter.escape_ascii());
     }
-    assert!(ModuleRules::parse(b"- a ! -_b -C - c", b"- d", b"e f").is_ok());
+    assert!(parse(b"- a ! -_b -C - c", b"- d", b"e f").is_ok());
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl EntryEncoder {
         linked: bool,
         first: Option<u32>,
     ) -> Plan {
-        let mode = u32::from(row.mode());
+        let mode = self.class.chmod.apply(u32::from(row.mode()));
         let (time, owner) = (row.mtime(), row.owner_number());
         let is_dir = mode & TYPE == DIRECTORY;
         let mut plan = Plan { mode, mtime: time.sec, owner, link: None, ..Plan::default() };
