@@ -2,9 +2,10 @@
 //! leave behind must be the same, except where `tests/known_gaps.toml` says why not.
 //!
 //! A reduced form of `benches/system/rsync_*.py`, which puts every option to every protocol: here each option is tried
-//! once, and the protocols take turns.
+//! once, and the protocols take turns. `destinations` draws all of it at random, what was in the destination above all.
 
 mod changes;
+mod destinations;
 mod modules;
 mod options;
 mod order;

@@ -1,5 +1,6 @@
 //! Trees, commands and servers for the tests.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_stillmirror");
+/// The binary under test: this build's, or the one that `STILLMIRROR_BINARY` names.
+fn binary() -> OsString {
+    std::env::var_os("STILLMIRROR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_stillmirror").into())
+}
 
 /// A publisher's tree and store, and a downstream's, in one temporary directory.
 pub(crate) struct World {
@@ -159,7 +163,7 @@ impl Drop for Server {
 
 /// The binary with arguments, and an environment without surprises.
 pub(crate) fn stillmirror(arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(arguments).env_remove("STILLMIRROR_LOG").stdin(Stdio::null());
     // Where stores go that nobody names.
     command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));

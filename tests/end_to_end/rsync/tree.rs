@@ -12,7 +12,7 @@ use super::peers::am_root;
 use crate::support::*;
 
 /// Times of the past, so that no client's clock shows them.
-const SOME_TIME: i64 = 1_500_000_000;
+pub(super) const SOME_TIME: i64 = 1_500_000_000;
 
 /// Makes the tree. Owners and devices need root; without it they are left out.
 pub(super) fn make(root: &Path) {
@@ -196,7 +196,7 @@ fn settle(root: &Path) {
     }
 }
 
-fn touch(path: &Path, sec: i64, nsec: i64) {
+pub(super) fn touch(path: &Path, sec: i64, nsec: i64) {
     let time = Timespec { tv_sec: sec, tv_nsec: nsec };
     let times = Timestamps { last_access: time, last_modification: time };
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();

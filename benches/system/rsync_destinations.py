@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Destinations in any state: random source trees, states of the destination and command lines, as long as one likes.
+
+The generator and the judge are a test of this repository, tests/end_to_end/rsync/destinations.rs, which is built for
+it. A stock client pulls into two copies of a destination, from a stock daemon and from stillmirror; exit code, output
+and everything in and beside the destination must be the same. What fails is shrunk to a small case. Without
+--stillmirror the second daemon is a stock one too.
+"""
+import json
+import os
+import pathlib
+import subprocess
+
+import bench
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TEST = 'rsync::destinations::every_state_of_a_destination_becomes_what_a_stock_daemon_makes_of_it'
+
+
+def run(b):
+    args, path = b.args, b.work / 'report.json'
+    settings = {'CASES': args.cases, 'SEED': args.seed, 'JOBS': args.jobs, 'SHRUNK': args.shrunk, 'PROTOCOL': args.protocol,
+                'WITHOUT': args.without, 'REPORT': path, 'JUDGED': None if b.stillmirror else 'stock'}
+    environment = {f'DESTINATIONS_{name}': str(value) for name, value in settings.items() if value is not None}
+    environment |= {'TMPDIR': str(b.work)} | ({'STILLMIRROR_BINARY': b.stillmirror.binary} if b.stillmirror else {})
+    # Its failures are told as they come; the verdict is in the report.
+    subprocess.run([test_binary(), '--exact', TEST, '--nocapture'], env=os.environ | environment,
+                   stdout=subprocess.DEVNULL, check=False)
+    report = json.loads(path.read_text())
+    b.table('cases', [{key: report[key] for key in ('cases', 'same', 'known')} |
+                      {'differ': len(report['failures']), 'unsteady': len(report['unsteady'])}])
+    b.table('exit codes of stock', [{'exit': exit_code, 'cases': count, 'such as': command}
+                                    for exit_code, (count, command) in report['exits'].items()])
+    for what in ('options', 'features'):
+        b.table(f'{len(report[what])} {what}', [{what: name, 'cases': count} for name, count in report[what].items()])
+    b.tables |= {'failures': report['failures'], 'unsteady': report['unsteady']}
+    b.check(f'{report["cases"]} destinations become what a stock daemon makes of them', not report['failures'])
+
+
+def test_binary():
+    """The judge, as cargo builds it; --stillmirror names the daemon that it judges."""
+    words = ['cargo', 'test', '--test', 'end_to_end', '--no-run', '--message-format=json']
+    built = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
+    messages = (json.loads(line) for line in built.stdout.splitlines())
+    return next(message['executable'] for message in messages
+                if message['reason'] == 'compiler-artifact' and message['target']['name'] == 'end_to_end')
+
+
+bench.main(__doc__, [
+    ('--cases', dict(type=int, default=3000)),
+    ('--seed', dict(type=int, default=1, help='that of the first source tree')),
+    ('--jobs', dict(type=int, default=4, help='source trees that are served at once (default: %(default)s)')),
+    ('--shrunk', dict(type=int, default=20, help='failures that are shrunk (default: %(default)s)')),
+    ('--protocol', dict(type=int, choices=range(27, 33), help='only this version')),
+    ('--without', dict(metavar='OPTIONS', help='options that are not drawn, separated by spaces')),
+], run)
