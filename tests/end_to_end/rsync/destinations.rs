@@ -339,15 +339,13 @@ impl Peers {
             (stock.join().expect("a pull"), judged)
         });
         let (name, protocol) = (format!("destinations: {}", case.command()), case.line.protocol());
-        let all = differences(&stock, &judged);
+        let mut all = differences(&stock, &judged);
         // How far clients got that gave up is a race.
-        let gave_up = stock.code == judged.code && stock.code.is_some_and(|code| GIVES_UP.contains(&code));
-        let unexplained: Vec<_> = all
-            .iter()
-            .filter(|(facet, _)| !gave_up || facet == "exit")
-            .filter(|found| !judge.gaps.iter().any(|gap| gap.explains(&name, protocol, found)))
-            .cloned()
-            .collect();
+        if stock.code == judged.code && stock.code.is_some_and(|code| GIVES_UP.contains(&code)) {
+            all.clear();
+        }
+        let is_explained = |found: &&Difference| judge.gaps.iter().any(|gap| gap.explains(&name, protocol, found));
+        let unexplained: Vec<_> = all.iter().filter(|found| !is_explained(found)).cloned().collect();
         let codes = [stock.code, judged.code];
         let is_known = unexplained.len() < all.len();
         Found { unexplained, is_known, features, codes, errors: [stock.errors, judged.errors] }

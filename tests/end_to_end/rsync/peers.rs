@@ -185,9 +185,10 @@ fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
     let mut lines: Vec<_> = out
         .split(|&byte| byte == b'\n')
         .filter(|line| !line.is_empty() && !volatile.iter().any(|start| line.starts_with(start)))
-        .map(|line| match line.strip_prefix(b"total size is ") {
-            Some(_) => without_speedup(line),
-            None => without_size(line),
+        .map(|line| match line {
+            _ if line.starts_with(b"total size is ") => without_speedup(line),
+            _ if line.ends_with(b"\" (in repo)") => without_root(line),
+            _ => without_size(line),
         })
         .collect();
     lines.sort();
@@ -198,6 +199,12 @@ fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
 fn without_speedup(line: &[u8]) -> Vec<u8> {
     let end = line.windows(2).position(|pair| pair == b"  ").unwrap_or(line.len());
     line[..end].to_vec()
+}
+
+/// `file has vanished: "/a" (in repo)`: with `use chroot` a stock daemon says `/a`, without it `a`.
+fn without_root(line: &[u8]) -> Vec<u8> {
+    let slash = line.windows(2).position(|pair| pair == b"\"/").map_or(line.len(), |quote| quote + 1);
+    line.iter().enumerate().filter(|(at, _)| *at != slash).map(|(_, byte)| *byte).collect()
 }
 
 /// A listed directory, `drwxr-xr-x          4,096 2017/…`, without its size.
