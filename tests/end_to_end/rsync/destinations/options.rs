@@ -15,7 +15,7 @@ struct Row {
 /// Words of a command line, and the oldest protocol at which a client takes them.
 pub(super) type Choice = (&'static str, u8);
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     Row {
         share: 100,
         choices: &[
@@ -129,19 +129,24 @@ const ROWS: [Row; 10] = [
             ("-E", 27),
         ],
     },
+    Row {
+        share: 35,
+        choices: &[
+            ("--filter=:_.name", 29),
+            ("--filter=:r_.name", 29),
+            ("-F", 29),
+            ("-FF", 29),
+            ("--filter=:s_.name", 29),
+            ("--filter=:n_.name", 29),
+            ("--filter=:e_.name", 29),
+            ("--filter=:-_.name", 29),
+            ("--filter=:C", 29),
+        ],
+    },
     Row { share: 12, choices: &[("-R", 27), ("-R --no-implied-dirs", 30)] },
 ];
 
-const FILTERS: [Choice; 30] = [
-    ("-F", 29),
-    ("-FF", 29),
-    ("--filter=:_.name", 29),
-    ("--filter=:r_.name", 29),
-    ("--filter=:s_.name", 29),
-    ("--filter=:n_.name", 29),
-    ("--filter=:e_.name", 29),
-    ("--filter=:-_.name", 29),
-    ("--filter=:C", 29),
+const FILTERS: [Choice; 21] = [
     ("-C", 27),
     ("--filter=P_keep*", 29),
     ("--filter=P_*.o", 29),
@@ -208,7 +213,7 @@ pub(super) fn any(facts: &Facts, protocol: Option<u8>, without: &[String]) -> im
     let filters = match allowed(&FILTERS) {
         choices if choices.is_empty() => Just(Vec::new()).boxed(),
         choices => prop_oneof![
-            1 => Just(Vec::new()),
+            2 => Just(Vec::new()),
             1 => prop::collection::vec(select(choices), 1..=3)
         ]
         .boxed(),

@@ -90,7 +90,7 @@ const RULES: [&str; 16] = [
     "- local*", "P keep*", "- *.o", "+ keep1", "R keep*", "H f*", "S *", "- *", "-/ a", "-r g*", "-s f.o", "- sub/",
     "!", ": .name", "local2", "-! */",
 ];
-/// They are beside every merge file.
+/// They are beside every merge file, and in the directories below.
 const RULED: [&str; 3] = ["local1", "keep1", "g.o"];
 /// `.cvsignore` is read with -C.
 const MERGE_FILES: [&str; 4] = [".rsync-filter", ".name", ".name", ".cvsignore"];
@@ -128,6 +128,9 @@ fn op(paths: &[String], dirs: &[String]) -> BoxedStrategy<Op> {
         Leftover::Backup,
     ]);
     let rules = prop::collection::vec(select(&RULES), 1..=3);
+    // Their rules hold below: they matter more the higher they are.
+    let high = (dir, prop::bool::ANY)
+        .prop_map(|(dir, top)| if top { dir.split('/').next().unwrap_or_default().to_owned() } else { dir });
     let owned: &'static [u32] = &[0, 1, 12345];
     let modes: &'static [u32] = &[0o755, 0o700, 0o600, 0o444, 0o500, 0o4711];
     let immutable = if am_root() { 3 } else { 0 };
@@ -137,7 +140,7 @@ fn op(paths: &[String], dirs: &[String]) -> BoxedStrategy<Op> {
         5 => (path.clone(), prop::collection::vec(select(&NAMES), 0..=3)).prop_map(|(path, names)| Op::Dir(path, names)),
         4 => (path.clone(), target).prop_map(|(path, target)| Op::Symlink(path, target)),
         1 => path.clone().prop_map(Op::Fifo),
-        6 => (dir, select(&MERGE_FILES), rules).prop_map(|(dir, name, rules)| Op::Merge(dir, name, rules)),
+        7 => (high, select(&MERGE_FILES), rules).prop_map(|(dir, name, rules)| Op::Merge(dir, name, rules)),
         3 => (known.clone(), leftover).prop_map(|(path, leftover)| Op::Leftover(path, leftover)),
         3 => (path.clone(), known.clone()).prop_map(|(new, old)| Op::Join(new, old)),
         1 => known.clone().prop_map(Op::Split),
@@ -339,13 +342,7 @@ impl Op {
                 remove(&path);
                 std::fs::write(&path, format!("{}\n", rules.join("\n"))).ok()?;
                 touch(&path, SOME_TIME, 6);
-                for name in RULED {
-                    let path = dest.join(join(dir, name));
-                    if kind(&path) == "nothing" {
-                        std::fs::write(&path, name).ok()?;
-                        touch(&path, SOME_TIME, 5);
-                    }
-                }
+                put_ruled(&dest.join(dir));
             }
             Self::Leftover(_, leftover) => leftover.put(path, &origin)?,
             Self::Join(_, old) => {
@@ -380,6 +377,18 @@ impl Op {
             Self::Immutable(_) => {}
         }
         Some(())
+    }
+}
+
+/// Where a merge file's rules hold: in its directory, and below.
+fn put_ruled(root: &Path) {
+    let mut dirs = Vec::new();
+    walk(root, &mut |path, facts| dirs.extend(facts.is_dir().then(|| path.to_owned())));
+    for path in dirs.iter().flat_map(|dir| RULED.map(|name| dir.join(name))) {
+        if kind(&path) == "nothing" {
+            std::fs::write(&path, b"ruled").expect("a file");
+            touch(&path, SOME_TIME, 5);
+        }
     }
 }
 
@@ -483,7 +492,7 @@ impl fmt::Display for Op {
             Self::Merge(dir, name, rules) => {
                 write!(
                     out,
-                    "put merge file {:?} with the rules {}; and files {RULED:?}",
+                    "put merge file {:?} with the rules {}; and {RULED:?} there and below",
                     join(dir, name),
                     rules.join("; ")
                 )
