@@ -35,7 +35,7 @@ pub(crate) enum Ended {
     Rule(#[from] RuleError),
     #[error("filter rules that cost more than they may")]
     RulesTooCostly,
-    #[error("symlinks multiply the tree to more than {} entries", limits::FOLLOWED_ENTRIES)]
+    #[error("the list repeats more than {} entries", limits::REPEATED_ENTRIES)]
     ListTooLong,
     #[error("no request for too long")]
     Idle,

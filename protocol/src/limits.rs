@@ -19,9 +19,10 @@ pub const REPOSITORY_NAME: usize = 128;
 pub const OWNER_NAME: usize = 255;
 /// Entries in one file list: rows are `u32`, and the largest public mirrors hold about 12 million.
 pub const ENTRIES: u64 = 1 << 28;
-/// Entries in one list for a stock client in which symlinks are followed: loops of symlinks multiply a tree, and a session
-/// remembers four bytes an entry. The largest public mirror fits, and a tree of 400,000 with a link to itself.
-pub const FOLLOWED_ENTRIES: u32 = 16 << 20;
+/// Entries that one list for a stock client may have beyond those of the repository: paths that are asked for twice repeat
+/// them, loops of symlinks that are followed multiply them, and a session remembers four bytes an entry. A tree of 400,000
+/// with a link to itself fits.
+pub const REPEATED_ENTRIES: u32 = 16 << 20;
 /// Distinct (user, group) pairs in one list. A mirror has a handful; a file server may have thousands.
 pub const OWNERS: u64 = 1 << 20;
 /// Bytes in one file: offsets travel as `i64` in every system call.

@@ -152,6 +152,9 @@ pub enum Why {
     Vanished(usize),
 }
 
+/// Views of one selection from which on names that have a base in common share one. Beyond it the first of two equal
+/// names is not always that of the first path.
+const VIEWS: usize = 1024;
 /// Directories that one path may be told to lack: a path of thousands is no honest one.
 const LEVELS_TOLD: usize = 16;
 
@@ -243,8 +246,12 @@ pub struct Selecting {
     wanted: Wanted,
     /// The directory that names from a list are relative to; none when it is missing.
     base: Option<Vec<u8>>,
-    /// By base, with the place of the first path that has it: of equal names the first path's counts.
-    views: BTreeMap<u32, (usize, Marks)>,
+    /// In the order of the paths: of equal names a client keeps that of the first path.
+    views: Vec<Marks>,
+    /// The place of the last view of each base.
+    view_of: BTreeMap<u32, usize>,
+    /// The next path is one more of the command line.
+    is_next_path: bool,
     locator: Locator,
     gone: Vec<Vec<u8>>,
     gone_bytes: usize,
@@ -327,7 +334,9 @@ impl Selecting {
         let mut selecting = Self {
             wanted,
             base: Some(Vec::new()),
-            views: BTreeMap::new(),
+            views: Vec::new(),
+            view_of: BTreeMap::new(),
+            is_next_path: false,
             locator: Locator::default(),
             gone: Vec::new(),
             gone_bytes: 0,
@@ -338,6 +347,7 @@ impl Selecting {
         }
         let (mut globs, relative) = (glob::Budget::for_list(list), selecting.wanted.relative);
         for path in paths {
+            selecting.is_next_path = true;
             glob::expand(list, &path, relative, hides, &mut globs, |path| {
                 let lost = selecting.add(list, hides, path).err();
                 if missing.len() < TOLD {
@@ -357,14 +367,12 @@ impl Selecting {
 
     /// The selection.
     pub fn finish(self) -> Selection {
-        let mut roots: Vec<_> = self.views.into_values().collect();
-        roots.sort_unstable_by_key(|&(place, _)| place);
-        let mut views = vec![View::default(); roots.len()];
-        let count = roots.len();
-        for (at, (_, marks)) in roots.into_iter().enumerate() {
+        let roots = self.views.len();
+        let mut views = vec![View::default(); roots];
+        for (at, marks) in self.views.into_iter().enumerate() {
             views[at] = marks.into_view(&mut views);
         }
-        Selection { views, roots: count, follow: self.wanted.follow, gone: self.gone, io_error: self.io_error }
+        Selection { views, roots, follow: self.wanted.follow, gone: self.gone, io_error: self.io_error }
     }
 
     fn set_base(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) {
@@ -442,12 +450,25 @@ impl Selecting {
         }
     }
 
+    /// Where the next entry with a name relative to that base is marked. Paths of the command line are kept apart, as
+    /// far as there are not too many, since the same name from two of them is in a stock sender's list twice. With `-R`
+    /// they share what is above them.
+    fn marks_of(&mut self, base: u32) -> &mut Marks {
+        let is_apart = std::mem::take(&mut self.is_next_path) && !self.wanted.relative;
+        let last = self.view_of.get(&base).copied();
+        let is_kept = |&place: &usize| (place + 1 == self.views.len() && !is_apart) || self.views.len() >= VIEWS;
+        let place = last.filter(is_kept).unwrap_or(self.views.len());
+        if place == self.views.len() {
+            self.views.push(Marks::new(base, 0));
+            self.view_of.insert(base, place);
+        }
+        &mut self.views[place]
+    }
+
     /// Marks an entry, and what is above it.
     fn mark(&mut self, list: ListRef<'_>, base: u32, found: &Found, bits: u32) {
         let implied = if self.wanted.implied_dirs { IMPLIED } else { 0 };
-        let place = self.views.len();
-        let (_, root) = self.views.entry(base).or_insert_with(|| (place, Marks::new(base, 0)));
-        let mut marks = root;
+        let mut marks = self.marks_of(base);
         let mut is_marked = false;
         for &Through { row, base, links } in &found.through {
             is_marked = row == found.row;
@@ -486,8 +507,7 @@ impl Selecting {
                 return Err(Missing { path: shown(path::split(&asked.name).0), why: Why::Vanished(first) });
             };
             if self.wanted.implied_dirs {
-                let place = self.views.len();
-                self.views.entry(base).or_insert_with(|| (place, Marks::new(base, 0))).1.put(row.number(), IMPLIED);
+                self.marks_of(base).put(row.number(), IMPLIED);
             }
         }
         Ok(())
@@ -522,11 +542,6 @@ impl Selection {
         self.follow
     }
 
-    /// Whether an entry may be listed more than once, because symlinks lead to it.
-    pub fn follows_links(&self) -> bool {
-        self.follow.any() || self.views.len() > self.roots
-    }
-
     /// The entry that was asked for, of a selection that may be sent incrementally.
     pub(crate) fn top(&self, list: ListRef<'_>) -> Option<Top> {
         let view = self.roots().first()?;
@@ -546,7 +561,7 @@ impl Selection {
         const MARKS: usize = 64;
         let marks: usize = self.views.iter().map(|view| view.marks.len()).sum();
         let numbers = |view: &View| [view.base, view.marks.len() as u32].into_iter().chain(view.marks.clone());
-        let is_plain = self.gone.is_empty() && !self.follows_links();
+        let is_plain = self.gone.is_empty() && self.views.len() == self.roots && !self.follow.any();
         (marks <= MARKS && is_plain).then(|| {
             let numbers = self.views.iter().flat_map(numbers);
             self.io_error.to_le_bytes().into_iter().chain(numbers.flat_map(u32::to_le_bytes)).collect()

@@ -166,7 +166,7 @@ impl Session {
         while !step.written.done {
             step = self.write(settled, &rules, step, limit).await?;
             self.tell_lost(&mut lane.framing.replies, settled, class, &mut step.writer);
-            if step.writer.is_too_long() {
+            if step.writer.is_too_long(settled.pinned.edition.generation.list()) {
                 return Err(Ended::ListTooLong);
             }
             if rules.exhausted() {

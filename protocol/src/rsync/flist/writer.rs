@@ -190,9 +190,9 @@ impl ListWriter {
         std::mem::take(&mut self.lost)
     }
 
-    /// Whether symlinks that were followed have made the list longer than any list may be.
-    pub fn is_too_long(&self) -> bool {
-        self.selection.follows_links() && self.entries > limits::FOLLOWED_ENTRIES
+    /// Whether the same entries are listed over and over, and no more may be.
+    pub fn is_too_long(&self, list: ListRef<'_>) -> bool {
+        self.entries > list.len().saturating_add(limits::REPEATED_ENTRIES)
     }
 
     /// Bits of rsync's I/O error so far: what the end of the list carries.
