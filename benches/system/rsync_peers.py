@@ -207,23 +207,13 @@ def differences(stock_result, other):
         found.append(('exit', '', stock_result.code, other.code))
     if stock_result.out != other.out:
         here, there = collections.Counter(stock_result.out), collections.Counter(other.out)
-        facet = 'stdout' if leaderless(stock_result.out) != leaderless(other.out) else 'leaders'
-        found.append((facet, '', list((here - there))[:3], list((there - here))[:3]))
+        found.append(('stdout', '', list((here - there))[:3], list((there - here))[:3]))
     if stock_result.errors != other.errors:
         found.append(('stderr', '', stock_result.errors, other.errors))
     if stock_result.code == other.code and other.code in ABORTED:
         # How far it had got by then is a race.
         return found
     return found + tree_differences(stock_result.tree, other.tree)
-
-
-# `hf+++++++++ one => another`, or `one => another`, or `cL+++++++++ one -> target`.
-ITEM = re.compile(rb'^(@ )?[<>ch.](?=[fLDS][.+? a-zA-Z]{9} )')
-
-
-def leaderless(lines):
-    """Output without which name of a link group came first."""
-    return sorted(re.sub(rb' (=>|->) .*', b'', ITEM.sub(rb'\1', line)) for line in lines)
 
 
 def tree_differences(ours, theirs):

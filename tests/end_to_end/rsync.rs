@@ -6,6 +6,7 @@
 
 mod changes;
 mod destinations;
+mod links;
 mod modules;
 mod options;
 mod order;

@@ -23,7 +23,7 @@ use marks::Marks;
 use paths::Asked;
 
 pub use follow::Follow;
-pub(crate) use follow::{LINKS, Lost, Standing, Target};
+pub(crate) use follow::{LINKS, Lost, Standing};
 pub(crate) use marks::{ASKED, CHILDREN, IMPLIED, LISTED, RECURSE, ROW, View};
 
 /// Missing paths of one command line that are told. Wildcards can skip any number of directories, over and over.
@@ -61,7 +61,9 @@ impl Wanted {
     /// Whether the list may be sent incrementally: one plain path, recursively, no symlink followed below it. Otherwise
     /// the compatibility bit 0x001 must be cleared.
     pub fn may_be_incremental(&self) -> bool {
-        self.recurse && !self.relative && self.paths.len() == 1 && self.is_plain() && !self.follow.any()
+        let [path] = &self.paths[..] else { return false };
+        let is_whole_name = !self.relative || Asked::new(b"", path, true).name.is_empty();
+        self.recurse && is_whole_name && self.is_plain() && !self.follow.any()
     }
 }
 
@@ -262,6 +264,8 @@ pub struct Selecting {
 struct Found {
     /// The symlinks that its path leads through, in order.
     through: Vec<Through>,
+    /// The last of them is the entry itself: its contents are asked for.
+    is_through: bool,
     row: u32,
 }
 
@@ -283,7 +287,7 @@ impl Found {
         path: &[u8],
         name_at: usize,
     ) -> Result<Self, Lost> {
-        let mut found = Self { through: Vec::new(), row: list.dir(base).row() };
+        let mut found = Self { through: Vec::new(), is_through: false, row: list.dir(base).row() };
         let (mut dir, mut end) = (base, name_at);
         for name in path::components(&path[name_at..]) {
             if end > name_at {
@@ -394,19 +398,18 @@ impl Selecting {
         let path = Asked { base: base_path, name: asked.name.clone(), contents: asked.contents }.path();
         let name_at = path.len() - asked.name.len();
         let found = match self.locator.entry(list, hides, &path) {
-            Ok(row) => Found { through: Vec::new(), row: row.number() },
-            Err(Lost::Absent) if self.wanted.delete_missing && self.gone_bytes < limits::GONE_NAMES => {
-                return self.put_gone(list, hides, base, &path, asked);
-            }
+            Ok(row) => Found { through: Vec::new(), is_through: false, row: row.number() },
+            Err(Lost::Absent) if self.may_be_gone() => return self.put_gone(list, hides, base, &path, asked),
             Err(Lost::NotDirectory) => Found::behind_links(list, hides, base, &path, name_at).map_err(missing)?,
             Err(lost) => return Err(missing(lost)),
         };
-        let (found, is_dir) =
-            self.look_behind(list, hides, found, asked).map_err(|lost| match self.wanted.follow.all {
-                true => missing(lost),
-                // Stock rsync has found the symlink, and only then looks where it leads.
-                false => Missing::referent(&path, lost),
-            })?;
+        let (found, is_dir) = match self.look_behind(list, hides, found, asked) {
+            Ok(found) => found,
+            // Stock rsync has found the symlink, and only then looks where it leads.
+            Err(lost) if !self.wanted.follow.all => return Err(Missing::referent(&path, lost)),
+            Err(Lost::Absent) if self.may_be_gone() => return self.put_gone(list, hides, base, &path, asked),
+            Err(lost) => return Err(missing(lost)),
+        };
         if is_dir && !self.wanted.recurse && !self.wanted.dirs && !self.wanted.files_from {
             let path = if asked.name.is_empty() { b".".to_vec() } else { asked.name.clone() };
             return Err(Missing { path, why: Why::Skipped });
@@ -421,6 +424,11 @@ impl Selecting {
         };
         self.mark(list, base, &found, ASKED | contents);
         Ok(())
+    }
+
+    /// Whether a name that is not there may still be listed for the client to delete.
+    fn may_be_gone(&self) -> bool {
+        self.wanted.delete_missing && self.gone_bytes < limits::GONE_NAMES
     }
 
     /// Whether the entry is a directory, or a symlink that stands for one: it does if its contents are asked for, or if
@@ -440,6 +448,7 @@ impl Selecting {
             && let Some(base) = list.row(target.row).dir_number()
         {
             found.through.push(Through { row: found.row, base, links: target.links });
+            found.is_through = true;
             return Ok((found, true));
         }
         let depth = asked.name.iter().filter(|&&byte| byte == b'/').count();
@@ -469,14 +478,13 @@ impl Selecting {
     fn mark(&mut self, list: ListRef<'_>, base: u32, found: &Found, bits: u32) {
         let implied = if self.wanted.implied_dirs { IMPLIED } else { 0 };
         let mut marks = self.marks_of(base);
-        let mut is_marked = false;
-        for &Through { row, base, links } in &found.through {
-            is_marked = row == found.row;
+        for (at, &Through { row, base, links }) in found.through.iter().enumerate() {
+            let is_entry = found.is_through && at + 1 == found.through.len();
             marks.put_parents(list, row, implied);
-            marks.put(row, if is_marked { bits } else { implied });
+            marks.put(row, if is_entry { bits } else { implied });
             marks = marks.graft(row, base, links);
         }
-        if !is_marked {
+        if !found.is_through {
             marks.put_parents(list, found.row, implied);
             marks.put(found.row, bits);
         }

@@ -114,8 +114,10 @@ impl Model<'_> {
             if let Kind::Symlink { .. } = self.tree[&child].kind
                 && (self.follow.all || self.follow.dirs)
             {
-                match resolve(self.tree, real, last, links) {
-                    Ok(target) if self.follow.all || self.tree[&target.0].kind.is_dir() => found = target,
+                match resolve(self.tree, real, last, 0) {
+                    Ok((target, own)) if self.follow.all || self.tree[&target].kind.is_dir() => {
+                        found = (target, links + own);
+                    }
                     Err(why) if self.follow.all => {
                         self.lost.push(why);
                         continue;
@@ -125,7 +127,7 @@ impl Model<'_> {
             }
             self.listed.insert(name.clone(), found.0.clone());
             let is_dir = self.tree[&found.0].kind.is_dir();
-            if is_dir && found.1 == LINKS {
+            if is_dir && found.1 > LINKS {
                 self.lost.push(Why::Unopened);
             } else if self.listed.len() > ENTRIES || is_dir && !self.expand(&found.0, &name, found.1) {
                 return false;

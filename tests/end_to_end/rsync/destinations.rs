@@ -344,7 +344,8 @@ impl Peers {
         if stock.code == judged.code && stock.code.is_some_and(|code| GIVES_UP.contains(&code)) {
             all.clear();
         }
-        let is_explained = |found: &&Difference| judge.gaps.iter().any(|gap| gap.explains(&name, protocol, found));
+        let is_explained =
+            |found: &&Difference| judge.gaps.iter().any(|gap| gap.explains(&name, protocol, &stock, found));
         let unexplained: Vec<_> = all.iter().filter(|found| !is_explained(found)).cloned().collect();
         let codes = [stock.code, judged.code];
         let is_known = unexplained.len() < all.len();

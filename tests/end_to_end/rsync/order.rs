@@ -1,10 +1,10 @@
 //! The order of sub-lists: what a client's generator does by depth alone must come out as with a stock daemon.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::peers::{Pair, copy};
+use super::tree;
 use crate::support::*;
 
 /// A tree in which a directory's neighbour is as deep as what is below the directory.
@@ -13,9 +13,7 @@ fn pair() -> Pair {
     for path in ["a/f", "a/b/f", "a/b/c/f", "z/new/n"] {
         write(&world.src().join(path), b"new\n");
     }
-    // Older than every run by more than a second, which is what old protocols round to.
-    let aged = Command::new("find").arg(world.src()).args(["-exec", "touch", "-d", "2020-02-02", "{}", "+"]).status();
-    assert!(aged.expect("find runs").success());
+    tree::age(&world.src());
     Pair::of(world)
 }
 

@@ -256,3 +256,12 @@ pub(super) fn damage(root: &Path) {
     std::fs::remove_file(at("symlinks/up")).unwrap();
     symlink("wrong", at("symlinks/up")).unwrap();
 }
+
+/// Makes everything older than every run by more than a second, which is what old protocols round times to.
+pub(super) fn age(root: &Path) {
+    let find = std::process::Command::new("find")
+        .arg(root)
+        .args(["-exec", "touch", "-h", "-d", "2020-02-02", "{}", "+"])
+        .status();
+    assert!(find.expect("find runs").success());
+}

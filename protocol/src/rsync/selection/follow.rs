@@ -58,8 +58,8 @@ impl Follow {
         self.all || self.dirs || self.leaving
     }
 
-    /// What the entry at `row`, in the directory `dir`, stands for. Its name in the list is so many directories deep,
-    /// and `links` symlinks lead to it.
+    /// What the entry at `row`, in the directory `dir`, stands for. Its name in the list is so many directories deep, and
+    /// so many symlinks on the way to it count.
     pub(crate) fn standing(
         self,
         list: ListRef<'_>,

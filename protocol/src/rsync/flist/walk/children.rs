@@ -8,7 +8,7 @@ use super::{Entry, Place};
 use crate::list::{Dir, ListRef};
 use crate::order;
 use crate::rsync::selection::{
-    ASKED, CHILDREN, Hides, IMPLIED, LINKS, LISTED, Lost, RECURSE, ROW, Selection, Standing, Target, View,
+    ASKED, CHILDREN, Hides, IMPLIED, LINKS, LISTED, Lost, RECURSE, ROW, Selection, Standing, View,
 };
 
 /// Where a walk goes in: a directory, and what is asked for of it.
@@ -30,7 +30,7 @@ impl Into {
     /// What to tell of a directory that is listed as `entry` if too many symlinks lead to it: nothing in it is listed.
     pub(super) fn unopened(&self, entry: &Entry) -> Option<Entry> {
         let place = Place::Lost(Lost::Unopened);
-        (self.links >= LINKS && entry.contents).then_some(Entry { place, ..*entry })
+        (self.links > LINKS && entry.contents).then_some(Entry { place, ..*entry })
     }
 }
 
@@ -67,6 +67,8 @@ pub(super) struct Child {
     /// What a symlink that is to be followed lacks.
     pub(super) lost: Option<Lost>,
     view: Option<u32>,
+    /// Whether it comes whole if the directory that it is in does.
+    inherits: bool,
     links: u32,
 }
 
@@ -141,29 +143,32 @@ impl Children {
         }
         self.dirs = rest;
         let Into { view, links, .. } = self.into;
-        next.map(|(row, mark)| Child { name: row, row, mark, is_dir: true, lost: None, view, links })
+        next.map(|(row, mark)| Child { name: row, row, mark, is_dir: true, lost: None, view, inherits: true, links })
     }
 
     #[inline]
     fn next_file_or_link(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Child> {
         let (row, mark) = self.files.next(self.marks(selection))?;
         let links = self.into.links;
-        let itself = Child { name: row, row, mark, is_dir: false, lost: None, view: None, links };
+        let itself = Child { name: row, row, mark, is_dir: false, lost: None, view: None, inherits: true, links };
         if !self.follows {
             return Some(itself);
         }
-        let stands_for = |Target { row, links }, view| {
-            let is_dir = list.row(row).is_dir();
-            Child { row, is_dir, links, view, ..itself }
-        };
+        // Stock rsync looks at what is in a directory from within it, so that symlinks on the way there do not count.
+        let standing = selection.follow().standing(list, hides, self.into.dir, row, (self.into.depth, 0));
         if let Some(view) = self.into.view.and_then(|view| selection.view(view).graft(row)) {
             let into = selection.view(view);
-            return Some(stands_for(Target { row: list.dir(into.base).row(), links: into.links }, Some(view)));
+            // A symlink that is not to be followed is a directory for what is named below it alone.
+            let inherits = matches!(standing, Standing::For(_));
+            let row = list.dir(into.base).row();
+            return Some(Child { row, is_dir: true, links: into.links, view: Some(view), inherits, ..itself });
         }
-        let place = (self.into.depth, links);
-        Some(match selection.follow().standing(list, hides, self.into.dir, row, place) {
+        Some(match standing {
             Standing::Itself => itself,
-            Standing::For(target) => stands_for(target, None),
+            Standing::For(target) => {
+                let (row, links) = (target.row, links + target.links);
+                Child { row, is_dir: list.row(row).is_dir(), links, ..itself }
+            }
             Standing::Lost(lost) => Child { lost: Some(lost), ..itself },
         })
     }
@@ -185,7 +190,8 @@ impl Children {
     }
 
     fn asks(&self, child: &Child) -> u32 {
-        (self.into.asked & RECURSE) | (child.mark.unwrap_or(0) & (RECURSE | CHILDREN))
+        let inherited = if child.inherits { self.into.asked & RECURSE } else { 0 };
+        inherited | (child.mark.unwrap_or(0) & (RECURSE | CHILDREN))
     }
 
     pub(super) fn entry(&self, child: &Child) -> Entry {
