@@ -501,11 +501,11 @@ impl Selecting {
         asked: &Asked,
     ) -> Result<(), Missing> {
         let name_at = path.len() - asked.name.len();
-        if hides.hides(path, name_at, false) {
-            return Ok(());
+        let is_hidden = hides.hides(path, name_at, false);
+        if !is_hidden {
+            self.gone_bytes += asked.name.len();
+            self.gone.push(asked.name.clone());
         }
-        self.gone_bytes += asked.name.len();
-        self.gone.push(asked.name.clone());
         let slashes = asked.name.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
         for end in slashes {
             let Ok(row) = self.locator.entry(list, hides, &path[..name_at + end]) else {
@@ -514,7 +514,7 @@ impl Selecting {
                 let first = shown(&asked.name[..end]).len();
                 return Err(Missing { path: shown(path::split(&asked.name).0), why: Why::Vanished(first) });
             };
-            if self.wanted.implied_dirs {
+            if self.wanted.implied_dirs && !is_hidden {
                 self.marks_of(base).put(row.number(), IMPLIED);
             }
         }
