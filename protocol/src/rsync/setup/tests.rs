@@ -109,7 +109,11 @@ fn a_list_goes_in_parts_only_where_client_paths_and_server_can() {
     assert!(inc(&options(32, &["-re.iLsfxCIvu"])));
     assert!(!inc(&options(32, &["-re.LsfxCIvu"])));
     assert!(!inc(&options(29, &["-re.iLsfxCIvu"])));
-    assert!(!inc(&Options { relative: true, ..options(32, &["-re.iLsfxCIvu"]) }));
+    let relative =
+        |path: &[u8]| Options { relative: true, paths: vec![path.to_vec()], ..options(32, &["-re.iLsfxCIvu"]) };
+    assert!(inc(&relative(b"")) && inc(&relative(b"dir/./")));
+    assert!(!inc(&relative(b"dir/")) && !inc(&relative(b"dir/./a")));
+    assert!(!inc(&Options { copy_links: true, ..options(32, &["-re.iLsfxCIvu"]) }));
     assert!(!inc(&Options { files_from: FilesFrom::Client, ..options(32, &["-re.iLsfxCIvu"]) }));
 }
 
