@@ -385,14 +385,14 @@ impl Selecting {
             Ok((_, base)) => Some(base),
             Err(lost) => {
                 self.io_error |= 1;
-                missing.push(Missing { path: base, why: lost.going_in() });
+                missing.push(Missing { path: [b"/", &base[..]].concat(), why: lost.going_in() });
                 None
             }
         };
     }
 
     fn select(&mut self, list: ListRef<'_>, hides: &impl Hides, asked: &Asked) -> Result<(), Missing> {
-        let going_in = |lost: Lost| Missing { path: asked.base.clone(), why: lost.going_in() };
+        let going_in = |lost: Lost| Missing { path: [b"/", &asked.base[..]].concat(), why: lost.going_in() };
         let (base, base_path) = self.locator.base(list, hides, &asked.base).map_err(going_in)?;
         let missing = |lost: Lost| Missing { path: asked.shown(), why: lost.looking() };
         let path = Asked { base: base_path, name: asked.name.clone(), contents: asked.contents }.path();

@@ -287,14 +287,14 @@ fn a_path_may_lead_through_symlinks_that_stay_in_the_repository() {
 #[test]
 fn what_is_missing_is_told_in_stock_rsyncs_words() {
     let cases = [
-        ("nope", "r", "rsync: [sender] link_stat \"nope\" (in m) failed: No such file or directory (2)\n", 0),
+        ("nope", "r", "rsync: [sender] link_stat \"/nope\" (in m) failed: No such file or directory (2)\n", 0),
         ("a/nope", "r", "rsync: [sender] link_stat \"/a/nope\" (in m) failed: No such file or directory (2)\n", 0),
-        ("nope/x", "r", "rsync: [sender] change_dir \"nope\" (in m) failed: No such file or directory (2)\n", 1),
-        ("nope/", "r", "rsync: [sender] change_dir \"nope\" (in m) failed: No such file or directory (2)\n", 1),
-        ("top/", "r", "rsync: [sender] change_dir \"top\" (in m) failed: Not a directory (20)\n", 1),
-        ("nope/x", "rR", "rsync: [sender] link_stat \"nope/x\" (in m) failed: No such file or directory (2)\n", 0),
-        ("top/x", "rR", "rsync: [sender] link_stat \"top/x\" (in m) failed: Not a directory (20)\n", 1),
-        ("no*", "r", "rsync: [sender] link_stat \"no*\" (in m) failed: No such file or directory (2)\n", 0),
+        ("nope/x", "r", "rsync: [sender] change_dir \"/nope\" (in m) failed: No such file or directory (2)\n", 1),
+        ("nope/", "r", "rsync: [sender] change_dir \"/nope\" (in m) failed: No such file or directory (2)\n", 1),
+        ("top/", "r", "rsync: [sender] change_dir \"/top\" (in m) failed: Not a directory (20)\n", 1),
+        ("nope/x", "rR", "rsync: [sender] link_stat \"/nope/x\" (in m) failed: No such file or directory (2)\n", 0),
+        ("top/x", "rR", "rsync: [sender] link_stat \"/top/x\" (in m) failed: Not a directory (20)\n", 1),
+        ("no*", "r", "rsync: [sender] link_stat \"/no*\" (in m) failed: No such file or directory (2)\n", 0),
         ("a", "", "skipping directory a\n", 0),
         ("", "", "skipping directory .\n", 0),
     ];
@@ -331,7 +331,7 @@ fn what_is_not_there_is_listed_in_its_place_where_it_is_to_be_deleted() {
         let [vanished] = &told[..] else { panic!("{told:?}") };
         assert_eq!(
             vanished.messages("m").concat(),
-            b"file has vanished: \"no\" (in m)\nfile has vanished: \"no/where\" (in m)\n"
+            b"file has vanished: \"/no\" (in m)\nfile has vanished: \"/no/where\" (in m)\n"
         );
         let selection = selecting.finish();
         assert_eq!((selection.io_error(), selection.key()), (2, None));
@@ -370,5 +370,5 @@ fn a_wildcard_of_which_not_all_was_looked_at_is_told() {
     let mut paths = vec![hostile.as_str(); 10_000];
     paths.push("to*");
     let (_, missing) = listed_in(&tree, &paths, "r");
-    assert_eq!(missing.last().map(|missing| &missing.path[..]), Some(&b"to*"[..]));
+    assert_eq!(missing.last().map(|missing| &missing.path[..]), Some(&b"/to*"[..]));
 }

@@ -38,9 +38,9 @@ impl Asked {
         join(&self.base, &self.name)
     }
 
-    /// The path as stock rsync shows it: from the module's root when it is not there already.
+    /// The path as a stock daemon shows it whose root is the module.
     pub(super) fn shown(&self) -> Vec<u8> {
-        if self.base.is_empty() { self.name.clone() } else { [b"/", &self.path()[..]].concat() }
+        [b"/", &self.path()[..]].concat()
     }
 }
 
