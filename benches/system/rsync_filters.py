@@ -164,7 +164,8 @@ def run(b):
         how = ['-rt', rng.choice(('--delete', '--delete', '--delete-excluded'))] if pulls else ['-r'] if is_old else ['-r', '--list-only']
         sets.append((seed, client, [*how, *words, f'--protocol={protocol}', source] + ['{D}/'] * pulls, protocol))
     gaps, failures, rows = peers.Gaps(), [], {}
-    with peers.stock(b, root) as stock, peers.second(b, root, store) as judged, concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
+    # As its own root, and with -R, a stock daemon does not let `**/` match the beginning of a name.
+    with peers.stock(b, root, chroot='no') as stock, peers.second(b, root, store) as judged, concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
         for (seed, client, words, protocol), (bad, found, pulls) in zip(sets, pool.map(lambda one: compare(b, stock, judged, old, gaps, one), sets)):
             row = rows.setdefault(str(pulls[0].code), {'exit': str(pulls[0].code), 'sets': 0, 'same': 0, 'known': 0, 'differ': 0, 'names': 0})
             row['sets'] += 1

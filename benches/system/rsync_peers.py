@@ -30,11 +30,11 @@ PATIENCE = 120
 # The daemons.
 
 
-def stock(b, root, rsync='rsync', modules='', more='', prefix=()):
+def stock(b, root, rsync='rsync', modules='', more='', prefix=(), chroot='yes'):
     """A read-only public module, as a mirror would have it."""
     port = bench.free_port()
     config = b.work / f'rsyncd-{port}.conf'
-    config.write_text(f'use chroot = yes\nuid = root\ngid = root\nread only = yes\nmunge symlinks = no\n'
+    config.write_text(f'use chroot = {chroot}\nuid = root\ngid = root\nread only = yes\nmunge symlinks = no\n'
                       f'reverse lookup = no\nlock file = {b.work}/rsyncd-{port}.lock\nlog file = {b.work}/rsyncd-{port}.log\n{more}\n'
                       f'[{bench.NAME}]\npath = {root}\n{modules}\n')
     argv = [rsync, '--daemon', '--no-detach', f'--config={config}', '--address=127.0.0.1', f'--port={port}']

@@ -158,17 +158,20 @@ async fn options_that_are_refused_end_the_session_with_their_name() {
 }
 
 #[tokio::test]
-async fn a_client_that_wants_symlinks_followed_is_told_that_they_are_not() {
-    let fixture = Fixture::with(&[("a", b"x")]);
-    let server = fixture.serve().await;
-    rsync(&server, &["-rL"], "repo/", Some(&dest(&fixture))).await.exits(0);
-    std::os::unix::fs::symlink("a", fixture.root().join("link")).unwrap();
+async fn symlinks_are_followed_within_the_repository_only() {
+    let fixture = Fixture::with(&[("a", b"x"), ("dir/b", b"y")]);
+    std::fs::write(fixture.root().parent().unwrap().join("secret"), b"outside").unwrap();
+    for (name, target) in [("link", "a"), ("to-dir", "/dir"), ("out", "../secret"), ("far", "/etc/hostname")] {
+        std::os::unix::fs::symlink(target, fixture.root().join(name)).unwrap();
+    }
     fixture.index();
     let server = fixture.serve().await;
-    for option in ["--copy-links", "--copy-dirlinks", "--copy-unsafe-links"] {
-        let ran = rsync(&server, &["-rl", option], "repo/", Some(&dest(&fixture))).await;
-        assert_ne!(ran.says(&option[2..]).code, Some(0));
-    }
+    let dest = dest(&fixture);
+    let ran = rsync(&server, &["-rL"], "repo/", Some(&dest)).await;
+    ran.exits(23).says("symlink has no referent: \"/out\"").says("symlink has no referent: \"/far\"");
+    assert_eq!(std::fs::read(dest.join("link")).unwrap(), b"x");
+    assert_eq!(std::fs::read(dest.join("to-dir/b")).unwrap(), b"y");
+    assert!(!dest.join("out").exists() && !dest.join("far").exists());
 }
 
 #[tokio::test]
