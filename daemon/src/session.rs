@@ -69,7 +69,7 @@ impl Ended {
     pub(crate) fn is_told_in_frames(&self) -> bool {
         match self {
             Self::Fault(fault) => fault.farewell() == Farewell::Frames,
-            Self::Rule(_) | Self::RulesTooCostly | Self::Refused(_) => true,
+            Self::Rule(_) | Self::RulesTooCostly | Self::ListTooLong | Self::Refused(_) => true,
             _ => false,
         }
     }

@@ -29,8 +29,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use stillmirror_protocol::list::ListRef;
-use stillmirror_protocol::rsync::arguments;
-use stillmirror_protocol::rsync::arguments::Options;
+use stillmirror_protocol::rsync::arguments::{self, Options};
 use stillmirror_protocol::rsync::fault::Exit;
 use stillmirror_protocol::rsync::replies::{self, Replies};
 use stillmirror_protocol::rsync::requests::Requests;
@@ -113,7 +112,8 @@ impl Session {
                 result
             }
             Ok(None) => Ok(()),
-            Err(Ended::Refused(line)) => return Err(Ended::Refused(line)),
+            // A line said it, and the client sends nothing before it has read that.
+            Err(refused @ Ended::Refused(_)) => return Err(refused),
             Err(ended) => Err(ended),
         };
         if result.as_ref().is_err_and(Ended::is_told_in_frames) {
