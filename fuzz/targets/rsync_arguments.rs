@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn arguments(version: Version, data: &[u8]) -> Option<(Options, Vec<u8>)> {
-    let mut greeting = Greeting::new(GreetingOffer { version, motd: b"" });
+    let mut greeting = Greeting::new(GreetingOffer { version, greeted: false, motd: b"" });
     greeting.receive(b"@RSYNCD: 32.0 md5\nm\n");
     assert!(matches!(greeting.next(), Ok(Some(Event::Module(_)))));
     greeting.accept();

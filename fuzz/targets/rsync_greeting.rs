@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn run(data: &[u8], piece: usize) -> String {
-    let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, motd: b"" });
+    let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted: false, motd: b"" });
     let mut seen = String::new();
     for piece in data.chunks(piece) {
         greeting.receive(piece);

@@ -11,7 +11,13 @@ use stillmirror_protocol::rsync::version::Version;
 fuzz_target!(|input: (u8, Vec<Vec<u8>>, [Vec<u8>; 3], Vec<u8>, u16, bool)| {
     let (bits, texts, [filter, include, exclude], path, name, is_dir) = input;
     let version = if bits & 1 == 0 { Version::NEWEST } else { Version::OLDEST };
-    let module = ModuleRules::parse(&ModuleTexts { filter: &filter, include: &include, exclude: &exclude, ..ModuleTexts::default() }).unwrap_or_default();
+    let module = ModuleRules::parse(&ModuleTexts {
+        filter: &filter,
+        include: &include,
+        exclude: &exclude,
+        ..ModuleTexts::default()
+    })
+    .unwrap_or_default();
     let Ok(rules) = Rules::parse(texts.iter().map(Vec::as_slice), version, bits & 2 != 0) else { return };
     let rules = rules.within(Arc::new(module));
     let hidden = rules.hides(&path, usize::from(name), is_dir);

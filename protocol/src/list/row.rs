@@ -23,7 +23,7 @@ impl<'a> Row<'a> {
 
     /// `st_mode`: type and permissions.
     pub fn mode(&self) -> u16 {
-        self.list.mode[self.row].to_native()
+        self.list.mode.get(self.row).map_or(0, |mode| mode.to_native())
     }
 
     /// Permission bits alone.
@@ -49,17 +49,18 @@ impl<'a> Row<'a> {
 
     /// Bytes of a regular file; 0 for everything else.
     pub fn size(&self) -> u64 {
-        self.list.size[self.row].to_native()
+        self.list.size.get(self.row).map_or(0, |size| size.to_native())
     }
 
     /// Modification time.
     pub fn mtime(&self) -> Time {
-        Time { sec: self.list.mtime_sec[self.row].to_native(), nsec: self.list.mtime_nsec[self.row].to_native() }
+        let sec = self.list.mtime_sec.get(self.row).map_or(0, |sec| sec.to_native());
+        Time { sec, nsec: self.list.mtime_nsec.get(self.row).map_or(0, |nsec| nsec.to_native()) }
     }
 
     /// The number of its owner ([`ListRef::owner`]).
     pub fn owner_number(&self) -> u32 {
-        self.list.owner[self.row].to_native()
+        self.list.owner.get(self.row).map_or(0, |owner| owner.to_native())
     }
 
     /// Its owner.
@@ -69,7 +70,7 @@ impl<'a> Row<'a> {
 
     /// The number of this directory; none for other types.
     pub fn dir_number(&self) -> Option<u32> {
-        self.is_dir().then(|| self.aux())
+        self.is_dir().then(|| self.aux()).filter(|&dir| (dir as usize) < self.list.dir_row.len())
     }
 
     /// The place of this regular file among the list's files; none for other types.
@@ -79,14 +80,14 @@ impl<'a> Row<'a> {
 
     /// SHA-256 of a regular file's content; [`Digest::NONE`] for other types.
     pub fn sha256(&self) -> Digest {
-        self.file_number().map_or(Digest::NONE, |file| Digest(self.list.sha256[file as usize]))
+        self.file_number().map_or(Digest::NONE, |file| ListRef::new(self.list).sha256(file))
     }
 
     /// All digests of a regular file.
     pub fn digests(&self) -> Option<Digests> {
         let file = self.file_number()? as usize;
         Some(Digests {
-            sha256: Digest(self.list.sha256[file]),
+            sha256: self.sha256(),
             xxh128: self.list.xxh128.get(file).copied().unwrap_or_default(),
             md5: self.list.md5.get(file).copied().unwrap_or_default(),
         })
@@ -98,15 +99,17 @@ impl<'a> Row<'a> {
             return None;
         }
         let at = self.aux() as usize;
-        let start = if at == 0 { 0 } else { self.list.target_end[at - 1].to_native() };
-        Some(&self.list.targets[start as usize..self.list.target_end[at].to_native() as usize])
+        let end = |at: usize| self.list.target_end.get(at).map_or(0, |end| end.to_native() as usize);
+        let start = at.checked_sub(1).map_or(0, end);
+        Some(self.list.targets.get(start..end(at)).unwrap_or_default())
     }
 
     /// A device's number.
     pub fn device(&self) -> Option<Device> {
         matches!(self.file_type(), FileType::CharDevice | FileType::BlockDevice).then(|| {
             let at = self.aux() as usize;
-            Device { major: self.list.major[at].to_native(), minor: self.list.minor[at].to_native() }
+            let major = self.list.major.get(at).map_or(0, |major| major.to_native());
+            Device { major, minor: self.list.minor.get(at).map_or(0, |minor| minor.to_native()) }
         })
     }
 
@@ -121,12 +124,12 @@ impl<'a> Row<'a> {
 
     /// The row of the first name of this inode, when it has more than one name here.
     pub fn link_leader(&self) -> Option<u32> {
-        if self.list.flags[self.row] & FLAG_LINKED == 0 {
+        if self.list.flags.get(self.row).is_none_or(|flags| flags & FLAG_LINKED == 0) {
             return None;
         }
         let row = self.row as u32;
         let at = self.list.link_row.partition_point(|other| other.to_native() < row);
-        Some(self.list.link_leader[at].to_native())
+        self.list.link_leader.get(at).map(|leader| leader.to_native())
     }
 
     /// The entry as an owned value. `link` carries the leader's row.
@@ -150,7 +153,7 @@ impl<'a> Row<'a> {
     }
 
     fn aux(&self) -> u32 {
-        self.list.aux[self.row].to_native()
+        self.list.aux.get(self.row).map_or(0, |aux| aux.to_native())
     }
 }
 

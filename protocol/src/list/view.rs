@@ -8,8 +8,9 @@ use crate::{order, path};
 
 /// A list in its archived form. Cheap to copy.
 ///
-/// The accessors index the columns and so rely on [`validate`](super::validate): a list comes from [`open`](super::open) or from a
-/// store that has run the same checks on it.
+/// What the accessors say is true of a list that is [valid](super::validate): one from [`open`](super::open), or from a store
+/// that has run the same checks on it. Where a disk changes bytes of it later, they say something, and neither panic nor
+/// lead round in circles.
 #[derive(Clone, Copy)]
 pub struct ListRef<'a> {
     list: &'a ArchivedFileList,
@@ -43,7 +44,7 @@ impl<'a> ListRef<'a> {
 
     /// The SHA-256 of a regular file, by [`Row::file_number`].
     pub fn sha256(&self, file: u32) -> Digest {
-        Digest(self.list.sha256[file as usize])
+        self.list.sha256.get(file as usize).map_or(Digest::NONE, |digest| Digest(*digest))
     }
 
     /// Whether XXH128 digests are carried.
@@ -122,13 +123,14 @@ impl<'a> ListRef<'a> {
     /// An owner by its number in the list ([`Row::owner_number`]).
     pub fn owner(&self, number: u32) -> Owner {
         let at = number as usize;
-        let end = |index: usize| self.list.owner_name_end[index].to_native() as usize;
-        let start = if at == 0 { 0 } else { end(2 * at - 1) };
+        let end = |index: usize| self.list.owner_name_end.get(index).map_or(0, |end| end.to_native() as usize);
+        let name = |range: Range<usize>| self.list.owner_names.get(range).unwrap_or_default().to_vec();
+        let start = (2 * at).checked_sub(1).map_or(0, end);
         Owner {
-            uid: self.list.uid[at].to_native(),
-            gid: self.list.gid[at].to_native(),
-            user: self.list.owner_names[start..end(2 * at)].to_vec(),
-            group: self.list.owner_names[end(2 * at)..end(2 * at + 1)].to_vec(),
+            uid: self.list.uid.get(at).map_or(0, |uid| uid.to_native()),
+            gid: self.list.gid.get(at).map_or(0, |gid| gid.to_native()),
+            user: name(start..end(2 * at)),
+            group: name(end(2 * at)..end(2 * at + 1)),
         }
     }
 
@@ -158,12 +160,14 @@ impl<'a> Dir<'a> {
 
     /// The row of its own entry.
     pub fn row(&self) -> u32 {
-        self.list.dir_row[self.number].to_native()
+        self.list.dir_row.get(self.number).map_or(0, |row| row.to_native())
     }
 
     /// The number of the directory that holds it; the root's is its own.
     pub fn parent(&self) -> u32 {
-        self.list.dir_parent[self.number].to_native()
+        let parent = self.list.dir_parent.get(self.number).map_or(0, |parent| parent.to_native());
+        // Parents come first: so a way up has an end.
+        if (parent as usize) < self.number { parent } else { 0 }
     }
 
     /// Rows of all children, in order: files first, then directories.
@@ -173,22 +177,26 @@ impl<'a> Dir<'a> {
 
     /// Rows of the children that are not directories.
     pub fn files(&self) -> Range<u32> {
-        let first = self.list.dir_first[self.number].to_native();
-        first..first + self.list.dir_files[self.number].to_native()
+        let rows = self.list.mode.len() as u32;
+        let first = self.list.dir_first.get(self.number).map_or(0, |first| first.to_native()).min(rows);
+        let files = self.list.dir_files.get(self.number).map_or(0, |files| files.to_native());
+        first..first.saturating_add(files).min(rows)
     }
 
     /// Rows of the children that are directories.
     pub fn subdirs(&self) -> Range<u32> {
         let end = self.files().end;
-        end..end + self.list.dir_dirs[self.number].to_native()
+        let dirs = self.list.dir_dirs.get(self.number).map_or(0, |dirs| dirs.to_native());
+        end..end.saturating_add(dirs).min(self.list.mode.len() as u32)
     }
 
     /// The name of one of its children, by row.
     pub fn name_of(&self, row: u32) -> &'a [u8] {
-        let names = self.list.dir_names[self.number].to_native() as usize;
-        let start = if row == self.files().start { 0 } else { self.list.name_end[row as usize - 1].to_native() };
-        let end = self.list.name_end[row as usize].to_native();
-        &self.list.names[names + start as usize..names + end as usize]
+        let names = self.list.dir_names.get(self.number).map_or(0, |names| names.to_native() as usize);
+        let end =
+            |row: usize| self.list.name_end.get(row).map_or(0, |end| names.saturating_add(end.to_native() as usize));
+        let start = if row == self.files().start { names } else { end((row as usize).wrapping_sub(1)) };
+        self.list.names.get(start..end(row as usize)).unwrap_or_default()
     }
 
     /// Children with their names, in order.

@@ -93,7 +93,8 @@ impl Depth {
             if self.path.hidden(hides, is_dir) {
                 return Step::Entry(Entry::hidden(row));
             }
-            if is_dir && let Some(number) = list.row(row).dir_number() {
+            // Directories in a directory have higher numbers: so a way down has an end, even if the list has rotted.
+            if is_dir && let Some(number) = list.row(row).dir_number().filter(|&number| number > current.dir) {
                 current.below.push(number);
                 self.next_index += 1;
             }

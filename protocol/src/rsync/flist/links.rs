@@ -15,7 +15,7 @@ const UNSENT: u32 = u32::MAX;
 
 /// Whether a row is one of several names of its inode.
 pub(super) fn is_linked(list: ListRef<'_>, row: u32) -> bool {
-    list.archived().flags[row as usize] & FLAG_LINKED != 0
+    list.archived().flags.get(row as usize).is_some_and(|flags| flags & FLAG_LINKED != 0)
 }
 
 impl Links {
@@ -30,13 +30,13 @@ impl Links {
         let rows = &links.link_row[..];
         let at = if rows.get(self.next).is_some_and(|next| *next == row) { self.next } else { place(rows, row) };
         self.next = at + 1;
-        let leader = links.link_leader[at].to_native();
+        let leader = links.link_leader.get(at)?.to_native();
         let leader = if leader == row { at } else { place(&rows[..at], leader) };
-        let first = self.first[leader];
-        if first == UNSENT {
-            self.first[leader] = ndx;
+        let first = self.first.get_mut(leader)?;
+        if *first == UNSENT {
+            *first = ndx;
             return None;
         }
-        Some(first)
+        Some(*first)
     }
 }

@@ -96,7 +96,7 @@ impl SubLists {
             let dir = list.dir(at);
             let children = subdirs(list, dir);
             let after = partition_point(children.clone(), |child| self.start(child) <= ndx);
-            if after == children.start {
+            if after == children.start || children.start <= at {
                 return match ndx - self.start(at) {
                     0 => Some(dir.row()),
                     child => Some(dir.rows().start + child - 1).filter(|row| dir.rows().contains(row)),

@@ -53,17 +53,18 @@ impl Ids {
     }
 
     pub(super) fn id(&self, owner: u32) -> u32 {
-        self.ids[owner as usize]
+        self.ids.get(owner as usize).copied().unwrap_or(0)
     }
 
     /// Notes that an entry has this owner; true the first time for the number.
     pub(super) fn see(&mut self, owner: u32) -> bool {
-        !std::mem::replace(&mut self.seen[self.same[owner as usize] as usize], true)
+        let same = self.same.get(owner as usize).and_then(|&same| self.seen.get_mut(same as usize));
+        same.is_some_and(|seen| !std::mem::replace(seen, true))
     }
 
     /// The name for the number, possibly empty.
     pub(super) fn name(&self, list: ListRef<'_>, owner: u32) -> Vec<u8> {
-        (self.name)(list, self.same[owner as usize])
+        self.same.get(owner as usize).map_or_else(Vec::new, |&same| (self.name)(list, same))
     }
 
     /// Appends the list of names: of the numbers seen, 0 and those without a name left out; none without

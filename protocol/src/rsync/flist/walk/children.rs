@@ -185,6 +185,10 @@ impl Children {
     /// Where a walk goes on that enters a child.
     pub(super) fn entered(&self, list: ListRef<'_>, child: &Child) -> Option<Into> {
         let dir = list.row(child.row).dir_number()?;
+        // Directories in a directory have higher numbers: so a way down has an end, even if the list has rotted.
+        if child.name == child.row && dir <= self.into.dir {
+            return None;
+        }
         let (view, links, depth) = (child.view, child.links, self.into.depth + 1);
         Some(Into { dir, asked: self.asks(child), view, links, depth })
     }
