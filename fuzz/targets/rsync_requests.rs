@@ -65,7 +65,7 @@ fn run(options: &Options, setup: &Setup, data: &[u8], piece: usize) -> String {
 fn options(version: u8, words: u8) -> Option<Options> {
     let version = Version::new(27 + u32::from(version % 6))?;
     let end = if version.number() < 30 { "\n" } else { "\0" };
-    let mut greeting = Greeting::new(GreetingOffer { version, motd: b"" });
+    let mut greeting = Greeting::new(GreetingOffer { version, greeted: false, motd: b"" });
     greeting.receive(b"@RSYNCD: 32.0 md5\nm\n");
     greeting.next().ok()??;
     greeting.accept();
