@@ -57,6 +57,8 @@ pub(crate) enum Ended {
     Torn,
     #[error("the list that is kept encoded for such clients is damaged; the next one has another")]
     DamagedList,
+    #[error("the file list has rotted on the disk since it was opened")]
+    RottenIndex,
     #[error("a thread of the daemon's own died")]
     Panicked,
 
@@ -83,7 +85,7 @@ impl Ended {
             Self::Refused(_) => Exit::Startup,
             Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
             Self::Stopping | Self::CutOff => Exit::Signal,
-            Self::Malformed(_) | Self::Torn | Self::DamagedList | Self::Panicked => Exit::Stream,
+            Self::Malformed(_) | Self::Torn | Self::DamagedList | Self::RottenIndex | Self::Panicked => Exit::Stream,
             Self::ClientExit(_) | Self::Broken(_) => Exit::Socket,
         }
     }

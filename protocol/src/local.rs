@@ -207,22 +207,22 @@ impl<'a> LocalRef<'a> {
     /// The identity of the entry at `row`.
     pub fn identity(&self, row: u32) -> Identity {
         let at = row as usize;
+        let sec = self.table.ctime_sec.get(at).map_or(0, |sec| sec.to_native());
+        let nsec = self.table.ctime_nsec.get(at).map_or(0, |nsec| nsec.to_native());
         Identity {
-            device: self.table.device[at].to_native(),
-            inode: self.table.inode[at].to_native(),
-            ctime: Time { sec: self.table.ctime_sec[at].to_native(), nsec: self.table.ctime_nsec[at].to_native() },
+            device: self.table.device.get(at).map_or(0, |device| device.to_native()),
+            inode: self.table.inode.get(at).map_or(0, |inode| inode.to_native()),
+            ctime: Time { sec, nsec },
         }
     }
 
     /// Where the record of a regular file lies, by [`crate::list::Row::file_number`].
     pub fn record(&self, file: u32) -> Option<RecordAt> {
         let at = file as usize;
-        let pack = self.table.record_pack[at].to_native();
-        (pack != 0).then(|| RecordAt {
-            pack,
-            offset: self.table.record_offset[at].to_native(),
-            sums: self.table.record_sums[at].to_native(),
-            content: self.table.record_content[at].to_native(),
-        })
+        let pack = self.table.record_pack.get(at)?.to_native();
+        let offset = self.table.record_offset.get(at)?.to_native();
+        let sums = self.table.record_sums.get(at)?.to_native();
+        let content = self.table.record_content.get(at)?.to_native();
+        (pack != 0).then_some(RecordAt { pack, offset, sums, content })
     }
 }

@@ -75,7 +75,7 @@ impl<'a> Row<'a> {
 
     /// The place of this regular file among the list's files; none for other types.
     pub fn file_number(&self) -> Option<u32> {
-        self.is_file().then(|| self.aux())
+        self.is_file().then(|| self.aux()).filter(|&file| (file as usize) < self.list.sha256.len())
     }
 
     /// SHA-256 of a regular file's content; [`Digest::NONE`] for other types.

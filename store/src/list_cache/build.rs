@@ -79,6 +79,9 @@ impl Body<'_> {
                 break;
             }
         }
+        if writer.is_damaged() {
+            return Err(io::Error::other("the list of the generation is damaged"));
+        }
         self.pad()?;
         for Mark { offset, lists, entries } in &marks {
             self.put(&offset.to_le_bytes())?;

@@ -166,6 +166,9 @@ impl Session {
         while !step.written.done {
             step = self.write(settled, &rules, step, limit).await?;
             self.tell_lost(&mut lane.framing.replies, settled, class, &mut step.writer);
+            if step.writer.is_damaged() {
+                return Err(Ended::RottenIndex);
+            }
             if step.writer.is_too_long(settled.pinned.edition.generation.list()) {
                 return Err(Ended::ListTooLong);
             }

@@ -8,7 +8,7 @@ use super::merge::Merge;
 use super::numbers::Numbers;
 use super::walk::{Entry, Place, Walk};
 use crate::limits;
-use crate::list::ListRef;
+use crate::list::{FileType, ListRef};
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
 use crate::rsync::selection::{Hides, Lost, Missing, Selection};
 
@@ -36,6 +36,7 @@ pub struct ListWriter {
     encoder: EntryEncoder,
     indices: NdxEncoder,
     is_computed: bool,
+    is_damaged: bool,
     lists: u32,
     entries: u32,
     bytes: u64,
@@ -90,6 +91,7 @@ impl ListWriter {
             finished: (0, 0),
             done: false,
             is_computed: class.incremental && hides.nothing(),
+            is_damaged: false,
             class,
             selection,
         }
@@ -133,6 +135,7 @@ impl ListWriter {
             match step {
                 Step::Entry(entry) => {
                     if matches!(entry.place, Place::Here | Place::Early) {
+                        self.is_damaged |= !is_sound(list, entry.row, self.route.name());
                         self.encoder.put(list, entry, self.route.name(), out);
                         self.entries += 1;
                     }
@@ -190,6 +193,12 @@ impl ListWriter {
         std::mem::take(&mut self.lost)
     }
 
+    /// Whether an entry was written that no valid list has: the disk has changed it since it was checked, and what was
+    /// written is not to be believed.
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged
+    }
+
     /// Whether the same entries are listed over and over, and no more may be.
     pub fn is_too_long(&self, list: ListRef<'_>) -> bool {
         self.entries > list.len().saturating_add(limits::REPEATED_ENTRIES)
@@ -245,6 +254,13 @@ impl ListWriter {
         }
         self.done = true;
     }
+}
+
+/// Whether a valid list can have such an entry.
+fn is_sound(list: ListRef<'_>, row: u32, name: &[u8]) -> bool {
+    let (row, is_root) = (list.row(row), name == b".");
+    let has_name = name.last().is_some_and(|&byte| byte != b'/') && (!is_root || row.is_dir());
+    has_name && FileType::from_mode(u32::from(row.mode())).is_some() && row.owner_number() < list.owners()
 }
 
 impl Route {
