@@ -4,23 +4,35 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 
-use common::store;
+use common::{NAME, fill_with, tree};
+use stillmirror_protocol::changes::Changes;
+use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind};
 use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::flist::{Class, ListDigest, ListWriter, Numbers, SubLists};
 use stillmirror_protocol::rsync::selection::{Everything, Follow, Selection, Wanted};
 use stillmirror_protocol::rsync::version::Version;
+use stillmirror_store::{Generation, Store};
+
+/// Files of the tree, and bytes of the list from one flip to the next: no multiple of a column's width.
+const FILES: u32 = 800;
+const STEP: usize = 19;
 
 /// Bytes of a list to be given up at: far beyond any that the tree of these tests has.
 const TOO_MUCH: u64 = 1 << 20;
 
 /// Reads all that there is to read.
-fn read(list: ListRef<'_>) {
+fn read(generation: &Generation) {
+    let list = generation.list();
     for row in 0..list.len() {
         let entry = list.row(row);
         std::hint::black_box((entry.to_entry(), list.path(row), list.is_public(row), entry.link_leader()));
+        std::hint::black_box((
+            generation.local().identity(row),
+            entry.file_number().map(|file| generation.local().record(file)),
+        ));
     }
     for path in ["pool/a", "stable", "nothing"] {
         std::hint::black_box(list.find(path.as_bytes()));
@@ -62,26 +74,38 @@ fn write(list: ListRef<'_>) -> bool {
     is_damaged
 }
 
+/// The fixed tree and many files more: a list of many pages, as its last ones are copied when it is mapped.
+fn many_files() -> Changes {
+    let mut changes = tree(1);
+    let root = changes.root.as_ref().expect("a root").entry.clone();
+    let digests = Digests { sha256: Digest([7; 32]), ..Digests::default() };
+    let file = Entry { mode: 0o644, kind: Kind::File { size: 7, digests }, ..root };
+    for number in 1..=FILES {
+        changes.put(b"pool", format!("file-{number:04}").as_bytes(), file.clone(), 6 + number);
+    }
+    changes
+}
+
 #[test]
 fn a_list_that_rots_while_it_is_mapped_is_read_without_a_panic() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = store(dir.path(), 1);
+    let store = Store::create(&dir.path().join("store"), NAME).expect("a store");
+    let lock = store.lock().expect("a lock");
+    let draft = store.begin(&lock).expect("a draft");
+    fill_with(&draft, None, &many_files()).expect("a generation's files");
+    draft.publish().expect("a generation");
     let generation = store.current().expect("a store").expect("a generation");
     let path = generation.dir().join("list");
     let good = fs::read(&path).expect("the list");
-    let file = File::options().write(true).open(&path).or_else(|_| {
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        File::options().write(true).open(&path)
-    });
-    let file = file.expect("a list that can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a list that can be written");
+    let file = File::options().write(true).open(&path).expect("the list");
     assert!(!write(generation.list()), "a good list has no impossible entry");
     let mut noticed = 0;
-    for (at, &byte) in good.iter().enumerate() {
-        for bits in [0x01, 0x80, 0xff] {
-            file.write_all_at(&[byte ^ bits], at as u64).expect("a flip");
-            read(generation.list());
-            noticed += u32::from(write(generation.list()));
-        }
+    for (at, &byte) in good.iter().enumerate().step_by(STEP) {
+        let bits = [0x01, 0x80, 0xff][at % 3];
+        file.write_all_at(&[byte ^ bits], at as u64).expect("a flip");
+        read(&generation);
+        noticed += u32::from(write(generation.list()));
         file.write_all_at(&[byte], at as u64).expect("as it was");
     }
     assert_eq!(fs::read(&path).expect("the list"), good);

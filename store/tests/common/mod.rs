@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use stillmirror_protocol::changes::{Changes, apply};
 use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
-use stillmirror_protocol::list;
+use stillmirror_protocol::list::{self, FileType};
 use stillmirror_protocol::local::{Identity, LocalTable};
 use stillmirror_store::{Draft, Generation, Record, Store, StoreError};
 
@@ -32,11 +32,15 @@ pub(crate) fn publish(store: &Store) -> Result<u64, StoreError> {
     draft.publish()
 }
 
-/// Writes all that a generation needs.
+/// Writes all that a generation of the fixed small tree needs.
 pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), StoreError> {
+    fill_with(draft, before, &tree(draft.number()))
+}
+
+/// Writes all that a generation of the tree `changes` needs.
+pub(crate) fn fill_with(draft: &Draft, before: Option<&Generation>, changes: &Changes) -> Result<(), StoreError> {
     let number = draft.number();
-    let changes = tree(number);
-    let applied = apply(None, &changes).expect("a fixed tree");
+    let applied = apply(None, changes).expect("a fixed tree");
     let encoded = applied.list.encode();
     let digest = list::digest(&encoded);
     draft.write_list(&encoded)?;
@@ -56,7 +60,14 @@ pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), Sto
     if before.is_some() {
         draft.write_delta(&changes.encode(previous, digest))?;
     }
-    let counts = Counts { files: u64::from(list.files()), directories: 2, symlinks: 1, specials: 1, bytes: number };
+    let of_type = |wanted| (0..list.len()).filter(|&row| list.row(row).file_type() == wanted).count() as u64;
+    let counts = Counts {
+        files: u64::from(list.files()),
+        directories: of_type(FileType::Directory),
+        symlinks: of_type(FileType::Symlink),
+        specials: of_type(FileType::CharDevice),
+        bytes: number,
+    };
     let head = Head {
         repository: NAME.to_owned(),
         generation: number,
