@@ -108,7 +108,7 @@ fn of_daemon(error: &DaemonError) -> Exit {
         DaemonError::Store(error) => of_store(error),
         DaemonError::Listener(_) => Exit::Socket,
         DaemonError::Rules { .. } | DaemonError::Patterns { .. } => Exit::Usage,
-        DaemonError::Root { .. } | DaemonError::Secrets { .. } | DaemonError::Worker(_) => Exit::FileIo,
+        DaemonError::Secrets { .. } | DaemonError::Worker(_) => Exit::FileIo,
     }
 }
 

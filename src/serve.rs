@@ -58,17 +58,26 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     }
     let address = config.daemon.listen.0;
     let rsync_address = config.daemon.rsync_listen.map(|listen| listen.0).filter(|_| config.daemon.rsync);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
-    runtime.block_on(async {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let threads = daemon::blocking_threads(config.repository.len());
+    let runtime = builder.enable_all().max_blocking_threads(threads).build().context("cannot start a runtime")?;
+    let served = runtime.block_on(async {
         let shutdown = signals::asked_to_end()?;
+        // It may come before there is anything to reload, and must not end the process.
+        let reload = daemon::Reload::default();
+        let asked = reload.clone();
+        signals::on_hangup(move || asked.reload())?;
         let all = listen(address, "listening on").await?;
         let rsync = match rsync_address {
             Some(address) => Some(listen(address, "listening for rsync clients on").await?),
             None => None,
         };
-        daemon::run(daemon::Listeners { all, rsync }, resolve(config), shutdown).await?;
+        daemon::run(daemon::Listeners { all, rsync }, resolve(config), reload, shutdown).await?;
         Ok(Exit::Done)
-    })
+    });
+    // A thread whose disk hangs would be waited for without an end.
+    runtime.shutdown_background();
+    served
 }
 
 /// Lets the process open as many files as it may: the limit that it is started with is meant for programs that

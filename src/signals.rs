@@ -19,6 +19,17 @@ pub(crate) fn asked_to_end() -> Result<impl Future<Output = ()>> {
     })
 }
 
+/// Calls `reload` at every SIGHUP. Installs its handler at once.
+pub(crate) fn on_hangup(mut reload: impl FnMut() + Send + 'static) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload();
+        }
+    });
+    Ok(())
+}
+
 /// A flag that the first SIGINT or SIGTERM sets.
 pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));

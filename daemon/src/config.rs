@@ -30,7 +30,7 @@ pub struct RepositoryConfig {
     pub name: String,
     /// One line about it, shown to clients.
     pub comment: String,
-    /// The tree. It must exist; nothing outside it is ever opened.
+    /// The tree; nothing outside it is ever opened. While it is missing, the repository is unavailable.
     pub root: PathBuf,
     /// Where its generations are. A store that is not there yet is "not indexed yet", and looked for
     /// again at every reload.

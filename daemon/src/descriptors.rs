@@ -8,8 +8,8 @@ use crate::pipe::{DESCRIPTORS, PIPES};
 
 /// What is open all the time: standard streams, the runtime's own, listeners; and lists on their way into the cache.
 const BASE: usize = 64;
-/// Of a repository: its tree, its store, and what opening a generation takes for a moment.
-const REPOSITORY: usize = 4;
+/// Of a repository: its tree, its store, what opening a generation takes for a moment, and its reads.
+const REPOSITORY: usize = 4 + READS;
 /// Of a connection: its socket, and a large file that is open twice, to be read past the page cache and through it.
 const CONNECTION: usize = 3;
 
@@ -31,7 +31,7 @@ pub(crate) fn connections(config: &Config) -> usize {
 /// Connections under a limit on open files. Two at the least: one on each port.
 fn share(limit: Option<u64>, repositories: usize) -> usize {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + READS + PIPES * DESCRIPTORS);
+    let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + PIPES * DESCRIPTORS);
     (limit.saturating_sub(others) / CONNECTION).max(2)
 }
 
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn connections_leave_descriptors_for_the_files_that_they_ask_for() {
         assert_eq!(share(Some(1024), 1), 276);
-        assert_eq!(share(Some(65_536), 20), 21_754);
+        assert_eq!(share(Some(65_536), 20), 21_552);
         assert_eq!(share(Some(40), 1), 2);
         assert_eq!(share(None, usize::MAX), 2);
         assert!(share(None, 1) > 1 << 40);

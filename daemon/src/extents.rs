@@ -10,15 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stillmirror_protocol::wire::ItemFailure;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::file::FileState;
-use crate::gate::Gate;
 use crate::pool::{Buffer, EXTENT, Pool};
 use shelf::Shelf;
 
-/// Reads under way at once, over all sessions: enough to keep many disks busy, few enough that their
-/// threads cost little.
+/// Reads of one repository's files under way at once, over all sessions: enough to keep many disks busy, few enough
+/// that their threads cost little.
 pub(crate) const READS: usize = 32;
 /// The part of the cache that is left to shelves when large files want all of it. A client that takes a
 /// million small files must not push out what others share of a large one, nor the other way round.
@@ -54,7 +52,7 @@ impl Deref for Extent {
 /// An extent, or why it cannot be had.
 pub(crate) type Outcome = Result<Extent, ItemFailure>;
 
-/// The cache of extents, and the gate through which all reads go.
+/// The cache of extents.
 ///
 /// The oldest extent is the first to go, however often it was used: clients follow each other through a
 /// file, and what all of them have passed is of no more use. The same holds for shelves.
@@ -64,7 +62,6 @@ pub(crate) struct Extents {
     slots: Mutex<Slots>,
     /// Where small files are put until it is full. To be locked before the slots.
     shelf: Mutex<Shelf>,
-    reads: Gate,
 }
 
 #[derive(Default)]
@@ -140,7 +137,7 @@ impl Extents {
     /// A cache that keeps at most `bytes` of extents that nobody holds any more.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let shelf = Mutex::new(Shelf::new(bytes));
-        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), shelf, reads: Gate::new(READS) })
+        Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), shelf })
     }
 
     /// Extents of large files that it holds at least, once it is full.
@@ -198,15 +195,6 @@ impl Extents {
         let (sender, receiver) = watch::channel(None);
         slots.by_key.insert(key, Slot::Reading(receiver));
         Begun::Mine(Lead { extents: Arc::clone(self), key, outcome: sender })
-    }
-
-    /// Runs something that may wait for the disk, on a thread of its own, in the order of asking.
-    pub(crate) fn run<T, F>(&self, work: F) -> JoinHandle<Option<T>>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> T + Send + 'static,
-    {
-        self.reads.run(work)
     }
 
     fn settle(&self, key: Key, extent: Option<&Extent>) {

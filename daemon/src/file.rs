@@ -74,10 +74,29 @@ impl FileState {
     }
 }
 
+/// One directory of the system, whatever paths lead to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Directory {
+    device: u64,
+    inode: u64,
+}
+
+impl Directory {
+    /// The one that a path leads to.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(&rustix::fs::stat(path)?))
+    }
+
+    fn of(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
 /// A repository's tree: the one directory beneath which its files are opened.
 pub(crate) struct Tree {
     repository: String,
     root: OwnedFd,
+    directory: Directory,
     policy: DirectPolicy,
     /// What direct reads must be aligned to (bytes), by device; `None` where they are refused.
     alignments: RwLock<Vec<(u64, Option<usize>)>>,
@@ -89,13 +108,31 @@ impl Tree {
     pub(crate) fn open(repository: &str, root: &Path, policy: DirectPolicy) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
+        let directory = Directory::of(&rustix::fs::fstat(&root)?);
         Ok(Self {
             repository: repository.to_owned(),
             root,
+            directory,
             policy,
             alignments: RwLock::default(),
             refusal_told: AtomicBool::new(false),
         })
+    }
+
+    /// Its root.
+    pub(crate) fn directory(&self) -> Directory {
+        self.directory
+    }
+
+    /// Whether its root is the directory of which the generation is. A generation that a receiver wrote may not say.
+    pub(crate) fn is_root_of(&self, generation: &Generation) -> bool {
+        let root = generation.local().identity(0);
+        root == Identity::UNKNOWN || root.inode == self.directory.inode
+    }
+
+    /// Whether nothing can ever be found in it any more.
+    pub(crate) fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.root).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// Opens the file at `path` if it is in the indexed state.

@@ -5,7 +5,9 @@
 //! listener    accepts, tells the dialect by the first bytes, admits or queues
 //! session     native: one reader of requests, a lane of answers from the index, a lane of data
 //! stream      the data lane of every dialect: read ahead, sent in order, never copied
-//! registry    the repositories and their current generations, replaced while sessions go on
+//! registry    the repositories that are served
+//! repository  who may have it, and its edition, which is replaced while sessions go on
+//! edition     a generation and its tree, opened together, with the gates of the work on them
 //! lists       encoded file lists for stock clients, built once and mapped
 //! gate        work that blocks, on threads of its own: reads, and lists for single clients
 //! extents     parts of files in memory, read once for all that want them
@@ -28,6 +30,7 @@ mod config;
 mod damage;
 mod descriptors;
 mod direct;
+mod edition;
 mod extents;
 mod file;
 mod gate;
@@ -38,6 +41,7 @@ mod pack;
 mod pipe;
 mod pool;
 mod registry;
+mod repository;
 mod session;
 mod stream;
 
@@ -51,7 +55,8 @@ use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_store::StoreError;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -65,6 +70,7 @@ pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use admission::Admission;
 use bandwidth::Bucket;
+use edition::Gates;
 use extents::Extents;
 use gate::Gate;
 use listener::{Port, Strangers};
@@ -72,9 +78,16 @@ use pack::Packs;
 use pipe::{PIPES, Pipes};
 use pool::Pool;
 use registry::Registry;
+use repository::Repository;
 
 /// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+/// Threads for all that is no repository's: messages, lists that are encoded, name lookups.
+const OTHER_THREADS: usize = 64;
+/// Messages of the day that are read at once.
+const MESSAGES: usize = 4;
+/// How long sessions that are cut off, and threads that hang, are waited for in all.
+const LAST_PATIENCE: Duration = Duration::from_millis(4500);
 /// Searches in clients' rules that may wait for their turn: each holds its rules, and any of them can take seconds.
 const SEARCHES: usize = 16;
 
@@ -82,16 +95,6 @@ const SEARCHES: usize = 16;
 #[derive(Debug, Error)]
 pub enum DaemonError {
     // The operator's.
-    /// A repository's tree cannot be opened.
-    #[error("repository '{repository}': cannot open its root {}: {source}", .root.display())]
-    Root {
-        /// The repository.
-        repository: String,
-        /// Its root.
-        root: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// A repository's passwords cannot be had.
     #[error("repository '{repository}': {source}")]
     Secrets {
@@ -131,13 +134,24 @@ pub enum DaemonError {
     Worker(#[source] tokio::task::JoinError),
 }
 
+/// Threads for work that may block, when all of it hangs in each of so many repositories.
+pub fn blocking_threads(repositories: usize) -> usize {
+    repositories.saturating_mul(Gates::THREADS).saturating_add(OTHER_THREADS)
+}
+
 /// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
 pub async fn run(
     listeners: impl Into<Listeners>,
     config: Config,
+    reload: Reload,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    Daemon::open(config).await?.run(listeners, shutdown).await
+    let mut shutdown = std::pin::pin!(shutdown);
+    let daemon = tokio::select! {
+        daemon = Daemon::open(config) => daemon?.reloaded_by(reload),
+        () = &mut shutdown => return Ok(()),
+    };
+    daemon.run(listeners, shutdown).await
 }
 
 /// The sockets that a daemon listens on.
@@ -158,7 +172,7 @@ impl From<TcpListener> for Listeners {
 /// A daemon that is ready to serve.
 pub struct Daemon {
     shared: Arc<Shared>,
-    reload: Arc<Notify>,
+    reload: Reload,
     config: Config,
 }
 
@@ -181,8 +195,8 @@ struct Shared {
     builder: Semaphore,
     /// Places for those who wait for that turn with rules of a client.
     searches: Arc<Semaphore>,
-    /// Filters, names and lists of single stock clients: beside the reads, which must not wait for them.
-    choosing: Gate,
+    /// What reads the message of the day, whose file may hang like any other.
+    messages: Gate,
     /// The daemon stops: nothing new is begun.
     stopping: CancellationToken,
     /// The daemon ends: what runs is cut off.
@@ -190,15 +204,18 @@ struct Shared {
 }
 
 impl Daemon {
-    /// Opens the repositories' trees, stores and current generations. A repository whose store or
-    /// generation cannot be used is logged and announced as not indexed.
+    /// Opens the repositories' trees, stores and current generations. A repository of which something cannot be
+    /// opened is logged, and unavailable until it can.
     pub async fn open(config: Config) -> Result<Self, DaemonError> {
-        let (repositories, queue) = (config.repositories.clone(), config.limits.queue);
-        let opened = tokio::task::spawn_blocking(move || Registry::open(&repositories, queue)).await;
+        let registry = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || Registry::new(&config)).await.map_err(DaemonError::Worker)??
+        };
+        registry.open().await?;
         let extents = Extents::new(config.memory.cache);
         let sockets = descriptors::connections(&config);
         let shared = Shared {
-            registry: opened.map_err(DaemonError::Worker)??,
+            registry,
             limits: config.limits.clone(),
             // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
@@ -212,17 +229,21 @@ impl Daemon {
             rsync: config.rsync.clone(),
             builder: Semaphore::new(1),
             searches: Arc::new(Semaphore::new(SEARCHES)),
-            // Some wait for a page of a list.
-            choosing: Gate::new(2 * std::thread::available_parallelism().map_or(1, usize::from)),
+            messages: Gate::new(MESSAGES),
             stopping: CancellationToken::new(),
             ending: CancellationToken::new(),
         };
-        Ok(Self { shared: Arc::new(shared), reload: Arc::new(Notify::new()), config })
+        Ok(Self { shared: Arc::new(shared), reload: Reload::default(), config })
     }
 
-    /// A handle that makes the daemon look for new generations at once.
+    /// A handle that makes the daemon look for new generations and roots at once.
     pub fn reload_handle(&self) -> Reload {
-        Reload(Arc::clone(&self.reload))
+        self.reload.clone()
+    }
+
+    /// The same, with a handle that was there before the daemon.
+    fn reloaded_by(self, reload: Reload) -> Self {
+        Self { reload, ..self }
     }
 
     /// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
@@ -233,19 +254,25 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         let Listeners { all, rsync } = listeners.into();
         let sessions = TaskTracker::new();
-        let reloader = tokio::spawn(reload(Arc::clone(&self.shared), self.reload, self.config.reload_interval));
+        let mut watchers = JoinSet::new();
+        for repository in self.shared.registry.all() {
+            let (shared, repository) = (Arc::clone(&self.shared), Arc::clone(repository));
+            watchers.spawn(keep_up(shared, repository, self.reload.0.subscribe(), self.config.reload_interval));
+        }
         let result = tokio::select! {
             result = listener::accept(all, Port::Any, &self.shared, &sessions) => result,
             result = accept_rsync(rsync, &self.shared, &sessions) => result,
             () = shutdown => Ok(()),
         };
         self.shared.stopping.cancel();
-        reloader.abort();
+        watchers.abort_all();
         sessions.close();
         if timeout(self.shared.limits.drain, sessions.wait()).await.is_err() {
             tracing::warn!(sessions = sessions.len(), "ending sessions that did not finish in time");
             self.shared.ending.cancel();
-            sessions.wait().await;
+            if timeout(LAST_PATIENCE, sessions.wait()).await.is_err() {
+                tracing::warn!(sessions = sessions.len(), "some sessions hang, and are left behind");
+            }
         }
         result
     }
@@ -262,32 +289,39 @@ async fn accept_rsync(
     }
 }
 
-/// Makes a daemon look for new generations at once.
-#[derive(Clone)]
-pub struct Reload(Arc<Notify>);
+/// Makes a daemon look for new generations and roots at once.
+#[derive(Debug, Clone, Default)]
+pub struct Reload(watch::Sender<u64>);
 
 impl Reload {
     /// Does so.
     pub fn reload(&self) {
-        self.0.notify_one();
+        self.0.send_modify(|asked| *asked += 1);
     }
 }
 
-async fn reload(shared: Arc<Shared>, now: Arc<Notify>, interval: Duration) {
-    let (mut is_first, interval) = (true, interval.max(LEAST_INTERVAL));
+/// Looks for a new edition of one repository again and again. A look that hangs holds up no other repository's.
+async fn keep_up(
+    shared: Arc<Shared>,
+    repository: Arc<Repository>,
+    mut asked: watch::Receiver<u64>,
+    interval: Duration,
+) {
+    let (mut is_first, mut is_asked) = (true, false);
     loop {
-        let (shared, always) = (Arc::clone(&shared), std::mem::take(&mut is_first));
-        let look = move || {
-            for repository in shared.registry.all() {
-                if repository.reload() || always {
-                    lists::sweep(&shared, repository);
+        let look = {
+            let (shared, repository, is_first) = (Arc::clone(&shared), Arc::clone(&repository), is_first);
+            move || {
+                if matches!(repository.look(is_asked), Ok(true)) || is_first {
+                    lists::sweep(&shared, &repository);
                 }
                 repository.prepare();
             }
         };
         if tokio::task::spawn_blocking(look).await.is_err() {
-            tracing::error!("looking for new generations failed");
+            tracing::error!(repository = repository.name, "looking for a new generation failed");
         }
-        let _ = timeout(interval, now.notified()).await;
+        is_first = false;
+        is_asked = matches!(timeout(interval.max(LEAST_INTERVAL), asked.changed()).await, Ok(Ok(())));
     }
 }

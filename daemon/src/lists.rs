@@ -10,8 +10,8 @@ use stillmirror_store::Store;
 use stillmirror_store::list_cache::{Bounds, CachedList, Key, ListCache};
 
 use crate::Shared;
-use crate::registry::Repository;
-use crate::session::Pinned;
+use crate::edition::Pinned;
+use crate::repository::Repository;
 
 /// Lists of fewer entries than this are written faster than they are looked for.
 const WORTH: u32 = 4096;

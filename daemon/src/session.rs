@@ -5,7 +5,6 @@ pub(crate) mod native;
 pub(crate) mod rsync;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use stillmirror_protocol::limits;
@@ -17,11 +16,10 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::Shared;
-use crate::registry::{Edition, Repository};
 use crate::stream::Writer;
 
 /// How long a session has to come to the end of a frame when the daemon ends.
-pub(crate) const LAST_WORDS: Duration = Duration::from_secs(3);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why a session ends before its time.
 #[derive(Debug, Error)]
@@ -97,12 +95,6 @@ impl Ended {
             other => other.exit() as i32,
         }
     }
-}
-
-/// A generation that a session holds on to.
-pub(crate) struct Pinned {
-    pub(crate) repository: Arc<Repository>,
-    pub(crate) edition: Arc<Edition>,
 }
 
 /// Waits until the daemon does not wait for sessions any longer. The client can be told if the writer comes free in

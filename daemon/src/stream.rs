@@ -31,7 +31,8 @@ use stillmirror_protocol::wire::ItemFailure;
 use tokio::sync::Mutex;
 
 use crate::Shared;
-use crate::session::{Ended, Pinned};
+use crate::edition::Pinned;
+use crate::session::Ended;
 pub(crate) use frames::Frames;
 use load::{Arriving, LargeFile, Load, Loaded, read_batch};
 use plan::{Piece, Plan};
@@ -203,13 +204,13 @@ impl<F: Framing> Lane<F> {
                 if let Some(loaded) = load::map_batch(order.pinned(), parts) {
                     return Some(Arriving::Loaded(loaded));
                 }
-                let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
+                let (pass, buffer) = load::room_to_read(&shared, order.pinned(), may_wait).await?;
                 let (pinned, parts) = (Arc::clone(order.pinned()), parts.clone());
                 let read = {
                     let shared = Arc::clone(&shared);
                     move || read_batch(&shared, &pinned, &parts, buffer)
                 };
-                Some(Arriving::Batch(shared.extents.run(read)))
+                Some(Arriving::Batch(pass.run(read)))
             }
             Piece::Extent(extent) => {
                 let file = self.large_file(order, extent.row, extent.key);

@@ -39,4 +39,4 @@ pub use kill::{KILL_POINTS, kill_point};
 pub use packs::{KEEP_CONTENTS, Pack, PackUse, Record};
 pub use records::BadRecord;
 pub use retain::{Retained, Retention};
-pub use store::{CurrentHead, Store, StoreLock};
+pub use store::{CurrentHead, Mark, Store, StoreLock};

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use stillmirror_protocol::head::{Head, check_repository_name};
@@ -31,6 +32,17 @@ pub struct CurrentHead {
     pub head: Head,
     /// The origin's head, for a pulled generation that is not all of its origin's.
     pub origin: Option<Head>,
+}
+
+/// Tells the current generation from any other, of a store that was made anew too, whose numbers begin again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The store's number of the generation.
+    pub number: u64,
+    device: u64,
+    inode: u64,
+    /// When its directory got its name: nothing changes it after that.
+    named: (i64, i64),
 }
 
 /// The right to write a store, given up on drop.
@@ -127,6 +139,16 @@ impl Store {
         };
         let number = target.to_str().and_then(|target| number_of(target.strip_prefix("generations/")?));
         number.map(Some).ok_or_else(|| self.bad_current("not a symlink to a generation"))
+    }
+
+    /// The current generation's mark. Reads one symlink and looks at one directory: cheap enough to poll.
+    pub fn current_mark(&self) -> Result<Option<Mark>, StoreError> {
+        self.with_current(|number| {
+            let dir = self.generation_dir(number);
+            let found = fs::metadata(&dir).at("read", &dir)?;
+            let named = (found.ctime(), found.ctime_nsec());
+            Ok(Mark { number, device: found.dev(), inode: found.ino(), named })
+        })
     }
 
     /// What is current, from the small files alone.

@@ -39,9 +39,11 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
 
-use super::{Ended, Pinned, out_of_time};
+use super::{Ended, out_of_time};
 use crate::Shared;
 use crate::bandwidth::Bucket;
+use crate::edition::{Edition, Pinned};
+use crate::gate::Gate;
 use crate::listener::Stranger;
 use crate::stream::{Lane, Writer};
 use answers::Answers;
@@ -253,15 +255,21 @@ impl Session {
         ended
     }
 
-    /// Does what may wait for the disk, since a generation is mapped, on a thread of its own.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended> {
-        self.shared.extents.run(work).await.ok().flatten().ok_or(Ended::Panicked)
+    /// Does what may wait for the disk on a thread of its own.
+    async fn blocking<T>(&self, gate: &Gate, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended>
+    where
+        T: Send + 'static,
+    {
+        gate.run(work).await.ok_or(Ended::Panicked)
     }
 
     /// Does what takes a core for a while, for this client alone. It waits for more of its kind, and no read waits
     /// for it.
-    async fn choosing<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended> {
-        self.shared.choosing.run(work).await.ok().flatten().ok_or(Ended::Panicked)
+    async fn choosing<T>(&self, edition: &Edition, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended>
+    where
+        T: Send + 'static,
+    {
+        self.blocking(&edition.gates.choosing, work).await
     }
 
     /// Sends what is in the buffer of replies.

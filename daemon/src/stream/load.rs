@@ -14,12 +14,14 @@ use super::plan::{Cursor, ExtentPiece, Origin, Part, Piece, Plan};
 use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
 use crate::Shared;
 use crate::damage;
+use crate::edition::Pinned;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile, Wanted, room};
+use crate::gate::Pass;
 use crate::pack::Place;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
-use crate::session::{Ended, Pinned};
+use crate::session::Ended;
 
 /// A piece on its way.
 pub(super) struct Load<O> {
@@ -37,7 +39,7 @@ pub(super) enum Arriving {
     Words,
     /// It has come.
     Loaded(Loaded),
-    Batch(JoinHandle<Option<Loaded>>),
+    Batch(JoinHandle<Loaded>),
     Extent(Coming),
 }
 
@@ -67,9 +69,9 @@ impl Arriving {
             (Self::Loaded(loaded), _) => loaded,
             (Self::Extent(coming), piece) => Loaded::extent(piece, coming.wait().await),
             (Self::Batch(reading), Piece::Batch(parts)) => match reading.await {
-                Ok(Some(loaded)) => loaded,
+                Ok(loaded) => loaded,
                 // The reader died: none of its parts comes.
-                _ => Loaded::nothing(parts, Err(ItemFailure::Unreadable)),
+                Err(_) => Loaded::nothing(parts, Err(ItemFailure::Unreadable)),
             },
             (_, Piece::Batch(parts)) => Loaded::nothing(parts, Ok(0..0)),
             (_, Piece::Extent(_)) => Loaded { memory: Memory::Nothing, parts: Vec::new() },
@@ -149,6 +151,17 @@ impl Loaded {
     }
 }
 
+/// A pass for a read and a buffer: in this order, so that a repository whose disk hangs holds no more buffers than its
+/// gate lets through. `None` when there is none of both without waiting.
+pub(super) async fn room_to_read(shared: &Arc<Shared>, pinned: &Pinned, may_wait: bool) -> Option<(Pass, Buffer)> {
+    let gate = &pinned.edition.gates.files;
+    if may_wait {
+        let pass = gate.enter().await;
+        return Some((pass, shared.pool.take().await));
+    }
+    Some((gate.try_enter()?, shared.pool.try_take()?))
+}
+
 /// Gets hold of an extent: out of the cache, from who reads it already, or by reading it. `None` when that
 /// takes a buffer and there is none without waiting.
 pub(super) async fn start_extent(
@@ -160,13 +173,13 @@ pub(super) async fn start_extent(
     if let Some(coming) = shared.extents.find(extent.key) {
         return Some(coming);
     }
-    let buffer = if may_wait { shared.pool.take().await } else { shared.pool.try_take()? };
+    let (pass, buffer) = room_to_read(shared, &file.pinned, may_wait).await?;
     Some(match shared.extents.begin(extent.key) {
         Begun::Coming(coming) => coming,
         Begun::Mine(lead) => {
             let (span, number, coming) = (extent.span.clone(), extent.key.number, lead.coming());
             let read = move || lead.read(buffer, file.is_kept(number), |buffer| file.read(&span, buffer));
-            drop(shared.extents.run(read));
+            drop(pass.run(read));
             coming
         }
     })
@@ -178,7 +191,7 @@ pub(super) async fn start_extent(
 /// They are checked here, for every client anew, and sent from the same pages soon after. Only a disk that rots under
 /// a page which the kernel has dropped and read again in between gets past that.
 pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> {
-    let (tree, generation) = (&pinned.repository.tree, &pinned.edition.generation);
+    let (tree, generation) = (&pinned.edition.tree, &pinned.edition.generation);
     let layout = if parts.iter().all(Part::is_stored) { Layout::of(parts) } else { return None };
     let pack = layout.runs().first()?.pack;
     let is_cached = |run: &Run| run.pack == pack && tree.is_stored_in_page_cache(generation, pack, &run.bytes);
@@ -228,11 +241,11 @@ fn stored_rows(parts: &[Part]) -> Vec<u32> {
 fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8], got: &mut [Got]) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
-    let states = repository.tree.look(generation, &stored_rows(parts));
+    let states = edition.tree.look(generation, &stored_rows(parts));
     let mut has_come = Vec::with_capacity(runs.len());
     for run in runs {
         let (room, rest) = std::mem::take(&mut free).split_at_mut(run.room());
-        has_come.push(repository.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
+        has_come.push(edition.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
         free = rest;
     }
     let stored = parts.iter().enumerate().filter_map(|(at, part)| match part.origin {
@@ -273,7 +286,7 @@ fn read_instead(
     let generation = &pinned.edition.generation;
     let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
     let mut bytes = vec![0; place.len()];
-    pinned.repository.tree.read_instead(&path, indexed, offset, &mut bytes)?;
+    pinned.edition.tree.read_instead(&path, indexed, offset, &mut bytes)?;
     let differs = |taken: &Range<usize>| {
         let both = taken.start.max(place.start)..taken.end.min(place.end);
         !both.is_empty() && memory[both.clone()] != bytes[both.start - place.start..both.end - place.start]
@@ -318,7 +331,7 @@ fn read_tree(
         }
     }
     let list = pinned.edition.generation.list();
-    let outcomes = pinned.repository.tree.read_batch(|row| list.path(row), &mut wanted);
+    let outcomes = pinned.edition.tree.read_batch(|row| list.path(row), &mut wanted);
     for (&(at, start), outcome) in missing.iter().zip(outcomes) {
         got[at].bytes = outcome.map(|range| start + range.start..start + range.end);
     }
@@ -359,7 +372,7 @@ impl LargeFile {
 
     fn open(&self) -> Result<&OpenFile, ItemFailure> {
         let path = || self.pinned.edition.generation.list().path(self.row);
-        let open = || self.pinned.repository.tree.open_file(&path(), self.state);
+        let open = || self.pinned.edition.tree.open_file(&path(), self.state);
         self.open.get_or_init(open).as_ref().map_err(|reason| *reason)
     }
 }

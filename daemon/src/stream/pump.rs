@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::load::{Arriving, Loaded};
+use super::load::{Arriving, Loaded, room_to_read};
 use super::plan::{ExtentPiece, Piece, Plan};
 use super::{Framing, Lane, Order, Stuck, Writer};
 use crate::extents::{Begun, Coming};
@@ -38,14 +38,21 @@ impl<F: Framing> Lane<F> {
             sleep(WAIT).await;
             return Ok(self);
         }
-        let buffer = shared.pool.take().await;
-        let writer = Arc::clone(&self.writer).lock_owned().await;
-        let pumped = shared.extents.run(move || {
+        let Some(pinned) = self.plans.front().map(|plan| Arc::clone(plan.order().pinned())) else { return Ok(self) };
+        // Who waits for a read has not got the writer, which signs of life need; who waits for the writer, because a
+        // peer is slow, has not got what reads need.
+        let Some((pass, buffer)) = room_to_read(&shared, &pinned, true).await else { return Ok(self) };
+        let Ok(writer) = Arc::clone(&self.writer).try_lock_owned() else {
+            drop((pass, buffer));
+            drop(self.writer.lock().await);
+            return Ok(self);
+        };
+        let pumped = pass.run(move || {
             let (mut lane, mut writer) = (self, writer);
             let result = lane.pump_now(&mut writer, buffer);
             (lane, writer, result)
         });
-        let Ok(Some((mut lane, mut writer, result))) = pumped.await else { return Err(Ended::Panicked) };
+        let Ok((mut lane, mut writer, result)) = pumped.await else { return Err(Ended::Panicked) };
         let Some(stuck) = result? else { return Ok(lane) };
         lane.finish(&mut writer, stuck).await?;
         // To pass on what lies in the page cache does not wait for the disk: that needs no other thread.

@@ -6,6 +6,8 @@ mod answers;
 mod bandwidth;
 /// Clients that break the rules, and what others notice of them: nothing.
 mod hostile;
+/// Trees and stores that are missing, moved, switched or made anew.
+mod roots;
 mod rsync;
 /// Starting, stopping, new generations, waiting for a place.
 mod service;

@@ -123,6 +123,17 @@ pub(crate) fn index(root: &Path, store: &Path, keep: u64) -> u64 {
 
 /// The same; the store keeps of each content what `kept` makes of it.
 pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(Vec<u8>) -> Vec<u8>) -> u64 {
+    index_as("repo", root, store, keep, kept)
+}
+
+/// The same, for a repository of that name.
+pub(crate) fn index_as(
+    repository: &str,
+    root: &Path,
+    store: &Path,
+    keep: u64,
+    kept: impl Fn(Vec<u8>) -> Vec<u8>,
+) -> u64 {
     let mut changes = Changes::default();
     let mut facts = HashMap::new();
     walk(root, b"", &mut changes, &mut facts);
@@ -131,7 +142,7 @@ pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(
     let encoded = new.list.encode();
     let list = list::open(&encoded).unwrap();
 
-    let store = Store::create(store, "repo").unwrap();
+    let store = Store::create(store, repository).unwrap();
     let lock = store.lock().unwrap();
     let draft = store.begin(&lock).unwrap();
     let mut local = LocalTable::default();
@@ -153,7 +164,7 @@ pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(
         draft.write_delta(&changes::diff(before.list(), list).encode(previous, digest)).unwrap();
     }
     let head = Head {
-        repository: "repo".to_owned(),
+        repository: repository.to_owned(),
         generation: draft.number(),
         created: Time { sec: 1, nsec: 0 },
         list_digest: digest,
@@ -168,7 +179,9 @@ pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(
 fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<u8>, Identity>) {
     let disk = |path: &[u8]| root.join(OsStr::from_bytes(path));
     let mut entry = |path: &[u8]| {
-        let meta = std::fs::symlink_metadata(disk(path)).unwrap();
+        // The root itself may be a symlink to the directory that is meant.
+        let look = if path.is_empty() { std::fs::metadata } else { std::fs::symlink_metadata::<PathBuf> };
+        let meta = look(disk(path)).unwrap();
         let ctime = Time { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
         facts.insert(path.to_vec(), Identity { device: meta.dev(), inode: meta.ino(), ctime });
         let kind = if meta.is_dir() {

@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::{Session, UnderWay};
 use crate::damage;
-use crate::session::{Ended, Pinned, touch};
+use crate::edition::Pinned;
+use crate::session::{Ended, touch};
 
 /// Payload bytes of one frame of a control answer.
 const CHUNK: usize = 256 << 10;
@@ -203,7 +204,8 @@ impl Session {
         F: FnOnce(&Pinned) -> T + Send + 'static,
     {
         let pinned = Arc::clone(pinned);
-        self.shared.extents.run(move || work(&pinned)).await.ok().flatten()
+        let gate = pinned.edition.gates.pages.clone();
+        gate.run(move || work(&pinned)).await
     }
 }
 

@@ -6,7 +6,8 @@ use stillmirror_protocol::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Ite
 use tokio::sync::mpsc;
 
 use super::{Session, UnderWay};
-use crate::session::{Ended, Pinned};
+use crate::edition::Pinned;
+use crate::session::Ended;
 use crate::stream::{Asked, Frames, Framing, Got, Lane, Order};
 
 /// Bytes of a request that is checked where it is found: a few looks into mapped pages cost less than a

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 
 use super::control::{self, Answer};
 use super::{Session, UnderWay, data};
-use crate::session::{Ended, Pinned};
+use crate::edition::Pinned;
+use crate::session::Ended;
 
 /// Bytes read ahead of the requests: many small ones.
 const READ_AHEAD: usize = 4 << 10;
@@ -128,7 +129,7 @@ impl Session {
             return Err(Answer::Refusal(ErrorCode::Refused, format!("access to the repository '{name}' is denied")));
         }
         let edition = repository.current().ok_or_else(|| {
-            Answer::Refusal(ErrorCode::NotIndexed, format!("the repository '{name}' is not indexed yet"))
+            Answer::Refusal(ErrorCode::NotIndexed, format!("the repository '{name}' {}", repository.absence()))
         })?;
         self.tally().pinned(name, edition.generation.head().generation);
         let pinned = Pinned { repository: Arc::clone(repository), edition };

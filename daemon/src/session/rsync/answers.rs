@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use super::input;
 use super::window::At;
 use super::{Session, Settled};
-use crate::session::{Ended, Pinned};
+use crate::edition::Pinned;
+use crate::session::Ended;
 use crate::stream::{Asked, Frames, Framing, Got, Order};
 use saying::Saying;
 

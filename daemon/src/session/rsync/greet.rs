@@ -14,15 +14,18 @@ use tokio::time::timeout;
 
 use super::{Input, Session};
 use crate::admission::{Admission, Arrival, Place, Turn};
+use crate::edition::Pinned;
 use crate::listener::Stranger;
 use crate::operator_file;
-use crate::registry::Repository;
-use crate::session::{Ended, Pinned};
+use crate::repository::Repository;
+use crate::session::Ended;
 
 /// How long a client may take to say who it is: its user may be typing.
 const LOGIN: Duration = Duration::from_secs(60);
 /// How often a client that waits is sent something: none has a shorter timeout.
 const SIGN: Duration = Duration::from_millis(700);
+/// How long the message of the day is waited for. Clients do without it then.
+const MOTD_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a message of the day.
 const MOTD_BYTES: u64 = 64 << 10;
 
@@ -89,7 +92,7 @@ impl Session {
         // What is current now, not when the client began to wait.
         let edition = repository
             .current()
-            .ok_or_else(|| Ended::Refused(format!("module '{}' is not indexed yet", repository.name)))?;
+            .ok_or_else(|| Ended::Refused(format!("module '{}' {}", repository.name, repository.absence())))?;
         self.tally().pinned(edition.generation.head().generation);
         greeting.accept();
         let event = timeout(self.shared.limits.handshake, self.event(greeting, input));
@@ -137,7 +140,12 @@ impl Session {
 
     async fn is_known(&self, repository: &Arc<Repository>, user: &[u8], proof: Proof) -> Result<bool, Ended> {
         let (users, user) = (Arc::clone(repository), user.to_vec());
-        match self.blocking(move || users.users.password(&user)).await? {
+        let looking = self.blocking(&repository.logins, move || users.users.password(&user));
+        let Ok(found) = timeout(self.shared.limits.handshake, looking).await else {
+            tracing::error!(module = repository.name, "nobody can log in: the secrets file does not come");
+            return Ok(false);
+        };
+        match found? {
             Ok(Some(password)) => Ok(proof.knows(password.bytes())),
             Ok(None) => Ok(false),
             Err(error) => {
@@ -229,7 +237,8 @@ impl Session {
 
     async fn motd(&self) -> Vec<u8> {
         let Some(path) = self.shared.rsync.motd.clone() else { return Vec::new() };
-        self.blocking(move || read_motd(&path)).await.unwrap_or_default()
+        let reading = self.blocking(&self.shared.messages, move || read_motd(&path));
+        timeout(MOTD_PATIENCE, reading).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 

@@ -63,7 +63,7 @@ impl Session {
         self.tally().cached = found.cached.is_some();
         lane.framing.number(found.numbers);
         match found.cached {
-            Some(cached) => self.send_cached(lane, &cached, found.selected.class.incremental).await,
+            Some(cached) => self.send_cached(lane, settled, &cached, found.selected.class.incremental).await,
             None => self.send_written(lane, settled, found.selected, found.query).await,
         }
     }
@@ -71,7 +71,7 @@ impl Session {
     /// The list as it was encoded before, with its numbers.
     async fn look_for(&self, settled: &Arc<Settled>, selected: Selected) -> Result<Found, Ended> {
         let (shared, pinned) = (Arc::clone(&self.shared), Arc::clone(&settled.pinned));
-        self.blocking(move || {
+        self.blocking(&settled.pinned.edition.gates.pages, move || {
             let Selected { class, selection, rules } = &selected;
             let query = Query::new(&pinned, *class, selection, rules);
             let cached = query.as_ref().and_then(|query| Lists::find(&shared, &pinned, query));
@@ -115,6 +115,7 @@ impl Session {
     async fn send_cached(
         &self,
         mut lane: Lane<Answers>,
+        settled: &Settled,
         cached: &Arc<CachedList>,
         incremental: bool,
     ) -> Result<Lane<Answers>, Ended> {
@@ -133,7 +134,7 @@ impl Session {
             while sent < end {
                 let piece = sent..end.min(sent + CHUNK);
                 let (checked, range) = (Arc::clone(cached), piece.clone());
-                if !self.blocking(move || checked.is_right(range)).await? {
+                if !self.blocking(&settled.pinned.edition.gates.pages, move || checked.is_right(range)).await? {
                     return Err(Ended::DamagedList);
                 }
                 lane = self.send_piece(lane, &cached.stream()[piece.clone()]).await?;
@@ -156,8 +157,9 @@ impl Session {
     ) -> Result<Lane<Answers>, Ended> {
         let Selected { selection, rules, class } = selected;
         let writer = {
+            let edition = &settled.pinned.edition;
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            self.choosing(move || ListWriter::new(settled.list_at_first(), class, selection, &*rules)).await?
+            self.choosing(edition, move || ListWriter::new(settled.list_at_first(), class, selection, &*rules)).await?
         };
         let written = Written { done: false, boundary: None };
         let mut step = Step { writer, rows: Vec::new(), bytes: Vec::new(), written };
@@ -217,8 +219,9 @@ impl Session {
 
     /// Makes the next piece.
     async fn write(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, step: Step, limit: usize) -> Result<Step, Ended> {
+        let edition = &settled.pinned.edition;
         let (settled, rules) = (Arc::clone(settled), Arc::clone(rules));
-        self.choosing(move || {
+        self.choosing(edition, move || {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
             let list = match writer.bytes() {

@@ -14,8 +14,9 @@ use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selectio
 use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
+use crate::edition::Pinned;
 use crate::file::{FileState, OpenFile};
-use crate::session::{Ended, Pinned};
+use crate::session::Ended;
 
 /// Bytes of a file of names in the repository.
 const NAMES_BYTES: u64 = 256 << 20;
@@ -49,7 +50,8 @@ impl Session {
         let rules = Arc::new(self.rules(input, settled).await?);
         let lookup = {
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            self.choosing(move || begin(&settled, &rules)).await??
+            let edition = Arc::clone(&settled.pinned.edition);
+            self.choosing(&edition, move || begin(&settled, &rules)).await??
         };
         let mut lookup = self.tell_missing(settled, replies, lookup).await?;
         match &settled.options.files_from {
@@ -75,8 +77,9 @@ impl Session {
                 _ => {}
             }
         }
+        let edition = &settled.pinned.edition;
         let settled = Arc::clone(settled);
-        self.choosing(move || {
+        self.choosing(edition, move || {
             let Settled { pinned, options, .. } = &*settled;
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
@@ -101,7 +104,7 @@ impl Session {
         loop {
             let (requests, settled_too, rules) = (input.take_requests()?, Arc::clone(settled), Arc::clone(rules));
             let step = move || streamed_names(requests, &settled_too, &rules, lookup);
-            let (requests, looked_up, is_over) = self.choosing(step).await?;
+            let (requests, looked_up, is_over) = self.choosing(&settled.pinned.edition, step).await?;
             input.put_requests(requests);
             lookup = self.tell_missing(settled, replies, looked_up).await?;
             if is_over? {
@@ -121,13 +124,13 @@ impl Session {
         mut lookup: Lookup,
     ) -> Result<Lookup, Ended> {
         let (pinned, path) = (Arc::clone(&settled.pinned), path.to_vec());
-        let mut names = Some(self.choosing(move || NameFile::open(&pinned, &path)).await??);
+        let mut names = Some(self.choosing(&settled.pinned.edition, move || NameFile::open(&pinned, &path)).await??);
         while let Some(mut rest) = names.take() {
             let (settled_too, rules) = (Arc::clone(settled), Arc::clone(rules));
             let mut buffer = self.shared.pool.take().await;
             let step =
                 move || rest.look_up(&settled_too, &rules, &mut lookup, &mut buffer).map(|more| (more, rest, lookup));
-            let (more, rest, looked_up) = self.choosing(step).await??;
+            let (more, rest, looked_up) = self.choosing(&settled.pinned.edition, step).await??;
             lookup = self.tell_missing(settled, replies, looked_up).await?;
             names = more.then_some(rest);
         }
@@ -140,8 +143,9 @@ impl Session {
         if rules.nothing() {
             return Ok(rules);
         }
+        let edition = &settled.pinned.edition;
         let (settled, looked_at) = (Arc::clone(settled), Arc::clone(&rules));
-        let are_void = self.choosing(move || {
+        let are_void = self.choosing(edition, move || {
             let begin = Instant::now();
             are_void(&settled, &looked_at, settled.list_at_first(), || begin.elapsed() < VOID_PATIENCE)
         });
@@ -244,7 +248,7 @@ impl NameFile {
         let path = path.strip_prefix(b"/").unwrap_or(path);
         let row = generation.list().find(path).filter(|row| row.is_file() && row.size() <= NAMES_BYTES);
         let row = row.ok_or_else(refused)?;
-        let file = pinned.repository.tree.open_file(path, FileState::indexed(generation, row.number()));
+        let file = pinned.edition.tree.open_file(path, FileState::indexed(generation, row.number()));
         Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, begun: Vec::new() })
     }
 

@@ -1,0 +1,151 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use stillmirror_daemon::RepositoryConfig;
+use stillmirror_protocol::wire::{ErrorCode, Item, Request};
+use stillmirror_store::Store;
+
+use crate::support::{Client, Fixture, Server, index, index_as, soon};
+
+/// Asks for looks until one finds what is wanted.
+async fn until(server: &Server, mut is_there: impl AsyncFnMut() -> bool) {
+    soon(async {
+        while !is_there().await {
+            server.reload.reload();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// The whole of a file, as a new client gets it.
+async fn pull(server: &Server, store: &Path, name: &str) -> Option<Vec<u8>> {
+    let generation = Store::open(store).unwrap().current().unwrap().unwrap();
+    let row = generation.list().find(name.as_bytes())?;
+    let item = Item { row: row.number(), offset: 0, len: row.size() };
+    let mut client = server.client().await;
+    let answer = client.ask(&Request::Head { repository: "repo".to_owned() }).await;
+    let (handle, head) = answer.pinned?;
+    if head != generation.head_bytes() {
+        return None;
+    }
+    let answer = client.data(handle, vec![item]).await;
+    answer.failures.is_empty().then_some(answer.bytes)
+}
+
+async fn error(client: &mut Client, repository: &str) -> Option<(ErrorCode, String)> {
+    soon(client.ask(&Request::Head { repository: repository.to_owned() })).await.error
+}
+
+#[tokio::test]
+async fn a_root_that_is_missing_at_the_start_makes_its_own_repository_unavailable_until_it_comes() {
+    let (late, there) = (Fixture::with(&[("a", b"late")]), Fixture::with(&[("a", b"there")]));
+    let away = late.dir.path().join("away");
+    fs::rename(late.root(), &away).unwrap();
+    let other = RepositoryConfig::new("other", there.root(), there.dir.path().join("other"));
+    index_as("other", &other.root, &other.store, 0, |content| content);
+    let server = Server::start(late.config(|config| config.repositories.push(other))).await;
+    let mut client = server.client().await;
+    let (code, text) = error(&mut client, "repo").await.unwrap();
+    assert_eq!(code, ErrorCode::NotIndexed);
+    assert!(text.contains("unavailable"), "{text}");
+    assert_eq!(error(&mut client, "other").await, None);
+    // The empty directory on which a disk will be mounted is not what was indexed.
+    fs::create_dir(late.root()).unwrap();
+    server.reload.reload();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(error(&mut client, "repo").await.is_some());
+    fs::remove_dir(late.root()).unwrap();
+    fs::rename(&away, late.root()).unwrap();
+    until(&server, async || pull(&server, &late.store(), "a").await.as_deref() == Some(b"late")).await;
+}
+
+#[tokio::test]
+async fn a_root_that_is_switched_and_indexed_is_served_from_the_new_directory() {
+    let fixture = Fixture::new();
+    let at = |name: &str| fixture.dir.path().join(name);
+    fs::remove_dir(fixture.root()).unwrap();
+    for (tree, content) in [("one", "first"), ("two", "second"), ("three", "third")] {
+        fs::create_dir(at(tree)).unwrap();
+        fs::write(at(tree).join("a"), content).unwrap();
+    }
+    symlink("one", fixture.root()).unwrap();
+    fixture.index();
+    let server = fixture.serve().await;
+    assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"first"[..]));
+    // By a symlink: the old tree is served until the new one is indexed.
+    symlink("two", at("next")).unwrap();
+    fs::rename(at("next"), fixture.root()).unwrap();
+    server.reload.reload();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"first"[..]));
+    fixture.index();
+    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"second")).await;
+    // By a rename.
+    fs::remove_file(fixture.root()).unwrap();
+    fs::rename(at("three"), fixture.root()).unwrap();
+    fixture.index();
+    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"third")).await;
+    // The indexed directory under its path again, by way of another one that was never indexed.
+    fs::rename(fixture.root(), at("moved")).unwrap();
+    fs::create_dir(fixture.root()).unwrap();
+    server.reload.reload();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"third"[..]));
+}
+
+#[tokio::test]
+async fn a_root_that_is_deleted_is_unavailable_and_not_served_empty() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    assert_eq!(error(&mut client, "repo").await, None);
+    fs::remove_dir_all(fixture.root()).unwrap();
+    until(&server, async || error(&mut client, "repo").await.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_generation_that_could_not_be_read_for_a_while_is_taken_up_by_itself() {
+    let fixture = Fixture::with(&[("a", b"old")]);
+    // Nobody asks for a look here.
+    let server = fixture.serve().await;
+    let first = soon(server.client().await.pin()).await;
+    fixture.write("a", b"new");
+    // Prepared in a copy of the store, so that its first look finds no `local`.
+    let copy = fixture.dir.path().join("copy");
+    assert!(Command::new("cp").arg("-a").args([fixture.store(), copy.clone()]).status().unwrap().success());
+    let number = index(&fixture.root(), &copy, 0);
+    let (made, place) =
+        (copy.join(format!("generations/{number}")), fixture.store().join(format!("generations/{number}")));
+    let local = fixture.dir.path().join("local");
+    fs::rename(made.join("local"), &local).unwrap();
+    fs::rename(made, &place).unwrap();
+    for pack in fs::read_dir(copy.join("sums")).unwrap() {
+        let pack = pack.unwrap();
+        fs::rename(pack.path(), fixture.store().join("sums").join(pack.file_name())).unwrap();
+    }
+    fs::rename(copy.join("current"), fixture.store().join("current")).unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(soon(server.client().await.pin()).await, first);
+    fs::rename(&local, place.join("local")).unwrap();
+    soon(async {
+        while pull(&server, &fixture.store(), "a").await.as_deref() != Some(b"new") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_made_anew_is_noticed_although_its_numbers_begin_again() {
+    let fixture = Fixture::with(&[("a", b"old")]);
+    let server = fixture.serve().await;
+    assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"old"[..]));
+    fixture.write("a", b"new");
+    fs::remove_dir_all(fixture.store()).unwrap();
+    assert_eq!(fixture.index(), 1);
+    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"new")).await;
+}
