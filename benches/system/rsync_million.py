@@ -43,6 +43,7 @@ def run(b):
     daemons = [('stock', lambda **options: peers.stock(b, tree, **options))]
     if b.stillmirror:
         daemons.append(('stillmirror', lambda **options: peers.passive(b, tree, store, **options)))
+    daemons = [daemon for daemon in daemons if not b.args.daemon or daemon[0] in b.args.daemon]
     parts = b.args.part or ['cost', 'calls', 'crowd']
     if 'cost' in parts:
         cost(b, daemons, client, dest)
@@ -65,7 +66,7 @@ def cost(b, daemons, client, dest):
                         # Twice: what a server makes for the second and later clients of a kind, it makes now.
                         rows += [measure(server, client, words, dest) | {'daemon': name, 'work': what, 'cache': 'first'}]
                         measure(server, client, words, dest)
-                    runs = [measure(server, client, words, dest, cold=cache == 'cold') for _ in range(b.args.repeats)]
+                    runs = [measure(server, client, words, dest, cold=cache == 'cold') for _ in range(b.args.repeats if cache == 'hot' or name != 'stock' else 1)]
                     rows += [one | {'daemon': name, 'work': what, 'cache': cache} for one in runs]
                     rows[-1] |= first_bytes(b, server, what, cache)
     order = ('daemon', 'work', 'cache', 'exit', 'server cpu s', 'client wall s', 'private', 'first byte s', 'from connect s')
@@ -166,6 +167,7 @@ bench.main(__doc__, [
     ('--rsync', dict(metavar='PATH', default='rsync', help='the stock client')),
     ('--part', dict(action='append', choices=['cost', 'calls', 'crowd'], help='only this; may be repeated')),
     ('--only', dict(action='append', choices=list(WORK), help='only what this costs; may be repeated')),
+    ('--daemon', dict(action='append', choices=['stock', 'stillmirror'], help='only this one; may be repeated')),
     ('--repeats', dict(type=int, default=3)),
     ('--clients', dict(type=int, default=200, help='at once, of stillmirror (default: %(default)s)')),
     ('--stock-clients', dict(type=int, default=20, help='at once, of the stock daemon (default: %(default)s)')),

@@ -34,6 +34,7 @@ mod edition;
 mod extents;
 mod file;
 mod gate;
+mod list_forms;
 mod listener;
 mod lists;
 mod operator_file;
@@ -315,7 +316,6 @@ async fn keep_up(
                 if matches!(repository.look(is_asked), Ok(true)) || is_first {
                     lists::sweep(&shared, &repository);
                 }
-                repository.prepare();
             }
         };
         if tokio::task::spawn_blocking(look).await.is_err() {

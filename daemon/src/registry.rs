@@ -43,11 +43,9 @@ impl Registry {
         }
         let all = async {
             while let Some(opened) = opening.join_next().await {
-                match opened.map_err(DaemonError::Worker)? {
-                    Err(Trouble::Store(error @ StoreError::OtherRepository { .. })) => {
-                        return Err(DaemonError::Store(error));
-                    }
-                    Ok(_) | Err(_) => {}
+                let opened = opened.map_err(DaemonError::Worker)?;
+                if let Err(Trouble::Store(error @ StoreError::OtherRepository { .. })) = opened {
+                    return Err(DaemonError::Store(error));
                 }
             }
             Ok(())

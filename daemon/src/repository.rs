@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts};
 use stillmirror_store::{Generation, Mark, Store, StoreError};
 use thiserror::Error;
@@ -172,13 +171,6 @@ impl Repository {
         }
     }
 
-    /// Finds the deltas that lead to the current generation, so that the first client need not wait.
-    pub(crate) fn prepare(&self) {
-        if let Some(edition) = self.current() {
-            edition.deltas(self.store().ok(), Digest::NONE);
-        }
-    }
-
     /// The store, once it is there.
     pub(crate) fn store(&self) -> Result<&Store, StoreError> {
         if let Some(store) = self.store.get() {
@@ -215,7 +207,8 @@ impl Repository {
             Some(_) => opened,
             None => Ok(opened?),
         };
-        let generation = self.store()?.generation(candidate.generation.number)?;
+        let store = self.store()?;
+        let generation = store.generation(candidate.generation.number)?;
         let (tree, gates) = match (of(opened, &generation), held) {
             (Ok(tree), Some(held)) if tree.directory() == held.tree.directory() => {
                 (Arc::clone(&held.tree), held.gates.clone())
@@ -225,7 +218,7 @@ impl Repository {
             (Err(_), Some(held)) if held.tree.is_root_of(&generation) => (Arc::clone(&held.tree), held.gates.clone()),
             (Err(trouble), _) => return Err(trouble),
         };
-        Ok(Edition::new(candidate.generation, generation, tree, gates))
+        Ok(Edition::new(candidate.generation, generation, store, tree, gates))
     }
 
     fn put(&self, edition: Edition) {

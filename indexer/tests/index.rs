@@ -92,7 +92,7 @@ fn additions_changes_and_removals_are_counted_and_the_delta_leads_there() {
 
     let after = site.current();
     assert_eq!(after.head().previous, before.head().list_digest);
-    let (from, to, changes) = stillmirror_protocol::changes::Changes::decode(after.delta().unwrap()).unwrap();
+    let (from, to, changes) = stillmirror_protocol::changes::Changes::decode(after.delta().unwrap().bytes()).unwrap();
     assert_eq!((from, to), (before.head().list_digest, after.head().list_digest));
     let rebuilt = stillmirror_protocol::changes::apply(Some(before.list()), &changes).unwrap().list.encode();
     assert_eq!(&rebuilt[..], after.list_bytes());

@@ -119,7 +119,7 @@ impl Publisher<'_> {
         }
         let held = self.held?;
         if held.head().list_digest == head.list_digest && held.head().previous == head.previous {
-            return held.delta().filter(|_| held.delta_is_right()).map(<[u8]>::to_vec);
+            return held.delta().filter(|delta| delta.is_right()).map(|delta| delta.bytes().to_vec());
         }
         let leads = held.head().list_digest == head.previous && head.previous != head.list_digest;
         leads.then(|| changes::diff(held.list(), self.selection.list).encode(head.previous, head.list_digest))
@@ -151,8 +151,10 @@ impl Publisher<'_> {
             counts: Counts::of(list),
         };
         match (same, self.held) {
-            (Some(held), _) if !held.delta_is_right() => {}
-            (Some(held), _) => held.delta().map_or(Ok(()), |delta| draft.write_delta(delta))?,
+            (Some(held), _) => {
+                let delta = held.delta().filter(|delta| delta.is_right());
+                delta.map_or(Ok(()), |delta| draft.write_delta(delta.bytes()))?;
+            }
             (None, Some(held)) => draft.write_delta(&changes::diff(held.list(), list).encode(before, digest))?,
             (None, None) => {}
         }

@@ -11,9 +11,10 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::local::RecordAt;
 
 use crate::error::{At, StoreError};
-use crate::generation::{Generation, pack_uses, read_head};
+use crate::generation::{Generation, pack_uses};
 use crate::kill_point;
 use crate::packs::{self, PackWriter, Record};
+use crate::part::read_head;
 use crate::store::{Store, names, sync_dir};
 
 /// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain

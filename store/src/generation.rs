@@ -6,26 +6,24 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
 use sha2::{Digest as _, Sha256};
-use stillmirror_protocol::changes;
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::Head;
-use stillmirror_protocol::limits;
 use stillmirror_protocol::list::{self, ArchivedFileList, ListError, ListRef};
 use stillmirror_protocol::local::{self, ArchivedLocalTable, CHECK_BYTES, LocalError, LocalRef, RecordAt};
-use twox_hash::XxHash3_64;
 
+use crate::delta::Delta;
 use crate::draft::LIST_ZSTD_LEVEL;
 use crate::error::{At, Damage, StoreError};
-use crate::map::{Archived, Map, checksum};
+use crate::map::{Archived, checksum};
 use crate::packs::{self, Pack, PackUse, Record};
+use crate::part::{Watched, damaged, map, optional, read_head};
 use crate::records::{self, BadRecord};
-use crate::store::remedy;
 
 /// A generation: mapped, checked, and never changing. It stays readable after its files were collected.
 #[derive(Debug)]
@@ -37,7 +35,7 @@ pub struct Generation {
     list: Archived<ArchivedFileList>,
     list_zst: Watched,
     local: Archived<ArchivedLocalTable>,
-    delta: Option<Watched>,
+    delta: Option<Arc<Delta>>,
     origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
     /// Where packs are.
     sums: PathBuf,
@@ -77,7 +75,7 @@ impl Generation {
         let uses = read_uses(&dir)?;
         let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::open(sums, uses.pack)?))).collect();
         let list_zst = Watched::of(map(&dir.join("list.zst"))?);
-        let delta = optional(map(&dir.join("delta")))?.map(Watched::of);
+        let delta = Delta::open(&dir, &head)?.map(Arc::new);
         let sums = sums.to_owned();
         Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, sums, uses, packs })
     }
@@ -115,7 +113,7 @@ impl Generation {
 
     /// The encoded list, compressed with zstd.
     pub fn list_zst(&self) -> &[u8] {
-        self.list_zst.map.bytes()
+        self.list_zst.bytes()
     }
 
     /// Whether [`Generation::list_zst`] is the list. Reads it through each time, and decompresses it the first time.
@@ -135,17 +133,9 @@ impl Generation {
         zstd::bulk::compress(self.list_bytes(), LIST_ZSTD_LEVEL)
     }
 
-    /// Whether [`Generation::delta`] is what was written. Reads it through each time, and decompresses it the first
-    /// time. None is right too.
-    pub fn delta_is_right(&self) -> bool {
-        let (previous, list) = (self.head.previous, self.head.list_digest);
-        let is_right = |bytes: &[u8]| changes::check(bytes).is_ok_and(|(from, to)| (from, to) == (previous, list));
-        self.delta.as_ref().is_none_or(|delta| delta.is_right(is_right))
-    }
-
-    /// The encoded delta from the list `head().previous` to this one; none in a first generation.
-    pub fn delta(&self) -> Option<&[u8]> {
-        self.delta.as_ref().map(|delta| delta.map.bytes())
+    /// The delta from the list `head().previous` to this one; none in a first generation.
+    pub fn delta(&self) -> Option<&Arc<Delta>> {
+        self.delta.as_ref()
     }
 
     /// What only this host knows of the list's entries.
@@ -261,27 +251,6 @@ impl Generation {
     }
 }
 
-/// A file that is sent as it is mapped, and has no checksum that could be compared on the way.
-#[derive(Debug)]
-struct Watched {
-    map: Map,
-    /// Its checksum, once it was found to be right; none inside when it was found not to be.
-    right: OnceLock<Option<u64>>,
-}
-
-impl Watched {
-    fn of(map: Map) -> Self {
-        Self { map, right: OnceLock::new() }
-    }
-
-    /// Whether it is right, and was not changed since that was found by `check`.
-    fn is_right(&self, check: impl FnOnce(&[u8]) -> bool) -> bool {
-        let bytes = self.map.bytes();
-        let right = *self.right.get_or_init(|| check(bytes).then(|| XxHash3_64::oneshot(bytes)));
-        right.is_some_and(|right| right == XxHash3_64::oneshot(bytes))
-    }
-}
-
 /// Takes the digest of as many bytes as it has room for.
 struct HashWriter {
     hash: Sha256,
@@ -298,13 +267,6 @@ impl io::Write for HashWriter {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Reads and decodes a head.
-pub(crate) fn read_head(path: &Path) -> Result<(Head, Vec<u8>), StoreError> {
-    let bytes = packs::read_small(path, limits::HEAD as u64).at("read", path)?;
-    let head = Head::decode(&bytes).map_err(|error| damaged(path, error))?;
-    Ok((head, bytes))
 }
 
 /// Reads which packs the generation in `dir` refers to.
@@ -392,23 +354,6 @@ fn read_header<const N: usize>(file: &File, path: &Path) -> Result<[u8; N], Stor
         }
     }
     Ok(header)
-}
-
-fn map(path: &Path) -> Result<Map, StoreError> {
-    File::open(path).and_then(|file| Map::of(&file)).at("open", path)
-}
-
-/// A file that need not be there.
-fn optional<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn damaged(path: &Path, damage: impl Into<Damage>) -> StoreError {
-    StoreError::Damaged { path: path.to_owned(), damage: damage.into(), remedy: remedy(path) }
 }
 
 /// From so many packs on, small ones are carried over too: every pack is a mapping in the daemon.

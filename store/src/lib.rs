@@ -18,6 +18,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod beneath;
+mod delta;
 mod draft;
 mod error;
 mod flock;
@@ -26,11 +27,13 @@ mod kill;
 pub mod list_cache;
 mod map;
 mod packs;
+mod part;
 mod records;
 mod retain;
 mod store;
 
 pub use beneath::{open_beneath, open_beneath_at_once};
+pub use delta::Delta;
 pub use draft::Draft;
 pub use error::{Damage, StoreError};
 pub use flock::Flock;

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 
 use stillmirror_protocol::head::{Head, check_repository_name};
 
+use crate::delta::Delta;
 use crate::draft::Draft;
 use crate::error::{At, Damage, StoreError};
 use crate::flock::Flock;
-use crate::generation::{Generation, read_head};
+use crate::generation::Generation;
 use crate::packs;
+use crate::part::{read_head, remedy};
 
 /// First line of the file `repository`.
 const FORMAT: &str = "stillmirror store 1";
@@ -178,6 +180,14 @@ impl Store {
         self.open_generation(number)
     }
 
+    /// The delta of a generation that is kept; none in a first one. Reads its head, and nothing of its list.
+    pub fn delta(&self, number: u64) -> Result<Option<Delta>, StoreError> {
+        let dir = self.generation_dir(number);
+        let (head, _) = read_head(&dir.join("head"))?;
+        self.check_name(&head)?;
+        Delta::open(&dir, &head)
+    }
+
     /// The numbers of all generations that were published and are kept, ascending.
     pub fn generations(&self) -> Result<Vec<u64>, StoreError> {
         let current = self.current_number()?.unwrap_or(0);
@@ -240,7 +250,12 @@ impl Store {
 
     fn open_generation(&self, number: u64) -> Result<Generation, StoreError> {
         let generation = Generation::open(self.generation_dir(number), &self.sums_dir(), number)?;
-        let head = generation.head();
+        self.check_name(generation.head())?;
+        Ok(generation)
+    }
+
+    /// Refuses what belongs to another repository.
+    fn check_name(&self, head: &Head) -> Result<(), StoreError> {
         if head.repository != self.repository {
             return Err(StoreError::OtherRepository {
                 dir: self.dir.clone(),
@@ -248,7 +263,7 @@ impl Store {
                 wanted: self.repository.clone(),
             });
         }
-        Ok(generation)
+        Ok(())
     }
 
     /// Runs `read` on the current generation; again when that was replaced and collected meanwhile.
@@ -291,13 +306,6 @@ impl Store {
     pub(crate) fn sums_dir(&self) -> PathBuf {
         self.dir.join("sums")
     }
-}
-
-/// What to do about a damaged file of a generation.
-pub(crate) fn remedy(path: &Path) -> String {
-    let current = path.ancestors().nth(3).map(|store| store.join("current"));
-    let current = current.unwrap_or_default();
-    format!("delete {} and index (or pull) again", current.display())
 }
 
 /// Makes a directory's names last.

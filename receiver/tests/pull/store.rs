@@ -28,7 +28,7 @@ fn a_pulled_generation_is_the_senders_byte_for_byte() {
     assert_eq!(report.published, Some(held.number()));
     assert_eq!(held.head_bytes(), sender.current().head.encode());
     assert_eq!(held.list_bytes(), &sender.current().encoded[..]);
-    let (from, to, _) = stillmirror_protocol::changes::Changes::decode(held.delta().unwrap()).unwrap();
+    let (from, to, _) = stillmirror_protocol::changes::Changes::decode(held.delta().unwrap().bytes()).unwrap();
     assert_eq!((from, to), (held.head().previous, held.head().list_digest));
 }
 

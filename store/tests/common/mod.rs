@@ -137,6 +137,6 @@ pub(crate) fn content(generation: &Generation) -> Content {
     let sums = (0..list.files()).map(|file| generation.sums(file).map(<[u8]>::to_vec)).collect();
     let identities = (0..list.len()).map(|row| generation.local().identity(row)).collect();
     let head_and_list = [generation.head_bytes(), generation.list_bytes()].concat();
-    let delta = generation.delta().map(<[u8]>::to_vec);
+    let delta = generation.delta().map(|delta| delta.bytes().to_vec());
     (head_and_list, generation.list_zst().to_vec(), delta, sums, identities)
 }

@@ -72,19 +72,18 @@ impl Session {
     }
 
     async fn list(&self, number: u32, pinned: &Arc<Pinned>, have: Digest) -> Result<Option<Reply>, Ended> {
-        let form = self.blocking(pinned, move |pinned| pinned.edition.list_form(&pinned.repository, have));
+        let form = self.blocking(pinned, move |pinned| pinned.edition.list_form(have));
         let Some(form) = form.await else { return Ok(Some(internal())) };
         self.reply(number, &Reply::ListForm(form.clone())).await?;
         match form {
             ListForm::Unchanged => {}
             ListForm::Deltas(_) => {
-                let deltas = pinned.edition.deltas(pinned.repository.store().ok(), have);
-                for delta in deltas.into_iter().flatten() {
-                    self.send_chunks(number, delta).await?;
+                for delta in pinned.edition.list_forms.deltas(have).into_iter().flatten() {
+                    self.send_chunks(number, delta.bytes()).await?;
                 }
             }
             ListForm::Whole { .. } => {
-                let checked = self.blocking(pinned, |pinned| pinned.edition.check_compressed(&pinned.repository.name));
+                let checked = self.blocking(pinned, |pinned| pinned.edition.check_compressed());
                 if checked.await != Some(true) {
                     return Ok(Some(internal()));
                 }
