@@ -153,6 +153,7 @@ fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
             Direct::Always => daemon::DirectPolicy::Always,
             Direct::Never => daemon::DirectPolicy::Never,
         },
+        strict_ctime: false,
         bandwidth: repository.bandwidth.0,
         list: repository.list,
         hosts: daemon::Hosts { allow: repository.hosts_allow.0, deny: repository.hosts_deny.0 },

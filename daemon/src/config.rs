@@ -37,6 +37,9 @@ pub struct RepositoryConfig {
     pub store: PathBuf,
     /// How its files are read.
     pub direct: DirectPolicy,
+    /// Whether a file is no longer the indexed one as soon as its ctime is another, though its size, mtime and inode are
+    /// the same. Default false: its content is read, once, and compared with the index.
+    pub strict_ctime: bool,
     /// Bytes a second that all its sessions together are sent, 0 for no limit. Default 0.
     pub bandwidth: u64,
     /// Whether it is named to clients that ask what there is. Default true.
@@ -59,6 +62,7 @@ impl RepositoryConfig {
             root: root.into(),
             store: store.into(),
             direct: DirectPolicy::default(),
+            strict_ctime: false,
             bandwidth: 0,
             list: true,
             hosts: Hosts::default(),

@@ -4,6 +4,7 @@ mod batch;
 mod look;
 mod open;
 mod stored;
+mod touched;
 
 use std::io;
 use std::num::NonZero;
@@ -16,55 +17,60 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
-use stillmirror_protocol::entry::Time;
-use stillmirror_protocol::local::Identity;
+use sha2::{Digest as _, Sha256};
+use stillmirror_protocol::entry::{Digest, Time};
+use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_protocol::path;
 use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::{Generation, open_beneath};
 
 use crate::config::DirectPolicy;
-use crate::direct::{self, ALIGNMENT};
+use crate::direct::{self, ALIGNMENT, AlignedBytes};
+use crate::pool::EXTENT;
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
 pub(crate) use stored::Stored;
+use touched::Touched;
 
 /// How long a file waits for a descriptor, and how often it is looked for one.
 const SHORTAGE: Duration = Duration::from_secs(30);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
 
-/// The state in which a file was indexed. Only a file in exactly this state is ever sent.
+/// A file as it was indexed. Only a file in exactly this state is ever sent, or one whose content was read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FileState {
+    state: OnDisk,
+    content: Digest,
+}
+
+impl FileState {
+    /// Bytes of the file.
+    pub(crate) fn size(&self) -> u64 {
+        self.state.size
+    }
+}
+
+/// What the disk says of a regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct OnDisk {
+    /// The root of its tree: numbers of inodes are a file system's own.
+    root: Directory,
     identity: Identity,
     mtime: Time,
     size: u64,
 }
 
-impl FileState {
-    /// What a generation says of the regular file at `row`, which must be below its list's length.
-    pub(crate) fn indexed(generation: &Generation, row: u32) -> Self {
-        let entry = generation.list().row(row);
-        Self { identity: generation.local().identity(row), mtime: entry.mtime(), size: entry.size() }
-    }
-
-    /// Bytes of the file.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// What the disk says of an open file; none for anything but a regular one.
-    fn of(file: &OwnedFd) -> Result<Option<Self>, Errno> {
-        rustix::fs::fstat(file).map(|stat| Self::of_stat(&stat))
-    }
-
-    fn of_stat(stat: &Stat) -> Option<Self> {
+impl OnDisk {
+    /// Of a file in a tree with that root; none for anything but a regular one.
+    fn of(stat: &Stat, root: Directory) -> Option<Self> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return None;
         }
         let time = |sec, nsec| Time { sec, nsec };
         Some(Self {
+            root,
             identity: Identity {
-                device: stat.st_dev,
+                device: RelativeDevice::of(stat.st_dev, root.device),
                 inode: stat.st_ino,
                 ctime: time(stat.st_ctime, stat.st_ctime_nsec as u32),
             },
@@ -72,10 +78,16 @@ impl FileState {
             size: stat.st_size.cast_unsigned(),
         })
     }
+
+    /// Whether the other one differs in its ctime alone: somebody made or removed a hard link, say.
+    fn is_touched(&self, other: &Self) -> bool {
+        let identity = Identity { ctime: self.identity.ctime, ..other.identity };
+        self == &Self { identity, ..*other }
+    }
 }
 
 /// One directory of the system, whatever paths lead to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Directory {
     device: u64,
     inode: u64,
@@ -101,11 +113,15 @@ pub(crate) struct Tree {
     /// What direct reads must be aligned to (bytes), by device; `None` where they are refused.
     alignments: RwLock<Vec<(u64, Option<usize>)>>,
     refusal_told: AtomicBool,
+    /// Whether a file is another one as soon as its ctime is.
+    strict_ctime: bool,
+    touched: Touched,
+    touch_told: AtomicBool,
 }
 
 impl Tree {
     /// Opens the root directory.
-    pub(crate) fn open(repository: &str, root: &Path, policy: DirectPolicy) -> io::Result<Self> {
+    pub(crate) fn open(repository: &str, root: &Path, policy: DirectPolicy, strict_ctime: bool) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
         let directory = Directory::of(&rustix::fs::fstat(&root)?);
@@ -116,6 +132,9 @@ impl Tree {
             policy,
             alignments: RwLock::default(),
             refusal_told: AtomicBool::new(false),
+            strict_ctime,
+            touched: Touched::default(),
+            touch_told: AtomicBool::new(false),
         })
     }
 
@@ -137,23 +156,88 @@ impl Tree {
 
     /// Opens the file at `path` if it is in the indexed state.
     pub(crate) fn open_file(self: &Arc<Self>, path: &[u8], indexed: FileState) -> Result<OpenFile, ItemFailure> {
-        let file = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
-        Ok(OpenFile::new(Arc::clone(self), path, indexed, file))
+        let (file, device) = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
+        Ok(OpenFile::new(Arc::clone(self), path, indexed, file, device))
     }
 
-    /// A file that was opened, if it is in the indexed state.
-    fn checked(&self, path: &[u8], indexed: FileState, opened: Result<OwnedFd, Errno>) -> Result<OwnedFd, ItemFailure> {
+    /// A file that was opened, if it is in the indexed state, and the number of its device.
+    fn checked(
+        &self,
+        path: &[u8],
+        indexed: FileState,
+        opened: Result<OwnedFd, Errno>,
+    ) -> Result<(OwnedFd, u64), ItemFailure> {
         let file = opened.map_err(|errno| self.failure(path, errno))?;
-        self.check(path, indexed, &file)?;
-        Ok(file)
+        let device = self.check(path, indexed, &file)?;
+        Ok((file, device))
     }
 
-    /// Whether an open file is in its indexed state.
-    fn check(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<(), ItemFailure> {
-        match FileState::of(file) {
-            Ok(state) => is_indexed(state, indexed),
-            Err(errno) => Err(self.failure(path, errno)),
+    /// The regular file at `row` of a generation of this tree, which must be below its list's length.
+    pub(crate) fn indexed(&self, generation: &Generation, row: u32) -> FileState {
+        let (entry, identity) = (generation.list().row(row), generation.local().identity(row));
+        let state = OnDisk { root: self.directory, identity, mtime: entry.mtime(), size: entry.size() };
+        FileState { state, content: entry.sha256() }
+    }
+
+    /// Whether an open file is the indexed one; gives the number of its device. May read all of it, once for all.
+    fn check(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<u64, ItemFailure> {
+        let stat = rustix::fs::fstat(file).map_err(|errno| self.failure(path, errno))?;
+        match self.compare(&stat, indexed) {
+            Comparison::Same => Ok(stat.st_dev),
+            Comparison::Touched(state) => {
+                let content = self.touched.content(state, || self.hash(file, state, stat.st_dev));
+                let content = content.map_err(|errno| self.failure(path, errno))?;
+                if content == Some(indexed.content) { Ok(stat.st_dev) } else { Err(ItemFailure::Stale) }
+            }
+            Comparison::Other => Err(ItemFailure::Stale),
         }
+    }
+
+    /// The same, unless that would read the file: then it fails.
+    fn check_at_once(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<(), ItemFailure> {
+        let stat = rustix::fs::fstat(file).map_err(|errno| self.failure(path, errno))?;
+        let is_indexed = match self.compare(&stat, indexed) {
+            Comparison::Same => true,
+            Comparison::Touched(state) => self.touched.known_content(state) == Some(indexed.content),
+            Comparison::Other => false,
+        };
+        if is_indexed { Ok(()) } else { Err(ItemFailure::Stale) }
+    }
+
+    fn compare(&self, stat: &Stat, indexed: FileState) -> Comparison {
+        match OnDisk::of(stat, self.directory) {
+            Some(state) if state == indexed.state => Comparison::Same,
+            Some(state) if !self.strict_ctime && state.is_touched(&indexed.state) => Comparison::Touched(state),
+            _ => Comparison::Other,
+        }
+    }
+
+    /// The SHA-256 of an open file; none if it does not stay in that state.
+    fn hash(&self, file: &OwnedFd, state: OnDisk, device: u64) -> Result<Option<Digest>, Errno> {
+        if !self.touch_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                repository = self.repository,
+                "files were touched since they were indexed: the content of each is read once before it is sent; \
+                 `stillmirror index` looks at them once for all"
+            );
+        }
+        let mut buffer = AlignedBytes::slab(EXTENT);
+        let Some(buffer) = buffer.first_mut() else { return Ok(None) };
+        let (mut hasher, mut done) = (Sha256::new(), 0);
+        while done < state.size {
+            let way = match self.way(file, device, done, buffer.len()) {
+                Way::Directly(_) => Way::ThroughCacheAndOut,
+                way => way,
+            };
+            let read = read_full(file, done, buffer, way)?;
+            if read == 0 {
+                return Ok(None);
+            }
+            hasher.update(&buffer[..read]);
+            done += read as u64;
+        }
+        let is_same = OnDisk::of(&rustix::fs::fstat(file)?, self.directory) == Some(state);
+        Ok((is_same && done == state.size).then(|| Digest(hasher.finalize().into())))
     }
 
     /// No symlink is followed anywhere in the path, and nothing outside the root is reached, whatever
@@ -222,9 +306,12 @@ impl Tree {
     }
 }
 
-/// Whether what the disk says of a file is what the index says.
-fn is_indexed(state: Option<FileState>, indexed: FileState) -> Result<(), ItemFailure> {
-    if state == Some(indexed) { Ok(()) } else { Err(ItemFailure::Stale) }
+/// What the disk says of a file, beside what the index says.
+enum Comparison {
+    Same,
+    /// Its ctime alone differs.
+    Touched(OnDisk),
+    Other,
 }
 
 /// Whether an open failed for want of descriptors: of the process, or of the whole host.
@@ -312,28 +399,37 @@ fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8], way: Way) -> Result
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::io::Write;
+    use std::io::{Read, Seek, Write};
 
     use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::direct::AlignedBytes;
 
     /// The state of some file.
     pub(crate) fn state(inode: u64) -> FileState {
-        let identity = Identity { device: 1, inode, ctime: Time::default() };
-        FileState { identity, mtime: Time::default(), size: 1 << 30 }
+        let identity = Identity { device: RelativeDevice::Roots, inode, ctime: Time::default() };
+        let state = OnDisk { root: Directory { device: 1, inode: 1 }, identity, mtime: Time::default(), size: 1 << 30 };
+        FileState { state, content: Digest([1; 32]) }
+    }
+
+    /// An open file, as an index would name it.
+    fn of(tree: &Tree, mut file: &std::fs::File) -> FileState {
+        let state = OnDisk::of(&rustix::fs::fstat(file).unwrap(), tree.directory).unwrap();
+        let mut content = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut content).unwrap();
+        FileState { state, content: Digest(Sha256::digest(&content).into()) }
     }
 
     /// A tree with one file of `len` bytes, and what is in it.
     fn tree(policy: DirectPolicy, len: usize) -> (TempDir, Arc<Tree>, FileState, Vec<u8>) {
         let dir = tempfile::Builder::new().prefix("direct").tempdir().unwrap();
         let content: Vec<u8> = (0..len).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect();
-        let mut file = std::fs::File::create(dir.path().join("file")).unwrap();
+        let mut file = std::fs::File::create_new(dir.path().join("file")).unwrap();
         file.write_all(&content).unwrap();
-        let indexed = FileState::of(&OwnedFd::from(file)).unwrap().unwrap();
-        let tree = Arc::new(Tree::open("repo", dir.path(), policy).unwrap());
+        let tree = Arc::new(Tree::open("repo", dir.path(), policy, false).unwrap());
+        let indexed = of(&tree, &file);
         (dir, tree, indexed, content)
     }
 
@@ -378,7 +474,7 @@ pub(crate) mod tests {
     #[test]
     fn where_direct_reads_are_refused_files_are_read_all_the_same() {
         let (_dir, tree, indexed, content) = tree(DirectPolicy::Always, 10_001);
-        tree.learn(indexed.identity.device, None);
+        tree.learn(tree.directory.device, None);
         let file = tree.open_file(b"file", indexed).unwrap();
         assert_eq!(read(&file, 5_000, 5_001).as_deref(), Ok(&content[5_000..]));
     }
@@ -414,18 +510,18 @@ pub(crate) mod tests {
             for is_refused in [false, true] {
                 let dir = tempfile::Builder::new().prefix("direct").tempdir().unwrap();
                 let content = |row: u32| vec![row as u8; 4095 + row as usize];
+                let tree = Tree::open("repo", dir.path(), policy, false).unwrap();
                 let states: Vec<FileState> = (0..12)
                     .map(|row| {
-                        let mut file = std::fs::File::create(dir.path().join(row.to_string())).unwrap();
+                        let mut file = std::fs::File::create_new(dir.path().join(row.to_string())).unwrap();
                         file.write_all(&content(row)).unwrap();
                         file.sync_all().unwrap();
                         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-                        FileState::of(&OwnedFd::from(file)).unwrap().unwrap()
+                        of(&tree, &file)
                     })
                     .collect();
-                let tree = Tree::open("repo", dir.path(), policy).unwrap();
                 if is_refused {
-                    tree.learn(states[0].identity.device, None);
+                    tree.learn(tree.directory.device, None);
                 }
                 std::fs::write(dir.path().join("3"), "another").unwrap();
                 std::fs::remove_file(dir.path().join("5")).unwrap();

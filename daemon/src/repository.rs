@@ -50,6 +50,7 @@ pub(crate) struct Repository {
     pub(crate) bandwidth: Option<Arc<Bucket>>,
     root: PathBuf,
     direct: DirectPolicy,
+    strict_ctime: bool,
     /// Reads of its files at once.
     reads: usize,
     store_dir: PathBuf,
@@ -109,6 +110,7 @@ impl Repository {
             bandwidth: Bucket::new(config.bandwidth),
             root: config.root.clone(),
             direct: config.direct,
+            strict_ctime: config.strict_ctime,
             reads,
             store_dir: config.store.clone(),
             store: OnceLock::new(),
@@ -194,7 +196,7 @@ impl Repository {
     }
 
     fn open(&self, candidate: Candidate, held: Option<&Edition>) -> Result<Edition, Trouble> {
-        let opened = Tree::open(&self.name, &self.root, self.direct)
+        let opened = Tree::open(&self.name, &self.root, self.direct, self.strict_ctime)
             .map_err(|source| Trouble::Root { root: self.root.clone(), source });
         let of = |tree: Result<Tree, Trouble>, generation: &Generation| match tree {
             Ok(tree) if tree.is_root_of(generation) => Ok(tree),

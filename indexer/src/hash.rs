@@ -233,7 +233,7 @@ impl<'a> Worker<'a> {
             && before.mode & READ_BY_OTHERS != 0
             && self.is_passed_by_all(name.dir);
         let Some(digests) = self.read_through(&file, before.size, keeps, sums.as_mut())? else { return Ok(None) };
-        if !tree::facts_of(&file)?.same_content(&before) {
+        if !self.reading.tree.facts_of(&file)?.same_content(&before) {
             return Ok(None);
         }
         let record = self.reading.known.put(digests.sha256, self.reading.draft, sums, &self.content)?;
@@ -248,7 +248,7 @@ impl<'a> Worker<'a> {
     fn settled(&self, file: &File, walked: &Facts) -> Result<Option<Facts>, Errno> {
         let (mut seen, mut identity) = (self.reading.walked, walked.identity);
         for _ in 0..TRIES {
-            let facts = tree::facts_of(file)?;
+            let facts = self.reading.tree.facts_of(file)?;
             if facts.identity != identity {
                 (seen, identity) = (Instant::now(), facts.identity);
             }

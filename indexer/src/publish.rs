@@ -111,15 +111,11 @@ fn local_table(
             (Source::Put(tag), _) => settled.put_facts[tag as usize],
             (Source::Old(row), Some(old)) => match settled.row_facts.get(&row) {
                 Some(facts) => *facts,
-                None => {
-                    let file = old.list.row(row).file_number();
-                    let record = file.map(|file| old.local.record(file).unwrap_or_default());
-                    LocalFacts { identity: old.local.identity(row), record }
-                }
+                None => LocalFacts::of_row(old, row),
             },
             (Source::Old(_), None) => continue,
         };
-        table.push(facts.identity, facts.record.map(now_at));
+        table.push(facts.identity, facts.links, facts.record.map(now_at));
     }
     table
 }

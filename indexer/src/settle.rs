@@ -35,8 +35,24 @@ pub(crate) struct Settled {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LocalFacts {
     pub(crate) identity: Identity,
+    /// Names of its inode, where that is known.
+    pub(crate) links: Option<u32>,
     /// Of regular files alone; pack 0 when there is no record.
     pub(crate) record: Option<RecordAt>,
+}
+
+impl LocalFacts {
+    /// What the disk says; `record` is that of a regular file.
+    pub(crate) fn of(facts: &Facts, record: Option<RecordAt>) -> Self {
+        Self { identity: facts.identity, links: Some(facts.links), record }
+    }
+
+    /// What the last generation says.
+    pub(crate) fn of_row(old: Old<'_>, row: u32) -> Self {
+        let Old { list, local, .. } = old;
+        let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
+        Self { identity: local.identity(row), links: local.links(row), record }
+    }
 }
 
 /// Turns findings into changes.
@@ -56,7 +72,7 @@ pub(crate) fn settle(
     };
     if let Some(root) = findings.root {
         let entry = settling.entry(&root.facts, Kind::Directory);
-        let tag = settling.tag(LocalFacts { identity: root.facts.identity, record: None });
+        let tag = settling.tag(LocalFacts::of(&root.facts, None));
         settling.settled.changes.root = Some(Put { entry, tag });
     }
     let mut at = 0;
@@ -69,8 +85,8 @@ pub(crate) fn settle(
             settling.remove(&dir, &name);
         }
     }
-    for (row, identity) in findings.moved {
-        settling.settled.row_facts.insert(row, LocalFacts { identity, record: None });
+    for (row, facts) in &findings.moved {
+        settling.settled.row_facts.insert(*row, LocalFacts::of(facts, None));
     }
     settling.linked(&findings.linked);
     settling.regroup();
@@ -116,7 +132,7 @@ impl Settling<'_> {
             Some(FileType::File) => return self.file(dir, name, &facts, old, outcome),
             None => return,
         };
-        let local = LocalFacts { identity: facts.identity, record: None };
+        let local = LocalFacts::of(&facts, None);
         self.put(dir, name, &facts, kind, local);
     }
 
@@ -148,7 +164,7 @@ impl Settling<'_> {
         digests: &Digests,
         record: RecordAt,
     ) {
-        let local = LocalFacts { identity: facts.identity, record: Some(record) };
+        let local = LocalFacts::of(facts, Some(record));
         let kind = Kind::File { size: facts.size, digests: *digests };
         let row = old.and_then(|row| Some(self.old?.list.row(row)));
         match row.filter(|row| is_entry(*row, &self.entry(facts, kind.clone()))) {
@@ -194,12 +210,9 @@ impl Settling<'_> {
 
     /// Puts a row as it is, in another link group.
     fn put_row(&mut self, row: u32, link: Option<u64>) {
-        let Some(Old { list, local, .. }) = self.old else { return };
+        let Some(old @ Old { list, .. }) = self.old else { return };
         let entry = Entry { link, ..list.row(row).to_entry() };
-        let facts = self.settled.row_facts.remove(&row).unwrap_or_else(|| LocalFacts {
-            identity: local.identity(row),
-            record: list.row(row).file_number().map(|file| local.record(file).unwrap_or_default()),
-        });
+        let facts = self.settled.row_facts.remove(&row).unwrap_or_else(|| LocalFacts::of_row(old, row));
         let tag = self.tag(facts);
         let dir = list.parent_of(row);
         self.settled.changes.put(&dir.path(), dir.name_of(row), entry, tag);

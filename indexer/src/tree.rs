@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
 use stillmirror_protocol::list::FileType;
-use stillmirror_protocol::local::Identity;
+use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_store::open_beneath;
 
 /// What `statx` says of one name.
@@ -25,6 +25,9 @@ pub(crate) struct Facts {
     pub(crate) size: u64,
     pub(crate) mtime: Time,
     pub(crate) identity: Identity,
+    /// The number of the device that it lies on: good for one run.
+    on_device: u64,
+    /// What a device file stands for.
     pub(crate) device: Device,
 }
 
@@ -43,7 +46,7 @@ impl Facts {
 
     /// Device and inode: what hard links share.
     pub(crate) fn inode(&self) -> (u64, u64) {
-        (self.identity.device, self.identity.inode)
+        (self.on_device, self.identity.inode)
     }
 
     /// Whether a file's content must be the same in both states.
@@ -56,8 +59,9 @@ impl Facts {
     }
 }
 
-impl From<Statx> for Facts {
-    fn from(stat: Statx) -> Self {
+impl Facts {
+    fn of(stat: &Statx, root_device: u64) -> Self {
+        let on_device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
         Self {
             mode: stat.stx_mode,
             links: stat.stx_nlink,
@@ -66,10 +70,11 @@ impl From<Statx> for Facts {
             size: stat.stx_size,
             mtime: Time { sec: stat.stx_mtime.tv_sec, nsec: stat.stx_mtime.tv_nsec },
             identity: Identity {
-                device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+                device: RelativeDevice::of(on_device, root_device),
                 inode: stat.stx_ino,
                 ctime: Time { sec: stat.stx_ctime.tv_sec, nsec: stat.stx_ctime.tv_nsec },
             },
+            on_device,
             device: Device { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor },
         }
     }
@@ -79,13 +84,17 @@ impl From<Statx> for Facts {
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: OwnedFd,
+    /// The number of the root's device.
+    device: u64,
 }
 
 impl Tree {
     /// Opens the root, which may itself be reached over symlinks.
     pub(crate) fn open(root: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(root, flags, Mode::empty())? })
+        let root = rustix::fs::open(root, flags, Mode::empty())?;
+        let device = rustix::fs::fstat(&root)?.st_dev;
+        Ok(Self { root, device })
     }
 
     /// Opens a directory for listing; the empty path is the root.
@@ -116,10 +125,22 @@ impl Tree {
     /// directory.
     pub(crate) fn look(&self, path: &[u8]) -> Result<Option<Facts>, Errno> {
         match open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW) {
-            Ok(fd) => facts_of(&fd).map(Some),
+            Ok(fd) => self.facts_of(&fd).map(Some),
             Err(error) if is_gone(error) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What an open file or directory is.
+    pub(crate) fn facts_of(&self, fd: impl AsFd) -> Result<Facts, Errno> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        Ok(Facts::of(&rustix::fs::statx(fd, c"", flags, StatxFlags::BASIC_STATS)?, self.device))
+    }
+
+    /// What a name in an open directory is, itself and not what it may point to.
+    fn facts_at(&self, dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Facts, Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        Ok(Facts::of(&rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?, self.device))
     }
 
     /// The target of the symlink at a path.
@@ -137,17 +158,6 @@ pub(crate) fn is_gone(error: Errno) -> bool {
 /// Whether a name is that of a directory itself or of the one above.
 fn is_dots(name: &[u8]) -> bool {
     name == b"." || name == b".."
-}
-
-/// What an open file or directory is.
-pub(crate) fn facts_of(fd: impl AsFd) -> Result<Facts, Errno> {
-    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS)?.into())
-}
-
-/// What a name in an open directory is, itself and not what it may point to.
-pub(crate) fn facts_at(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Facts, Errno> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-    Ok(rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?.into())
 }
 
 /// A symlink's target.
@@ -173,9 +183,10 @@ pub(crate) struct Child {
 }
 
 impl Listing {
-    /// Reads a directory into this listing. `wanted` is asked about every name after its facts are known.
+    /// Reads a directory of `tree` into this listing. `wanted` is asked about every name after its facts are known.
     pub(crate) fn read(
         &mut self,
+        tree: &Tree,
         dir: &OwnedFd,
         mut wanted: impl FnMut(&[u8], &Facts) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
@@ -191,7 +202,7 @@ impl Listing {
             if is_dots(bytes) {
                 continue;
             }
-            match facts_at(dir, name).and_then(|facts| Ok(wanted(bytes, &facts)?.then_some(facts))) {
+            match tree.facts_at(dir, name).and_then(|facts| Ok(wanted(bytes, &facts)?.then_some(facts))) {
                 Ok(Some(facts)) => {
                     let start = self.names.len() as u32;
                     self.names.extend_from_slice(bytes);

@@ -124,7 +124,7 @@ impl<'a> Walk<'a> {
             }
             let moved = !same_inode && !facts.is_file() && row.target().is_none_or(|target| target == read);
             if moved {
-                findings.moved.push((row.number(), facts.identity));
+                findings.moved.push((row.number(), *facts));
             }
             if same_inode || moved {
                 if !facts.is_dir() && (facts.links > 1 || row.link_leader().is_some()) {

@@ -309,7 +309,7 @@ impl<'a> Run<'a> {
             self.context.check()?;
             let path = self.context.selection.path(row);
             if let Some(stat) = self.context.tree.stat(&path).at("stat", self.context.tree.shown(&path))? {
-                committed.identities.insert(row, stat.identity);
+                committed.identities.insert(row, self.context.tree.identity(&stat));
             }
         }
         Ok(committed)

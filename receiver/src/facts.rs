@@ -90,7 +90,7 @@ impl Looking<'_> {
             self.selection.dirs.par_iter().map(|place| self.look_in(tree, place)).collect::<Result<_, _>>()?;
         let root = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
         let mut facts = self.nothing();
-        facts.root = Some(self.judge(self.selection.list.row(self.selection.root.row()), &root, true));
+        facts.root = Some(self.judge(tree, self.selection.list.row(self.selection.root.row()), &root, true));
         for Found { rows, extra } in found {
             facts.extra.extend(extra);
             for (index, fact) in rows {
@@ -204,7 +204,7 @@ impl Looking<'_> {
                 FileType::CharDevice | FileType::BlockDevice => row.device() == Some(stat.device),
                 FileType::Directory | FileType::Fifo | FileType::Socket => true,
             };
-        Ok(Some(Looked::Row(index, self.judge(row, &stat, content))))
+        Ok(Some(Looked::Row(index, self.judge(tree, row, &stat, content))))
     }
 
     /// Whether a regular file has a row's content, as far as the check looks.
@@ -236,14 +236,14 @@ impl Looking<'_> {
         })
     }
 
-    fn judge(&self, row: Row<'_>, stat: &Stat, content: bool) -> Fact {
+    fn judge(&self, tree: &Tree, row: Row<'_>, stat: &Stat, content: bool) -> Fact {
         let mode = stat.kind == FileType::Symlink || stat.mode == row.permissions();
         let owner = self.owners.of(row).is_none_or(|owner| owner == (stat.uid, stat.gid));
         Fact {
             kind: stat.kind,
             size: stat.size,
             mtime: stat.mtime,
-            identity: stat.identity,
+            identity: tree.identity(stat),
             content,
             metadata: mode && owner && same_time(stat.mtime, row.mtime()),
             shared: stat.kind != FileType::Directory && stat.names > 1,

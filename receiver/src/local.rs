@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags, S
 use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
 use stillmirror_protocol::list::FileType;
-use stillmirror_protocol::local::Identity;
+use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_protocol::path;
 use stillmirror_store::Flock;
 
@@ -23,6 +23,8 @@ use stillmirror_store::Flock;
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: OwnedFd,
+    /// The number of the root's device.
+    device: u64,
     path: PathBuf,
 }
 
@@ -44,7 +46,11 @@ pub(crate) struct Stat {
     pub(crate) names: u32,
     pub(crate) size: u64,
     pub(crate) mtime: Time,
-    pub(crate) identity: Identity,
+    /// The number of the device that it lies on.
+    pub(crate) on_device: u64,
+    pub(crate) inode: u64,
+    pub(crate) ctime: Time,
+    /// What a device file stands for.
     pub(crate) device: Device,
 }
 
@@ -52,7 +58,15 @@ impl Tree {
     /// Opens the tree. The caller names it, so a symlink there is followed.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let device = rustix::fs::fstat(&root)?.st_dev;
+        Ok(Self { root, device, path: path.to_owned() })
+    }
+
+    /// The identity of an entry of this tree.
+    pub(crate) fn identity(&self, stat: &Stat) -> Identity {
+        let device = RelativeDevice::of(stat.on_device, self.device);
+        Identity { device, inode: stat.inode, ctime: stat.ctime }
     }
 
     /// Takes the tree for this pull alone. None: another one has it.
@@ -154,11 +168,9 @@ pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
         names: found.stx_nlink,
         size: found.stx_size,
         mtime: time(found.stx_mtime),
-        identity: Identity {
-            device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
-            inode: found.stx_ino,
-            ctime: time(found.stx_ctime),
-        },
+        on_device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        ctime: time(found.stx_ctime),
         device: Device { major: found.stx_rdev_major, minor: found.stx_rdev_minor },
     })
 }

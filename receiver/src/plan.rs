@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::list::{FileType, ListRef};
+use stillmirror_protocol::local::RelativeDevice;
 use stillmirror_protocol::path;
 
 use crate::facts::{Extra, Fact, Facts};
@@ -150,16 +151,16 @@ fn apart(inputs: &Inputs<'_>) -> HashSet<u32> {
         let fact = fact.filter(|fact| fact.shared && fact.content && fact.kind != FileType::Directory)?;
         Some((row, fact))
     });
-    let mut owners: HashMap<(u64, u64), (u32, bool)> = HashMap::new();
+    let mut owners: HashMap<(RelativeDevice, u64), (u32, bool)> = HashMap::new();
     for (row, fact) in shared.clone() {
-        let owner = owners.entry((fact.identity.device, fact.identity.inode)).or_insert((row, fact.metadata));
+        let owner = owners.entry(fact.identity.inode_key()).or_insert((row, fact.metadata));
         if fact.metadata && !owner.1 {
             // It keeps the inode which has all that is wanted of it.
             *owner = (row, true);
         }
     }
     let parted = shared.filter(|(row, fact)| {
-        let owner = owners.get(&(fact.identity.device, fact.identity.inode));
+        let owner = owners.get(&fact.identity.inode_key());
         owner.is_some_and(|&(owner, _)| looks(owner) != looks(*row))
     });
     parted.map(|(row, _)| row).collect()
@@ -172,7 +173,7 @@ fn join_group(inputs: &Inputs<'_>, members: &[u32], apart: &HashSet<u32>, links:
     let fact = |row: u32| inputs.facts.rows[inputs.selection.index(row)?].filter(|fact| right(row, fact));
     let right = members.iter().copied().find(|&row| fact(row).is_some());
     let leader = right.or_else(|| members.first().copied())?;
-    let inode = |row: u32| fact(row).map(|fact| (fact.identity.device, fact.identity.inode));
+    let inode = |row: u32| fact(row).map(|fact| fact.identity.inode_key());
     let other = |row: &u32| *row != leader && (right.is_none() || inode(*row) != inode(leader));
     links.extend(members.iter().filter(|row| other(row)).map(|&row| (row, leader)));
     right.is_none().then_some(leader)

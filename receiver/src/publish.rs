@@ -185,7 +185,7 @@ impl Publisher<'_> {
                 (true, Some(record)) => Some(record),
                 (true, None) => Some(carried.of(row.sha256(), draft)?),
             };
-            table.push(identity, record);
+            table.push(identity, None, record);
         }
         Ok(table)
     }

@@ -163,7 +163,7 @@ impl Verifier<'_> {
             return Some(Problem::Type);
         }
         if row.link_leader().is_some() {
-            found.inodes.push((row.number(), (stat.identity.device, stat.identity.inode)));
+            found.inodes.push((row.number(), (stat.on_device, stat.inode)));
         }
         let right = match stat.kind {
             FileType::File => {

@@ -34,13 +34,20 @@ pub struct Generation {
     head_bytes: Vec<u8>,
     list: Archived<ArchivedFileList>,
     list_zst: Watched,
-    local: Archived<ArchivedLocalTable>,
+    local: Local,
     delta: Option<Arc<Delta>>,
     origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
     /// Where packs are.
     sums: PathBuf,
     uses: Vec<PackUse>,
     packs: BTreeMap<u32, Pack>,
+}
+
+#[derive(Debug)]
+struct Local {
+    table: Archived<ArchivedLocalTable>,
+    /// Of a table that has device numbers, the root's.
+    root_device: Option<u64>,
 }
 
 /// What a pulled generation is a part of.
@@ -140,7 +147,7 @@ impl Generation {
 
     /// What only this host knows of the list's entries.
     pub fn local(&self) -> LocalRef<'_> {
-        LocalRef::new(self.local.get())
+        LocalRef::new(self.local.table.get(), self.local.root_device)
     }
 
     /// The block checksum record of a regular file, by its file number
@@ -298,7 +305,7 @@ fn open_list(path: &Path, head: &Head) -> Result<Archived<ArchivedFileList>, Sto
     Ok(mapped)
 }
 
-fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Archived<ArchivedLocalTable>, StoreError> {
+fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Local, StoreError> {
     let file = File::open(path).at("open", path)?;
     let found = file.metadata().at("stat", path)?.len();
     let bad = |error: LocalError| damaged(path, error);
@@ -311,10 +318,11 @@ fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Arch
     {
         return Err(bad(LocalError::Checksum));
     }
-    let mapped = map_archived(&file, path, local::HEADER_BYTES, LocalError::Columns)?;
-    local::open_body(&mapped.bytes()[local::HEADER_BYTES..], entries, files).map_err(bad)?;
-    mapped.forget_pages();
-    Ok(mapped)
+    let table = map_archived(&file, path, local::HEADER_BYTES, LocalError::Columns)?;
+    let body = &table.bytes()[local::HEADER_BYTES..];
+    let root_device = local::open_body(body, header.version, entries, files).map_err(bad)?.root_device();
+    table.forget_pages();
+    Ok(Local { table, root_device })
 }
 
 /// Counts which packs the local facts of a draft refer to, with the numbers of rows in its head.
@@ -323,7 +331,9 @@ pub(crate) fn pack_uses(path: &Path, head: &Head) -> Result<Vec<PackUse>, StoreE
     let counts = &head.counts;
     let entries = counts.files + counts.directories + counts.symlinks + counts.specials;
     let body = map.bytes().get(local::HEADER_BYTES..).unwrap_or_default();
-    let facts = local::open_body(body, entries as u32, counts.files as u32).map_err(|error| damaged(path, error))?;
+    let version = local::VERSION;
+    let facts =
+        local::open_body(body, version, entries as u32, counts.files as u32).map_err(|error| damaged(path, error))?;
     Ok(packs::count_uses(facts, counts.files as u32))
 }
 

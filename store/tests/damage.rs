@@ -120,7 +120,7 @@ fn a_newer_format_is_told_apart_from_damage() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     for (name, what) in
-        [("list", "format 2"), ("head", "format 2"), ("local", "format 3"), ("packs", "another format version")]
+        [("list", "format 2"), ("head", "format 2"), ("local", "format 4"), ("packs", "another format version")]
     {
         let path = store.dir().join("generations/1").join(name);
         let bytes = fs::read(&path).unwrap();

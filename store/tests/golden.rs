@@ -34,9 +34,13 @@ fn a_generation_of_an_earlier_build_is_read() {
     assert_eq!(linked.link_leader(), list.find(b"pool/a").map(|row| row.number()));
     assert_eq!(list.find(b"stable").unwrap().target(), Some(&b"pool"[..]));
     assert_eq!(list.find(b"pool/null").unwrap().owner().user, b"mirror");
-    let facts = aligned("local");
-    let facts = local::open_body(&facts[local::HEADER_BYTES..], list.len(), list.files()).unwrap();
-    assert_eq!((facts.identity(2).inode, facts.record(0).unwrap().offset), (2, 64));
+    for (name, links) in [("local", Some(1)), ("local-3", None)] {
+        let facts = aligned(name);
+        let version = local::Header::decode(&facts[..local::HEADER_BYTES]).unwrap().version;
+        let facts = local::open_body(&facts[local::HEADER_BYTES..], version, list.len(), list.files()).unwrap();
+        assert_eq!((facts.identity(2).inode, facts.record(0).unwrap().offset, facts.links(2)), (2, 64, links));
+        assert!((0..list.len()).all(|row| facts.identity(row).device == local::RelativeDevice::Roots));
+    }
 }
 
 fn golden(name: &str) -> PathBuf {

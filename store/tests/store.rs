@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use common::{NAME, content, fill, publish, record, store};
-use stillmirror_protocol::local::LocalTable;
+use stillmirror_protocol::local::{self, LocalTable};
 use stillmirror_store::{Retained, Retention, Store, StoreError};
 
 #[test]
@@ -58,6 +58,22 @@ fn a_content_is_found_by_its_files_size_and_read_from_the_pack_itself() {
 }
 
 #[test]
+fn local_facts_with_device_numbers_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let path = store.dir().join("generations/1/local");
+    let is = store.current().unwrap().unwrap();
+    let mut older = fs::read(&path).unwrap();
+    older[8] = local::ABSOLUTE_DEVICES as u8;
+    fs::write(&path, older).unwrap();
+    let was = store.current().unwrap().unwrap();
+    for row in 0..is.list().len() {
+        assert_eq!(was.local().identity(row), is.local().identity(row));
+        assert_eq!((was.local().links(row), is.local().links(row)), (None, Some(1)));
+    }
+}
+
+#[test]
 fn a_record_in_the_place_of_another_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
@@ -66,7 +82,7 @@ fn a_record_in_the_place_of_another_one_is_refused() {
     let mut swapped = LocalTable::default();
     for row in 0..list.len() {
         let other = list.row(row).file_number().map(|file| list.files() - 1 - file);
-        swapped.push(facts.identity(row), other.and_then(|other| facts.record(other)));
+        swapped.push(facts.identity(row), facts.links(row), other.and_then(|other| facts.record(other)));
     }
     let lock = store.lock().unwrap();
     let draft = store.begin(&lock).unwrap();

@@ -27,6 +27,8 @@ struct Opened {
     path: Vec<u8>,
     indexed: FileState,
     file: OwnedFd,
+    /// The number of the device that it lies on.
+    device: u64,
     /// How all ranges of it are read: the descriptor is set up for that.
     way: Way,
 }
@@ -105,22 +107,22 @@ impl Tree {
     /// Sets the file of a run of ranges up for how they are read.
     fn set_up(&self, path: Vec<u8>, opened: Result<OwnedFd, Errno>, run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
         let indexed = run[0].indexed;
-        let file = self.checked(&path, indexed, opened)?;
+        let (file, device) = self.checked(&path, indexed, opened)?;
         let start = run.iter().map(|range| range.offset).min().unwrap_or(0);
         let end = run.iter().map(|range| range.offset + range.len as u64).max().unwrap_or(0);
-        let mut way = self.way(&file, indexed.identity.device, start, (end - start) as usize);
+        let mut way = self.way(&file, device, start, (end - start) as usize);
         // One descriptor does for one batch: what is not cached now will not be when it is read.
         if matches!(way, Way::Directly(_)) && rustix::fs::fcntl_setfl(&file, OFlags::DIRECT).is_err() {
-            self.learn(indexed.identity.device, None);
+            self.learn(device, None);
             way = Way::ThroughCacheAndOut;
         }
-        Ok(Opened { path, indexed, file, way })
+        Ok(Opened { path, indexed, file, device, way })
     }
 
     /// The rest of a direct read of `want` bytes that gave less, or was refused.
     fn complete(
         &self,
-        Opened { indexed, file, .. }: &Opened,
+        Opened { device, file, .. }: &Opened,
         read: Read<'_>,
         result: Result<usize, Errno>,
         want: usize,
@@ -129,7 +131,7 @@ impl Tree {
         match result {
             Ok(filled) if filled < want => read_aligned(file, read.offset, want, read.room, alignment),
             Err(Errno::INVAL) => {
-                self.learn(indexed.identity.device, None);
+                self.learn(*device, None);
                 rustix::fs::fcntl_setfl(file, OFlags::empty())?;
                 read_full(file, read.offset, read.room, Way::ThroughCacheAndOut)
             }

@@ -9,7 +9,7 @@ use stillmirror_protocol::list::Dir;
 use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::{Generation, open_beneath, open_beneath_at_once};
 
-use super::{FileState, Tree, is_indexed, is_shortage, once_not_short};
+use super::{Comparison, Tree, is_shortage, once_not_short};
 
 /// What is opened says where a file is, not what is in it.
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
@@ -66,7 +66,11 @@ impl Tree {
 
     fn state(&self, generation: &Generation, dir: Dir<'_>, opened: &OwnedFd, row: u32) -> Result<(), ItemFailure> {
         match rustix::fs::statat(opened, dir.name_of(row), AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
-            Ok(stat) => is_indexed(FileState::of_stat(&stat), FileState::indexed(generation, row)),
+            Ok(stat) => match self.compare(&stat, self.indexed(generation, row)) {
+                // What was touched is of no matter: the content comes from the store, which has it with its digest.
+                Comparison::Same | Comparison::Touched(_) => Ok(()),
+                Comparison::Other => Err(ItemFailure::Stale),
+            },
             Err(errno) => Err(self.failure(&generation.list().path(row), errno)),
         }
     }

@@ -17,21 +17,23 @@ pub(crate) struct OpenFile {
     path: Box<[u8]>,
     indexed: FileState,
     plain: OwnedFd,
+    /// The number of the device that it lies on.
+    device: u64,
     /// Opened when something is to be read directly; `None` where that is refused.
     direct: OnceLock<Option<OwnedFd>>,
 }
 
 impl OpenFile {
     /// `plain` is open for reading, and was in the state in which it was indexed.
-    pub(super) fn new(tree: Arc<Tree>, path: &[u8], indexed: FileState, plain: OwnedFd) -> Self {
-        Self { tree, path: path.into(), indexed, plain, direct: OnceLock::new() }
+    pub(super) fn new(tree: Arc<Tree>, path: &[u8], indexed: FileState, plain: OwnedFd, device: u64) -> Self {
+        Self { tree, path: path.into(), indexed, plain, device, direct: OnceLock::new() }
     }
 
     /// Reads `len` bytes at `offset` and says where in `buffer` they are. `buffer` begins on a multiple
     /// of [`crate::direct::ALIGNMENT`] and has [`super::room`]. Fails unless the file was in its indexed
     /// state before and after.
     pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
-        let range = match self.tree.way(&self.plain, self.indexed.identity.device, offset, len) {
+        let range = match self.tree.way(&self.plain, self.device, offset, len) {
             Way::Directly(alignment) => match self.read_directly(offset, len, buffer, alignment) {
                 Some(result) => result,
                 None => self.read_through_cache(offset, len, buffer, Way::ThroughCacheAndOut),
@@ -50,7 +52,7 @@ impl OpenFile {
     /// Whether a range is best taken out of the page cache.
     pub(crate) fn is_in_page_cache(&self, range: &Range<u64>) -> bool {
         let len = (range.end - range.start) as usize;
-        self.tree.way(&self.plain, self.indexed.identity.device, range.start, len) == Way::ThroughCache
+        self.tree.way(&self.plain, self.device, range.start, len) == Way::ThroughCache
     }
 
     /// Puts words and ranges of it into a pipe. Fails unless the file was in its indexed state after that.
@@ -61,7 +63,7 @@ impl OpenFile {
         parts: impl Iterator<Item = Part>,
     ) -> Result<(), ItemFailure> {
         pipe.fill(words, &self.plain, parts).map_err(|_| ItemFailure::Unreadable)?;
-        self.tree.check(&self.path, self.indexed, &self.plain)
+        self.tree.check_at_once(&self.path, self.indexed, &self.plain)
     }
 
     /// `None` where direct reads turn out to be refused.
@@ -78,7 +80,7 @@ impl OpenFile {
         match read_aligned(file, offset - skip as u64, skip + len, room, alignment) {
             Ok(filled) => Some(Ok(skip.min(filled)..filled.min(skip + len))),
             Err(Errno::INVAL) => {
-                self.tree.learn(self.indexed.identity.device, None);
+                self.tree.learn(self.device, None);
                 None
             }
             Err(errno) => Some(Err(errno)),
@@ -89,7 +91,7 @@ impl OpenFile {
         match self.tree.open_waiting(&self.path, OFlags::DIRECT) {
             Ok(file) => self.tree.check(&self.path, self.indexed, &file).is_ok().then_some(file),
             Err(Errno::INVAL) => {
-                self.tree.learn(self.indexed.identity.device, None);
+                self.tree.learn(self.device, None);
                 None
             }
             // It was there a moment ago: the check after the read will tell what became of it.

@@ -95,7 +95,7 @@ impl Tree {
         offset: u64,
         room: &mut [u8],
     ) -> Result<(), ItemFailure> {
-        let file = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
+        let (file, _) = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
         let filled = read_full(&file, offset, room, Way::ThroughCache).map_err(|errno| self.failure(path, errno))?;
         self.check(path, indexed, &file)?;
         if filled == room.len() { Ok(()) } else { Err(ItemFailure::Unreadable) }

@@ -284,7 +284,7 @@ fn read_instead(
     got: &[Got],
 ) -> Result<Range<usize>, ItemFailure> {
     let generation = &pinned.edition.generation;
-    let (path, indexed) = (generation.list().path(row), FileState::indexed(generation, row));
+    let (path, indexed) = (generation.list().path(row), pinned.edition.tree.indexed(generation, row));
     let mut bytes = vec![0; place.len()];
     pinned.edition.tree.read_instead(&path, indexed, offset, &mut bytes)?;
     let differs = |taken: &Range<usize>| {

@@ -203,12 +203,12 @@ impl<O: Order> Plan<O> {
         let Asked::Bytes { row, offset, len, is_redo } = self.order.asked(item) else {
             return Step::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
         };
-        let (generation, begin) = (&self.order.pinned().edition.generation, offset + done);
-        if let Some(stored) = Stored::of(generation, row).filter(|_| !is_redo) {
+        let (edition, begin) = (&self.order.pinned().edition, offset + done);
+        if let Some(stored) = Stored::of(&edition.generation, row).filter(|_| !is_redo) {
             let (origin, len) = (Origin::Store(row, stored), (len - done) as usize);
             return Step::Part(Part { item, before: done, origin, offset: begin, len });
         }
-        let file = FileState::indexed(generation, row);
+        let file = edition.tree.indexed(&edition.generation, row);
         let extent = EXTENT as u64;
         let start = begin - begin % extent;
         let span = start..(start + extent).min(file.size());

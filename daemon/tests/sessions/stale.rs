@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use stillmirror_protocol::wire::{Item, ItemFailure, Request};
 
-use crate::support::{Fixture, noise, soon};
+use crate::support::{Fixture, Server, noise, soon};
 
 #[tokio::test]
 async fn a_changed_file_is_not_sent_and_those_around_it_are() {
@@ -108,4 +108,61 @@ async fn small_files_that_were_read_before_come_out_of_memory_as_they_were_index
     let there = |at: &usize| gone.iter().all(|&(item, _)| item as usize != *at);
     let expected: Vec<u8> = (0..100).filter(there).flat_map(|at| files[at].1.clone()).collect();
     assert!(answer.bytes == expected);
+}
+
+/// Writes other content of the same length, and puts the times back.
+fn forge(path: &std::path::Path, content: &[u8]) {
+    let mtime = std::fs::metadata(path).unwrap().modified().unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(content, 0).unwrap();
+    file.set_modified(mtime).unwrap();
+}
+
+#[tokio::test]
+async fn files_that_were_touched_are_sent_once_their_content_was_found_to_be_the_indexed_one() {
+    let (big, forged) = (noise(5 << 20), noise(3 << 20));
+    let fixture = Fixture::with(&[("big", &big), ("forged", &forged), ("small", b"small"), ("tiny", b"right")]);
+    let server = fixture.serve().await;
+    let items = ["big", "forged", "small", "tiny"].map(|name| fixture.whole(name)).to_vec();
+    // A copy of the tree by hard links is made, and goes.
+    for name in ["big", "small"] {
+        std::fs::hard_link(fixture.root().join(name), fixture.dir.path().join(name)).unwrap();
+        std::fs::remove_file(fixture.dir.path().join(name)).unwrap();
+    }
+    forge(&fixture.root().join("forged"), &[7; 100]);
+    forge(&fixture.root().join("tiny"), b"wrong");
+    for _ in 0..2 {
+        let mut client = server.client().await;
+        let (handle, _) = client.pin().await;
+        let answer = soon(client.data(handle, items.clone())).await;
+        assert!(answer.bytes == [&big[..], b"small"].concat());
+        let failed: Vec<_> = answer.failures.iter().map(|&(_, item, reason)| (item, reason)).collect();
+        assert_eq!(failed, [(1, ItemFailure::Stale), (3, ItemFailure::Stale)]);
+    }
+}
+
+#[tokio::test]
+async fn a_large_file_that_is_touched_while_it_is_sent_is_sent_to_its_end() {
+    let content = noise(24 << 20);
+    let fixture = Fixture::with(&[("big", &content)]);
+    let server = fixture.serve().await;
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let number = client.send(&Request::Data { handle, items: vec![fixture.whole("big")] }).await;
+    let (_, first) = soon(client.frame()).await.unwrap();
+    std::fs::hard_link(fixture.root().join("big"), fixture.dir.path().join("link")).unwrap();
+    let rest = soon(client.answer(number)).await;
+    assert_eq!(rest.failures, []);
+    assert!([first, rest.bytes].concat() == content);
+}
+
+#[tokio::test]
+async fn a_touched_file_is_another_one_where_the_operator_wants_that() {
+    let fixture = Fixture::with(&[("a", b"first"), ("b", b"second")]);
+    let server = Server::start(fixture.config(|config| config.repositories[0].strict_ctime = true)).await;
+    std::fs::hard_link(fixture.root().join("a"), fixture.dir.path().join("a")).unwrap();
+    let mut client = server.client().await;
+    let (handle, _) = client.pin().await;
+    let answer = soon(client.data(handle, vec![fixture.whole("a"), fixture.whole("b")])).await;
+    assert_eq!((answer.bytes, answer.failures), (b"second".to_vec(), vec![(0, 0, ItemFailure::Stale)]));
 }

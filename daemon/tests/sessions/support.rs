@@ -13,7 +13,7 @@ use stillmirror_daemon::{Config, Daemon, DaemonError, Listeners, Reload, Reposit
 use stillmirror_protocol::changes::{self, Changes, Source};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
-use stillmirror_protocol::local::{Identity, LocalTable};
+use stillmirror_protocol::local::{Identity, LocalTable, RelativeDevice};
 use stillmirror_protocol::wire::{
     ClientHello, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, Item, ItemFailure, ListForm, Reply, Request,
     ServerHello, frame, kind,
@@ -153,7 +153,7 @@ pub(crate) fn index_as(
         let content = if keeps { kept(read()) } else { Vec::new() };
         let append = || draft.append(row.sha256(), Record { sums: &path, content: &content }).unwrap();
         let record = row.is_file().then(append);
-        local.push(facts[&path], record);
+        local.push(facts[&path], None, record);
     }
     let digest = list::digest(&encoded);
     let before = store.current().unwrap();
@@ -183,7 +183,7 @@ fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<
         let look = if path.is_empty() { std::fs::metadata } else { std::fs::symlink_metadata::<PathBuf> };
         let meta = look(disk(path)).unwrap();
         let ctime = Time { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
-        facts.insert(path.to_vec(), Identity { device: meta.dev(), inode: meta.ino(), ctime });
+        facts.insert(path.to_vec(), Identity { device: RelativeDevice::Roots, inode: meta.ino(), ctime });
         let kind = if meta.is_dir() {
             Kind::Directory
         } else if meta.is_symlink() {

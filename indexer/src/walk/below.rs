@@ -61,7 +61,7 @@ impl Worker<'_> {
             let mut path = pending.path.clone();
             path.extend((!path.is_empty()).then_some(b'/'));
             let start = path.len();
-            self.listing.read(&dir, |name, facts| {
+            self.listing.read(walk.tree, &dir, |name, facts| {
                 path.truncate(start);
                 path.extend_from_slice(name);
                 if path.len() > limits::PATH { Err(Errno::NAMETOOLONG) } else { Ok(walk.wants(&path, name, facts)) }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use rustix::io::Errno;
-use stillmirror_protocol::local::Identity;
 
 use crate::report::Problem;
 use crate::tree::Facts;
@@ -16,7 +15,7 @@ pub(crate) struct Findings {
     /// Differences by directory.
     pub(crate) dirs: BTreeMap<Vec<u8>, DirFindings>,
     /// Rows that differ in nothing portable, and are no files whose content must be looked at.
-    pub(crate) moved: Vec<(u32, Identity)>,
+    pub(crate) moved: Vec<(u32, Facts)>,
     /// Unchanged rows whose inodes have several names, or that are of a link group: the grouping may have changed around them.
     pub(crate) linked: Vec<(u32, Facts)>,
     /// Directories that were there when their parent was listed, and could not be listed themselves.

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use stillmirror_protocol::list::Row;
-use stillmirror_protocol::local::Identity;
 use stillmirror_protocol::path;
 
 use super::below::Pending;
@@ -122,7 +121,7 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
     for (dir, differs) in &findings.dirs {
         for found in &differs.found {
             if found.facts.links > 1 && !found.facts.is_dir() {
-                inodes.insert(found.facts.inode());
+                inodes.insert(found.facts.identity.inode_key());
             }
             found.old.map(|row| old.list.row(row)).filter(|_| !found.facts.is_dir()).into_iter().for_each(&mut touch);
         }
@@ -131,9 +130,9 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
         }
     }
     // What has the same look in another inode may have left a group, or come to one.
-    for (row, identity) in findings.moved.iter().filter(|(row, _)| !old.list.row(*row).is_dir()) {
+    for (row, facts) in findings.moved.iter().filter(|(row, _)| !old.list.row(*row).is_dir()) {
         touch(old.list.row(*row));
-        inodes.insert((identity.device, identity.inode));
+        inodes.insert(facts.identity.inode_key());
     }
     if !gone_dirs.is_empty() {
         let below_gone = |row: u32| {
@@ -150,10 +149,7 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
         rows.extend(old.list.links().filter(|(_, leader)| leaders.contains(leader)).map(|(row, _)| row));
     }
     if !inodes.is_empty() {
-        rows.extend((0..old.list.len()).filter(|&row| {
-            let Identity { device, inode, .. } = old.local.identity(row);
-            inodes.contains(&(device, inode))
-        }));
+        rows.extend((0..old.list.len()).filter(|&row| inodes.contains(&old.local.identity(row).inode_key())));
     }
     rows.into_iter().map(|row| old.list.path(row)).filter(|path| !seen.contains(path)).collect()
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use stillmirror_protocol::changes::Changes;
 use stillmirror_protocol::entry::Entry;
 use stillmirror_protocol::list::Row;
-use stillmirror_protocol::local::Identity;
+use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_protocol::path;
 
 use super::Publisher;
@@ -117,7 +117,7 @@ impl Publisher<'_> {
         let stat = self.tree.stat(local).at("stat", self.tree.shown(local))?;
         let Some(stat) = stat.filter(|stat| stat.kind == held.file_type()) else { return Ok(false) };
         let mut entry = held.to_entry();
-        let rows = shared.get(&inode(stat.identity));
+        let rows = shared.get(&self.tree.identity(&stat).inode_key());
         if let Some(rows) = rows.filter(|rows| self.selection.list.row(rows[0]).has_content_of(held)) {
             // Its content has another name too, which the sender's list knows: one inode, of that one's
             // mode and time. The next pull must know, for what happens to one name changes the other's ctime.
@@ -133,7 +133,7 @@ impl Publisher<'_> {
             differences.put(local, entry, Identity::UNKNOWN);
             return Ok(true);
         }
-        differences.put(local, entry, stat.identity);
+        differences.put(local, entry, self.tree.identity(&stat));
         Ok(true)
     }
 
@@ -145,7 +145,7 @@ impl Publisher<'_> {
         let mut inodes = Inodes::new();
         for row in rows {
             if !self.selection.list.row(row).is_dir() && !self.failed.contains_key(&row) {
-                inodes.entry(inode(self.identity(row))).or_default().push(row);
+                inodes.entry(self.identity(row).inode_key()).or_default().push(row);
             }
         }
         inodes
@@ -153,8 +153,4 @@ impl Publisher<'_> {
 }
 
 /// Rows of the sender's list by device and inode.
-type Inodes = HashMap<(u64, u64), Vec<u32>>;
-
-fn inode(identity: Identity) -> (u64, u64) {
-    (identity.device, identity.inode)
-}
+type Inodes = HashMap<(RelativeDevice, u64), Vec<u32>>;

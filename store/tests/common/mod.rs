@@ -9,7 +9,7 @@ use stillmirror_protocol::changes::{Changes, apply};
 use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::list::{self, FileType};
-use stillmirror_protocol::local::{Identity, LocalTable};
+use stillmirror_protocol::local::{Identity, LocalTable, RelativeDevice};
 use stillmirror_store::{Draft, Generation, Record, Store, StoreError};
 
 /// The repository of every test store.
@@ -48,12 +48,13 @@ pub(crate) fn fill_with(draft: &Draft, before: Option<&Generation>, changes: &Ch
     let mut records = HashMap::new();
     let mut local = LocalTable::default();
     for row in 0..list.len() {
-        let identity = Identity { device: 1, inode: u64::from(row), ctime: Time { sec: 7, nsec: 8 } };
+        let identity =
+            Identity { device: RelativeDevice::Roots, inode: u64::from(row), ctime: Time { sec: 7, nsec: 8 } };
         let file = list.row(row).sha256();
         if list.row(row).is_file() && !records.contains_key(&file) {
             records.insert(file, draft.append(file, Record { sums: &record(number), content: CONTENT })?);
         }
-        local.push(identity, records.get(&file).copied());
+        local.push(identity, Some(1), records.get(&file).copied());
     }
     draft.write_local(&local.encode(digest))?;
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);

@@ -15,7 +15,7 @@ use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
 use crate::edition::Pinned;
-use crate::file::{FileState, OpenFile};
+use crate::file::OpenFile;
 use crate::session::Ended;
 
 /// Bytes of a file of names in the repository.
@@ -248,7 +248,7 @@ impl NameFile {
         let path = path.strip_prefix(b"/").unwrap_or(path);
         let row = generation.list().find(path).filter(|row| row.is_file() && row.size() <= NAMES_BYTES);
         let row = row.ok_or_else(refused)?;
-        let file = pinned.edition.tree.open_file(path, FileState::indexed(generation, row.number()));
+        let file = pinned.edition.tree.open_file(path, pinned.edition.tree.indexed(generation, row.number()));
         Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, begun: Vec::new() })
     }
 
