@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FileType, FsWord, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use stillmirror_protocol::entry::{Digest, Time};
@@ -32,6 +32,9 @@ pub(crate) use open::OpenFile;
 pub(crate) use stored::Stored;
 use touched::Touched;
 
+/// The file systems of which the state of a cached inode is known without asking anybody: ext2 to ext4, XFS, btrfs, ZFS,
+/// F2FS, tmpfs, overlayfs. Others may ask a server that does not answer.
+const LOCAL: [FsWord; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0x2fc1_2fc1, 0xf2f5_2010, 0x0102_1994, 0x794c_7630];
 /// How long a file waits for a descriptor, and how often it is looked for one.
 const SHORTAGE: Duration = Duration::from_secs(30);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
@@ -109,6 +112,8 @@ pub(crate) struct Tree {
     repository: String,
     root: OwnedFd,
     directory: Directory,
+    /// Whether its file system answers out of memory or its own disk.
+    is_local: bool,
     policy: DirectPolicy,
     /// What direct reads must be aligned to (bytes), by device; `None` where they are refused.
     alignments: RwLock<Vec<(u64, Option<usize>)>>,
@@ -125,10 +130,12 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
         let directory = Directory::of(&rustix::fs::fstat(&root)?);
+        let is_local = LOCAL.contains(&rustix::fs::fstatfs(&root)?.f_type);
         Ok(Self {
             repository: repository.to_owned(),
             root,
             directory,
+            is_local,
             policy,
             alignments: RwLock::default(),
             refusal_told: AtomicBool::new(false),

@@ -17,7 +17,7 @@ use crate::repository::{Repository, Trouble};
 /// Reads of files at once that a repository has at the least.
 const FEWEST_READS: usize = 4;
 /// How long the start waits for repositories to open. The others come when they do.
-const OPENING: Duration = Duration::from_secs(10);
+const OPENING: Duration = Duration::from_secs(3);
 
 /// All repositories, in the order of the configuration.
 pub(crate) struct Registry {

@@ -56,7 +56,7 @@ pub(crate) struct Repository {
     store_dir: PathBuf,
     store: OnceLock<Store>,
     current: RwLock<Option<Arc<Edition>>>,
-    /// Whether there is a store, but not all that is to be served of it.
+    /// Whether there is a store, as far as is known, but not all that is to be served of it.
     is_in_trouble: AtomicBool,
     /// The last attempt to open what is to be served, if it failed.
     failed: Mutex<Option<Failure>>,
@@ -115,7 +115,7 @@ impl Repository {
             store_dir: config.store.clone(),
             store: OnceLock::new(),
             current: RwLock::default(),
-            is_in_trouble: AtomicBool::new(false),
+            is_in_trouble: AtomicBool::new(true),
             failed: Mutex::default(),
         })
     }
@@ -143,7 +143,10 @@ impl Repository {
         let mut failed = self.failed();
         let candidate = match self.candidate() {
             Ok(Some(candidate)) => candidate,
-            Ok(None) => return Ok(false),
+            Ok(None) => {
+                self.is_in_trouble.store(false, Ordering::Relaxed);
+                return Ok(false);
+            }
             Err(trouble) => return Err(self.fail(&mut failed, None, trouble)),
         };
         let held = self.current();

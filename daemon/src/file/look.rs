@@ -30,6 +30,9 @@ impl Tree {
     /// The same, unless that might wait for the disk or a descriptor. The first of neighbours tells for all: they are
     /// remembered, and forgotten, together.
     pub(crate) fn look_at_once(&self, generation: &Generation, rows: &[u32]) -> Option<States> {
+        if !self.is_local {
+            return None;
+        }
         let at_once = |opened: Result<OwnedFd, Errno>| match opened {
             Err(errno) if errno == Errno::AGAIN || is_shortage(errno) => Err(errno),
             result => Ok(result),

@@ -49,6 +49,11 @@ impl OpenFile {
         Ok(range)
     }
 
+    /// Whether its file system answers without asking another host or process.
+    pub(crate) fn is_local(&self) -> bool {
+        self.tree.is_local
+    }
+
     /// Whether a range is best taken out of the page cache.
     pub(crate) fn is_in_page_cache(&self, range: &Range<u64>) -> bool {
         let len = (range.end - range.start) as usize;

@@ -361,9 +361,9 @@ impl LargeFile {
         self.row == row && Arc::ptr_eq(&self.pinned, pinned)
     }
 
-    /// Whether it was opened, and was the indexed one.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self.open.get(), Some(Ok(_)))
+    /// Whether it was opened, was the indexed one, and tells its state at once.
+    pub(super) fn is_open_locally(&self) -> bool {
+        matches!(self.open.get(), Some(Ok(file)) if file.is_local())
     }
 
     pub(super) fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {

@@ -68,7 +68,7 @@ impl<F: Framing> Lane<F> {
     fn is_in_open_file(&self) -> bool {
         let (Some(plan), Some(file)) = (self.plans.front(), &self.file) else { return false };
         let is_its = |extent: ExtentPiece| file.is_at(plan.order().pinned(), extent.row);
-        file.is_open() && plan.peek_extent().is_some_and(is_its)
+        file.is_open_locally() && plan.peek_extent().is_some_and(is_its)
     }
 
     /// Whether to let the rest of the pack come closer before the next extent is read.
