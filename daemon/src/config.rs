@@ -117,7 +117,7 @@ pub struct RsyncConfig {
     pub enabled: bool,
     /// A text for every client; read at every connection. Default none.
     pub motd: Option<PathBuf>,
-    /// Bytes of encoded lists kept for each repository, so that a list is written once for all; 0 for none.
+    /// Bytes of disk for encoded lists, all repositories together, so that a list is written once for all; 0 for none.
     /// Default 1 GiB.
     pub cached_lists: u64,
     /// Where they are kept: a directory with one for each repository, which the daemon must be able to write.

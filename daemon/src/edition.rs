@@ -15,7 +15,6 @@ use crate::extents::READS;
 use crate::file::Tree;
 use crate::gate::Gate;
 use crate::list_forms::ListForms;
-use crate::lists::Lists;
 use crate::repository::Repository;
 
 /// Cores that are made use of for single clients of one repository.
@@ -39,8 +38,6 @@ pub(crate) struct Edition {
     sub_lists: OnceLock<Arc<SubLists>>,
     /// Which filter rules of stock clients hide nothing of it.
     pub(crate) voids: Voids,
-    /// Its encoded lists.
-    pub(crate) lists: Lists,
     /// What turned out to be damaged of it.
     pub(crate) damages: Damages,
 }
@@ -121,7 +118,6 @@ impl Edition {
             gates,
             sub_lists: OnceLock::new(),
             voids: Voids::default(),
-            lists: Lists::default(),
             damages: Damages::default(),
         }
     }

@@ -75,6 +75,7 @@ use edition::Gates;
 use extents::Extents;
 use gate::Gate;
 use listener::{Port, Strangers};
+use lists::Lists;
 use pack::Packs;
 use pipe::{PIPES, Pipes};
 use pool::Pool;
@@ -192,6 +193,8 @@ struct Shared {
     /// The limit on what all sessions send, if there is one.
     bandwidth: Option<Arc<Bucket>>,
     rsync: RsyncConfig,
+    /// The encoded lists of all repositories.
+    lists: Lists,
     /// Whose turn it is to encode a list, or to find out whether it need be.
     builder: Semaphore,
     /// Places for those who wait for that turn with rules of a client.
@@ -228,6 +231,7 @@ impl Daemon {
             strangers: Arc::default(),
             bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),
+            lists: Lists::new(&config.rsync),
             builder: Semaphore::new(1),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             messages: Gate::new(MESSAGES),
@@ -314,7 +318,7 @@ async fn keep_up(
             let (shared, repository, is_first) = (Arc::clone(&shared), Arc::clone(&repository), is_first);
             move || {
                 if matches!(repository.look(is_asked), Ok(true)) || is_first {
-                    lists::sweep(&shared, &repository);
+                    shared.lists.sweep(&repository);
                 }
             }
         };

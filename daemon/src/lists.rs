@@ -1,40 +1,81 @@
 //! Encoded lists for stock clients: mapped once they are there, and built while nobody waits for them.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stillmirror_protocol::rsync::flist::{Class, ListWriter};
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::{Hides, Selection};
 use stillmirror_store::Store;
-use stillmirror_store::list_cache::{Bounds, CachedList, Key, ListCache};
+use stillmirror_store::list_cache::{CachedList, Key, Limits, ListCache, Shelf};
+use tokio::sync::Semaphore;
 
 use crate::Shared;
+use crate::config::RsyncConfig;
 use crate::edition::Pinned;
 use crate::repository::Repository;
 
 /// Lists of fewer entries than this are written faster than they are looked for.
 const WORTH: u32 = 4096;
-/// Files in one store.
-const FILES: usize = 64;
-/// Lists that one generation knows of; who comes with more kinds of them than any honest crowd gets them
-/// streamed.
-const KNOWN: usize = 4096;
+/// Files with a name. Each is a mapping.
+const FILES: usize = 4096;
+/// Lists of which it is known that they were asked for. Beyond them the ones asked for longest ago are forgotten.
+const KNOWN: usize = 16 << 10;
+/// Lists that may wait to be built. Each holds its generation.
+const WAITING: usize = 16;
 
-/// The encoded lists of one generation.
-#[derive(Default)]
+/// The encoded lists of all repositories, and what is known of those that are not encoded.
 pub(crate) struct Lists {
-    known: Mutex<HashMap<Key, State>>,
+    /// None when none are to be kept.
+    cache: Option<ListCache>,
+    /// Where they are kept; none for within each store.
+    dir: Option<PathBuf>,
+    hasher: RandomState,
+    known: Mutex<KnownLists>,
+    waiting: Arc<Semaphore>,
 }
 
-/// What is known of a list.
-#[derive(Clone)]
-enum State {
-    /// It was asked for once, with filters: the next client with the same ones makes it worth its place.
+/// What is known of a list that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It was asked for once: the next client makes it worth its place.
     AskedOnce,
-    /// It is being built, or could not be.
-    NotToBeHad,
-    Ready(Arc<CachedList>),
+    /// It is being built, or waits for that.
+    Building,
+    /// It did not fit into so many bytes.
+    TooLarge(u64),
+    /// It could not be built.
+    Failed,
+}
+
+/// What is known, by list: of recent ones and of those before. What is used is recent; when that is much, what was
+/// before is forgotten.
+#[derive(Default)]
+struct KnownLists {
+    recent: HashMap<u64, Known>,
+    before: HashMap<u64, Known>,
+}
+
+impl KnownLists {
+    fn get(&mut self, list: u64) -> Option<Known> {
+        let known = self.recent.get(&list).copied().or_else(|| self.before.remove(&list))?;
+        self.set(list, known);
+        Some(known)
+    }
+
+    fn set(&mut self, list: u64, known: Known) {
+        if self.recent.len() >= KNOWN / 2 && !self.recent.contains_key(&list) {
+            self.before = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(list, known);
+    }
+
+    fn remove(&mut self, list: u64) {
+        self.recent.remove(&list);
+        self.before.remove(&list);
+    }
 }
 
 /// What a session may find or have built.
@@ -66,99 +107,115 @@ impl Query {
 }
 
 impl Lists {
-    /// An encoded list, if there is one. Reads a file the first time.
-    pub(crate) fn find(shared: &Shared, pinned: &Pinned, query: &Query) -> Option<Arc<CachedList>> {
-        let cache = cache(shared, &pinned.repository)?;
-        let lists = &pinned.edition.lists;
-        // Copied out: the lock must be free when the file is read.
-        let state = lists.lock().get(&query.key).cloned();
-        match state {
-            Some(State::Ready(list)) if !list.is_damaged() => return Some(list),
-            // It was right when it was opened. The file is looked at again.
-            Some(State::Ready(_)) => _ = lists.lock().remove(&query.key),
-            Some(State::NotToBeHad | State::AskedOnce) => return None,
-            None => {}
+    pub(crate) fn new(config: &RsyncConfig) -> Self {
+        let limits = Limits { files: FILES, bytes: config.cached_lists };
+        Self {
+            cache: (limits.bytes > 0).then(|| ListCache::new(limits)),
+            dir: config.lists.clone(),
+            hasher: RandomState::new(),
+            known: Mutex::default(),
+            waiting: Arc::new(Semaphore::new(WAITING)),
         }
-        let found = cache.open(&query.key).unwrap_or_else(|error| {
+    }
+
+    /// An encoded list, if there is one. Reads a file the first time.
+    pub(crate) fn find(&self, pinned: &Pinned, query: &Query) -> Option<Arc<CachedList>> {
+        self.shelf(&pinned.repository)?.open(&query.key).unwrap_or_else(|error| {
             tracing::warn!(repository = pinned.repository.name, %error, "an encoded list is of no use");
             None
-        })?;
-        let mut known = lists.lock();
-        if known.len() < KNOWN {
-            known.insert(query.key.clone(), State::Ready(Arc::clone(&found)));
-        }
-        Some(found)
+        })
     }
 
-    /// A list was not found: it is built in the background when that pays.
-    pub(crate) fn want(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) {
-        let Some(cache) = cache(shared, &pinned.repository) else { return };
-        let lists = &pinned.edition.lists;
-        let mut known = lists.lock();
-        match known.get(&query.key) {
-            Some(State::Ready(_) | State::NotToBeHad) => return,
-            Some(State::AskedOnce) => {}
-            None if known.len() >= KNOWN => return,
-            None if query.rules.nothing() => {}
-            None => {
-                known.insert(query.key, State::AskedOnce);
-                return;
+    /// Removes the encoded lists of generations that are gone.
+    pub(crate) fn sweep(&self, repository: &Repository) {
+        let Some(shelf) = self.shelf(repository) else { return };
+        let kept = repository.store().and_then(Store::generations);
+        if let Err(error) = kept.and_then(|kept| shelf.sweep(|generation| kept.contains(&generation))) {
+            tracing::debug!(repository = repository.name, %error, "old encoded lists stay");
+        }
+    }
+
+    /// Notes that a list was asked for that is not there, and says whether it is to be built now.
+    fn is_to_be_built(&self, id: u64) -> bool {
+        let room = || self.cache.as_ref().map_or(0, ListCache::room);
+        let mut known = self.lock();
+        match known.get(id) {
+            None => known.set(id, Known::AskedOnce),
+            Some(Known::Building | Known::Failed) => {}
+            Some(Known::TooLarge(bytes)) if room() <= bytes => {}
+            Some(Known::AskedOnce | Known::TooLarge(_)) => {
+                known.set(id, Known::Building);
+                return true;
             }
         }
-        known.insert(query.key.clone(), State::NotToBeHad);
-        drop(known);
-        build(shared, pinned, cache, query);
+        false
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, State>> {
+    /// The lists of a repository, if they are to be kept.
+    fn shelf(&self, repository: &Repository) -> Option<Shelf> {
+        let (cache, store) = (self.cache.as_ref()?, repository.store().ok()?);
+        let dir = self.dir.as_ref().map_or_else(|| store.dir().join("lists"), |dir| dir.join(&repository.name));
+        Some(cache.shelf(dir))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, KnownLists> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Builds a list as soon as no other is being built.
-fn build(shared: &Arc<Shared>, pinned: &Arc<Pinned>, cache: ListCache, query: Query) {
+/// A list was not found: it is built in the background when it was asked for before.
+pub(crate) fn want(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) {
+    let lists = &shared.lists;
+    let Some(shelf) = lists.shelf(&pinned.repository) else { return };
+    let id = lists.hasher.hash_one((&pinned.repository.name, &query.key));
+    if !lists.is_to_be_built(id) {
+        return;
+    }
+    let Ok(place) = Arc::clone(&lists.waiting).try_acquire_owned() else {
+        // The next client tries again.
+        return lists.lock().set(id, Known::AskedOnce);
+    };
     let (shared, pinned) = (Arc::clone(shared), Arc::clone(pinned));
     tokio::spawn(async move {
-        let Ok(_turn) = shared.builder.acquire().await else { return };
-        let Query { key, class, selection, rules } = query;
-        let building = Arc::clone(&pinned);
-        let build = move || {
-            let list = building.edition.generation.list();
-            let writer = ListWriter::new(list, class, selection, &*rules);
-            let built = cache.build(&key, list, writer, &*rules);
-            (key, built)
-        };
-        match tokio::task::spawn_blocking(build).await {
-            Ok((key, Ok(list))) => {
-                tracing::debug!(repository = pinned.repository.name, bytes = list.file_bytes(), "a list is encoded");
-                pinned.edition.lists.lock().insert(key, State::Ready(list));
-            }
-            Ok((_, Err(error))) => tracing::warn!(
-                repository = pinned.repository.name,
-                %error,
-                "an encoded list cannot be kept; each client's is written anew"
-            ),
-            Err(error) => tracing::error!(repository = pinned.repository.name, %error, "encoding a list failed"),
+        match build(&shared, &pinned, shelf, query).await {
+            Some(known) => shared.lists.lock().set(id, known),
+            None => shared.lists.lock().remove(id),
         }
+        drop(place);
     });
 }
 
-/// Removes the encoded lists of generations that are gone.
-pub(crate) fn sweep(shared: &Shared, repository: &Repository) {
-    let Some(cache) = cache(shared, repository) else { return };
-    let kept = repository.store().and_then(Store::generations);
-    if let Err(error) = kept.and_then(|kept| cache.sweep(|generation| kept.contains(&generation))) {
-        tracing::debug!(repository = repository.name, %error, "old encoded lists stay");
+/// Builds a list as soon as no other is being built. Gives what is to be known of it when it is not there then.
+async fn build(shared: &Shared, pinned: &Arc<Pinned>, shelf: Shelf, query: Query) -> Option<Known> {
+    let turn = shared.builder.acquire().await;
+    let building = Arc::clone(pinned);
+    let build = move || {
+        let Query { key, class, selection, rules } = query;
+        let list = building.edition.generation.list();
+        let writer = ListWriter::new(list, class, selection, &*rules);
+        shelf.build(&key, list, writer, &*rules)
+    };
+    let room = shared.lists.cache.as_ref().map_or(0, ListCache::room);
+    let built = tokio::task::spawn_blocking(build).await;
+    drop(turn);
+    let repository = &pinned.repository.name;
+    match built {
+        Ok(Ok(Some(list))) => {
+            tracing::debug!(repository, bytes = list.file_bytes(), "a list is encoded");
+            return None;
+        }
+        Ok(Ok(None)) => {
+            tracing::debug!(
+                repository,
+                room,
+                "an encoded list is larger than the room for it; each client's is written anew"
+            );
+            return Some(Known::TooLarge(room));
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(repository, %error, "an encoded list cannot be kept; each client's is written anew");
+        }
+        Err(error) => tracing::error!(repository, %error, "encoding a list failed"),
     }
-}
-
-/// Where the lists of a repository are kept, if they are to be.
-fn cache(shared: &Shared, repository: &Repository) -> Option<ListCache> {
-    let bytes = shared.rsync.cached_lists;
-    let bounds = Bounds { files: FILES, bytes };
-    let store = repository.store().ok().filter(|_| bytes > 0)?;
-    Some(match &shared.rsync.lists {
-        Some(lists) => ListCache::new(lists.join(&repository.name), bounds),
-        None => store.list_cache(bounds),
-    })
+    Some(Known::Failed)
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rkyv::util::AlignedVec;
@@ -11,10 +12,10 @@ use stillmirror_protocol::list;
 use stillmirror_protocol::rsync::flist::{Class, ListWriter, Numbers, RowTable};
 use stillmirror_protocol::rsync::selection::{Everything, Selection, Wanted};
 use stillmirror_protocol::rsync::version::Version;
-use stillmirror_store::list_cache::{Bounds, CachedList, Key, ListCache};
-use stillmirror_store::{Store, StoreError};
+use stillmirror_store::StoreError;
+use stillmirror_store::list_cache::{CachedList, Key, Limits, ListCache, Shelf};
 
-const WIDE: Bounds = Bounds { files: 100, bytes: 1 << 30 };
+const WIDE: Limits = Limits { files: 100, bytes: 1 << 30 };
 
 /// The encoded list of a tree with so many directories of ten files.
 fn tree(directories: u32) -> AlignedVec {
@@ -48,13 +49,23 @@ fn writer(bytes: &[u8], class: Class) -> ListWriter {
     ListWriter::new(list, class, Selection::resolve(list, wanted, &Everything).0, &Everything)
 }
 
-fn build(cache: &ListCache, generation: u64, bytes: &[u8], class: Class) -> std::sync::Arc<CachedList> {
-    let list = list::open(bytes).expect("a built list is valid");
-    cache.build(&key(generation, &class), list, writer(bytes, class), &Everything).expect("it is built")
+fn build_if_it_fits(shelf: &Shelf, generation: u64, bytes: &[u8]) -> Option<Arc<CachedList>> {
+    let (list, class) = (list::open(bytes).expect("a built list is valid"), class(false));
+    shelf.build(&key(generation, &class), list, writer(bytes, class), &Everything).expect("no error")
 }
 
-fn cache(dir: &Path, bounds: Bounds) -> ListCache {
-    Store::create(dir, "pub").expect("a store").list_cache(bounds)
+fn build(shelf: &Shelf, generation: u64, bytes: &[u8], class: Class) -> Arc<CachedList> {
+    let list = list::open(bytes).expect("a built list is valid");
+    let built = shelf.build(&key(generation, &class), list, writer(bytes, class), &Everything);
+    built.expect("it is built").expect("there is room")
+}
+
+fn shelf(dir: &Path, limits: Limits) -> Shelf {
+    ListCache::new(limits).shelf(dir.join("lists"))
+}
+
+fn is_there(shelf: &Shelf, generation: u64) -> bool {
+    shelf.open(&key(generation, &class(false))).expect("no error").is_some()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -68,7 +79,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 fn a_list_comes_back_with_its_rows_and_the_places_between_its_parts() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(2000));
     let list = list::open(&bytes).expect("a built list is valid");
-    let cache = cache(dir.path(), WIDE);
+    let cache = shelf(dir.path(), WIDE);
     for class in [class(false), class(true)] {
         let (mut stream, mut rows) = (Vec::new(), Vec::new());
         let mut plain = writer(&bytes, class);
@@ -99,7 +110,7 @@ fn a_list_comes_back_with_its_rows_and_the_places_between_its_parts() {
 #[test]
 fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
-    let cache = cache(dir.path(), WIDE);
+    let cache = shelf(dir.path(), WIDE);
     let class = class(false);
     let spoil: [fn(&mut Vec<u8>); 6] = [
         |bytes| bytes[0] ^= 1,
@@ -116,6 +127,7 @@ fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
         spoil(&mut content);
         fs::remove_file(&path).expect("it is there");
         fs::write(&path, content).expect("it is written");
+        let cache = shelf(dir.path(), WIDE);
         assert!(matches!(cache.open(&key(1, &class)), Err(StoreError::Damaged { .. })));
         assert!(cache.open(&key(1, &class)).expect("no error").is_none());
     }
@@ -125,7 +137,7 @@ fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
 fn what_rots_under_a_mapped_list_is_found_where_it_is() {
     use std::os::unix::fs::FileExt;
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(2000));
-    let cache = cache(dir.path(), WIDE);
+    let cache = shelf(dir.path(), WIDE);
     let list = build(&cache, 1, &bytes, class(false));
     let len = list.stream().len();
     let rows: Vec<_> = (0..list.entries()).map(|ndx| list.row(ndx)).collect();
@@ -151,7 +163,7 @@ fn what_rots_under_a_mapped_list_is_found_where_it_is() {
 #[test]
 fn lists_go_with_their_generation_and_stay_readable_to_those_who_have_them() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
-    let cache = cache(dir.path(), WIDE);
+    let cache = shelf(dir.path(), WIDE);
     let open = build(&cache, 1, &bytes, class(false));
     let before = open.stream().to_vec();
     build(&cache, 2, &bytes, class(false));
@@ -171,26 +183,66 @@ fn lists_go_with_their_generation_and_stay_readable_to_those_who_have_them() {
 #[test]
 fn the_list_used_least_recently_makes_way() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
-    let bounds = Bounds { files: 2, bytes: 1 << 30 };
-    let cache = cache(dir.path(), bounds);
+    let cache = shelf(dir.path(), Limits { files: 2, ..WIDE });
     for generation in [1, 2] {
         build(&cache, generation, &bytes, class(false));
     }
-    let age = |generation: u64, seconds| {
-        let file = files(dir.path()).into_iter().find(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{generation}-")))
-        });
-        let file = fs::File::options().write(true).open(file.expect("it is there")).expect("it opens");
-        file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).expect("a time");
-    };
-    age(1, 1000);
-    age(2, 500);
     // Being used makes the older one the younger.
-    assert!(cache.open(&key(1, &class(false))).expect("no error").is_some());
+    assert!(is_there(&cache, 1));
     build(&cache, 3, &bytes, class(false));
-    let is_there = |generation| cache.open(&key(generation, &class(false))).expect("no error").is_some();
-    assert_eq!([1, 2, 3].map(is_there), [true, false, true]);
-    let small = Store::open(dir.path()).expect("a store").list_cache(Bounds { files: 9, bytes: 1 });
-    assert!(!build(&small, 4, &bytes, class(false)).stream().is_empty(), "the session that built it has it");
+    assert_eq!([1, 2, 3].map(|generation| is_there(&cache, generation)), [true, false, true]);
+    assert_eq!(files(dir.path()).len(), 2);
+}
+
+#[test]
+fn what_an_earlier_process_used_least_recently_makes_way() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
+    let before = shelf(dir.path(), WIDE);
+    for generation in [1, 2, 3] {
+        build(&before, generation, &bytes, class(false));
+    }
+    for (file, age) in files(dir.path()).into_iter().zip([100, 1000, 500]) {
+        let file = fs::File::options().write(true).open(file).expect("it opens");
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).expect("a time");
+    }
+    let after = shelf(dir.path(), Limits { files: 2, ..WIDE });
+    after.sweep(|_| true).expect("no error");
+    assert_eq!([1, 2, 3].map(|generation| is_there(&after, generation)), [true, false, true]);
+}
+
+#[test]
+fn lists_that_are_removed_count_for_as_long_as_they_are_mapped() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(500));
+    let one = build(&shelf(&dir.path().join("measured"), WIDE), 1, &bytes, class(false)).file_bytes();
+    // Four finished ones; a draft takes a quarter more than it will in the end, for its rows.
+    let limits = Limits { files: 100, bytes: 5 * one };
+    let cache = ListCache::new(limits);
+    // Two repositories have one limit.
+    let shelves = ["lists", "others"].map(|name| cache.shelf(dir.path().join(name)));
+    let held: Vec<_> = (0..40).map_while(|n| build_if_it_fits(&shelves[n as usize % 2], n, &bytes)).collect();
+    assert_eq!(held.len(), 4);
+    assert!(cache.taken() <= limits.bytes && cache.room() < one, "{} of {}", cache.taken(), limits.bytes);
+    // Their generations are gone, and so are their names, but not what they take.
+    let taken = cache.taken();
+    shelves.iter().for_each(|shelf| shelf.sweep(|_| false).expect("no error"));
+    assert!(files(dir.path()).is_empty());
+    assert_eq!(cache.taken(), taken);
+    assert!(build_if_it_fits(&shelves[0], 50, &bytes).is_none());
+    assert!(files(dir.path()).is_empty(), "a draft stays");
+    drop(held);
+    assert_eq!((cache.taken(), cache.room()), (0, limits.bytes));
+    // What nobody reads makes way for ever more lists.
+    for generation in 100..160 {
+        assert!(build_if_it_fits(&shelves[generation as usize % 2], generation, &bytes).is_some());
+        assert!(cache.taken() <= limits.bytes);
+        assert!(is_there(&shelves[generation as usize % 2], generation));
+    }
+}
+
+#[test]
+fn a_list_that_is_larger_than_all_room_is_not_kept() {
+    let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(500));
+    let cache = shelf(dir.path(), Limits { files: 9, bytes: 100_000 });
+    assert!(build_if_it_fits(&cache, 1, &bytes).is_none());
     assert!(files(dir.path()).is_empty());
 }

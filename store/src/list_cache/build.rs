@@ -12,14 +12,16 @@ use stillmirror_protocol::rsync::flist::ListWriter;
 use stillmirror_protocol::rsync::selection::Hides;
 use twox_hash::XxHash3_128;
 
-use super::Key;
 use super::file::{HEADER_BYTES, Header, Mark, padded};
+use super::space::Space;
+use super::{Key, Room};
 use crate::error::{At, StoreError};
 
 /// Bytes of the stream that are made at a time; a mark is made for each.
 const PIECE: usize = 16 << 10;
 
-/// Writes a list to a draft in `dir` and gives it its name. The file that is returned can be read.
+/// Writes a list to a draft in `dir` and gives it its name. The file that is returned can be read; none when there is
+/// no room.
 pub(super) fn build(
     dir: &Path,
     path: &Path,
@@ -27,11 +29,17 @@ pub(super) fn build(
     list: ListRef<'_>,
     writer: ListWriter,
     hides: &impl Hides,
-) -> Result<File, StoreError> {
+    room: Room<'_>,
+) -> Result<Option<(File, Space)>, StoreError> {
     let draft = Draft::new(dir);
     let (file, rows) = (draft.create("list")?, draft.create("rows")?);
-    let body = Body { out: BufWriter::new(&file), hash: XxHash3_128::new(), len: HEADER_BYTES as u64 };
-    let header = body.write(key, list, writer, hides, &rows).at("write", &draft.path("list"))?;
+    let body = Body { out: BufWriter::new(&file), hash: XxHash3_128::new(), len: HEADER_BYTES as u64, room };
+    let (header, space) = match body.write(key, list, writer, hides, &rows) {
+        Ok(written) => written,
+        Err(Failed::NoRoom) => return Ok(None),
+        Err(Failed::Store(error)) => return Err(error),
+        Err(Failed::Io(error)) => return Err(error).at("write", &draft.path("list")),
+    };
     if hides.gave_up() {
         return Err(io::Error::other("its filters cost too much")).at("write", &draft.path("list"));
     }
@@ -39,7 +47,20 @@ pub(super) fn build(
     // Pages of a map that are still to be written are held in memory; others the kernel takes back when it wants.
     file.sync_data().at("sync", &draft.path("list"))?;
     fs::rename(draft.path("list"), path).at("rename", &draft.path("list"))?;
-    Ok(file)
+    Ok(Some((file, space)))
+}
+
+/// Why a list is not written.
+enum Failed {
+    NoRoom,
+    Store(StoreError),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// What is after the header, on its way to the file.
@@ -47,6 +68,7 @@ struct Body<'a> {
     out: BufWriter<&'a File>,
     hash: XxHash3_128,
     len: u64,
+    room: Room<'a>,
 }
 
 impl Body<'_> {
@@ -57,7 +79,8 @@ impl Body<'_> {
         mut writer: ListWriter,
         hides: &impl Hides,
         spilled: &File,
-    ) -> io::Result<Header> {
+    ) -> Result<(Header, Space), Failed> {
+        self.need(HEADER_BYTES)?;
         self.out.write_all(&[0; HEADER_BYTES])?;
         let mut spill = BufWriter::new(spilled);
         let (mut stream, mut rows, mut marks) = (Vec::with_capacity(2 * PIECE), Vec::new(), Vec::new());
@@ -65,6 +88,7 @@ impl Body<'_> {
         loop {
             let written = writer.write(list, hides, &mut stream, &mut rows, PIECE);
             self.put(&stream)?;
+            self.need(4 * rows.len())?;
             for row in rows.drain(..) {
                 spill.write_all(&u32::to_le_bytes(row))?;
                 row_count += 1;
@@ -80,7 +104,7 @@ impl Body<'_> {
             }
         }
         if writer.is_damaged() {
-            return Err(io::Error::other("the list of the generation is damaged"));
+            return Err(io::Error::other("the list of the generation is damaged").into());
         }
         self.pad()?;
         for Mark { offset, lists, entries } in &marks {
@@ -92,7 +116,7 @@ impl Body<'_> {
         drop(spill);
         self.copy(spilled)?;
         self.out.flush()?;
-        Ok(Header {
+        let header = Header {
             key: key.digest.0,
             stream: written_bytes,
             total: writer.total(),
@@ -101,21 +125,28 @@ impl Body<'_> {
             lists: writer.lists(),
             entries: writer.entries(),
             checksum: self.hash.finish_128(),
-        })
+        };
+        Ok((header, self.room.settle(self.len)))
     }
 
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Takes room for so many bytes more, in one of the two files.
+    fn need(&mut self, bytes: usize) -> Result<(), Failed> {
+        if self.room.take(bytes as u64).map_err(Failed::Store)? { Ok(()) } else { Err(Failed::NoRoom) }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Failed> {
+        self.need(bytes.len())?;
         self.hash.write(bytes);
         self.len += bytes.len() as u64;
-        self.out.write_all(bytes)
+        Ok(self.out.write_all(bytes)?)
     }
 
-    fn pad(&mut self) -> io::Result<()> {
+    fn pad(&mut self) -> Result<(), Failed> {
         let target = padded(self.len).unwrap_or(self.len);
         self.put(&[0; 8][..(target - self.len) as usize])
     }
 
-    fn copy(&mut self, mut from: &File) -> io::Result<()> {
+    fn copy(&mut self, mut from: &File) -> Result<(), Failed> {
         from.rewind()?;
         let mut buffer = vec![0; PIECE];
         loop {

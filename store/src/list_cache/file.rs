@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stillmirror_protocol::codec::{DecodeError, Reader};
@@ -10,6 +11,7 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::rsync::flist::{Numbers, RowTable};
 use twox_hash::{XxHash3_64, XxHash3_128};
 
+use super::space::Space;
 use crate::map::Map;
 
 const MAGIC: [u8; 8] = *b"SMFLIST\n";
@@ -59,6 +61,8 @@ pub struct CachedList {
     /// The checksums of all blocks of the file when it was opened: a disk may rot under the map.
     blocks: Vec<u64>,
     is_damaged: AtomicBool,
+    /// Taken for as long as it is mapped.
+    _space: Arc<Space>,
 }
 
 impl Header {
@@ -113,7 +117,7 @@ pub(super) fn padded(len: u64) -> Option<u64> {
 
 impl CachedList {
     /// Maps a file and checks it wholly. The inner error says what is wrong with it.
-    pub(super) fn open(file: &File, key: &Digest) -> io::Result<Result<Self, &'static str>> {
+    pub(super) fn open(file: &File, key: &Digest, space: Arc<Space>) -> io::Result<Result<Self, &'static str>> {
         let map = Map::of(file)?;
         let Some((head, body)) = map.bytes().split_at_checked(HEADER_BYTES) else {
             return Ok(Err("the file is cut short"));
@@ -130,7 +134,7 @@ impl CachedList {
         }
         let blocks = map.bytes().chunks(BLOCK).map(XxHash3_64::oneshot).collect();
         let marks = marks_of(&map, &header);
-        let list = Self { map, header, marks, blocks, is_damaged: AtomicBool::new(false) };
+        let list = Self { map, header, marks, blocks, is_damaged: AtomicBool::new(false), _space: space };
         if !list.marks_are_right() {
             return Ok(Err("its marks are not those of its stream"));
         }

@@ -14,7 +14,7 @@ use super::answers::{Answers, Listed, Until};
 use super::select::{Selected, are_void};
 use super::window::{At, Window};
 use super::{Session, Settled};
-use crate::lists::{Lists, Query};
+use crate::lists::{self, Query};
 use crate::session::Ended;
 use crate::stream::Lane;
 
@@ -74,7 +74,7 @@ impl Session {
         self.blocking(&settled.pinned.edition.gates.pages, move || {
             let Selected { class, selection, rules } = &selected;
             let query = Query::new(&pinned, *class, selection, rules);
-            let cached = query.as_ref().and_then(|query| Lists::find(&shared, &pinned, query));
+            let cached = query.as_ref().and_then(|query| shared.lists.find(&pinned, query));
             // The same for a list that is cached: it was made with the same rules.
             let is_computed = class.incremental && rules.nothing();
             let numbers = match &cached {
@@ -93,7 +93,7 @@ impl Session {
     /// client with these rules tries again.
     fn prepare_next(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, query: Query) {
         if rules.nothing() {
-            return Lists::want(&self.shared, &settled.pinned, query);
+            return lists::want(&self.shared, &settled.pinned, query);
         }
         let Ok(place) = Arc::clone(&self.shared.searches).try_acquire_owned() else { return };
         let (shared, settled, rules) = (Arc::clone(&self.shared), Arc::clone(settled), Arc::clone(rules));
@@ -107,7 +107,7 @@ impl Session {
             drop((turn, place));
             let query = if are_void == Some(true) { query.without_rules(&settled.pinned) } else { Some(query) };
             if let Some(query) = query {
-                Lists::want(&shared, &settled.pinned, query);
+                lists::want(&shared, &settled.pinned, query);
             }
         });
     }

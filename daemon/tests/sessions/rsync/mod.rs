@@ -3,5 +3,6 @@
 mod access;
 mod alive;
 mod hostile;
+mod lists;
 mod pulls;
 pub(crate) mod support;

@@ -1,10 +1,9 @@
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::lists::encoded;
 use super::support::{Entry, assert_same, begin, dest, index_aged, rsync, rsync_with, tree};
 use crate::support::{Fixture, Server, noise, soon};
 
@@ -202,9 +201,10 @@ async fn every_entry_of_a_tree_larger_than_what_is_sent_ahead_can_be_asked_for()
     let server = fixture.serve().await;
     let ask = async || rsync(&server, &["-rn", "--out-format=%n"], "repo/wide/", Some(&dest(&fixture))).await;
     let streamed = ask().await;
+    assert_eq!(ask().await.exits(0).out, streamed.out);
     let files = streamed.exits(0).out.lines().filter(|name| !name.ends_with('/')).count();
     assert_eq!(files, 44_000);
-    // The first client had the list encoded for those that follow.
+    // The second client had the list encoded for those that follow.
     encoded(&fixture.store().join("lists"), 1).await;
     let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
     assert_eq!(sorted(&ask().await.exits(0).out), sorted(&streamed.out));
@@ -234,78 +234,6 @@ async fn a_port_of_its_own_serves_clients_that_wait_for_the_greeting() {
     let mut greeting = [0; 8];
     soon(tokio::io::AsyncReadExt::read_exact(&mut socket, &mut greeting)).await.unwrap();
     assert_eq!(&greeting, b"@RSYNCD:");
-}
-
-#[tokio::test]
-async fn a_list_with_filters_is_the_same_however_often_it_is_asked_for() {
-    let fixture = flat();
-    let server = fixture.serve().await;
-    // The second one has it encoded, some later one gets it so.
-    for _ in 0..5 {
-        let asked = ["-rn", "--timeout=20", "--exclude=*7", "--out-format=%n"];
-        let ran = rsync(&server, &asked, "repo/", Some(&dest(&fixture))).await;
-        assert_eq!(ran.exits(0).out.lines().filter(|name| !name.ends_with('/')).count(), 4_501);
-    }
-}
-
-#[tokio::test]
-async fn clients_whose_filters_hide_nothing_share_one_list() {
-    let fixture = flat();
-    let server = fixture.serve().await;
-    let ask = async |filters: &[String]| {
-        let words = ["-rn", "--out-format=%n"].into_iter().chain(filters.iter().map(String::as_str));
-        let ran = rsync(&server, &words.collect::<Vec<_>>(), "repo/", Some(&dest(&fixture))).await;
-        ran.exits(0).out.lines().filter(|name| !name.ends_with('/')).count()
-    };
-    let few = ["--exclude=*.none".to_owned()];
-    // So many that the first client with them gets its list before it is known that they hide nothing.
-    let many: Vec<String> = (0..1000).map(|number| format!("--exclude=*{number}*x*")).collect();
-    for _ in 0..3 {
-        assert_eq!(ask(&few).await, 5_001);
-        assert_eq!(ask(&many).await, 5_001);
-    }
-    // Lists are encoded one after the other: once this one is there, so are all that were wanted before.
-    for _ in 0..2 {
-        assert_eq!(ask(&["--exclude=*7".to_owned()]).await, 4_501);
-    }
-    assert_eq!(encoded(&fixture.store().join("lists"), 2).await, 2);
-}
-
-#[tokio::test]
-async fn encoded_lists_are_kept_where_the_operator_wants_them_and_the_store_is_left_alone() {
-    let fixture = flat();
-    let lists = fixture.dir.path().join("cache/lists");
-    let server = Server::start(fixture.config(|config| config.rsync.lists = Some(lists.clone()))).await;
-    rsync(&server, &["-rn"], "repo/", Some(&dest(&fixture))).await.exits(0);
-    encoded(&lists.join("repo"), 1).await;
-    rsync(&server, &["-rn"], "repo/", Some(&dest(&fixture))).await.exits(0);
-    assert!(!fixture.store().join("lists").exists());
-}
-
-/// A tree of one directory, of which an encoded list is worth its place.
-fn flat() -> Fixture {
-    let fixture = Fixture::new();
-    fixture.write("first", b"x");
-    for number in 0..5_000 {
-        std::fs::hard_link(fixture.root().join("first"), fixture.root().join(number.to_string())).unwrap();
-    }
-    fixture.index();
-    fixture
-}
-
-/// Waits for so many encoded lists of the first generation, and says how many there are then.
-async fn encoded(dir: &Path, enough: usize) -> usize {
-    let count = || {
-        let names = std::fs::read_dir(dir).into_iter().flatten();
-        names.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(b"1-")).count()
-    };
-    soon(async {
-        while count() < enough {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    count()
 }
 
 #[tokio::test]
