@@ -37,6 +37,22 @@ fn run(paths: &[String]) {
     ] {
         report_search(name, &old, &new);
     }
+    let zeros = vec![0; LEN];
+    let mut touched = zeros.clone();
+    touched[LEN / 3] = 1;
+    let mut islands = zeros.clone();
+    (0..LEN).step_by(1 << 20).for_each(|at| islands[at..at + 4096].copy_from_slice(&old[at..at + 4096]));
+    let mut other_islands = islands.clone();
+    other_islands[LEN / 3] ^= 1;
+    for (name, old, new) in [
+        ("zeros, one byte changed", &zeros, &touched),
+        ("zeros, one byte set back", &touched, &zeros),
+        ("zeros with islands, one byte changed", &islands, &other_islands),
+        ("zeros against noise", &zeros, &old),
+        ("noise against zeros", &old, &zeros),
+    ] {
+        report_search(name, old, new);
+    }
     if let [old, new] = paths {
         let read = |path: &String| std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         report_search(&format!("{old} -> {new}"), &read(old), &read(new));

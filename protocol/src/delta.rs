@@ -98,12 +98,13 @@ pub struct Search {
     /// Ranges asked for and, once supplied, their items.
     pending: BTreeMap<SumsRange, Option<Vec<u8>>>,
     sums_bytes: u64,
+    lookups: u64,
 }
 
 impl Search {
     /// A search for the file whose checksums have this layout.
     pub fn new(layout: Layout) -> Search {
-        Search { plan: Plan::new(layout.clone()), layout, pending: BTreeMap::new(), sums_bytes: 0 }
+        Search { plan: Plan::new(layout.clone()), layout, pending: BTreeMap::new(), sums_bytes: 0, lookups: 0 }
     }
 
     /// The first step: the whole coarsest level, or the end when the file has no checksums.
@@ -141,9 +142,11 @@ impl Search {
         for of_level in supplied.chunk_by(|(a, _), (b, _)| a.level == b.level) {
             let wanted = Wanted::new(&self.layout, usize::from(of_level[0].0.level), of_level);
             let places = self.plan.places_to_search(bases, wanted.block_size());
-            let hits = scan::search(&wanted, bases, &places)?;
+            let found = scan::search(&wanted, bases, &places)?;
+            self.lookups += found.lookups;
             let searched = places.iter().map(|(_, place)| place.end - place.start).sum();
-            self.plan.accept(&wanted, &hits, searched);
+            let is_at = |item, place| scan::is_at(&wanted, bases, item, place);
+            self.plan.accept(&wanted, &found.hits, searched, is_at)?;
             let tail_places = self.plan.tail_places(&wanted, bases);
             if let Some(place) = scan::find_tail(&wanted, bases, &tail_places)? {
                 self.plan.accept_tail(&wanted, place);
@@ -151,6 +154,11 @@ impl Search {
         }
         self.plan.settle();
         Ok(self.next_step())
+    }
+
+    /// How often a checksum of the bases was looked up among those supplied: what the search costs beside reading.
+    pub fn lookups(&self) -> u64 {
+        self.lookups
     }
 
     fn next_step(&mut self) -> Step {

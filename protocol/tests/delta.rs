@@ -16,12 +16,17 @@ fn default_record(data: &[u8]) -> Vec<u8> {
 
 /// Searches with the checksums of `record`; gives up after more steps than any search may take.
 fn search(record: &[u8], bases: &[&dyn Basis]) -> Assembly {
+    counted_search(record, bases).0
+}
+
+/// The same, with the number of look-ups.
+fn counted_search(record: &[u8], bases: &[&dyn Basis]) -> (Assembly, u64) {
     let sums = SumsRef::parse(record).expect("a valid record");
     let mut search = Search::new(sums.layout().clone());
     let mut step = search.start();
     for _ in 0..100 {
         match step {
-            Step::Done(assembly) => return assembly,
+            Step::Done(assembly) => return (assembly, search.lookups()),
             Step::NeedSums(ranges) => {
                 for range in ranges {
                     let items = sums.range(usize::from(range.level), range.first, range.count);
@@ -317,4 +322,64 @@ fn a_huge_claimed_size_asks_for_a_bounded_number_of_checksums() {
     let mut search = Search::new(Layout::new(1 << 60, scheme).expect("possible"));
     let Step::NeedSums(ranges) = search.start() else { panic!("checksums are needed") };
     assert!(ranges.iter().map(|range| range.count).sum::<u64>() <= 1 << 22);
+}
+
+/// Content that repeats itself: zeros, another byte, patterns shorter than a block and longer than the finest.
+fn repetitive(len: usize) -> Vec<(&'static str, Vec<u8>)> {
+    let pattern = |period: usize| noise(period, 5).into_iter().cycle().take(len).collect();
+    vec![
+        ("zeros", vec![0; len]),
+        ("ones", vec![0xff; len]),
+        ("period 3", pattern(3)),
+        ("period 16", pattern(16)),
+        ("period 4096", pattern(4096)),
+    ]
+}
+
+#[test]
+fn runs_of_equal_blocks_are_found_as_a_whole_and_cost_no_more_lookups_than_noise() {
+    let len = 6 << 20;
+    let count = |old: &[u8], new: &[u8]| {
+        let old = old.to_vec();
+        let (assembly, lookups) = counted_search(&default_record(new), &[&old as &dyn Basis]);
+        assert!(rebuild(&assembly, new, &[&old]) == new);
+        (assembly, lookups)
+    };
+    let noisy = noise(len, 1);
+    let mut touched = noisy.clone();
+    touched[len / 3] ^= 1;
+    let (_, most) = count(&noisy, &touched);
+    let (_, unlike) = count(&noisy, &noise(len, 2));
+    let most = 4 * most.max(unlike);
+    for (name, old) in repetitive(len) {
+        let mut new = old.clone();
+        new[len / 3] ^= 1;
+        let mut islands = old.clone();
+        (0..len).step_by(1 << 20).for_each(|at| islands[at..at + 5000].copy_from_slice(&noisy[at..at + 5000]));
+        for (old, new) in [(&old, &new), (&new, &old), (&islands, &new), (&new, &islands), (&old, &noisy)] {
+            let (assembly, lookups) = count(old, new);
+            assert!(lookups <= most, "{name}: {lookups} look-ups, and at most {most} for noise");
+            assert!(assembly.pieces().len() < 64, "{name}: {} pieces", assembly.pieces().len());
+        }
+        assert!(count(&old, &new).0.literal_bytes() < 5000, "{name}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Runs of zeros between noise, before and after: the file comes out right, and the work is bounded by the bytes
+    /// that are searched, whatever the runs' lengths.
+    #[test]
+    fn sparse_content_is_rebuilt_at_a_cost_that_grows_with_its_length(
+        parts in proptest::collection::vec((0..200_000usize, 0..3000usize, any::<u64>()), 1..8),
+        edits in proptest::collection::vec(edit(), 0..4),
+    ) {
+        let old: Vec<u8> = parts.iter().flat_map(|&(zeros, len, seed)| [vec![0; zeros], noise(len, seed)].concat()).collect();
+        let mut new = old.clone();
+        edits.iter().for_each(|edit| apply(edit, &mut new));
+        let (assembly, lookups) = counted_search(&default_record(&new), &[&old as &dyn Basis]);
+        prop_assert!(rebuild(&assembly, &new, &[&old]) == new);
+        prop_assert!(lookups <= 4096 + old.len() as u64 / 8, "{} look-ups in {} bytes", lookups, old.len());
+    }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::scan::{Hit, Place, Wanted};
-use super::{Basis, SumsRange};
+use super::scan::{Hit, MAX_PLACES, Place, Wanted};
+use super::{Basis, DeltaError, SumsRange};
 use crate::sums::Layout;
 
 /// Fine blocks of a group: where all of it is unmatched, a sample decides about its fine checksums.
@@ -292,15 +292,25 @@ impl Plan {
         }
     }
 
-    /// Turns hits into matches. A lone hit is taken only if random ones are improbable, or near a sure match.
-    pub(super) fn accept(&mut self, wanted: &Wanted, hits: &[Hit], offsets_searched: u64) {
+    /// Turns hits into matches. A lone hit is taken only if random ones are improbable, or near a sure match. `is_at`
+    /// says whether an item's block lies at a place that was not noted; it is asked twice for a block at most.
+    pub(super) fn accept(
+        &mut self,
+        wanted: &Wanted,
+        hits: &[Hit],
+        offsets_searched: u64,
+        is_at: impl Fn(u32, Place) -> Result<bool, DeltaError>,
+    ) -> Result<(), DeltaError> {
         let random = offsets_searched as f64 * wanted.distinct() as f64 / wanted.item_values();
         let len = wanted.block_size();
         let (mut sure, mut lone) = (Vec::<Match>::new(), Vec::new());
         for (index, &(block, item)) in wanted.blocks().iter().enumerate() {
             let Some(first) = hits_of(hits, item).first() else { continue };
             let target = block * len;
-            let supported = self.supported(wanted, hits, index, sure.last());
+            let supported = match self.unnoted(wanted, hits, index, sure.last(), &is_at)? {
+                Some(place) => Some(place),
+                None => self.supported(wanted, hits, index, sure.last()),
+            };
             if supported.is_some() || random <= RISK {
                 sure.push(Match { target, len, place: supported.unwrap_or(first.place) });
             } else {
@@ -314,6 +324,42 @@ impl Plan {
         };
         let near = lone.into_iter().filter_map(near).collect();
         self.insert(near);
+        Ok(())
+    }
+
+    /// Where a block lies that lies in more places than were noted, like one of zeros: after what precedes it, or
+    /// where the new file has it. So a long run of equal blocks is one match, and not many of the same few places.
+    fn unnoted(
+        &self,
+        wanted: &Wanted,
+        hits: &[Hit],
+        index: usize,
+        last: Option<&Match>,
+        is_at: impl Fn(u32, Place) -> Result<bool, DeltaError>,
+    ) -> Result<Option<Place>, DeltaError> {
+        let (block, item) = wanted.blocks()[index];
+        let hits = hits_of(hits, item);
+        if hits.len() < MAX_PLACES as usize {
+            return Ok(None);
+        }
+        let start = block * wanted.block_size();
+        let before = self.place_before(start, last);
+        if let Some(place) = before.filter(|place| hits.iter().any(|hit| hit.place == *place)) {
+            return Ok(Some(place));
+        }
+        let aligned = hits.first().map(|hit| Place { offset: start, ..hit.place });
+        for place in before.into_iter().chain(aligned) {
+            if is_at(item, place)? {
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the match leads that ends at `target`. `last` is the last match of this pass.
+    fn place_before(&self, target: u64, last: Option<&Match>) -> Option<Place> {
+        let before = last.copied().filter(|m| m.end() == target).or_else(|| self.match_ending(target));
+        before.map(|m| m.place_of_end())
     }
 
     /// Where a block was found such that it continues what precedes it, or leads to what follows it.
@@ -321,8 +367,7 @@ impl Plan {
     fn supported(&self, wanted: &Wanted, hits: &[Hit], index: usize, last: Option<&Match>) -> Option<Place> {
         let (block, item) = wanted.blocks()[index];
         let (start, len) = (block * wanted.block_size(), wanted.block_size());
-        let before = last.copied().filter(|m| m.end() == start).or_else(|| self.match_ending(start));
-        let before = before.map(|m| m.place_of_end());
+        let before = self.place_before(start, last);
         let after = self.match_starting(start + len).map(|m| m.place);
         let next = wanted.blocks().get(index + 1).filter(|next| next.0 == block + 1);
         let next = next.map_or(&[][..], |&(_, item)| hits_of(hits, item));

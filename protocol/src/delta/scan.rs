@@ -4,7 +4,7 @@
 //! checksum is computed only where a weak one was found.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -14,7 +14,10 @@ use crate::sums::{Layout, Level, MULTIPLIER, Scheme, power, weak};
 /// Different strong checksums kept per weak one. More come from a hostile sender only.
 const MAX_CHAIN: usize = 8;
 /// Places kept per distinct block, so that runs of equal blocks (zeros) stay small.
-const MAX_PLACES: u32 = 8;
+pub(super) const MAX_PLACES: u32 = 8;
+/// Items that may share a bit of the bitmap for it to be taken away: honest ones are few, and a hostile sender's are
+/// not gone through again and again.
+const MAX_SHARING: usize = 16;
 /// Bytes of strong checksums computed in vain, per byte searched: random weak matches stay below 1, a hostile
 /// sender who knows the basis is stopped here.
 const MAX_WASTE: usize = 8;
@@ -147,16 +150,19 @@ impl Wanted {
         start + first..start + first + count
     }
 
-    /// Collects the indices of the weak checksums that a wanted block may have. Returns their number.
-    fn candidates(&self, rolled: &[u32], candidates: &mut [u16; STRIP]) -> usize {
-        if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
-            candidates_of::<{ BITMAPS[0] }>(rolled, bitmap, candidates)
-        } else if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
-            candidates_of::<{ BITMAPS[1] }>(rolled, bitmap, candidates)
-        } else {
-            let bitmap = self.bitmap.first_chunk();
-            bitmap.map_or(0, |bitmap| candidates_of::<{ BITMAPS[2] }>(rolled, bitmap, candidates))
-        }
+    /// Indices of the items that share their bit of a bitmap of so many words with this weak checksum, [`MAX_SHARING`]
+    /// and one more at most.
+    fn with_bit_of(&self, weak: u32, words: usize) -> Range<usize> {
+        let shift = 26 - words.ilog2();
+        let start = self.items.partition_point(|item| item.weak >> shift < weak >> shift);
+        let rest = self.items[start..].iter().take(MAX_SHARING + 1);
+        start..start + rest.take_while(|item| item.weak >> shift == weak >> shift).count()
+    }
+
+    /// Whether a block has the checksums of an item.
+    pub(super) fn is_item(&self, item: u32, block: &[u8]) -> bool {
+        let Some(item) = self.items.get(item as usize) else { return false };
+        weak(block) == item.weak && self.strong(block) == item.strong
     }
 
     fn strong(&self, block: &[u8]) -> u64 {
@@ -181,14 +187,63 @@ fn truncate(strong: u64, len: u8) -> u64 {
     strong & u64::MAX.checked_shr(64 - 8 * u32::from(len)).unwrap_or(0)
 }
 
-/// Looks for the wanted blocks in `places` of the bases. Returns the hits by item, then by place.
-pub(super) fn search(
-    wanted: &Wanted,
-    bases: &[&dyn Basis],
-    places: &[(u32, Range<u64>)],
-) -> Result<Vec<Hit>, DeltaError> {
+/// What a search found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// By item, then by place.
+    pub(super) hits: Vec<Hit>,
+    /// How often a weak checksum was looked up.
+    pub(super) lookups: u64,
+}
+
+/// What all threads of a search know together.
+struct Known {
+    /// Per item, how many places are known.
+    places: Vec<AtomicU32>,
+    /// The bitmap of the items of which more places are wanted. What is found everywhere, like blocks of zeros, then
+    /// costs no more than what is found nowhere.
+    bitmap: Vec<AtomicU64>,
+}
+
+impl Known {
+    fn new(wanted: &Wanted) -> Self {
+        Self {
+            places: std::iter::repeat_with(AtomicU32::default).take(wanted.items.len()).collect(),
+            bitmap: wanted.bitmap.iter().copied().map(AtomicU64::new).collect(),
+        }
+    }
+
+    fn is_full(&self, item: usize) -> bool {
+        self.places[item].load(Ordering::Relaxed) >= MAX_PLACES
+    }
+
+    /// Ends the search for a weak checksum whose items have all their places, unless others share its bit.
+    fn forget(&self, wanted: &Wanted, weak: u32) {
+        let words = self.bitmap.len();
+        let mut sharing = wanted.with_bit_of(weak, words);
+        if sharing.len() <= MAX_SHARING && sharing.all(|item| self.is_full(item)) {
+            let (word, bit) = bitmap_position(weak, words);
+            self.bitmap[word].fetch_and(!(1 << bit), Ordering::Relaxed);
+        }
+    }
+
+    /// Collects the indices of the weak checksums that a wanted block may have. Returns their number.
+    fn candidates(&self, rolled: &[u32], candidates: &mut [u16; STRIP]) -> usize {
+        if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
+            candidates_of::<{ BITMAPS[0] }>(rolled, bitmap, candidates)
+        } else if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
+            candidates_of::<{ BITMAPS[1] }>(rolled, bitmap, candidates)
+        } else {
+            let bitmap = self.bitmap.first_chunk();
+            bitmap.map_or(0, |bitmap| candidates_of::<{ BITMAPS[2] }>(rolled, bitmap, candidates))
+        }
+    }
+}
+
+/// Looks for the wanted blocks in `places` of the bases.
+pub(super) fn search(wanted: &Wanted, bases: &[&dyn Basis], places: &[(u32, Range<u64>)]) -> Result<Found, DeltaError> {
     if wanted.items.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Found::default());
     }
     let block_size = wanted.block_size as u64;
     // Long enough that the first checksum of every lane is cheap in comparison.
@@ -202,26 +257,43 @@ pub(super) fn search(
             (place.start..place.end - block_size + 1).step_by(segment_len as usize).map(segment)
         })
         .collect();
-    let known: Vec<AtomicU32> = std::iter::repeat_with(AtomicU32::default).take(wanted.items.len()).collect();
+    let known = Known::new(wanted);
     let next = AtomicUsize::new(0);
     let worker = |_| {
-        let (mut buffer, mut hits) = (Vec::new(), Vec::new());
+        let (mut buffer, mut found) = (Vec::new(), Found::default());
         while let Some((basis, segment)) = segments.get(next.fetch_add(1, Ordering::Relaxed)).cloned() {
             buffer.resize((segment.end - segment.start) as usize, 0);
             let read = bases[basis as usize].read_at(segment.start, &mut buffer);
             read.map_err(|source| DeltaError::Basis { basis, source })?;
             let mut scan = Scan::new(wanted, &known, &buffer, Place { basis, offset: segment.start });
             scan.run();
-            hits.append(&mut scan.hits);
+            found.hits.append(&mut scan.found.hits);
+            found.lookups += scan.found.lookups;
         }
-        Ok(hits)
+        Ok(found)
     };
     // One buffer per thread, not per segment.
     let workers = rayon::current_num_threads().min(segments.len());
-    let found: Result<Vec<Vec<Hit>>, DeltaError> = (0..workers).into_par_iter().map(worker).collect();
-    let mut hits: Vec<Hit> = found?.into_iter().flatten().collect();
-    hits.sort_unstable();
-    Ok(hits)
+    let found: Result<Vec<Found>, DeltaError> = (0..workers).into_par_iter().map(worker).collect();
+    let mut all = Found::default();
+    for mut found in found? {
+        all.hits.append(&mut found.hits);
+        all.lookups += found.lookups;
+    }
+    all.hits.sort_unstable();
+    Ok(all)
+}
+
+/// Whether a block of full length with the checksums of `item` lies at `place`.
+pub(super) fn is_at(wanted: &Wanted, bases: &[&dyn Basis], item: u32, place: Place) -> Result<bool, DeltaError> {
+    let Place { basis, offset } = place;
+    let Some(file) = bases.get(basis as usize) else { return Ok(false) };
+    if offset.checked_add(wanted.block_size()).is_none_or(|end| end > file.len()) {
+        return Ok(false);
+    }
+    let mut block = vec![0; wanted.block_size];
+    file.read_at(offset, &mut block).map_err(|source| DeltaError::Basis { basis, source })?;
+    Ok(wanted.is_item(item, &block))
 }
 
 /// Whether the short last block lies at one of `places`; the first such.
@@ -247,9 +319,10 @@ struct Scan<'a> {
     wanted: &'a Wanted,
     data: &'a [u8],
     start: Place,
-    hits: Vec<Hit>,
-    /// Per item, how many places are known in all bases.
-    places: &'a [AtomicU32],
+    found: Found,
+    known: &'a Known,
+    /// A weak checksum of which no more places are wanted: the last one looked up.
+    full: Option<u32>,
     /// Bytes of strong checksums that may still be computed in vain.
     waste: usize,
     /// What the byte that leaves the window contributes.
@@ -257,7 +330,7 @@ struct Scan<'a> {
 }
 
 /// A rolling window over a part of a segment.
-#[derive(Default)]
+#[derive(Default, Clone, Copy)]
 struct Lane {
     /// Offset of the window, whose block was looked up already.
     pos: usize,
@@ -267,10 +340,10 @@ struct Lane {
 }
 
 impl<'a> Scan<'a> {
-    fn new(wanted: &'a Wanted, places: &'a [AtomicU32], data: &'a [u8], start: Place) -> Scan<'a> {
+    fn new(wanted: &'a Wanted, known: &'a Known, data: &'a [u8], start: Place) -> Scan<'a> {
         let factor = power(wanted.block_size as u64);
         let leaving = std::array::from_fn(|byte| factor.wrapping_mul(byte as u32));
-        Scan { wanted, data, start, hits: Vec::new(), places, waste: MAX_WASTE * data.len(), leaving }
+        Scan { wanted, data, start, found: Found::default(), known, full: None, waste: MAX_WASTE * data.len(), leaving }
     }
 
     fn run(&mut self) {
@@ -302,12 +375,20 @@ impl<'a> Scan<'a> {
 
     /// Steps over blocks that are found one right after another, until one is not found.
     fn settle(&mut self, lane: &mut Lane) {
+        let block_size = self.wanted.block_size;
+        let mut common = None;
         while lane.pos < lane.end {
-            lane.weak = weak(&self.data[lane.pos..lane.pos + self.wanted.block_size]);
-            if !self.lookup(lane.pos, lane.weak) {
-                return;
+            lane.weak = weak(&self.data[lane.pos..lane.pos + block_size]);
+            let is_common = self.is_common(lane.pos, lane.weak);
+            if !is_common && !self.lookup(lane.pos, lane.weak) {
+                break;
             }
-            lane.pos += self.wanted.block_size;
+            common = is_common.then_some(*lane);
+            lane.pos += block_size;
+        }
+        if let Some(last) = common {
+            // A block of which nothing was noted hides none that begins within it: a run of zeros ends somewhere.
+            *lane = last;
         }
     }
 
@@ -331,7 +412,7 @@ impl<'a> Scan<'a> {
     /// Looks up what a lane rolled over and leaves it after the last block found, or at the last offset.
     fn look_at(&mut self, lane: &mut Lane, rolled: &[u32]) {
         let mut candidates = [0; STRIP];
-        let count = self.wanted.candidates(rolled, &mut candidates);
+        let count = self.known.candidates(rolled, &mut candidates);
         let mut next = lane.pos;
         for &index in &candidates[..count] {
             let pos = lane.pos + 1 + usize::from(index);
@@ -346,23 +427,50 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Whether a wanted block lies at `pos`; notes it.
-    fn lookup(&mut self, pos: usize, weak: u32) -> bool {
-        let same_weak = self.wanted.with_weak(weak);
-        let full = |item: usize| self.places[item].load(Ordering::Relaxed) >= MAX_PLACES;
-        if same_weak.clone().all(full) || self.waste < self.wanted.block_size {
-            return false;
+    /// Whether a block lies at `pos` that is found so often that no more places are noted.
+    fn is_common(&mut self, pos: usize, weak: u32) -> bool {
+        let same_weak = self.same_weak(weak);
+        let are_full = !same_weak.is_empty() && same_weak.clone().all(|item| self.known.is_full(item));
+        are_full && self.item_at(pos, same_weak).is_some()
+    }
+
+    fn same_weak(&mut self, weak: u32) -> Range<usize> {
+        self.found.lookups += 1;
+        self.wanted.with_weak(weak)
+    }
+
+    /// Which of these items lies at `pos`, by its strong checksum.
+    fn item_at(&mut self, pos: usize, mut items: Range<usize>) -> Option<usize> {
+        if items.is_empty() || self.waste < self.wanted.block_size {
+            return None;
         }
         let strong = self.wanted.strong(&self.data[pos..pos + self.wanted.block_size]);
-        let Some(item) = same_weak.into_iter().find(|&item| self.wanted.items[item].strong == strong) else {
+        let item = items.find(|&item| self.wanted.items[item].strong == strong);
+        if item.is_none() {
             self.waste -= self.wanted.block_size;
+        }
+        item
+    }
+
+    /// Whether a wanted block lies at `pos`; notes it.
+    fn lookup(&mut self, pos: usize, weak: u32) -> bool {
+        if self.full == Some(weak) {
             return false;
-        };
-        let known = self.places[item].fetch_add(1, Ordering::Relaxed);
-        let repeats = self.hits.last().is_some_and(|hit| hit.item == item as u32);
+        }
+        let same_weak = self.same_weak(weak);
+        if same_weak.clone().all(|item| self.known.is_full(item)) {
+            self.full = Some(weak);
+            return false;
+        }
+        let Some(item) = self.item_at(pos, same_weak) else { return false };
+        let known = self.known.places[item].fetch_add(1, Ordering::Relaxed);
+        let repeats = self.found.hits.last().is_some_and(|hit| hit.item == item as u32);
         if known < MAX_PLACES {
             let place = Place { offset: self.start.offset + pos as u64, ..self.start };
-            self.hits.push(Hit { item: item as u32, place });
+            self.found.hits.push(Hit { item: item as u32, place });
+        }
+        if known + 1 == MAX_PLACES {
+            self.known.forget(self.wanted, weak);
         }
         known == 0 || repeats
     }
@@ -389,12 +497,16 @@ fn roll_lanes<const N: usize>(
 }
 
 /// Collects the indices of the checksums whose bit is set. Returns their number.
-fn candidates_of<const WORDS: usize>(rolled: &[u32], bitmap: &[u64; WORDS], candidates: &mut [u16; STRIP]) -> usize {
+fn candidates_of<const WORDS: usize>(
+    rolled: &[u32],
+    bitmap: &[AtomicU64; WORDS],
+    candidates: &mut [u16; STRIP],
+) -> usize {
     let mut count = 0;
     for (index, &sum) in rolled.iter().enumerate() {
         let (word, bit) = bitmap_position(sum, WORDS);
         candidates[count % STRIP] = index as u16;
-        count += (bitmap[word] >> bit & 1) as usize;
+        count += (bitmap[word].load(Ordering::Relaxed) >> bit & 1) as usize;
     }
     count
 }
