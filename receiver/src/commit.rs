@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
         }
         let source = self.context.tree.file(leader).at("read", self.shown(leader))?;
         let name = self.temporary();
-        self.context.stage.copy(source, &name, &self.metadata(row)).at("copy to", self.shown(path))?;
+        self.context.stage.copy(&source, &name, &self.metadata(row)).at("copy to", self.shown(path))?;
         self.place(row, path, &name).map(drop)
     }
 

@@ -5,6 +5,7 @@
 //! tasks into requests, keeps several under way, and deals the bytes that come to the *builders*, which
 //! hash and write. Queues are bounded, so that memory is; a builder that lags behind stops the reading.
 
+mod room;
 mod tasks;
 mod transfer;
 
@@ -32,6 +33,7 @@ use crate::selection::Selection;
 use crate::source::Source;
 use crate::stage::{self, Building, Built, KeepPolicy, Kept, Metadata, Stage, Task};
 
+use room::{Room, Taken};
 use tasks::Tasks;
 use transfer::Transfer;
 
@@ -232,7 +234,7 @@ impl Fetcher<'_> {
         let checksums = AtomicU64::new(0);
         let tasks = Tasks { fetcher: self, fetches, parts };
         let (batches, whole) = tasks.split(&missing);
-        let batches = Mutex::new(batches);
+        let (batches, room) = (Mutex::new(batches), Room::new(WAITING));
         let matcher = Matcher {
             source: self.source,
             handle: self.handle,
@@ -244,8 +246,8 @@ impl Fetcher<'_> {
             if !batches.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                 for _ in 0..MATCHERS {
                     let events = events.clone();
-                    let (matcher, batches, tasks) = (&matcher, &batches, &tasks);
-                    scope.spawn(move || tasks.match_all(matcher, batches, &events));
+                    let (matcher, batches, tasks, room) = (&matcher, &batches, &tasks, &room);
+                    scope.spawn(move || tasks.match_all(matcher, batches, room, &events));
                 }
             }
             let builders = (0..self.threads.max(1)).map(|_| {
@@ -361,7 +363,7 @@ impl Order {
 /// What matchers and builders tell.
 enum Happened {
     /// A file's way to be built is known.
-    Ready(Box<Task>),
+    Ready(Box<Task>, Taken),
     /// A matcher could not go on.
     MatchingFailed(PullError),
     Built(usize, Result<Outcome, PullError>),
@@ -372,6 +374,8 @@ enum Outcome {
     Wrong,
 }
 
+/// Pieces of matched files that wait for the link, each of some 40 bytes.
+const WAITING: usize = 64 << 10;
 /// Threads that match. Each has two requests under way beside the transfer's.
 const MATCHERS: usize = 2;
 /// Orders that wait for one builder: at most so many frames' parts.

@@ -5,6 +5,7 @@
 //! read again and continued.
 
 mod building;
+mod sparse;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -162,16 +163,15 @@ impl Stage {
     /// Makes a further file of a staged content, and gives its name.
     pub(crate) fn duplicate(&self, digest: Digest, copy: usize, metadata: &Metadata) -> io::Result<Vec<u8>> {
         let name = [&final_name(digest)[..], format!("-{copy}").as_bytes()].concat();
-        self.copy(local::open_file(self.fd(), &final_name(digest), OFlags::RDONLY)?, &name, metadata)?;
+        self.copy(&local::open_file(self.fd(), &final_name(digest), OFlags::RDONLY)?, &name, metadata)?;
         Ok(name)
     }
 
     /// Copies a file to a new staged name.
-    pub(crate) fn copy(&self, mut source: File, name: &[u8], metadata: &Metadata) -> io::Result<()> {
-        let mut file = self.create(name)?;
-        if rustix::fs::ioctl_ficlone(&file, &source).is_err() {
-            // copy_file_range(2) beneath, where the kernel can.
-            io::copy(&mut source, &mut file)?;
+    pub(crate) fn copy(&self, source: &File, name: &[u8], metadata: &Metadata) -> io::Result<()> {
+        let file = self.create(name)?;
+        if rustix::fs::ioctl_ficlone(&file, source).is_err() {
+            sparse::copy(source, &file)?;
         }
         set_metadata(&file, metadata)
     }

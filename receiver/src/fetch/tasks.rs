@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use stillmirror_protocol::delta::{Assembly, Piece};
 use stillmirror_protocol::entry::Digest;
 
+use super::room::Room;
 use super::{Fetcher, Happened};
 use crate::matching::{Candidate, MIN_DELTA, Matcher};
 use crate::plan::Fetch;
@@ -49,11 +50,12 @@ impl Tasks<'_> {
         self.parts.get(&row.sha256()).copied().unwrap_or(0)
     }
 
-    /// Matches batch after batch.
+    /// Matches batch after batch, no faster than what was found finds room.
     pub(super) fn match_all(
         &self,
         matcher: &Matcher<'_>,
         batches: &Mutex<VecDeque<Vec<usize>>>,
+        room: &Arc<Room>,
         events: &Sender<Happened>,
     ) {
         loop {
@@ -67,7 +69,8 @@ impl Tasks<'_> {
                             Some(assembly) => self.assemble(number, &assembly, candidate.bases),
                             None => self.whole(number, self.part(number)),
                         };
-                        if events.send(Happened::Ready(Box::new(task))).is_err() {
+                        let taken = room.take(task.pieces.len() + TASK);
+                        if events.send(Happened::Ready(Box::new(task), taken)).is_err() {
                             return;
                         }
                     }
@@ -130,6 +133,8 @@ fn cut(piece: Piece, keep: u64) -> Option<Piece> {
     })
 }
 
+/// A task takes as much memory as so many pieces, without its own.
+const TASK: usize = 8;
 /// Files that are matched side by side, so that a round trip serves all of them.
 const BATCH: usize = 512;
 /// Bytes of new files that are matched side by side: their checksums are held in memory.

@@ -8,6 +8,7 @@ use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::wire::{Item, ItemFailure, Reply, Request, items_that_fit};
 
+use super::room::Taken;
 use super::tasks::Tasks;
 use super::{Happened, Order, Outcome, Reused, Staged};
 use crate::error::PullError;
@@ -20,7 +21,8 @@ pub(super) struct Transfer<'a> {
     tasks: &'a Tasks<'a>,
     builders: Vec<SyncSender<Order>>,
     incoming: Receiver<Happened>,
-    ready: VecDeque<Box<Task>>,
+    /// Tasks that wait, and the room that they take; those that are fetched once more take none.
+    ready: VecDeque<(Box<Task>, Option<Taken>)>,
     /// Fetches that nothing was searched for.
     whole: VecDeque<usize>,
     /// Ranges of begun tasks that are not asked for yet.
@@ -135,7 +137,7 @@ impl<'a> Transfer<'a> {
     /// Hands the next task to a builder and queues its ranges. False: there is none now.
     fn begin_next(&mut self) -> Result<bool, PullError> {
         let task = match self.ready.pop_front() {
-            Some(task) => task,
+            Some((task, _)) => task,
             None => match self.whole.pop_front() {
                 Some(number) => Box::new(self.tasks.whole(number, self.tasks.part(number))),
                 None => return Ok(false),
@@ -211,7 +213,7 @@ impl<'a> Transfer<'a> {
 
     fn happened(&mut self, happened: Happened) -> Result<(), PullError> {
         match happened {
-            Happened::Ready(task) => self.ready.push_back(task),
+            Happened::Ready(task, taken) => self.ready.push_back((task, Some(taken))),
             Happened::MatchingFailed(error) => return Err(error),
             Happened::Built(number, outcome) => {
                 let fetch = &self.tasks.fetches[number];
@@ -226,7 +228,7 @@ impl<'a> Transfer<'a> {
                     }
                     Outcome::Wrong if self.again.insert(number) => {
                         // A wrong match, a damaged part, or a file that changed on its way: once more, whole.
-                        self.ready.push_back(Box::new(self.tasks.whole(number, 0)));
+                        self.ready.push_back((Box::new(self.tasks.whole(number, 0)), None));
                     }
                     Outcome::Wrong => {
                         let path = self.tasks.fetcher.selection.path(fetch.row);

@@ -1,7 +1,7 @@
 //! A content under construction.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
@@ -12,6 +12,7 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 
+use super::sparse::SparseFile;
 use super::{Metadata, Stage, final_name, part_name, set_metadata};
 use crate::local::{self, Tree};
 
@@ -67,7 +68,7 @@ pub(crate) struct Building<'a> {
     sums: Option<SumsBuilder>,
     keeps_content: bool,
     /// None until there is more than [`BUFFER`]: a small file is written once and whole.
-    file: Option<File>,
+    file: Option<SparseFile>,
     buffer: Vec<u8>,
     /// The piece under way, and what of it is done.
     piece: usize,
@@ -155,11 +156,12 @@ impl<'a> Building<'a> {
             return Ok(Built::Wrong);
         }
         let (name, opened) = (final_name(self.task.sha256), self.file.is_some());
-        let file = match self.file.take() {
+        let mut file = match self.file.take() {
             Some(file) => file,
-            None => self.stage.create(&name)?,
+            None => SparseFile::new(self.stage.create(&name)?, 0),
         };
-        (&file).write_all(&self.buffer)?;
+        file.write(&self.buffer)?;
+        let file = file.finish()?;
         set_metadata(&file, &self.task.metadata)?;
         if opened {
             local::rename(self.stage.fd(), &part_name(self.task.sha256), self.stage.fd(), &name)?;
@@ -174,7 +176,8 @@ impl<'a> Building<'a> {
         if self.buffer.len() < WORTH_KEEPING && self.file.is_none() {
             return Ok(());
         }
-        self.flush()
+        self.flush()?;
+        self.file.map_or(Ok(()), |file| file.finish().map(drop))
     }
 
     /// Reads the beginning that a former pull left, once.
@@ -192,8 +195,7 @@ impl<'a> Building<'a> {
             self.digest(&buffer[..room]);
             left -= room as u64;
         }
-        file.seek(SeekFrom::Start(self.task.keep))?;
-        self.file = Some(file);
+        self.file = Some(SparseFile::new(file, self.task.keep));
         Ok(())
     }
 
@@ -235,10 +237,10 @@ impl<'a> Building<'a> {
 
     fn flush(&mut self) -> io::Result<()> {
         if self.file.is_none() {
-            self.file = Some(self.stage.create(&part_name(self.task.sha256))?);
+            self.file = Some(SparseFile::new(self.stage.create(&part_name(self.task.sha256))?, 0));
         }
         if let Some(file) = &mut self.file {
-            file.write_all(&self.buffer)?;
+            file.write(&self.buffer)?;
         }
         self.buffer.clear();
         Ok(())

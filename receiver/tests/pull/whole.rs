@@ -345,3 +345,28 @@ fn two_pulls_into_one_tree_do_not_mix() {
     cancel.cancel();
     assert!(matches!(first.join().unwrap(), Err(PullError::Interrupted)));
 }
+
+#[test]
+fn long_runs_of_zeros_take_no_disk_at_first_after_an_update_and_in_a_copy() {
+    use std::os::unix::fs::MetadataExt as _;
+    // 64 pieces of data of 4 KiB, 512 KiB apart.
+    let mut image = vec![0; 32 << 20];
+    (0..image.len()).step_by(512 << 10).for_each(|at| image[at..at + 4096].copy_from_slice(&noise(4096, at as u64)));
+    let tree = Tree::default().file("image", image.clone()).file("twin", image.clone());
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    let disk = |name: &str| fs::metadata(place.file(name)).unwrap().blocks() * 512;
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &tree);
+    image[5_000_000..5_004_096].copy_from_slice(&noise(4096, 7));
+    image[16 << 20..(16 << 20) + 4096].fill(0);
+    let next = Tree::default().file("image", image.clone()).file("twin", image);
+    for tree in [&tree, &next] {
+        sender.publish(tree);
+        let report = run(place.mirror(&sender)).unwrap();
+        assert_same(&place.dest(), tree);
+        for name in ["image", "twin"] {
+            assert!(disk(name) < 1 << 20, "{name} takes {} bytes", disk(name));
+        }
+        assert!(report.bytes_literal < 100_000, "{} bytes", report.bytes_literal);
+    }
+}
