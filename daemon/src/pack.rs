@@ -23,7 +23,19 @@ pub(crate) struct Packs {
     window: u64,
     /// What times are counted from.
     epoch: Instant,
-    by_file: Mutex<HashMap<FileState, Vec<Arc<Runner>>>>,
+    by_file: Mutex<HashMap<FileState, Arc<Pack>>>,
+    /// How many packs have several members: they share the window. Kept, because it is asked for at every extent.
+    several: AtomicU64,
+}
+
+/// The sessions on their way through one file.
+#[derive(Default)]
+struct Pack(Mutex<Vec<Arc<Runner>>>);
+
+impl Pack {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Runner>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One session's way through one file.
@@ -40,21 +52,38 @@ struct Runner {
 pub(crate) struct Place {
     packs: Arc<Packs>,
     file: FileState,
+    /// The pack itself: looking at it takes no lock that other packs take.
+    pack: Arc<Pack>,
     runner: Arc<Runner>,
 }
 
 impl Packs {
     /// For a cache of `window` extents.
     pub(crate) fn new(window: usize) -> Arc<Self> {
-        Arc::new(Self { window: window as u64, epoch: Instant::now(), by_file: Mutex::default() })
+        Arc::new(Self {
+            window: window as u64,
+            epoch: Instant::now(),
+            by_file: Mutex::default(),
+            several: AtomicU64::new(0),
+        })
     }
 
     /// Joins the pack of a file, at the extent that is wanted first.
     pub(crate) fn join(self: &Arc<Self>, file: FileState, start: u64, now: Instant) -> Place {
         let (next, moved) = (AtomicU64::new(start), AtomicU64::new(self.millis(now)));
         let runner = Arc::new(Runner { began: now, start, next, moved });
-        self.lock().entry(file).or_default().push(Arc::clone(&runner));
-        Place { packs: Arc::clone(self), file, runner }
+        let pack = {
+            let mut packs = self.lock();
+            let pack = Arc::clone(packs.entry(file).or_default());
+            let mut members = pack.lock();
+            members.push(Arc::clone(&runner));
+            if members.len() == 2 {
+                self.several.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(members);
+            pack
+        };
+        Place { packs: Arc::clone(self), file, pack, runner }
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -65,7 +94,7 @@ impl Packs {
         self.millis(now).saturating_sub(runner.moved.load(Ordering::Relaxed)) <= MOVING.as_millis() as u64
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<FileState, Vec<Arc<Runner>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FileState, Arc<Pack>>> {
         self.by_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,18 +109,18 @@ impl Place {
     /// Whether anybody else has this extent still before them. What a straggler reads for itself alone must
     /// not push out what the pack in front of it still shares.
     pub(crate) fn is_followed(&self, extent: u64) -> bool {
-        let packs = self.packs.lock();
         let follows =
             |other: &Arc<Runner>| !Arc::ptr_eq(other, &self.runner) && other.next.load(Ordering::Relaxed) <= extent;
-        packs.get(&self.file).is_some_and(|pack| pack.iter().any(follows))
+        self.pack.lock().iter().any(follows)
     }
 
     /// Whether somebody would lose touch if the session read this extent now.
     pub(crate) fn should_wait(&self, extent: u64, now: Instant) -> bool {
-        let packs = self.packs.lock();
-        let Some(pack) = packs.get(&self.file).filter(|pack| pack.len() > 1) else { return false };
-        let several = packs.values().filter(|pack| pack.len() > 1).count() as u64;
-        let window = self.packs.window / several.max(1);
+        let pack = self.pack.lock();
+        if pack.len() < 2 {
+            return false;
+        }
+        let window = self.packs.window / self.packs.several.load(Ordering::Relaxed).max(1);
         let own_rate = self.runner.rate(now);
         let mut others = pack.iter().filter(|other| !Arc::ptr_eq(other, &self.runner));
         others.any(|other| {
@@ -107,11 +136,12 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut packs = self.packs.lock();
-        if let Some(pack) = packs.get_mut(&self.file) {
-            pack.retain(|runner| !Arc::ptr_eq(runner, &self.runner));
-            if pack.is_empty() {
-                packs.remove(&self.file);
-            }
+        let mut members = self.pack.lock();
+        members.retain(|runner| !Arc::ptr_eq(runner, &self.runner));
+        match members.len() {
+            0 => drop(packs.remove(&self.file)),
+            1 => _ = self.packs.several.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
         }
     }
 }
@@ -183,5 +213,26 @@ mod tests {
         assert!(!members[0].should_wait(44, now));
         assert!(members[0].should_wait(45, now));
         assert!(!members[0].should_wait(70, now));
+    }
+
+    #[test]
+    fn a_look_at_one_pack_waits_for_no_other_and_the_number_of_packs_is_kept() {
+        let packs = Packs::new(100);
+        let now = later(&packs, 0);
+        let members: Vec<_> = (0..4).map(|file| [(); 3].map(|()| packs.join(state(file), 0, packs.epoch))).collect();
+        assert_eq!(packs.several.load(Ordering::Relaxed), 4);
+        {
+            // Somebody joins, and somebody is in another pack.
+            let (_joining, _looking) = (packs.lock(), members[1][0].pack.lock());
+            members[0][0].advance(24, now);
+            members[0][1].advance(8, now);
+            assert!(members[0][0].should_wait(25, now) && members[0][0].is_followed(25));
+        }
+        for (left, [first, second, third]) in (0..4).rev().zip(members) {
+            drop((first, second));
+            assert_eq!(packs.several.load(Ordering::Relaxed), left);
+            drop(third);
+        }
+        assert!(packs.lock().is_empty());
     }
 }

@@ -16,3 +16,5 @@ mod stale;
 /// Files whose content the store has.
 mod stored;
 mod support;
+/// Names that are exchanged for symlinks while they are served.
+mod swapped;
