@@ -157,6 +157,18 @@ pub(crate) enum Direct {
     Never,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ctime {
+    /// A file is read whenever its ctime differs.
+    Strict,
+    /// A file is not read if another mode, owner, link count or name shows why its ctime differs.
+    #[default]
+    Explained,
+    /// Ctime is not looked at.
+    Ignored,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Compression {
@@ -177,6 +189,8 @@ pub(crate) struct Repository {
     pub(crate) comment: String,
     #[serde(default)]
     pub(crate) direct: Direct,
+    #[serde(default)]
+    pub(crate) ctime: Ctime,
     #[serde(default = "Bytes::none")]
     pub(crate) bandwidth: Bytes,
     #[serde(default = "yes")]
@@ -224,6 +238,7 @@ impl Repository {
             store,
             comment: String::new(),
             direct: Direct::default(),
+            ctime: Ctime::default(),
             bandwidth: Bytes::none(),
             list: true,
             hosts_allow: Words::default(),

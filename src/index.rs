@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
-use stillmirror_indexer::{self as indexer, IndexError, Options, Report};
+use stillmirror_indexer::{self as indexer, CtimeRule, IndexError, Options, Report};
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
-use crate::config::{Bytes, Config, Index, Pattern, Seconds, Specials, Unreadable};
+use crate::config::{Bytes, Config, Ctime, Index, Pattern, Seconds, Specials, Unreadable};
 use crate::exit::{Exit, UsageError};
 use crate::output::{bytes, count, line};
 use crate::{progress, signals};
@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     /// Read all that the store keeps, and read the files again of which something is damaged there
     #[arg(long, conflicts_with = "changed_from")]
     verify_store: bool,
+    /// What happens to a file of which only the ctime differs [default: explained]
+    #[arg(long)]
+    ctime: Option<Ctime>,
     /// One JSON object per repository on standard output
     #[arg(long)]
     json: bool,
@@ -173,7 +176,8 @@ fn options(arguments: Arguments) -> Result<Vec<Options>> {
         let selected = config.select(&arguments.names)?;
         let resolve = |repository: &&crate::config::Repository| {
             let settings = flags.clone().over(&repository.index.clone().over(&config.index));
-            one(&repository.root, &repository.store, &repository.name, &settings)
+            let ctime = arguments.ctime.unwrap_or(repository.ctime);
+            one(&repository.root, &repository.store, &repository.name, ctime, &settings)
         };
         return selected.iter().map(resolve).collect();
     }
@@ -184,7 +188,8 @@ fn options(arguments: Arguments) -> Result<Vec<Options>> {
         Some(name) => name,
         None => default_name(root, store)?,
     };
-    Ok(vec![one(root, store, &name, &flags)?])
+    let ctime = arguments.ctime.unwrap_or_default();
+    Ok(vec![one(root, store, &name, ctime, &flags)?])
 }
 
 fn default_name(root: &Path, store: &Path) -> Result<String> {
@@ -199,7 +204,7 @@ fn default_name(root: &Path, store: &Path) -> Result<String> {
     Ok(name)
 }
 
-fn one(root: &Path, store: &Path, name: &str, settings: &Index) -> Result<Options> {
+fn one(root: &Path, store: &Path, name: &str, ctime: Ctime, settings: &Index) -> Result<Options> {
     let mut options = Options::new(root, store, name);
     options.filter = filter(settings.include.as_deref(), settings.exclude.as_deref())?;
     options.sums_for = filter(None, settings.no_block_checksums.as_deref())?;
@@ -214,6 +219,11 @@ fn one(root: &Path, store: &Path, name: &str, settings: &Index) -> Result<Option
     options.unreadable = match settings.unreadable.unwrap_or(Unreadable::KeepOld) {
         Unreadable::KeepOld => indexer::Unreadable::KeepOld,
         Unreadable::LeaveOut => indexer::Unreadable::LeaveOut,
+    };
+    options.ctime = match ctime {
+        Ctime::Strict => CtimeRule::Strict,
+        Ctime::Explained => CtimeRule::Explained,
+        Ctime::Ignored => CtimeRule::Ignored,
     };
     options.retention = Retention {
         count: settings.keep_generations.unwrap_or(KEEP_GENERATIONS),

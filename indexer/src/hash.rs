@@ -19,10 +19,11 @@ use stillmirror_protocol::sums::{Scheme, SumsBuilder};
 use stillmirror_store::{Draft, Generation, Record, StoreError};
 use twox_hash::XxHash3_128;
 
+use crate::expected::Expected;
 use crate::options::Options;
 use crate::report::Progress;
 use crate::tree::{self, Facts, Tree};
-use crate::walk::Findings;
+use crate::walk::{Findings, Found};
 
 /// All files to be read: each inode once, under whichever of its names is still there.
 #[derive(Debug)]
@@ -107,17 +108,17 @@ impl From<Errno> for Trouble {
 }
 
 impl<'a> Jobs<'a> {
-    /// The regular files among what a walk found.
-    pub(crate) fn of(findings: &'a Findings) -> Self {
-        let all = findings.dirs.iter().flat_map(|(dir, differs)| differs.found.iter().map(move |found| (dir, found)));
-        let files = all.enumerate().filter(|(_, (_, found))| found.facts.is_file());
-        let name = |(found, (dir, file)): (usize, (&'a Vec<u8>, &'a crate::walk::Found))| Name {
+    /// The regular files among what a walk found, but for those of an expected content.
+    pub(crate) fn of(findings: &'a Findings, expected: &Expected) -> Self {
+        let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
+        let unknown = files.filter(|(at, _, _)| expected.row(*at).is_none());
+        let name = |(found, dir, file): (usize, &'a Vec<u8>, &'a Found)| Name {
             found,
             dir,
             name: &file.name,
             facts: &file.facts,
         };
-        let mut names: Vec<Name<'a>> = files.map(name).collect();
+        let mut names: Vec<Name<'a>> = unknown.map(name).collect();
         // Only linked files need their names brought together; the rest stays in the tree's order.
         let inode = |name: &Name<'_>| (name.facts.links > 1).then(|| name.facts.inode());
         names.sort_by_key(inode);

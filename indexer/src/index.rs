@@ -12,6 +12,7 @@ use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use crate::damaged::Damaged;
 use crate::error::IndexError;
+use crate::expected::Expected;
 use crate::hash::{Jobs, Known, Outcomes, Reading, ReadingError};
 use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
@@ -109,11 +110,12 @@ impl Run<'_> {
             return Ok(Ended::ForWantOfDigests);
         }
         let draft = self.store.begin(&self.lock)?;
-        let outcomes = self.read(&findings, before, hashing, &draft)?;
+        let expected = old.map(|old| Expected::of(&findings, old, &self.tree, self.options)).unwrap_or_default();
+        let outcomes = self.read(&findings, &expected, before, hashing, &draft)?;
         let publishing = Instant::now();
         self.report.time.hash += publishing - hashing;
 
-        let settled = settle(findings, &outcomes, old, &owners, self.options);
+        let settled = settle(findings, &outcomes, &expected, old, &owners, self.options);
         drop(outcomes);
         self.check_stop()?;
         if anew.is_some_and(|known| self.loses_some(known, &settled.unreadable, &settled.torn)) {
@@ -151,8 +153,8 @@ impl Run<'_> {
     /// Whether some file with an entry that must stay cannot be opened. That is known in seconds, when reading
     /// every file takes hours.
     fn shut(&self, known: Old<'_>, findings: &Findings) -> bool {
-        let all = findings.dirs.iter().flat_map(|(dir, differs)| differs.found.iter().map(move |found| (dir, found)));
-        let mut files = all.filter(|(_, found)| found.facts.is_file()).map(|(dir, found)| path::join(dir, &found.name));
+        let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
+        let mut files = files.map(|(_, dir, found)| path::join(dir, &found.name));
         let shut = |path: &Vec<u8>| self.tree.open_file(path).is_err_and(|error| !tree::is_gone(error));
         self.options.unreadable == Unreadable::KeepOld
             && files.any(|path| shut(&path) && known.list.find(&path).is_some())
@@ -161,11 +163,12 @@ impl Run<'_> {
     fn read(
         &mut self,
         findings: &Findings,
+        expected: &Expected,
         before: Option<&Generation>,
         walked: Instant,
         draft: &Draft,
     ) -> Result<Outcomes, IndexError> {
-        let jobs = Jobs::of(findings);
+        let jobs = Jobs::of(findings, expected);
         let reading = Reading {
             tree: &self.tree,
             options: self.options,

@@ -39,6 +39,8 @@ pub struct Options {
     pub specials: Specials,
     /// What happens to the entries of files and directories that cannot be read.
     pub unreadable: Unreadable,
+    /// When a file counts as unchanged although its ctime differs.
+    pub ctime: CtimeRule,
     /// Which older generations are kept.
     pub retention: Retention,
     /// Threads for walking and hashing; by default one per core.
@@ -78,6 +80,19 @@ pub enum Unreadable {
     LeaveOut,
 }
 
+/// When a file that is the indexed inode, with the indexed size and mtime, is not read although its ctime differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CtimeRule {
+    /// Never: a file is read whenever its ctime differs.
+    Strict,
+    /// When a change of mode, owner, link count or names shows why. A content that was rewritten in place is missed
+    /// if its mtime was put back and one of these was changed too.
+    #[default]
+    Explained,
+    /// Always. A content that was rewritten in place is missed if its mtime was put back.
+    Ignored,
+}
+
 impl Options {
     /// The defaults: everything is indexed, with block checksums and without the optional digests; 24
     /// generations of at most 30 days are kept.
@@ -94,6 +109,7 @@ impl Options {
             keep_contents: stillmirror_store::KEEP_CONTENTS,
             specials: Specials::default(),
             unreadable: Unreadable::default(),
+            ctime: CtimeRule::default(),
             retention: Retention { count: 24, age: Some(Duration::from_secs(30 * 24 * 3600)) },
             threads: None,
             drop_cache: true,

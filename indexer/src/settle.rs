@@ -8,6 +8,7 @@ use stillmirror_protocol::list::{FileType, Row};
 use stillmirror_protocol::local::{Identity, RecordAt};
 use stillmirror_protocol::path;
 
+use crate::expected::Expected;
 use crate::groups::{Member, Stays, regroup};
 use crate::hash::{Outcome, Outcomes};
 use crate::options::{Options, Unreadable};
@@ -59,6 +60,7 @@ impl LocalFacts {
 pub(crate) fn settle(
     findings: Findings,
     outcomes: &Outcomes,
+    expected: &Expected,
     old: Option<Old<'_>>,
     owners: &Owners,
     options: &Options,
@@ -78,7 +80,7 @@ pub(crate) fn settle(
     let mut at = 0;
     for (dir, differs) in findings.dirs {
         for found in differs.found {
-            settling.found(&dir, found, outcomes.of(at));
+            settling.found(&dir, found, outcomes.of(at), expected.row(at));
             at += 1;
         }
         for name in differs.removed {
@@ -120,8 +122,8 @@ enum Place {
 }
 
 impl Settling<'_> {
-    fn found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>) {
-        let Found { name, facts, old, target } = found;
+    fn found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>, expected: Option<u32>) {
+        let Found { name, facts, old, target, .. } = found;
         let kind = match facts.file_type() {
             Some(FileType::Directory) => Kind::Directory,
             Some(FileType::Symlink) => Kind::Symlink { target },
@@ -129,7 +131,12 @@ impl Settling<'_> {
             Some(FileType::BlockDevice) => Kind::BlockDevice(facts.device),
             Some(FileType::Fifo) => Kind::Fifo,
             Some(FileType::Socket) => Kind::Socket,
-            Some(FileType::File) => return self.file(dir, name, &facts, old, outcome),
+            Some(FileType::File) => {
+                return match (outcome, expected) {
+                    (None, Some(row)) => self.expected(dir, name, &facts, old, row),
+                    (outcome, _) => self.file(dir, name, &facts, old, outcome),
+                };
+            }
             None => return,
         };
         let local = LocalFacts::of(&facts, None);
@@ -152,6 +159,15 @@ impl Settling<'_> {
             Some(Outcome::Gone) if old.is_some() => self.remove(dir, &name),
             Some(Outcome::Gone) => {}
             Some(Outcome::Torn) | None => self.settled.torn.push(path::join(dir, &name)),
+        }
+    }
+
+    /// A file that was not read: its content is that of a row.
+    fn expected(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
+        let Some(last) = self.old else { return };
+        if let Kind::File { digests, .. } = last.list.row(row).to_entry().kind {
+            let record = LocalFacts::of_row(last, row).record.unwrap_or_default();
+            self.read(dir, name, facts, old, &digests, record);
         }
     }
 

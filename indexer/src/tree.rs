@@ -25,6 +25,8 @@ pub(crate) struct Facts {
     pub(crate) size: u64,
     pub(crate) mtime: Time,
     pub(crate) identity: Identity,
+    /// When the inode was made, where the file system tells. No call of the system can change that.
+    pub(crate) born: Option<Time>,
     /// The number of the device that it lies on: good for one run.
     on_device: u64,
     /// What a device file stands for.
@@ -74,6 +76,8 @@ impl Facts {
                 inode: stat.stx_ino,
                 ctime: Time { sec: stat.stx_ctime.tv_sec, nsec: stat.stx_ctime.tv_nsec },
             },
+            born: (stat.stx_mask & StatxFlags::BTIME.bits() != 0)
+                .then_some(Time { sec: stat.stx_btime.tv_sec, nsec: stat.stx_btime.tv_nsec }),
             on_device,
             device: Device { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor },
         }
@@ -134,13 +138,13 @@ impl Tree {
     /// What an open file or directory is.
     pub(crate) fn facts_of(&self, fd: impl AsFd) -> Result<Facts, Errno> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        Ok(Facts::of(&rustix::fs::statx(fd, c"", flags, StatxFlags::BASIC_STATS)?, self.device))
+        Ok(Facts::of(&rustix::fs::statx(fd, c"", flags, WANTED)?, self.device))
     }
 
     /// What a name in an open directory is, itself and not what it may point to.
     fn facts_at(&self, dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Facts, Errno> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-        Ok(Facts::of(&rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?, self.device))
+        Ok(Facts::of(&rustix::fs::statx(dir, name, flags, WANTED)?, self.device))
     }
 
     /// The target of the symlink at a path.
@@ -159,6 +163,9 @@ pub(crate) fn is_gone(error: Errno) -> bool {
 fn is_dots(name: &[u8]) -> bool {
     name == b"." || name == b".."
 }
+
+/// What is asked of each entry.
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
 /// A symlink's target.
 pub(crate) fn target_at(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {

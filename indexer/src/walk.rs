@@ -72,7 +72,8 @@ impl<'a> Walk<'a> {
         let facts = self.tree.look(b"")?.ok_or(Errno::NOENT)?;
         let row = self.old.map(|old| old.list.row(0));
         if row.is_none_or(|row| !self.same_facts(row, &facts)) {
-            findings.root = Some(Found { name: Vec::new(), facts, old: row.map(|_| 0), target: Vec::new() });
+            let old = row.map(|_| 0);
+            findings.root = Some(Found { name: Vec::new(), facts, old, is_to_be_read: false, target: Vec::new() });
         }
         Ok(())
     }
@@ -116,9 +117,10 @@ impl<'a> Walk<'a> {
     ) -> Result<(), Errno> {
         let kind = facts.file_type();
         let mut read = Vec::new();
+        let mut is_to_be_read = false;
         if let (Some(row), Some(old)) = (row.filter(|row| self.same_facts(*row, facts)), self.old) {
-            let is_damaged = row.file_number().is_some_and(|file| old.damaged.contains(&file));
-            let same_inode = old.local.identity(row.number()) == facts.identity && !is_damaged;
+            is_to_be_read = row.file_number().is_some_and(|file| old.damaged.contains(&file));
+            let same_inode = old.local.identity(row.number()) == facts.identity && !is_to_be_read;
             if !same_inode && kind == Some(FileType::Symlink) {
                 read = target()?;
             }
@@ -135,7 +137,8 @@ impl<'a> Walk<'a> {
         } else if kind == Some(FileType::Symlink) {
             read = target()?;
         }
-        let found = Found { name: name.to_vec(), facts: *facts, old: row.map(|row| row.number()), target: read };
+        let (name, old) = (name.to_vec(), row.map(|row| row.number()));
+        let found = Found { name, facts: *facts, old, is_to_be_read, target: read };
         differs.found.push(found);
         Ok(())
     }

@@ -37,6 +37,8 @@ pub(crate) struct Found {
     pub(crate) facts: Facts,
     /// The row that had the name, of whatever type.
     pub(crate) old: Option<u32>,
+    /// Whether it is read whatever else is known of it.
+    pub(crate) is_to_be_read: bool,
     /// A symlink's target.
     pub(crate) target: Vec<u8>,
 }
@@ -53,6 +55,12 @@ pub(crate) struct Lost {
 impl Findings {
     pub(crate) fn is_empty(&self) -> bool {
         self.root.is_none() && self.dirs.is_empty() && self.moved.is_empty()
+    }
+
+    /// All found names with their directories, each with its place among them.
+    pub(crate) fn found(&self) -> impl Iterator<Item = (usize, &Vec<u8>, &Found)> {
+        let all = self.dirs.iter().flat_map(|(dir, differs)| differs.found.iter().map(move |found| (dir, found)));
+        all.enumerate().map(|(at, (dir, found))| (at, dir, found))
     }
 
     /// What is below the root may fail to be listed, but not the root.

@@ -1,0 +1,148 @@
+//! Which of the found files hold a content that is indexed already, so that they need not be read.
+//!
+//! A found file has the content of a row if it is that row's inode, with that size and those times; its name does not
+//! matter. If its ctime alone is later, something has happened to the inode, and what that was is not recorded
+//! anywhere. It is taken for one of the harmless things if there is a trace of it: another mode or owner, another number
+//! of links, another name. Where there is none, the file is read.
+//!
+//! An inode number is given to a new file once the old one is gone, and trees are full of files of equal size and time. So
+//! the inode must have been there when the row was written: it is no younger than the ctime in the row.
+
+use std::collections::{HashMap, HashSet};
+
+use stillmirror_protocol::entry::READ_BY_OTHERS;
+use stillmirror_protocol::list::Row;
+use stillmirror_protocol::local::RelativeDevice;
+use stillmirror_protocol::path;
+
+use crate::options::{CtimeRule, Options};
+use crate::tree::{Facts, Tree};
+use crate::walk::{Findings, Found, Old};
+
+/// Inodes as rows know them.
+type InodeKey = (RelativeDevice, u64);
+
+/// The rows whose contents found files have, by the place of the file among all that was found.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    rows: HashMap<usize, u32>,
+}
+
+impl Expected {
+    /// Judges all found files.
+    pub(crate) fn of(findings: &Findings, old: Old<'_>, tree: &Tree, options: &Options) -> Self {
+        let traces = Traces::of(findings, old);
+        let elsewhere = rows_of(&traces.appeared, old);
+        let judge = Judge { old, options, traces };
+        let files = findings.found().filter(|(_, _, found)| found.facts.is_file() && !found.is_to_be_read);
+        let row_of = |found: &Found| {
+            let own = found.old.filter(|&row| judge.has_content_of(row, &found.facts, true));
+            let key = found.facts.identity.inode_key();
+            let others = || elsewhere.get(&key).into_iter().flatten().copied();
+            own.or_else(|| others().find(|&row| judge.has_content_of(row, &found.facts, false)))
+        };
+        let rows = files.filter_map(|(at, dir, found)| {
+            let row = row_of(found)?;
+            let is_enough = !judge.has_other_permissions(row, &found.facts)
+                || (!judge.may_be_kept_now(row, &found.facts) && tree.open_file(&path::join(dir, &found.name)).is_ok());
+            is_enough.then_some((at, row))
+        });
+        Self { rows: rows.collect() }
+    }
+
+    /// The row whose content is expected in the file at that place.
+    pub(crate) fn row(&self, found: usize) -> Option<u32> {
+        self.rows.get(&found).copied()
+    }
+}
+
+/// Inodes of whose names some came or went.
+struct Traces {
+    /// Inodes that have a name that the index knows for another inode, or not at all.
+    appeared: HashSet<InodeKey>,
+    /// Inodes that have lost one of several names.
+    vanished: HashSet<InodeKey>,
+}
+
+impl Traces {
+    fn of(findings: &Findings, old: Old<'_>) -> Self {
+        let files = findings.found().map(|(_, _, found)| found).filter(|found| found.facts.is_file());
+        let appeared = files.filter_map(|found| {
+            let key = found.facts.identity.inode_key();
+            let is_known = found.old.is_some_and(|row| old.local.identity(row).inode_key() == key);
+            (!is_known).then_some(key)
+        });
+        let appeared = appeared.collect();
+        let names = findings.dirs.iter().flat_map(|(dir, differs)| differs.removed.iter().map(move |name| (dir, name)));
+        let removed = names.filter_map(|(dir, name)| old.list.find(dir)?.dir_number().map(|dir| (dir, name)));
+        let rows = removed.filter_map(|(dir, name)| old.list.dir(dir).child(name));
+        let linked = rows.filter(|row| row.is_file() && row.link_leader().is_some());
+        let vanished = linked.map(|row| old.local.identity(row.number()).inode_key()).collect();
+        Self { appeared, vanished }
+    }
+}
+
+/// The files of the old list that are these inodes. Goes over all of the list, unless there are none.
+fn rows_of(inodes: &HashSet<InodeKey>, old: Old<'_>) -> HashMap<InodeKey, Vec<u32>> {
+    let mut rows: HashMap<InodeKey, Vec<u32>> = HashMap::new();
+    let all = if inodes.is_empty() { 0..0 } else { 0..old.list.len() };
+    for row in all {
+        let key = old.local.identity(row).inode_key();
+        if inodes.contains(&key) && old.list.row(row).is_file() {
+            rows.entry(key).or_default().push(row);
+        }
+    }
+    rows
+}
+
+struct Judge<'a> {
+    old: Old<'a>,
+    options: &'a Options,
+    traces: Traces,
+}
+
+impl Judge<'_> {
+    /// Whether a file has the content of a row. `is_own` says that it has the row's name.
+    fn has_content_of(&self, row: u32, facts: &Facts, is_own: bool) -> bool {
+        let (was, row) = (self.old.local.identity(row), self.old.list.row(row));
+        let is_like = row.is_file() && row.size() == facts.size && row.mtime() == facts.mtime;
+        if !is_like || was.inode_key() != facts.identity.inode_key() {
+            return false;
+        }
+        if was == facts.identity {
+            return true;
+        }
+        // Which other device it is, nobody knows: it may be another one than before, with the same numbers.
+        let is_old_inode = was.device == RelativeDevice::Roots && facts.born.is_some_and(|born| born <= was.ctime);
+        let is_later = facts.identity.ctime > was.ctime;
+        match self.options.ctime {
+            CtimeRule::Strict => false,
+            CtimeRule::Explained => is_old_inode && is_later && self.is_explained(row, facts),
+            CtimeRule::Ignored => is_own || is_old_inode,
+        }
+    }
+
+    /// Whether others may read a file than could read it as the row has it. The indexer may no longer be among them.
+    fn has_other_permissions(&self, row: u32, facts: &Facts) -> bool {
+        let row = self.old.list.row(row);
+        let owner = row.owner();
+        row.mode() != facts.mode || (owner.uid, owner.gid) != (facts.uid, facts.gid)
+    }
+
+    /// Whether a small file's content is to be kept from now on, because everybody may read it.
+    fn may_be_kept_now(&self, row: u32, facts: &Facts) -> bool {
+        let was = self.old.list.row(row);
+        let is_open_now = was.mode() & READ_BY_OTHERS == 0 && facts.mode & READ_BY_OTHERS != 0;
+        let record = was.file_number().and_then(|file| self.old.local.record(file)).unwrap_or_default();
+        is_open_now && record.content == 0 && facts.size <= self.options.kept_content()
+    }
+
+    /// Whether there is a trace of something that sets an inode's ctime and leaves its content alone.
+    fn is_explained(&self, row: Row<'_>, facts: &Facts) -> bool {
+        let key = facts.identity.inode_key();
+        self.has_other_permissions(row.number(), facts)
+            || self.old.local.links(row.number()).is_some_and(|links| links != facts.links)
+            || self.traces.appeared.contains(&key)
+            || self.traces.vanished.contains(&key)
+    }
+}
