@@ -16,7 +16,7 @@ use stillmirror_daemon::HostPattern;
 
 use crate::exit::UsageError;
 
-pub(crate) use values::{Bytes, Listen, Pattern, Permissions, Seconds, Words};
+pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Seconds, Words};
 
 /// Bytes a second.
 const LEAST_BANDWIDTH: u64 = 1024;
@@ -100,6 +100,7 @@ pub(crate) struct Index {
     pub(crate) smallest_block: Option<Bytes>,
     pub(crate) no_block_checksums: Option<Vec<Pattern>>,
     pub(crate) keep_contents: Option<Bytes>,
+    pub(crate) scrub: Option<Part>,
     pub(crate) keep_generations: Option<u32>,
     pub(crate) keep_age: Option<Seconds>,
     pub(crate) threads: Option<usize>,
@@ -120,6 +121,7 @@ impl Index {
             smallest_block: self.smallest_block.or(defaults.smallest_block),
             no_block_checksums: self.no_block_checksums.or(defaults.no_block_checksums),
             keep_contents: self.keep_contents.or(defaults.keep_contents),
+            scrub: self.scrub.or(defaults.scrub),
             keep_generations: self.keep_generations.or(defaults.keep_generations),
             keep_age: self.keep_age.or(defaults.keep_age),
             threads: self.threads.or(defaults.threads),

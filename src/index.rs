@@ -15,7 +15,7 @@ use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
-use crate::config::{Bytes, Config, Ctime, Index, Pattern, Seconds, Specials, Unreadable};
+use crate::config::{Bytes, Config, Ctime, Index, Part, Pattern, Seconds, Specials, Unreadable};
 use crate::exit::{Exit, UsageError};
 use crate::output::{bytes, count, line};
 use crate::{progress, signals};
@@ -98,6 +98,10 @@ struct Overrides {
     /// Keep the content of files up to this size in the store, to be served from there; 0 for none [default: 16KiB]
     #[arg(long, value_name = "SIZE")]
     keep_contents: Option<Bytes>,
+    /// Read this share of the unchanged files again, such as 1/30 or 2.5%, those first that were not read for the
+    /// longest time; report those whose content is not the indexed one [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    scrub: Option<Part>,
     /// Generations kept, the current one included [default: 8]
     #[arg(long, value_name = "NUMBER")]
     keep_generations: Option<u32>,
@@ -122,6 +126,7 @@ impl From<Overrides> for Index {
             smallest_block: flags.smallest_block,
             no_block_checksums: flags.no_block_checksums,
             keep_contents: flags.keep_contents,
+            scrub: flags.scrub,
             keep_generations: flags.keep_generations,
             keep_age: flags.keep_age,
             threads: flags.threads,
@@ -210,6 +215,7 @@ fn one(root: &Path, store: &Path, name: &str, ctime: Ctime, settings: &Index) ->
     options.sums_for = filter(None, settings.no_block_checksums.as_deref())?;
     options.sums = sums(settings);
     options.keep_contents = settings.keep_contents.map_or(options.keep_contents, |Bytes(size)| size);
+    options.scrub = settings.scrub.and_then(|Part(share)| share);
     options.xxh128 = settings.xxh128.unwrap_or(false);
     options.md5 = settings.md5.unwrap_or(false);
     options.specials = match settings.specials.unwrap_or(Specials::Keep) {
@@ -288,6 +294,13 @@ fn tell(name: &str, report: &Report, as_json: bool, quiet: bool) -> Exit {
     for problem in &report.unreadable {
         eprintln!("stillmirror: {name}: cannot read {}: {}", Escaped(&problem.path), problem.error);
     }
+    for path in &report.rotten {
+        eprintln!(
+            "stillmirror: {name}: the content of {} is not the indexed one, although nothing says that the file changed: \
+             it is not served until the content is back, or has another mtime",
+            Escaped(path)
+        );
+    }
     for path in &report.torn {
         eprintln!("stillmirror: {name}: kept changing while it was read: {}", Escaped(path));
     }
@@ -319,7 +332,7 @@ fn tell(name: &str, report: &Report, as_json: bool, quiet: bool) -> Exit {
             report.time.total.as_secs_f64()
         );
     }
-    match (report.unreadable.is_empty(), report.torn.is_empty()) {
+    match (report.unreadable.is_empty() && report.rotten.is_empty(), report.torn.is_empty()) {
         (true, true) => Exit::Done,
         (false, _) => Exit::Partial,
         (true, false) => Exit::Vanished,
@@ -345,6 +358,7 @@ fn to_json(name: &str, report: &Report) -> Value {
         "hashed_files": report.hashed_files,
         "hashed_bytes": report.hashed_bytes,
         "unreadable": report.unreadable.iter().map(|problem| Escaped(&problem.path).to_string()).collect::<Vec<_>>(),
+        "rotten": report.rotten.iter().map(|path| Escaped(path).to_string()).collect::<Vec<_>>(),
         "digests_postponed": report.digests_postponed,
         "torn": report.torn.iter().map(|path| Escaped(path).to_string()).collect::<Vec<_>>(),
         "seconds": time.total.as_secs_f64(),

@@ -1,4 +1,5 @@
-//! Which of the found files hold a content that is indexed already, so that they need not be read.
+//! Which of the found files hold a content that is indexed already, so that they need not be read. Where one is read all
+//! the same, that is the content to be found.
 //!
 //! A found file has the content of a row if it is that row's inode, with that size and those times; its name does not
 //! matter. If its ctime alone is later, something has happened to the inode, and what that was is not recorded
@@ -22,10 +23,21 @@ use crate::walk::{Findings, Found, Old};
 /// Inodes as rows know them.
 type InodeKey = (RelativeDevice, u64);
 
-/// The rows whose contents found files have, by the place of the file among all that was found.
+/// The rows whose contents found files should have, by the place of the file among all that was found.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
-    rows: HashMap<usize, u32>,
+    rows: HashMap<usize, Expectation>,
+}
+
+/// What a found file should hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expectation {
+    /// The row of the old list that has this content.
+    pub(crate) row: u32,
+    /// Whether the file is read all the same.
+    pub(crate) is_checked: bool,
+    /// Whether another content can only be rot: nobody has written to the file since the row was.
+    pub(crate) is_certain: bool,
 }
 
 impl Expected {
@@ -34,24 +46,29 @@ impl Expected {
         let traces = Traces::of(findings, old);
         let elsewhere = rows_of(&traces.appeared, old);
         let judge = Judge { old, options, traces };
-        let files = findings.found().filter(|(_, _, found)| found.facts.is_file() && !found.is_to_be_read);
+        let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
         let row_of = |found: &Found| {
             let own = found.old.filter(|&row| judge.has_content_of(row, &found.facts, true));
             let key = found.facts.identity.inode_key();
             let others = || elsewhere.get(&key).into_iter().flatten().copied();
             own.or_else(|| others().find(|&row| judge.has_content_of(row, &found.facts, false)))
         };
+        let must_be_read = |row: u32, dir: &[u8], found: &Found| {
+            judge.has_other_permissions(old.list.row(row), &found.facts)
+                && (judge.may_be_kept_now(row, &found.facts) || tree.open_file(&path::join(dir, &found.name)).is_err())
+        };
         let rows = files.filter_map(|(at, dir, found)| {
             let row = row_of(found)?;
-            let is_enough = !judge.has_other_permissions(row, &found.facts)
-                || (!judge.may_be_kept_now(row, &found.facts) && tree.open_file(&path::join(dir, &found.name)).is_ok());
-            is_enough.then_some((at, row))
+            let is_again = found.is_to_be_read || old.again.has(old.list.row(row), old.local);
+            let is_checked = is_again || must_be_read(row, dir, found);
+            let is_certain = old.local.last_seen(row) == found.facts.identity || old.local.is_rotten(row);
+            Some((at, Expectation { row, is_checked, is_certain }))
         });
         Self { rows: rows.collect() }
     }
 
-    /// The row whose content is expected in the file at that place.
-    pub(crate) fn row(&self, found: usize) -> Option<u32> {
+    /// What the file at that place should hold.
+    pub(crate) fn at(&self, found: usize) -> Option<Expectation> {
         self.rows.get(&found).copied()
     }
 }
@@ -69,7 +86,7 @@ impl Traces {
         let files = findings.found().map(|(_, _, found)| found).filter(|found| found.facts.is_file());
         let appeared = files.filter_map(|found| {
             let key = found.facts.identity.inode_key();
-            let is_known = found.old.is_some_and(|row| old.local.identity(row).inode_key() == key);
+            let is_known = found.old.is_some_and(|row| old.local.last_seen(row).inode_key() == key);
             (!is_known).then_some(key)
         });
         let appeared = appeared.collect();
@@ -77,7 +94,7 @@ impl Traces {
         let removed = names.filter_map(|(dir, name)| old.list.find(dir)?.dir_number().map(|dir| (dir, name)));
         let rows = removed.filter_map(|(dir, name)| old.list.dir(dir).child(name));
         let linked = rows.filter(|row| row.is_file() && row.link_leader().is_some());
-        let vanished = linked.map(|row| old.local.identity(row.number()).inode_key()).collect();
+        let vanished = linked.map(|row| old.local.last_seen(row.number()).inode_key()).collect();
         Self { appeared, vanished }
     }
 }
@@ -87,7 +104,7 @@ fn rows_of(inodes: &HashSet<InodeKey>, old: Old<'_>) -> HashMap<InodeKey, Vec<u3
     let mut rows: HashMap<InodeKey, Vec<u32>> = HashMap::new();
     let all = if inodes.is_empty() { 0..0 } else { 0..old.list.len() };
     for row in all {
-        let key = old.local.identity(row).inode_key();
+        let key = old.local.last_seen(row).inode_key();
         if inodes.contains(&key) && old.list.row(row).is_file() {
             rows.entry(key).or_default().push(row);
         }
@@ -104,7 +121,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     /// Whether a file has the content of a row. `is_own` says that it has the row's name.
     fn has_content_of(&self, row: u32, facts: &Facts, is_own: bool) -> bool {
-        let (was, row) = (self.old.local.identity(row), self.old.list.row(row));
+        let (was, row) = (self.old.local.last_seen(row), self.old.list.row(row));
         let is_like = row.is_file() && row.size() == facts.size && row.mtime() == facts.mtime;
         if !is_like || was.inode_key() != facts.identity.inode_key() {
             return false;
@@ -114,6 +131,10 @@ impl Judge<'_> {
         }
         // Which other device it is, nobody knows: it may be another one than before, with the same numbers.
         let is_old_inode = was.device == RelativeDevice::Roots && facts.born.is_some_and(|born| born <= was.ctime);
+        if self.old.local.is_rotten(row.number()) {
+            // What was done to it since has not made it right. Another mtime would say that it is meant.
+            return is_own || is_old_inode;
+        }
         let is_later = facts.identity.ctime > was.ctime;
         match self.options.ctime {
             CtimeRule::Strict => false,
@@ -123,8 +144,7 @@ impl Judge<'_> {
     }
 
     /// Whether others may read a file than could read it as the row has it. The indexer may no longer be among them.
-    fn has_other_permissions(&self, row: u32, facts: &Facts) -> bool {
-        let row = self.old.list.row(row);
+    fn has_other_permissions(&self, row: Row<'_>, facts: &Facts) -> bool {
         let owner = row.owner();
         row.mode() != facts.mode || (owner.uid, owner.gid) != (facts.uid, facts.gid)
     }
@@ -140,7 +160,7 @@ impl Judge<'_> {
     /// Whether there is a trace of something that sets an inode's ctime and leaves its content alone.
     fn is_explained(&self, row: Row<'_>, facts: &Facts) -> bool {
         let key = facts.identity.inode_key();
-        self.has_other_permissions(row.number(), facts)
+        self.has_other_permissions(row, facts)
             || self.old.local.links(row.number()).is_some_and(|links| links != facts.links)
             || self.traces.appeared.contains(&key)
             || self.traces.vanished.contains(&key)

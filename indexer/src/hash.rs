@@ -40,6 +40,8 @@ struct Name<'a> {
     dir: &'a [u8],
     name: &'a [u8],
     facts: &'a Facts,
+    /// Whether it is read to see whether the disk still has what is expected.
+    is_checked: bool,
 }
 
 #[derive(Debug)]
@@ -108,17 +110,16 @@ impl From<Errno> for Trouble {
 }
 
 impl<'a> Jobs<'a> {
-    /// The regular files among what a walk found, but for those of an expected content.
+    /// The regular files among what a walk found, but for those of a content that is known without reading.
     pub(crate) fn of(findings: &'a Findings, expected: &Expected) -> Self {
         let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
-        let unknown = files.filter(|(at, _, _)| expected.row(*at).is_none());
-        let name = |(found, dir, file): (usize, &'a Vec<u8>, &'a Found)| Name {
-            found,
-            dir,
-            name: &file.name,
-            facts: &file.facts,
+        let name = |(found, dir, file): (usize, &'a Vec<u8>, &'a Found)| {
+            let is_checked = expected.at(found).map(|expected| expected.is_checked);
+            let is_read = is_checked != Some(false);
+            let is_checked = is_checked.is_some();
+            is_read.then_some(Name { found, dir, name: &file.name, facts: &file.facts, is_checked })
         };
-        let mut names: Vec<Name<'a>> = unknown.map(name).collect();
+        let mut names: Vec<Name<'a>> = files.filter_map(name).collect();
         // Only linked files need their names brought together; the rest stays in the tree's order.
         let inode = |name: &Name<'_>| (name.facts.links > 1).then(|| name.facts.inode());
         names.sort_by_key(inode);
@@ -228,6 +229,10 @@ impl<'a> Worker<'a> {
         // Another inode under one of several names: what was asked for may still be under another.
         if !before.is_file() || (linked && before.inode() != name.facts.inode()) {
             return Ok(Some(Outcome::Gone));
+        }
+        if name.is_checked {
+            // What lies in memory says nothing of the disk.
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         let mut sums = self.sums_builder(path, before.size);
         let keeps = before.size <= self.reading.options.kept_content()

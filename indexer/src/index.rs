@@ -18,6 +18,7 @@ use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
 use crate::publish::publish;
 use crate::report::{Problem, Progress, Report};
+use crate::scrub::{Again, Turn};
 use crate::settle::{Settled, settle};
 use crate::tree::{self, Tree};
 use crate::walk::{Findings, Old, Walk};
@@ -41,8 +42,12 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
         Some(before) if options.verify_store => Damaged::find(before, options.thread_count(), stop),
         _ => Damaged::default(),
     };
-    let mut run = Run { options, progress, stop, tree, store, lock, damaged: &damaged, report: Report::default() };
-    run.report.damaged = damaged.files.len() as u64;
+    let is_whole = changed_from.is_none() && before.is_some();
+    let turn = options.scrub.filter(|_| is_whole).map(|share| Turn::next(&store, share));
+    let report = Report { damaged: damaged.files.len() as u64, ..Report::default() };
+    let again = Again::new(damaged.files, turn);
+    let list_is_damaged = damaged.list;
+    let mut run = Run { options, progress, stop, tree, store, lock, again: &again, list_is_damaged, report };
     run.report.time.open = started.elapsed();
     if let Ended::ForWantOfDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
         let has = before.as_ref().map(Generation::list);
@@ -51,6 +56,9 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
         run = Run { options: &fewer, ..run };
         run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())?;
         run.report.digests_postponed = true;
+    }
+    if let Some(turn) = turn {
+        turn.end(&run.store)?;
     }
     run.report.time.total = started.elapsed();
     Ok(run.report)
@@ -63,7 +71,8 @@ struct Run<'a> {
     tree: Tree,
     store: Store,
     lock: StoreLock,
-    damaged: &'a Damaged,
+    again: &'a Again,
+    list_is_damaged: bool,
     report: Report,
 }
 
@@ -83,17 +92,16 @@ impl Run<'_> {
         store_below_root: Option<&[u8]>,
         changed_from: Option<&[Vec<u8>]>,
     ) -> Result<Ended, IndexError> {
-        let known =
-            before.map(|before| Old { list: before.list(), local: before.local(), damaged: &self.damaged.files });
+        let known = before.map(|before| Old { list: before.list(), local: before.local(), again: self.again });
         // A list without a digest that is asked for is made anew, from reading every file.
         let old = known.filter(|old| self.has_digests(old));
         let owners = Owners::default();
 
         let walking = Instant::now();
         let excluded = store_below_root.map(<[u8]>::to_vec);
-        let walk = Walk::new(&self.tree, self.options, excluded, old, &owners, self.progress, self.stop);
+        let walk = Walk::new(&self.tree, self.options, excluded, old, changed_from, &owners, self.progress, self.stop);
         let findings = match (changed_from, old) {
-            (Some(paths), Some(old)) => walk.only(old, paths),
+            (Some(_), Some(old)) => walk.only(old),
             _ => walk.everything(),
         };
         let findings = findings.map_err(|error| root_error(&self.options.root, error))?;
@@ -101,7 +109,7 @@ impl Run<'_> {
         let hashing = Instant::now();
         self.report.time.walk += hashing - walking;
 
-        if findings.is_empty() && findings.lost.is_empty() && !self.damaged.list {
+        if findings.is_empty() && findings.lost.is_empty() && !self.list_is_damaged {
             self.report.unreadable = findings.unreadable;
             return self.leave(before);
         }
@@ -121,7 +129,7 @@ impl Run<'_> {
         if anew.is_some_and(|known| self.loses_some(known, &settled.unreadable, &settled.torn)) {
             return Ok(Ended::ForWantOfDigests);
         }
-        if settled.is_empty() && !self.damaged.list {
+        if settled.is_empty() && !self.list_is_damaged {
             self.tell(settled);
             return self.leave(before);
         }
@@ -199,9 +207,10 @@ impl Run<'_> {
     fn tell(&mut self, settled: Settled) {
         let report = &mut self.report;
         (report.added, report.changed) = (settled.added, settled.changed);
-        (report.unreadable, report.torn) = (settled.unreadable, settled.torn);
+        (report.unreadable, report.torn, report.rotten) = (settled.unreadable, settled.torn, settled.rotten);
         report.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
         report.torn.sort();
+        report.rotten.sort();
     }
 
     fn check_stop(&self) -> Result<(), IndexError> {

@@ -24,11 +24,12 @@ mod options;
 mod owners;
 mod publish;
 mod report;
+mod scrub;
 mod settle;
 mod tree;
 mod walk;
 
 pub use error::IndexError;
 pub use index::index;
-pub use options::{CtimeRule, Options, STAGING, Specials, Unreadable};
+pub use options::{CtimeRule, Options, STAGING, Share, Specials, Unreadable};
 pub use report::{Phases, Problem, Progress, Report};

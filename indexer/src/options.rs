@@ -1,6 +1,6 @@
 //! What a caller chooses.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ pub struct Options {
     pub unreadable: Unreadable,
     /// When a file counts as unchanged although its ctime differs.
     pub ctime: CtimeRule,
+    /// How much of the tree is read again in a whole walk although nothing says that it changed: the share that was
+    /// not read for the longest time. It stands in the store where the next run goes on.
+    pub scrub: Option<Share>,
     /// Which older generations are kept.
     pub retention: Retention,
     /// Threads for walking and hashing; by default one per core.
@@ -93,6 +96,29 @@ pub enum CtimeRule {
     Ignored,
 }
 
+/// A part of a whole: more than nothing, and at most all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    parts: u32,
+    of: NonZeroU32,
+}
+
+impl Share {
+    /// All of it.
+    pub const ALL: Share = Share { parts: 1, of: NonZeroU32::MIN };
+
+    /// So many parts of so many; none when that is nothing, or more than all.
+    pub fn new(parts: u32, of: u32) -> Option<Self> {
+        let of = NonZeroU32::new(of)?;
+        (1..=of.get()).contains(&parts).then_some(Self { parts, of })
+    }
+
+    /// That share of a number, rounded up.
+    pub(crate) fn of(self, whole: u128) -> u128 {
+        whole.saturating_mul(u128::from(self.parts)).div_ceil(u128::from(self.of.get()))
+    }
+}
+
 impl Options {
     /// The defaults: everything is indexed, with block checksums and without the optional digests; 24
     /// generations of at most 30 days are kept.
@@ -110,6 +136,7 @@ impl Options {
             specials: Specials::default(),
             unreadable: Unreadable::default(),
             ctime: CtimeRule::default(),
+            scrub: None,
             retention: Retention { count: 24, age: Some(Duration::from_secs(30 * 24 * 3600)) },
             threads: None,
             drop_cache: true,

@@ -116,6 +116,9 @@ fn local_table(
             (Source::Old(_), None) => continue,
         };
         table.push(facts.identity, facts.links, facts.record.map(now_at));
+        if facts.is_rotten {
+            table.mark_rotten();
+        }
     }
     table
 }

@@ -46,6 +46,9 @@ pub struct Report {
     pub unreadable: Vec<Problem>,
     /// Files that kept changing while they were read; they are as in the generation before, or left out.
     pub torn: Vec<Vec<u8>>,
+    /// Files with another content than their indexed one, although size, times and inode are the indexed ones: their disk has
+    /// rotted. The list goes on naming the indexed content, and the daemon does not send them until they have it again.
+    pub rotten: Vec<Vec<u8>>,
     /// Whether the optional digests that were asked for are still not in the list: every file must be read
     /// for them, and entries stay whose files cannot be. The next run tries again.
     pub digests_postponed: bool,

@@ -1,6 +1,6 @@
 //! From what a walk found and reading gave to changes of the list.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use stillmirror_protocol::changes::{Changes, Op, Put};
 use stillmirror_protocol::entry::{Digests, Entry, Kind, PERMISSIONS};
@@ -8,7 +8,7 @@ use stillmirror_protocol::list::{FileType, Row};
 use stillmirror_protocol::local::{Identity, RecordAt};
 use stillmirror_protocol::path;
 
-use crate::expected::Expected;
+use crate::expected::{Expectation, Expected};
 use crate::groups::{Member, Stays, regroup};
 use crate::hash::{Outcome, Outcomes};
 use crate::options::{Options, Unreadable};
@@ -29,30 +29,34 @@ pub(crate) struct Settled {
     pub(crate) added: u64,
     pub(crate) changed: u64,
     pub(crate) torn: Vec<Vec<u8>>,
+    /// Files with another content than the list says, to which nobody has written.
+    pub(crate) rotten: Vec<Vec<u8>>,
     pub(crate) unreadable: Vec<Problem>,
 }
 
 /// What only this host knows of one entry.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalFacts {
     pub(crate) identity: Identity,
     /// Names of its inode, where that is known.
     pub(crate) links: Option<u32>,
     /// Of regular files alone; pack 0 when there is no record.
     pub(crate) record: Option<RecordAt>,
+    /// Whether it was found to have another content than the list says.
+    pub(crate) is_rotten: bool,
 }
 
 impl LocalFacts {
     /// What the disk says; `record` is that of a regular file.
     pub(crate) fn of(facts: &Facts, record: Option<RecordAt>) -> Self {
-        Self { identity: facts.identity, links: Some(facts.links), record }
+        Self { identity: facts.identity, links: Some(facts.links), record, is_rotten: false }
     }
 
     /// What the last generation says.
     pub(crate) fn of_row(old: Old<'_>, row: u32) -> Self {
         let Old { list, local, .. } = old;
         let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
-        Self { identity: local.identity(row), links: local.links(row), record }
+        Self { identity: local.last_seen(row), links: local.links(row), record, is_rotten: local.is_rotten(row) }
     }
 }
 
@@ -71,6 +75,7 @@ pub(crate) fn settle(
         options,
         settled: Settled { unreadable: findings.unreadable, ..Settled::default() },
         members: Vec::new(),
+        rotten_inodes: HashSet::new(),
     };
     if let Some(root) = findings.root {
         let entry = settling.entry(&root.facts, Kind::Directory);
@@ -80,7 +85,7 @@ pub(crate) fn settle(
     let mut at = 0;
     for (dir, differs) in findings.dirs {
         for found in differs.found {
-            settling.found(&dir, found, outcomes.of(at), expected.row(at));
+            settling.found(&dir, found, outcomes.of(at), expected.at(at));
             at += 1;
         }
         for name in differs.removed {
@@ -111,6 +116,8 @@ struct Settling<'a> {
     settled: Settled,
     /// Names whose link groups may have changed, and where they are.
     members: Vec<(Member, Place)>,
+    /// Rotten files of several names, by device and inode.
+    rotten_inodes: HashSet<(u64, u64)>,
 }
 
 /// Where a member of a link group is.
@@ -122,7 +129,7 @@ enum Place {
 }
 
 impl Settling<'_> {
-    fn found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>, expected: Option<u32>) {
+    fn found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>, expected: Option<Expectation>) {
         let Found { name, facts, old, target, .. } = found;
         let kind = match facts.file_type() {
             Some(FileType::Directory) => Kind::Directory,
@@ -133,7 +140,12 @@ impl Settling<'_> {
             Some(FileType::Socket) => Kind::Socket,
             Some(FileType::File) => {
                 return match (outcome, expected) {
-                    (None, Some(row)) => self.expected(dir, name, &facts, old, row),
+                    (None, Some(expected)) => self.unread(dir, name, &facts, old, expected.row),
+                    (Some(Outcome::Read { digests, facts: None, .. }), Some(expected))
+                        if expected.is_certain && self.has_other_content(expected.row, digests) =>
+                    {
+                        self.rotten(dir, name, &facts, old, expected.row);
+                    }
                     (outcome, _) => self.file(dir, name, &facts, old, outcome),
                 };
             }
@@ -147,7 +159,8 @@ impl Settling<'_> {
         let leave_out = self.options.unreadable == Unreadable::LeaveOut;
         match outcome {
             Some(Outcome::Read { digests, record, facts: newer }) => {
-                self.read(dir, name, newer.as_deref().unwrap_or(facts), old, digests, *record);
+                let facts = newer.as_deref().unwrap_or(facts);
+                self.known(dir, name, facts, old, digests, LocalFacts::of(facts, Some(*record)));
             }
             Some(Outcome::Unreadable(error)) => {
                 let path = path::join(dir, &name);
@@ -163,29 +176,51 @@ impl Settling<'_> {
     }
 
     /// A file that was not read: its content is that of a row.
-    fn expected(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
+    fn unread(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
+        self.content_of(row, dir, name, facts, old, false);
+    }
+
+    /// Whether a content is another one than a row's.
+    fn has_other_content(&self, row: u32, digests: &Digests) -> bool {
+        self.old.is_some_and(|old| old.list.row(row).sha256() != digests.sha256)
+    }
+
+    /// A file that is not what it was, although nobody wrote to it. The list goes on saying what it should be.
+    fn rotten(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
+        self.settled.rotten.push(path::join(dir, &name));
+        if facts.links > 1 {
+            self.rotten_inodes.insert(facts.inode());
+        }
+        self.content_of(row, dir, name, facts, old, true);
+    }
+
+    /// A file that should hold what a row says.
+    fn content_of(&mut self, row: u32, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, is_rotten: bool) {
         let Some(last) = self.old else { return };
+        let record = LocalFacts::of_row(last, row).record;
         if let Kind::File { digests, .. } = last.list.row(row).to_entry().kind {
-            let record = LocalFacts::of_row(last, row).record.unwrap_or_default();
-            self.read(dir, name, facts, old, &digests, record);
+            let local = LocalFacts { is_rotten, ..LocalFacts::of(facts, record) };
+            self.known(dir, name, facts, old, &digests, local);
         }
     }
 
-    fn read(
+    /// A file of a content with these digests.
+    fn known(
         &mut self,
         dir: &[u8],
         name: Vec<u8>,
         facts: &Facts,
         old: Option<u32>,
         digests: &Digests,
-        record: RecordAt,
+        local: LocalFacts,
     ) {
-        let local = LocalFacts::of(facts, Some(record));
         let kind = Kind::File { size: facts.size, digests: *digests };
         let row = old.and_then(|row| Some(self.old?.list.row(row)));
         match row.filter(|row| is_entry(*row, &self.entry(facts, kind.clone()))) {
             Some(row) => {
-                self.settled.row_facts.insert(row.number(), local);
+                if self.old.is_none_or(|old| LocalFacts::of_row(old, row.number()) != local) {
+                    self.settled.row_facts.insert(row.number(), local);
+                }
                 if facts.links > 1 || row.link_leader().is_some() {
                     self.row_stays(row, facts);
                 }
@@ -195,8 +230,14 @@ impl Settling<'_> {
     }
 
     fn linked(&mut self, linked: &[(u32, Facts)]) {
-        let Some(Old { list, .. }) = self.old else { return };
-        linked.iter().for_each(|(row, facts)| self.row_stays(list.row(*row), facts));
+        let Some(old @ Old { list, .. }) = self.old else { return };
+        for (row, facts) in linked {
+            if self.rotten_inodes.contains(&facts.inode()) {
+                self.settled.rotten.push(list.path(*row));
+                self.settled.row_facts.insert(*row, LocalFacts { is_rotten: true, ..LocalFacts::of_row(old, *row) });
+            }
+            self.row_stays(list.row(*row), facts);
+        }
     }
 
     /// Notes a row that says what its name is, unless that is of another link group now.

@@ -15,6 +15,7 @@ use stillmirror_protocol::path;
 use crate::options::{Options, STAGING, Specials, Unreadable};
 use crate::owners::Owners;
 use crate::report::Progress;
+use crate::scrub::Again;
 use crate::tree::{self, Facts, Tree};
 
 use below::Pending;
@@ -27,8 +28,17 @@ pub(crate) use findings::{Findings, Found, Lost};
 pub(crate) struct Old<'a> {
     pub(crate) list: ListRef<'a>,
     pub(crate) local: LocalRef<'a>,
-    /// Files, by number, that are read again although they are the same.
-    pub(crate) damaged: &'a HashSet<u32>,
+    /// Files that are read although they are the same.
+    pub(crate) again: &'a Again,
+}
+
+/// What the disk says of one name.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    name: &'a [u8],
+    facts: &'a Facts,
+    /// Whether somebody says that it has changed.
+    is_named: bool,
 }
 
 /// What every part of a walk needs.
@@ -38,6 +48,8 @@ pub(crate) struct Walk<'a> {
     /// Paths left out whatever the filter says.
     pub(crate) excluded: Vec<Vec<u8>>,
     pub(crate) old: Option<Old<'a>>,
+    /// The paths that are said to have changed. Who says so of a file may know better than its times.
+    pub(crate) named: HashSet<Vec<u8>>,
     /// The owners in the old list by number, where their names are still right.
     pub(crate) old_owners: Vec<Option<(u32, u32)>>,
     pub(crate) progress: &'a dyn Progress,
@@ -50,13 +62,15 @@ impl<'a> Walk<'a> {
         options: &'a Options,
         store_below_root: Option<Vec<u8>>,
         old: Option<Old<'a>>,
+        named: Option<&[Vec<u8>]>,
         owners: &Owners,
         progress: &'a dyn Progress,
         stop: &'a AtomicBool,
     ) -> Self {
         let excluded = std::iter::once(STAGING.as_bytes().to_vec()).chain(store_below_root).collect();
         let old_owners = old.map_or_else(Vec::new, |old| owners.of_list(old.list));
-        Self { tree, options, excluded, old, old_owners, progress, stop }
+        let named = named.unwrap_or_default().iter().cloned().collect();
+        Self { tree, options, excluded, old, named, old_owners, progress, stop }
     }
 
     /// Walks the whole tree. An error is the root's.
@@ -97,6 +111,11 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Whether somebody says that just this path has changed, and not only a directory above it.
+    fn is_named(&self, path: &[u8]) -> bool {
+        self.named.contains(path)
+    }
+
     /// Whether a name belongs to the repository at all.
     fn wants(&self, path: &[u8], name: &[u8], facts: &Facts) -> bool {
         let special = facts.file_type().is_none_or(FileType::is_special);
@@ -110,17 +129,16 @@ impl<'a> Walk<'a> {
         &self,
         findings: &mut Findings,
         differs: &mut DirFindings,
-        name: &[u8],
-        facts: &Facts,
+        Look { name, facts, is_named }: Look<'_>,
         row: Option<Row<'_>>,
         target: impl FnOnce() -> Result<Vec<u8>, Errno>,
     ) -> Result<(), Errno> {
         let kind = facts.file_type();
+        let is_again = |row: Row<'_>| self.old.is_some_and(|old| old.again.has(row, old.local));
+        let is_to_be_read = facts.is_file() && (is_named || row.is_some_and(is_again));
         let mut read = Vec::new();
-        let mut is_to_be_read = false;
         if let (Some(row), Some(old)) = (row.filter(|row| self.same_facts(*row, facts)), self.old) {
-            is_to_be_read = row.file_number().is_some_and(|file| old.damaged.contains(&file));
-            let same_inode = old.local.identity(row.number()) == facts.identity && !is_to_be_read;
+            let same_inode = old.local.last_seen(row.number()) == facts.identity && !is_to_be_read;
             if !same_inode && kind == Some(FileType::Symlink) {
                 read = target()?;
             }

@@ -58,12 +58,13 @@ impl Identity {
     }
 }
 
-/// Where an entry lies and how many names its inode has, in one column.
+/// Where an entry lies, how many names its inode has and whether it is rotten, in one column.
 #[derive(Debug, Clone, Copy)]
 struct Standing(u64);
 
 impl Standing {
     const ANOTHER_DEVICE: u64 = 1 << 32;
+    const ROTTEN: u64 = 1 << 33;
 
     fn of(device: RelativeDevice, links: Option<u32>) -> Self {
         let device = if device == RelativeDevice::Another { Self::ANOTHER_DEVICE } else { 0 };
@@ -72,6 +73,10 @@ impl Standing {
 
     fn device(self) -> RelativeDevice {
         if self.0 & Self::ANOTHER_DEVICE == 0 { RelativeDevice::Roots } else { RelativeDevice::Another }
+    }
+
+    fn is_rotten(self) -> bool {
+        self.0 & Self::ROTTEN != 0
     }
 
     fn links(self) -> Option<u32> {
@@ -213,6 +218,14 @@ impl LocalTable {
         }
     }
 
+    /// Notes of the file that was appended last that its content is not the list's, although it is in the state that was
+    /// given for it: [`LocalRef::identity`] is unknown from now on.
+    pub fn mark_rotten(&mut self) {
+        if let Some(last) = self.standing.last_mut() {
+            *last |= Standing::ROTTEN;
+        }
+    }
+
     /// The encoded table for the list with that digest.
     pub fn encode(&self, list_digest: Digest) -> AlignedVec {
         let mut out = AlignedVec::with_capacity(28 * self.inode.len() + 24 * self.record_pack.len() + 1024);
@@ -281,8 +294,19 @@ impl<'a> LocalRef<'a> {
         self.standing(row).links()
     }
 
-    /// The identity of the entry at `row`.
+    /// Whether the file at `row` was found to have another content than the list says, in the state that
+    /// [`LocalRef::last_seen`] gives.
+    pub fn is_rotten(&self, row: u32) -> bool {
+        self.standing(row).is_rotten()
+    }
+
+    /// The identity that the entry at `row` has while it is the indexed one; unknown for a rotten file.
     pub fn identity(&self, row: u32) -> Identity {
+        if self.is_rotten(row) { Identity::UNKNOWN } else { self.last_seen(row) }
+    }
+
+    /// The identity that the entry at `row` had when it was last looked at, rotten or not.
+    pub fn last_seen(&self, row: u32) -> Identity {
         let at = row as usize;
         let sec = self.table.ctime_sec.get(at).map_or(0, |sec| sec.to_native());
         let nsec = self.table.ctime_nsec.get(at).map_or(0, |nsec| nsec.to_native());
@@ -343,6 +367,19 @@ mod tests {
         ];
         rows.iter().for_each(|(identity, links)| table.push(*identity, *links, None));
         assert_eq!(facts(&table, VERSION), rows);
+    }
+
+    #[test]
+    fn a_rotten_file_is_never_the_indexed_one() {
+        let mut table = LocalTable::default();
+        table.push(identity(2, 1), Some(5), None);
+        table.mark_rotten();
+        table.push(identity(1, 1), Some(5), None);
+        let encoded = table.encode(Digest::NONE);
+        let facts = open_body(&encoded[HEADER_BYTES..], VERSION, 2, 0).unwrap();
+        assert_eq!((facts.is_rotten(0), facts.identity(0)), (true, Identity::UNKNOWN));
+        assert_eq!((facts.last_seen(0), facts.links(0)), (identity(2, 1), Some(5)));
+        assert_eq!((facts.is_rotten(1), facts.identity(1)), (false, identity(1, 1)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 use stillmirror_daemon::Chmod;
+use stillmirror_indexer::Share;
 
 /// A number of bytes: `65536`, `"64KiB"`, `"1.5GiB"`, `"10MB"`. `KiB`, `MiB`, `GiB`, `TiB` count in
 /// 1024s, `kB`, `MB`, `GB`, `TB` in 1000s, and a bare letter (`64M`) in 1024s as rsync has it.
@@ -160,6 +161,34 @@ impl FromStr for Pattern {
     }
 }
 
+/// A part of a whole: `"1/30"`, `"2.5%"`; `0` is nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part(pub(crate) Option<Share>);
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("'{text}' is no part of a whole: write \"1/30\", \"2.5%\" or 0");
+        let (parts, of) = match (text.trim().split_once('/'), text.trim().strip_suffix('%')) {
+            (Some((parts, of)), _) => (parts.trim().parse().map_err(|_| bad())?, of.trim().parse().map_err(|_| bad())?),
+            (None, Some(percent)) => {
+                let percent: f64 = percent.trim().parse().map_err(|_| bad())?;
+                let parts = (percent * 1e6).round();
+                if !(0.0..=1e8).contains(&parts) || (parts == 0.0 && percent != 0.0) {
+                    return Err(bad());
+                }
+                (parts as u32, 100_000_000)
+            }
+            (None, None) => (text.trim().parse().map_err(|_| bad())?, 1),
+        };
+        if parts == 0 && of > 0 {
+            return Ok(Self(None));
+        }
+        Share::new(parts, of).map(|share| Self(Some(share))).ok_or_else(bad)
+    }
+}
+
 /// Changes of permissions, as `--chmod` has them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Permissions(pub(crate) Chmod);
@@ -221,6 +250,7 @@ deserialize_from_text! {
     Bytes: "a size such as 65536, \"64KiB\" or \"10MB\"",
     Seconds: "a length of time such as 30, \"30s\" or \"5m\"",
     Listen: "an ADDR:PORT",
+    Part: "a part such as \"1/30\" or \"2.5%\"",
     Permissions: "changes of permissions such as \"D755,Fgo-w\"",
     Pattern: "a pattern of names"
 }
@@ -236,6 +266,15 @@ mod tests {
         }
         for (text, seconds) in [("30", 30.0), ("5m", 300.0), ("250ms", 0.25), ("7d", 604_800.0)] {
             assert_eq!(text.parse(), Ok(Seconds(seconds)), "{text}");
+        }
+        for (text, part) in [("1/30", Share::new(1, 30)), ("2.5%", Share::new(2_500_000, 100_000_000)), ("0", None)] {
+            assert_eq!(text.parse(), Ok(Part(part)), "{text}");
+        }
+        for text in ["1", "100%", " 3 / 3 ", "0%", "0/5"] {
+            assert!(text.parse::<Part>().is_ok(), "{text}");
+        }
+        for text in ["", "x", "2", "101%", "-1%", "0.0000001%", "NaN%", "5/4", "1/0", "0/0", "1/-2", "1/2/3"] {
+            assert!(text.parse::<Part>().is_err(), "{text}");
         }
         for text in ["", "x", "-1", "5 parsecs"] {
             assert!(text.parse::<Bytes>().is_err() && text.parse::<Seconds>().is_err(), "{text}");

@@ -110,3 +110,78 @@ fn the_config_file_names_what_to_index() {
     let output = stillmirror(&["index", "nonsense", "--config"]).arg(world.path("mirror.toml")).output().unwrap();
     assert_fails(&output, 1, &["nonsense"]);
 }
+
+/// Flips a bit of a file, and makes the store believe that the file's state is still the indexed one.
+fn rot(world: &World, path: &str) {
+    use std::os::unix::fs::MetadataExt;
+    use stillmirror_protocol::entry::Time;
+    use stillmirror_protocol::local::{Identity, LocalTable};
+    let file = world.src().join(path);
+    let modified = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let mut content = std::fs::read(&file).unwrap();
+    content[0] ^= 1;
+    std::fs::write(&file, content).unwrap();
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+    let stat = std::fs::metadata(&file).unwrap();
+    let ctime = Time { sec: stat.ctime(), nsec: stat.ctime_nsec() as u32 };
+    let current = stillmirror_store::Store::open(&world.path("store")).unwrap().current().unwrap().unwrap();
+    let (list, local) = (current.list(), current.local());
+    let mut table = LocalTable::default();
+    for row in 0..list.len() {
+        let was = local.last_seen(row);
+        let identity = if was.inode == stat.ino() { Identity { ctime, ..was } } else { was };
+        let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
+        table.push(identity, local.links(row), record);
+    }
+    std::fs::write(current.dir().join("local"), &table.encode(current.head().list_digest)).unwrap();
+}
+
+#[test]
+fn rot_is_found_by_scrubbing_and_by_naming_the_file_and_makes_exit_code_23() {
+    for arguments in [&["--scrub", "100%"][..], &["--changed-from", "changed"]] {
+        let world = World::with_tree();
+        world.index();
+        rot(&world, "README");
+        assert_eq!(world.index()["hashed_bytes"], 0);
+        write(&world.path("changed"), b"README\n");
+        let mut command = world.index_command();
+        let output = command.current_dir(world.path("")).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(23), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("the content of README is not the indexed one"), "{said}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&report["rotten"], &report["changed"]), (&serde_json::json!(["README"]), &0.into()), "{report}");
+        // It stays so until somebody says that the content is meant.
+        assert_eq!(world.index_command().output().unwrap().status.code(), Some(23));
+        std::fs::File::options()
+            .write(true)
+            .open(world.src().join("README"))
+            .unwrap()
+            .set_modified(std::time::SystemTime::now())
+            .unwrap();
+        assert_eq!(world.index()["changed"], 1);
+    }
+}
+
+#[test]
+fn what_another_ctime_means_is_said_in_the_file_or_by_a_flag() {
+    let world = World::with_tree();
+    world.index();
+    let link = |name: &str| std::fs::hard_link(world.src().join("README"), world.path(name)).unwrap();
+    let index = |ctime: &str| {
+        let text = format!("[[repository]]\nname = 'repo'\nroot = 'src'\nstore = 'store'\n{ctime}\n");
+        write(&world.path("mirror.toml"), text.as_bytes());
+        let mut command = stillmirror(&["index", "--json", "--config"]);
+        command.arg(world.path("mirror.toml"));
+        command
+    };
+    link("one");
+    assert_eq!(json(&index("").output().unwrap())["hashed_files"], 0);
+    link("two");
+    assert_eq!(json(&index("ctime = 'strict'").output().unwrap())["hashed_files"], 1);
+    link("three");
+    assert_eq!(json(&index("ctime = 'ignored'").args(["--ctime", "strict"]).output().unwrap())["hashed_files"], 1);
+    link("four");
+    std::fs::remove_file(world.path("four")).unwrap();
+    assert_eq!(json(&index("ctime = 'ignored'").output().unwrap())["hashed_files"], 0);
+}

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use stillmirror_protocol::list::{Dir, Row};
 use stillmirror_protocol::{limits, order, path};
 
-use super::Walk;
 use super::findings::{DirFindings, Findings, Lost};
+use super::{Look, Walk};
 use crate::options::Unreadable;
 use crate::tree::{self, Child, Facts, Listing};
 
@@ -151,8 +151,9 @@ impl Run<'_, '_> {
 
     fn present(&mut self, name: &[u8], facts: &Facts, row: Option<Row<'_>>) {
         let (walk, findings) = (self.worker.walk, &mut self.worker.findings);
+        let is_named = facts.is_file() && !walk.named.is_empty() && walk.is_named(&path::join(self.path, name));
         let target = || tree::target_at(self.dir, name);
-        if let Err(error) = walk.consider(findings, &mut self.differs, name, facts, row, target) {
+        if let Err(error) = walk.consider(findings, &mut self.differs, Look { name, facts, is_named }, row, target) {
             walk.failed(findings, &mut self.differs, self.path, name, row, error);
         }
     }

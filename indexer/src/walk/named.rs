@@ -9,16 +9,16 @@ use stillmirror_protocol::path;
 
 use super::below::Pending;
 use super::findings::{DirFindings, Findings};
-use super::{Old, Walk};
+use super::{Look, Old, Walk};
 
 impl Walk<'_> {
     /// Looks at the named paths, at all below those that are directories, and at what hard links tie to
     /// them. Directories above them are looked at too, because a change of names changes their time.
-    pub(crate) fn only(&self, old: Old<'_>, paths: &[Vec<u8>]) -> Result<Findings, Errno> {
+    pub(crate) fn only(&self, old: Old<'_>) -> Result<Findings, Errno> {
         let mut findings = Findings::default();
         self.consider_root(&mut findings)?;
         let mut seen = Seen::default();
-        let mut paths = paths.to_vec();
+        let mut paths: Vec<Vec<u8>> = self.named.iter().cloned().collect();
         while !paths.is_empty() && !self.stop.load(Ordering::Relaxed) {
             // Parents come before what is below them.
             paths.sort_unstable();
@@ -74,7 +74,8 @@ impl Walk<'_> {
             Err(error) => Err(error),
         };
         let looked = looked.and_then(|facts| {
-            self.consider(findings, &mut differs, name, &facts, row, || self.tree.target(path))?;
+            let look = Look { name, facts: &facts, is_named: self.is_named(path) };
+            self.consider(findings, &mut differs, look, row, || self.tree.target(path))?;
             Ok(facts.is_dir())
         });
         let is_dir = looked.unwrap_or_else(|error| {
@@ -149,7 +150,7 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
         rows.extend(old.list.links().filter(|(_, leader)| leaders.contains(leader)).map(|(row, _)| row));
     }
     if !inodes.is_empty() {
-        rows.extend((0..old.list.len()).filter(|&row| inodes.contains(&old.local.identity(row).inode_key())));
+        rows.extend((0..old.list.len()).filter(|&row| inodes.contains(&old.local.last_seen(row).inode_key())));
     }
     rows.into_iter().map(|row| old.list.path(row)).filter(|path| !seen.contains(path)).collect()
 }
