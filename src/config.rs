@@ -162,12 +162,13 @@ pub(crate) enum Direct {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Ctime {
-    /// A file is read whenever its ctime differs.
+    /// `index` reads it; until then `serve` does not send it.
     Strict,
-    /// A file is not read if another mode, owner, link count or name shows why its ctime differs.
+    /// `index` reads it unless another mode, owner, link count or name shows why; `serve` compares its content with the
+    /// index before it sends it.
     #[default]
     Explained,
-    /// Ctime is not looked at.
+    /// As explained, but `index` does not read it.
     Ignored,
 }
 

@@ -10,7 +10,7 @@ use stillmirror_daemon as daemon;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Compression, Config, Direct, Listen, Repository};
+use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository};
 use crate::exit::Exit;
 use crate::signals;
 
@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// How files are read [default: auto, or the file's]
     #[arg(long)]
     direct: Option<Direct>,
+    /// What happens to a file of which only the ctime differs [default: explained, or the file's]
+    #[arg(long)]
+    ctime: Option<Ctime>,
     /// Form of the log, on standard error; STILLMIRROR_LOG sets what it shows (default: info)
     #[arg(long, value_enum, default_value = "text")]
     log: LogForm,
@@ -55,6 +58,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     }
     if let Some(direct) = arguments.direct {
         config.repository.iter_mut().for_each(|repository| repository.direct = direct);
+    }
+    if let Some(ctime) = arguments.ctime {
+        config.repository.iter_mut().for_each(|repository| repository.ctime = ctime);
     }
     let address = config.daemon.listen.0;
     let rsync_address = config.daemon.rsync_listen.map(|listen| listen.0).filter(|_| config.daemon.rsync);
@@ -153,7 +159,7 @@ fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
             Direct::Always => daemon::DirectPolicy::Always,
             Direct::Never => daemon::DirectPolicy::Never,
         },
-        strict_ctime: false,
+        strict_ctime: repository.ctime == Ctime::Strict,
         bandwidth: repository.bandwidth.0,
         list: repository.list,
         hosts: daemon::Hosts { allow: repository.hosts_allow.0, deny: repository.hosts_deny.0 },

@@ -99,9 +99,9 @@ impl Run<'_> {
 
         let walking = Instant::now();
         let excluded = store_below_root.map(<[u8]>::to_vec);
-        let walk = Walk::new(&self.tree, self.options, excluded, old, changed_from, &owners, self.progress, self.stop);
+        let walk = Walk::new(&self.tree, self.options, excluded, old, &owners, self.progress, self.stop);
         let findings = match (changed_from, old) {
-            (Some(_), Some(old)) => walk.only(old),
+            (Some(paths), Some(old)) => walk.naming(paths).only(old),
             _ => walk.everything(),
         };
         let findings = findings.map_err(|error| root_error(&self.options.root, error))?;

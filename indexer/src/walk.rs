@@ -62,15 +62,18 @@ impl<'a> Walk<'a> {
         options: &'a Options,
         store_below_root: Option<Vec<u8>>,
         old: Option<Old<'a>>,
-        named: Option<&[Vec<u8>]>,
         owners: &Owners,
         progress: &'a dyn Progress,
         stop: &'a AtomicBool,
     ) -> Self {
         let excluded = std::iter::once(STAGING.as_bytes().to_vec()).chain(store_below_root).collect();
         let old_owners = old.map_or_else(Vec::new, |old| owners.of_list(old.list));
-        let named = named.unwrap_or_default().iter().cloned().collect();
-        Self { tree, options, excluded, old, named, old_owners, progress, stop }
+        Self { tree, options, excluded, old, named: HashSet::new(), old_owners, progress, stop }
+    }
+
+    /// The same, with what somebody says has changed.
+    pub(crate) fn naming(self, paths: &[Vec<u8>]) -> Self {
+        Self { named: paths.iter().cloned().collect(), ..self }
     }
 
     /// Walks the whole tree. An error is the root's.

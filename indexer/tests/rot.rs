@@ -27,7 +27,7 @@ fn rot(site: &Site, path: &str, content: &str) {
         let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
         table.push(identity, local.links(row), record);
     }
-    fs::write(current.dir().join("local"), &table.encode(current.head().list_digest)).unwrap();
+    fs::write(current.dir().join("local"), table.encode(current.head().list_digest)).unwrap();
 }
 
 /// A tree of files with whole seconds as times, indexed.

@@ -133,7 +133,7 @@ fn rot(world: &World, path: &str) {
         let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
         table.push(identity, local.links(row), record);
     }
-    std::fs::write(current.dir().join("local"), &table.encode(current.head().list_digest)).unwrap();
+    std::fs::write(current.dir().join("local"), table.encode(current.head().list_digest)).unwrap();
 }
 
 #[test]
@@ -151,6 +151,9 @@ fn rot_is_found_by_scrubbing_and_by_naming_the_file_and_makes_exit_code_23() {
         assert!(said.contains("the content of README is not the indexed one"), "{said}");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&report["rotten"], &report["changed"]), (&serde_json::json!(["README"]), &0.into()), "{report}");
+        let pulled = world.pull_command(&world.serve()).output().unwrap();
+        assert!(pulled.status.code().is_some_and(|code| code != 0), "{pulled:?}");
+        assert!(!world.dest().join("README").exists() && world.dest().join("pool").exists());
         // It stays so until somebody says that the content is meant.
         assert_eq!(world.index_command().output().unwrap().status.code(), Some(23));
         std::fs::File::options()
