@@ -16,7 +16,7 @@ use stillmirror_daemon::HostPattern;
 
 use crate::exit::UsageError;
 
-pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Seconds, Words};
+pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Prefix, Seconds, Words};
 
 /// Bytes a second.
 const LEAST_BANDWIDTH: u64 = 1024;
@@ -39,6 +39,9 @@ pub(crate) struct Daemon {
     pub(crate) listen: Listen,
     pub(crate) connections: usize,
     pub(crate) queue: usize,
+    pub(crate) connections_per_address: usize,
+    pub(crate) ipv4_prefix: Prefix<32>,
+    pub(crate) ipv6_prefix: Prefix<128>,
     pub(crate) handshake_timeout: Seconds,
     pub(crate) idle_timeout: Seconds,
     pub(crate) minimum_rate: Bytes,
@@ -64,6 +67,9 @@ impl Default for Daemon {
             listen: Listen::default(),
             connections: 1000,
             queue: 1000,
+            connections_per_address: 100,
+            ipv4_prefix: Prefix(32),
+            ipv6_prefix: Prefix(64),
             handshake_timeout: Seconds(10.0),
             idle_timeout: Seconds(300.0),
             minimum_rate: Bytes(1024),
@@ -396,6 +402,9 @@ mod tests {
         for line in [
             format!("#connections = {}", defaults.connections),
             format!("#queue = {}", defaults.queue),
+            format!("#connections_per_address = {}", defaults.connections_per_address),
+            format!("#ipv4_prefix = {}", defaults.ipv4_prefix.0),
+            format!("#ipv6_prefix = {}", defaults.ipv6_prefix.0),
             format!("#handshake_timeout = \"{}s\"", defaults.handshake_timeout.0),
             format!("#idle_timeout = \"{}m\"", defaults.idle_timeout.0 / 60.0),
             format!("#minimum_rate = \"{}KiB\"", defaults.minimum_rate.0 >> 10),
@@ -426,6 +435,8 @@ mod tests {
             ("cache = '5 bananas'", "bananas"),
             ("idle_timeout = -1", "idle_timeout"),
             ("listen = 'nowhere'", "nowhere"),
+            ("ipv4_prefix = 33", "ipv4_prefix"),
+            ("ipv6_prefix = 129", "ipv6_prefix"),
         ] {
             let error = parse(&format!("[daemon]\n{line}\n{SMALLEST}"), &[]).unwrap_err();
             let text = format!("{error:#}");

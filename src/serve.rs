@@ -124,6 +124,9 @@ fn resolve(config: Config) -> daemon::Config {
         limits: daemon::Limits {
             connections: settings.connections,
             queue: settings.queue,
+            connections_per_address: settings.connections_per_address,
+            ipv4_prefix: settings.ipv4_prefix.0,
+            ipv6_prefix: settings.ipv6_prefix.0,
             handshake: settings.handshake_timeout.duration(),
             idle: settings.idle_timeout.duration(),
             minimum_rate: settings.minimum_rate.0,

@@ -1,33 +1,26 @@
 //! Who may have a session, and who waits for one.
 
-use std::collections::BTreeSet;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Interval, interval};
+use tokio::time::{Interval, interval, sleep};
 use tokio_util::sync::CancellationToken;
+
+use crate::fair::{Claim, Grant, Pot};
+use crate::networks::Network;
 
 /// How often a waiting connection is told its place.
 const NEWS: Duration = Duration::from_secs(10);
 
-/// A fixed number of sessions, and a bounded queue for them, in the order of arrival.
+/// A fixed number of sessions, and a bounded queue for them in which networks take turns.
 pub(crate) struct Admission {
-    sessions: Arc<Semaphore>,
+    sessions: Arc<Pot>,
     queue_limit: usize,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Default)]
-struct Queue {
-    next: u64,
-    tickets: BTreeSet<u64>,
 }
 
 /// A session's place. Dropping it lets the next one in.
 pub(crate) struct Place {
-    _permit: Option<OwnedSemaphorePermit>,
+    _grant: Grant,
 }
 
 /// What an arrival gets.
@@ -43,32 +36,24 @@ pub(crate) enum Arrival {
 impl Admission {
     /// `sessions` at once, at most `queue` waiting.
     pub(crate) fn new(sessions: usize, queue: usize) -> Arc<Self> {
-        let sessions = Arc::new(Semaphore::new(sessions.clamp(1, Semaphore::MAX_PERMITS)));
-        Arc::new(Self { sessions, queue_limit: queue, queue: Mutex::default() })
+        Arc::new(Self { sessions: Pot::new(sessions.max(1) as u64), queue_limit: queue })
     }
 
     /// Asks for a session.
-    pub(crate) fn arrive(self: &Arc<Self>) -> Arrival {
-        if let Ok(permit) = Arc::clone(&self.sessions).try_acquire_owned() {
-            return Arrival::Admitted(Place { _permit: Some(permit) });
+    pub(crate) fn arrive(&self, network: Network) -> Arrival {
+        if let Some(grant) = self.sessions.try_take(network, 1) {
+            return Arrival::Admitted(Place { _grant: grant });
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.tickets.len() >= self.queue_limit {
-            return Arrival::Refused;
+        match self.sessions.claim(network, 1, self.queue_limit) {
+            Some(claim) => Arrival::Queued(Ticket { claim, news: interval(NEWS) }),
+            None => Arrival::Refused,
         }
-        let number = queue.next;
-        queue.next += 1;
-        queue.tickets.insert(number);
-        let admitted = Box::pin(Arc::clone(&self.sessions).acquire_owned());
-        Arrival::Queued(Ticket { admission: Arc::clone(self), number, admitted, news: interval(NEWS) })
     }
 }
 
 /// A place in the queue. Dropping it gives it up.
 pub(crate) struct Ticket {
-    admission: Arc<Admission>,
-    number: u64,
-    admitted: Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>,
+    claim: Claim,
     news: Interval,
 }
 
@@ -78,31 +63,89 @@ pub(crate) enum Turn {
     Come(Place),
     /// Still so many before this one: told at once, and every [`NEWS`].
     Waiting(u64),
+    /// Its place in the queue went to a network that has fewer there.
+    Displaced,
     /// The daemon stops.
     Stopping,
 }
 
 impl Ticket {
-    /// Waits for what happens next. To be asked from the first moment on: the order is that of the first asking.
+    /// Waits for what happens next.
     pub(crate) async fn turn(&mut self, stopping: &CancellationToken) -> Turn {
         tokio::select! {
             biased;
-            permit = &mut self.admitted => Turn::Come(Place { _permit: permit.ok() }),
+            grant = self.claim.granted() => match grant {
+                Some(grant) => Turn::Come(Place { _grant: grant }),
+                None => Turn::Displaced,
+            },
             () = stopping.cancelled() => Turn::Stopping,
-            _ = self.news.tick() => Turn::Waiting(self.place()),
+            _ = self.news.tick() => Turn::Waiting(self.claim.before() as u64),
         }
-    }
-
-    /// Connections that wait before this one.
-    fn place(&self) -> u64 {
-        let queue = self.admission.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.tickets.range(..self.number).count() as u64
     }
 }
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut queue = self.admission.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.tickets.remove(&self.number);
+/// How long a session may be idle: shorter while others wait for its place.
+#[derive(Clone)]
+pub(crate) struct Patience {
+    pub(crate) most: Duration,
+    pub(crate) in_demand: Duration,
+    pub(crate) admission: Arc<Admission>,
+}
+
+impl Patience {
+    /// Waits until a session that does nothing from now on has been idle for too long.
+    pub(crate) async fn over(&self) {
+        let least = self.in_demand.min(self.most);
+        sleep(least).await;
+        tokio::select! {
+            () = self.admission.sessions.is_short() => {}
+            () = sleep(self.most - least) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::networks::tests::network;
+
+    fn queued(arrival: Arrival) -> Option<Ticket> {
+        if let Arrival::Queued(ticket) = arrival { Some(ticket) } else { None }
+    }
+
+    #[tokio::test]
+    async fn a_network_that_waits_in_many_connections_is_not_served_before_one_that_waits_in_one() {
+        let (admission, stopping) = (Admission::new(1, 100), CancellationToken::new());
+        let Arrival::Admitted(held) = admission.arrive(network(1)) else { panic!("the first is let in") };
+        let mut many: Vec<_> = (0..50).filter_map(|_| queued(admission.arrive(network(1)))).collect();
+        let mut one = queued(admission.arrive(network(2))).unwrap();
+        drop(held);
+        let Turn::Come(first) = many[0].turn(&stopping).await else { panic!("it was the first to wait") };
+        drop(first);
+        assert!(matches!(one.turn(&stopping).await, Turn::Come(_)));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_of_one_network_has_room_for_another() {
+        let (admission, stopping) = (Admission::new(1, 10), CancellationToken::new());
+        let _held = admission.arrive(network(1));
+        let mut many: Vec<_> = (0..10).filter_map(|_| queued(admission.arrive(network(1)))).collect();
+        assert!(matches!(admission.arrive(network(1)), Arrival::Refused));
+        let other = queued(admission.arrive(network(2)));
+        assert!(other.is_some());
+        assert!(matches!(many[9].turn(&stopping).await, Turn::Displaced));
+        assert!(matches!(many[8].turn(&stopping).await, Turn::Waiting(_)));
+    }
+
+    #[tokio::test]
+    async fn an_idle_session_is_waited_for_less_while_others_wait_for_its_place() {
+        let admission = Admission::new(1, 10);
+        let _held = admission.arrive(network(1));
+        let (most, in_demand) = (Duration::from_secs(3600), Duration::from_millis(1));
+        let patience = Patience { most, in_demand, admission: Arc::clone(&admission) };
+        let is_over = tokio::time::timeout(Duration::from_millis(50), patience.over()).await;
+        assert!(is_over.is_err(), "nobody waits");
+        let _waits = admission.arrive(network(2));
+        tokio::time::timeout(Duration::from_secs(60), patience.over()).await.expect("somebody waits");
     }
 }

@@ -159,10 +159,17 @@ pub struct Limits {
     pub connections: usize,
     /// Connections that wait for their turn beyond that; more are refused. Default 1000.
     pub queue: usize,
+    /// Connections from one address, whatever they are at: before their hello, at a login, in the queue, in a session; 0 for
+    /// no limit. Default 100.
+    pub connections_per_address: usize,
+    /// The bits of an IPv4 address that count: those that are equal in them share what one address may have. Default 32.
+    pub ipv4_prefix: u8,
+    /// The same of an IPv6 address. Default 64.
+    pub ipv6_prefix: u8,
     /// How long a client may take to say hello, and to finish a request that it has begun to send.
     /// Default 10 s.
     pub handshake: Duration,
-    /// How long a session may ask for nothing. Default 5 min.
+    /// How long a session may ask for nothing; a native one a quarter of it while others wait for its place. Default 5 min.
     pub idle: Duration,
     /// Bytes a second that a client must take while there is something to send, 0 for any. Default 1024.
     pub minimum_rate: u64,
@@ -216,6 +223,9 @@ impl Default for Limits {
         Self {
             connections: 1000,
             queue: 1000,
+            connections_per_address: 100,
+            ipv4_prefix: 32,
+            ipv6_prefix: 64,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(300),
             minimum_rate: 1024,

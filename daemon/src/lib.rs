@@ -9,6 +9,8 @@
 //! repository  who may have it, and its edition, which is replaced while sessions go on
 //! edition     a generation and its tree, opened together, with the gates of the work on them
 //! lists       encoded file lists for stock clients, built once and mapped
+//! networks    which addresses count as one client, and how many connections each has
+//! fair        what there is only so much of, in turns by network: sessions' places, threads, memory
 //! gate        work that blocks, on threads of its own: reads, and lists for single clients
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
@@ -32,11 +34,13 @@ mod descriptors;
 mod direct;
 mod edition;
 mod extents;
+mod fair;
 mod file;
 mod gate;
 mod list_forms;
 mod listener;
 mod lists;
+mod networks;
 mod operator_file;
 mod pack;
 mod pipe;
@@ -76,6 +80,7 @@ use extents::Extents;
 use gate::Gate;
 use listener::{Port, Strangers};
 use lists::Lists;
+use networks::Networks;
 use pack::Packs;
 use pipe::{PIPES, Pipes};
 use pool::Pool;
@@ -190,6 +195,8 @@ struct Shared {
     /// Places for connections of every kind, as many as there are descriptors for.
     sockets: Arc<Semaphore>,
     strangers: Arc<Strangers>,
+    /// The connections of each address.
+    networks: Arc<Networks>,
     /// The limit on what all sessions send, if there is one.
     bandwidth: Option<Arc<Bucket>>,
     rsync: RsyncConfig,
@@ -229,6 +236,7 @@ impl Daemon {
             admission: Admission::new(config.limits.connections, config.limits.queue),
             sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),
             strangers: Arc::default(),
+            networks: Networks::new(&config.limits),
             bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),
             lists: Lists::new(&config.rsync),

@@ -1,6 +1,6 @@
 //! Accepting connections and telling what they speak.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,9 +14,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::networks::{Connection, Network};
 use crate::{DaemonError, Shared, session};
 
-/// Connections that have not said hello. One more ends the oldest of them.
+/// Connections that have not said hello, or not said who they are. One more ends the oldest one of the network that has
+/// the most of them.
 const STRANGERS: usize = 1024;
 /// A pause after a failed accept: what is short then (descriptors, memory) comes back with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -38,12 +40,13 @@ pub(crate) async fn accept(
         let place = Arc::clone(&shared.sockets).acquire_owned().await;
         match listener.accept().await {
             Ok((socket, peer)) => {
-                let (shared, stranger) = (Arc::clone(shared), shared.strangers.add());
+                let Some(entered) = shared.networks.enter(peer.ip()) else { continue };
+                let (shared, stranger) = (Arc::clone(shared), shared.strangers.add(entered.network));
                 sessions.spawn(async move {
                     let _place = place;
                     tokio::select! {
                         () = too_late(&shared) => {}
-                        () = connection(&shared, socket, peer, port, stranger) => {}
+                        () = connection(&shared, socket, peer, port, &entered, stranger) => {}
                     }
                 });
             }
@@ -85,13 +88,23 @@ enum Dialect {
     Unknown,
 }
 
-async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr, port: Port, stranger: Stranger) {
+async fn connection(
+    shared: &Arc<Shared>,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    port: Port,
+    entered: &Connection,
+    stranger: Stranger,
+) {
     let dialect = tokio::select! {
         dialect = timeout(shared.limits.handshake, dialect(shared, &mut socket, port)) => dialect,
         () = stranger.evicted() => return,
         () = shared.stopping.cancelled() => return,
     };
     match dialect {
+        Ok(Ok(dialect)) if entered.is_over() => {
+            let _ = socket.write_all(&too_many(&dialect, shared.networks.most())).await;
+        }
         Ok(Ok(Dialect::Native(hello))) => {
             drop(stranger);
             let input = session::native::serve(shared, socket, peer, hello).await;
@@ -115,6 +128,23 @@ async fn connection(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAdd
     }
     let _ = socket.shutdown().await;
     read_out(socket).await;
+}
+
+/// What a client hears that is one more than its address may have.
+fn too_many(dialect: &Dialect, most: usize) -> Vec<u8> {
+    match dialect {
+        Dialect::Rsync { greeted, .. } => {
+            let mut words = if *greeted { Vec::new() } else { greeting::hello(Version::NEWEST) };
+            words.extend(format!("@ERROR: max connections ({most}) reached -- try again later\n").into_bytes());
+            words
+        }
+        Dialect::Native(hello) => {
+            let hello = session::native::answer_hello(hello.negotiate().unwrap_or(0));
+            let message = format!("too many connections from this address: it may have {most}");
+            [&hello.encode()[..], &Reply::Error { code: ErrorCode::Refused, message }.frame(0)].concat()
+        }
+        Dialect::Unknown => Vec::new(),
+    }
 }
 
 async fn dialect(shared: &Shared, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
@@ -159,10 +189,19 @@ async fn read_out(mut input: impl AsyncRead + Unpin) {
     let _ = timeout(FAREWELL, all).await;
 }
 
-/// Connections that have not said hello yet.
-#[derive(Default)]
+/// Connections that have not said hello yet, or have to say who they are.
 pub(crate) struct Strangers {
-    queue: Mutex<VecDeque<(u64, CancellationToken)>>,
+    most: usize,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Only grows: no number ever stands for two of them.
+    next: u64,
+    /// The oldest first.
+    by_number: BTreeMap<u64, (Network, CancellationToken)>,
+    counts: HashMap<Network, usize>,
 }
 
 /// One of them, until dropped.
@@ -172,18 +211,46 @@ pub(crate) struct Stranger {
     evicted: CancellationToken,
 }
 
+impl Default for Strangers {
+    fn default() -> Self {
+        Self { most: STRANGERS, known: Mutex::default() }
+    }
+}
+
 impl Strangers {
-    fn add(self: &Arc<Self>) -> Stranger {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() >= STRANGERS
-            && let Some((_, oldest)) = queue.pop_front()
+    fn add(self: &Arc<Self>, network: Network) -> Stranger {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, evicted) = (known.next, CancellationToken::new());
+        known.next += 1;
+        known.by_number.insert(number, (network, evicted.clone()));
+        *known.counts.entry(network).or_default() += 1;
+        if known.by_number.len() > self.most
+            && let Some(oldest) = known.oldest_of_most()
         {
             oldest.cancel();
         }
-        let number = queue.back().map_or(0, |(number, _)| number + 1);
-        let evicted = CancellationToken::new();
-        queue.push_back((number, evicted.clone()));
         Stranger { strangers: Arc::clone(self), number, evicted }
+    }
+}
+
+impl Known {
+    /// Takes out the oldest one of the network that has the most.
+    fn oldest_of_most(&mut self) -> Option<CancellationToken> {
+        let most = *self.counts.values().max()?;
+        let is_of_most = |network: &Network| self.counts.get(network) == Some(&most);
+        let (&number, _) = self.by_number.iter().find(|(_, (network, _))| is_of_most(network))?;
+        self.remove(number)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<CancellationToken> {
+        let (network, evicted) = self.by_number.remove(&number)?;
+        if let Some(count) = self.counts.get_mut(&network) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&network);
+            }
+        }
+        Some(evicted)
     }
 }
 
@@ -196,7 +263,45 @@ impl Stranger {
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        let mut queue = self.strangers.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.retain(|(number, _)| *number != self.number);
+        let mut known = self.strangers.known.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(known.remove(self.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::networks::tests::network;
+
+    fn strangers(most: usize) -> Arc<Strangers> {
+        Arc::new(Strangers { most, known: Mutex::default() })
+    }
+
+    #[test]
+    fn the_end_of_one_who_was_evicted_takes_no_newcomer_off_the_list() {
+        let strangers = strangers(1);
+        let evicted = strangers.add(network(1));
+        let second = strangers.add(network(1));
+        assert!(evicted.evicted.is_cancelled());
+        drop(second);
+        // The list is empty, and a number that begins anew is that of the one who was evicted.
+        let newcomer = strangers.add(network(1));
+        drop(evicted);
+        drop(strangers.add(network(1)));
+        assert!(newcomer.evicted.is_cancelled(), "it is on the list");
+    }
+
+    #[test]
+    fn the_oldest_one_of_the_network_that_has_the_most_goes_first() {
+        let strangers = strangers(4);
+        let oldest = strangers.add(network(1));
+        let many: Vec<_> = (0..3).map(|_| strangers.add(network(2))).collect();
+        let other = strangers.add(network(3));
+        let gone: Vec<_> = many.iter().map(|stranger| stranger.evicted.is_cancelled()).collect();
+        assert_eq!(gone, [true, false, false]);
+        assert!(!oldest.evicted.is_cancelled() && !other.evicted.is_cancelled());
+        drop((oldest, many, other));
+        let known = strangers.known.lock().unwrap();
+        assert!(known.by_number.is_empty() && known.counts.is_empty());
     }
 }

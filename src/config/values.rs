@@ -81,6 +81,19 @@ fn number_and_unit(text: &str) -> Result<(f64, &str), String> {
     Ok((number, text[end..].trim()))
 }
 
+/// The length of a prefix of an address, in bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Prefix<const MOST: u8>(pub(crate) u8);
+
+impl<const MOST: u8> FromStr for Prefix<MOST> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits = text.parse().ok().filter(|bits| *bits <= MOST);
+        bits.map(Self).ok_or_else(|| format!("'{text}' is no length of a prefix: write 0 to {MOST}"))
+    }
+}
+
 /// Where to listen: `ADDR:PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listen(pub(crate) SocketAddr);
@@ -249,6 +262,8 @@ macro_rules! deserialize_from_text {
 deserialize_from_text! {
     Bytes: "a size such as 65536, \"64KiB\" or \"10MB\"",
     Seconds: "a length of time such as 30, \"30s\" or \"5m\"",
+    Prefix<32>: "the length of a prefix, 0 to 32",
+    Prefix<128>: "the length of a prefix, 0 to 128",
     Listen: "an ADDR:PORT",
     Part: "a part such as \"1/30\" or \"2.5%\"",
     Permissions: "changes of permissions such as \"D755,Fgo-w\"",

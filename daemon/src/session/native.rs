@@ -19,16 +19,26 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::Shared;
-use crate::admission::{Arrival, Place, Ticket, Turn};
+use crate::admission::{Arrival, Patience, Place, Ticket, Turn};
+use crate::networks::Network;
 use crate::pool::EXTENT;
 use crate::session::{Ended, out_of_time};
 use crate::stream::Writer;
 use tally::Tally;
 
+/// The part of an idle session's patience that is left while others wait for its place.
+const PATIENCE_IN_DEMAND: u32 = 4;
+
 /// A request that is under way until this is dropped.
 struct UnderWay {
     number: u32,
     _permit: OwnedSemaphorePermit,
+}
+
+/// The daemon's hello.
+pub(crate) fn answer_hello(version: u16) -> ServerHello {
+    let requests = limits::REQUESTS_UNDER_WAY as u16;
+    ServerHello { version, requests, capabilities: 0, reply_payload: EXTENT as u32 }
 }
 
 /// What the parts of a session share.
@@ -66,12 +76,7 @@ pub(crate) async fn serve(
 impl Session {
     async fn run(self: &Arc<Self>, input: &mut OwnedReadHalf, hello: ClientHello) -> Result<(), Ended> {
         let version = hello.negotiate();
-        let ours = ServerHello {
-            version: version.as_ref().copied().unwrap_or(0),
-            requests: limits::REQUESTS_UNDER_WAY as u16,
-            capabilities: 0,
-            reply_payload: EXTENT as u32,
-        };
+        let ours = answer_hello(version.as_ref().copied().unwrap_or(0));
         self.writer.lock().await.send_bytes(&ours.encode()).await?;
         version?;
         let Some(_place) = self.admit().await? else { return Ok(()) };
@@ -94,20 +99,33 @@ impl Session {
 
     /// Waits for a place; `None` when there is none to be had.
     async fn admit(&self) -> Result<Option<Place>, Ended> {
-        match self.shared.admission.arrive() {
+        match self.shared.admission.arrive(self.network()) {
             Arrival::Admitted(place) => Ok(Some(place)),
             Arrival::Queued(ticket) => self.queue(ticket).await,
-            Arrival::Refused => {
-                self.refuse(ErrorCode::Refused, "too many connections, and too many wait already").await?;
-                Ok(None)
-            }
+            Arrival::Refused => self.turn_away().await,
         }
+    }
+
+    async fn turn_away(&self) -> Result<Option<Place>, Ended> {
+        self.refuse(ErrorCode::Refused, "too many connections, and too many wait already").await?;
+        Ok(None)
+    }
+
+    fn network(&self) -> Network {
+        self.shared.networks.of(self.peer.ip())
+    }
+
+    /// How long the client may ask for nothing.
+    fn patience(&self) -> Patience {
+        let most = self.shared.limits.idle;
+        Patience { most, in_demand: most / PATIENCE_IN_DEMAND, admission: Arc::clone(&self.shared.admission) }
     }
 
     async fn queue(&self, mut ticket: Ticket) -> Result<Option<Place>, Ended> {
         loop {
             match ticket.turn(&self.shared.stopping).await {
                 Turn::Come(place) => return Ok(Some(place)),
+                Turn::Displaced => return self.turn_away().await,
                 Turn::Waiting(place) => self.reply(0, &Reply::Queued { place }).await?,
                 Turn::Stopping => {
                     self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;

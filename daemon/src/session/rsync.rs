@@ -41,10 +41,12 @@ use tokio::time::{sleep, timeout};
 
 use super::{Ended, out_of_time};
 use crate::Shared;
+use crate::admission::Patience;
 use crate::bandwidth::Bucket;
 use crate::edition::{Edition, Pinned};
 use crate::gate::Gate;
 use crate::listener::Stranger;
+use crate::networks::Network;
 use crate::stream::{Lane, Writer};
 use answers::Answers;
 use greet::Welcome;
@@ -52,7 +54,7 @@ use input::{Input, LaneState};
 use tally::Tally;
 
 /// How long a client of before 3.1 may be silent: it cannot be told of a limit, and may well be comparing
-/// a million files with its own.
+/// a million files with its own. While others wait for its place it is given what others are given always.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// How long what is being sent may take once the client has said that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -278,6 +280,10 @@ impl Session {
         if out.is_empty() { Ok(()) } else { self.writer.lock().await.send_bytes(&out).await }
     }
 
+    fn network(&self) -> Network {
+        self.shared.networks.of(self.peer.ip())
+    }
+
     fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -291,13 +297,14 @@ impl Settled {
     }
 
     /// How long the client may be silent.
-    fn patience(&self, shared: &Shared) -> Duration {
-        let configured = self.pinned.repository.module.timeout;
-        match self.setup.timeout {
-            _ if !configured.is_zero() => configured,
-            Some(_) if self.setup.version.facts().exit_messages => shared.limits.idle,
-            _ => shared.limits.idle.max(PATIENCE),
-        }
+    fn patience(&self, shared: &Shared) -> Patience {
+        let (configured, idle) = (self.pinned.repository.module.timeout, shared.limits.idle);
+        let (most, in_demand) = match self.setup.timeout {
+            _ if !configured.is_zero() => (configured, configured),
+            Some(_) if self.setup.version.facts().exit_messages => (idle, idle),
+            _ => (idle.max(PATIENCE), idle),
+        };
+        Patience { most, in_demand, admission: Arc::clone(&shared.admission) }
     }
 }
 

@@ -4,6 +4,8 @@
 mod answers;
 /// Limits on how fast bytes leave.
 mod bandwidth;
+/// Many connections from one address.
+mod crowded;
 /// Clients that break the rules, and what others notice of them: nothing.
 mod hostile;
 /// Trees and stores that are missing, moved, switched or made anew.

@@ -61,16 +61,18 @@ impl Session {
 
     /// Waits for the first byte of a request; false when there will be none.
     async fn await_request(&self, input: &mut BufReader<&mut OwnedReadHalf>) -> Result<bool, Ended> {
+        let patience = self.patience();
         loop {
             tokio::select! {
                 biased;
                 () = self.shared.stopping.cancelled() => return Ok(false),
-                bytes = timeout(self.shared.limits.idle, input.fill_buf()) => match bytes {
-                    Ok(bytes) => return Ok(!bytes?.is_empty()),
+                bytes = input.fill_buf() => return Ok(!bytes?.is_empty()),
+                () = patience.over() => {
                     // One permit is the caller's.
-                    Err(_) if self.under_way.available_permits() + 1 < limits::REQUESTS_UNDER_WAY => {}
-                    Err(_) => return Err(Ended::Idle),
-                },
+                    if self.under_way.available_permits() + 1 == limits::REQUESTS_UNDER_WAY {
+                        return Err(Ended::Idle);
+                    }
+                }
             }
         }
     }

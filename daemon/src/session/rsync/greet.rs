@@ -55,14 +55,13 @@ impl Session {
                 () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
             }
         };
-        drop(stranger);
         let Event::Module(name) = wanted else {
             let listed: Vec<&Arc<Repository>> = self.shared.registry.listed().collect();
             greeting.list(listed.iter().map(|repository| (&*repository.name, &*repository.comment)));
             self.say(&mut greeting).await?;
             return Ok(None);
         };
-        let welcome = self.let_in(&mut greeting, input, &name).await;
+        let welcome = self.let_in(&mut greeting, input, &name, stranger).await;
         match welcome {
             Ok((pinned, places, options)) => {
                 input.put_back(greeting.into_rest());
@@ -83,9 +82,17 @@ impl Session {
         greeting: &mut Greeting,
         input: &mut Input,
         name: &[u8],
+        stranger: Stranger,
     ) -> Result<(Arc<Pinned>, [Option<Place>; 2], Box<Options>), Ended> {
         let repository = Arc::clone(self.find(name)?);
-        let user = self.log_in(greeting, input, &repository).await?;
+        let user = tokio::select! {
+            user = timeout(LOGIN.max(self.shared.limits.handshake), self.log_in(greeting, input, &repository)) => {
+                user.map_err(|_| Ended::HalfRequest)??
+            }
+            () = stranger.evicted() => return Err(Ended::HalfRequest),
+            () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
+        };
+        drop(stranger);
         self.tally().begin(&repository.name, user);
         let places = self.wait_for_turn(&repository).await?;
         self.writer.lock().await.draw_on(repository.bandwidth.as_ref());
@@ -127,8 +134,7 @@ impl Session {
         let mut random = [0; CHALLENGE_BYTES];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
         greeting.challenge(auth::challenge(&random))?;
-        let event = timeout(LOGIN.max(self.shared.limits.handshake), self.event(greeting, input));
-        let Event::Credentials { user, proof } = event.await.map_err(|_| Ended::HalfRequest)?? else {
+        let Event::Credentials { user, proof } = self.event(greeting, input).await? else {
             return Err(Ended::HalfRequest);
         };
         if self.is_known(repository, &user, proof).await? {
@@ -167,12 +173,10 @@ impl Session {
     /// Any byte keeps a client with a timeout from leaving, and none shows less than a line: so between the news
     /// of its place a line is written dot by dot.
     async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Place, Ended> {
-        let mut ticket = match admission.arrive() {
+        let mut ticket = match admission.arrive(self.network()) {
             Arrival::Admitted(place) => return Ok(place),
             Arrival::Queued(ticket) => ticket,
-            Arrival::Refused => {
-                return Err(Ended::Refused("max connections reached, and too many wait -- try again later".to_owned()));
-            }
+            Arrival::Refused => return Err(too_many()),
         };
         let mut is_begun = false;
         loop {
@@ -191,6 +195,7 @@ impl Session {
             self.writer.lock().await.send_bytes(text.as_bytes()).await?;
             match turn {
                 Ok(Turn::Come(place)) => return Ok(place),
+                Ok(Turn::Displaced) => return Err(too_many()),
                 Ok(Turn::Stopping) => return Err(Ended::Stopping),
                 Ok(Turn::Waiting(_)) | Err(_) => {}
             }
@@ -240,6 +245,10 @@ impl Session {
         let reading = self.blocking(&self.shared.messages, move || read_motd(&path));
         timeout(MOTD_PATIENCE, reading).await.ok().and_then(Result::ok).unwrap_or_default()
     }
+}
+
+fn too_many() -> Ended {
+    Ended::Refused("max connections reached, and too many wait -- try again later".to_owned())
 }
 
 fn read_motd(path: &Path) -> Vec<u8> {

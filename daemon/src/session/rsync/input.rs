@@ -1,5 +1,6 @@
 //! The client's half of a connection.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
+use crate::admission::Patience;
 use crate::session::Ended;
 
 /// Bytes read at a time.
@@ -41,7 +43,7 @@ pub(super) struct Input {
     received: Arc<AtomicU64>,
     requests: Option<Requests>,
     /// How long the client may be silent in the midst of its requests.
-    patience: Duration,
+    patience: Option<Patience>,
 }
 
 /// What the lane tells of itself to who reads for it.
@@ -71,7 +73,7 @@ impl Input {
     /// After these first bytes.
     pub(super) fn new(socket: OwnedReadHalf, begun: &[u8]) -> Self {
         let received = Arc::new(AtomicU64::new(begun.len() as u64));
-        Self { socket, unused: begun.to_vec(), received, requests: None, patience: Duration::MAX }
+        Self { socket, unused: begun.to_vec(), received, requests: None, patience: None }
     }
 
     /// Where the bytes received so far are counted.
@@ -129,9 +131,9 @@ impl Input {
     }
 
     /// From here on the client sends frames, and is not silent for longer than `patience`.
-    pub(super) fn begin_requests(&mut self, requests: Requests, patience: Duration) {
+    pub(super) fn begin_requests(&mut self, requests: Requests, patience: Patience) {
         self.requests = Some(requests);
-        self.patience = patience;
+        self.patience = Some(patience);
     }
 
     /// Takes the parser of requests, with all that was read in it.
@@ -148,7 +150,8 @@ impl Input {
 
     /// Reads within the client's time.
     pub(super) async fn read_in_time(&mut self) -> Result<(), Ended> {
-        timeout(self.patience, self.read()).await.map_err(|_| Ended::Idle)?
+        let patience = self.patience.clone();
+        in_time(patience.as_ref(), self.read()).await
     }
 
     /// Reads more within the client's time; more at once, when the client was only ending sub-lists, and has many.
@@ -158,7 +161,8 @@ impl Input {
             return self.read_in_time().await;
         }
         sleep(GATHER.saturating_mul(open).clamp(GATHER_LEAST, GATHER_MOST)).await;
-        timeout(self.patience, self.read_unhurried()).await.map_err(|_| Ended::Idle)?
+        let patience = self.patience.clone();
+        in_time(patience.as_ref(), self.read_unhurried()).await
     }
 
     /// The next event.
@@ -223,6 +227,16 @@ impl Input {
                 return ended;
             }
         }
+    }
+}
+
+/// Something that the client is waited for with patience.
+async fn in_time(patience: Option<&Patience>, read: impl Future<Output = Result<(), Ended>>) -> Result<(), Ended> {
+    let Some(patience) = patience else { return read.await };
+    tokio::select! {
+        biased;
+        read = read => read,
+        () = patience.over() => Err(Ended::Idle),
     }
 }
 

@@ -1,0 +1,389 @@
+//! What there is only so much of, shared out in turns by network: who waits in many connections gets no more turns than
+//! who waits in one.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::networks::Network;
+
+/// Those who wait: the networks in the order of their turns, and each one's own in the order of their coming.
+pub(crate) struct Rotation<T> {
+    order: VecDeque<Network>,
+    waiting: HashMap<Network, VecDeque<(u64, T)>>,
+    next: u64,
+    len: usize,
+}
+
+impl<T> Default for Rotation<T> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), waiting: HashMap::new(), next: 0, len: 0 }
+    }
+}
+
+impl<T> Rotation<T> {
+    /// One more waits. Gives its number.
+    pub(crate) fn push(&mut self, network: Network, item: T) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.len += 1;
+        let own = self.waiting.entry(network).or_default();
+        if own.is_empty() {
+            self.order.push_back(network);
+        }
+        own.push_back((number, item));
+        number
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The first of the networks whose turn it is, of those that `may` have one; and the first one of it.
+    fn first(&self, may: impl Fn(Network, &T) -> bool) -> Option<(usize, &T)> {
+        self.order.iter().enumerate().find_map(|(place, network)| {
+            let (_, item) = self.waiting.get(network)?.front()?;
+            may(*network, item).then_some((place, item))
+        })
+    }
+
+    /// Takes the first one of the network at that place in the order, which goes to the end of it.
+    fn take(&mut self, place: usize) -> Option<(Network, T)> {
+        let network = self.order.remove(place)?;
+        let own = self.waiting.get_mut(&network)?;
+        let (_, item) = own.pop_front()?;
+        self.len -= 1;
+        if own.is_empty() {
+            self.waiting.remove(&network);
+        } else {
+            self.order.push_back(network);
+        }
+        Some((network, item))
+    }
+
+    /// One waits no more.
+    pub(crate) fn remove(&mut self, network: Network, number: u64) -> Option<T> {
+        let own = self.waiting.get_mut(&network)?;
+        let place = own.iter().position(|(other, _)| *other == number)?;
+        let (_, item) = own.remove(place)?;
+        self.len -= 1;
+        if own.is_empty() {
+            self.waiting.remove(&network);
+            self.order.retain(|other| *other != network);
+        }
+        Some(item)
+    }
+
+    /// How many have their turn before that one, if nobody else comes.
+    pub(crate) fn before(&self, network: Network, number: u64) -> usize {
+        let own = self.waiting.get(&network);
+        let Some(rounds) = own.and_then(|own| own.iter().position(|(other, _)| *other == number)) else { return 0 };
+        let mut is_before = true;
+        let counts = self.order.iter().map(|other| {
+            if *other == network {
+                is_before = false;
+                return rounds;
+            }
+            let len = self.waiting.get(other).map_or(0, VecDeque::len);
+            len.min(rounds + usize::from(is_before))
+        });
+        counts.sum()
+    }
+
+    /// Makes room for one of that network: the last one of the network that has the most goes, if that has at least two
+    /// more.
+    pub(crate) fn displace_for(&mut self, network: Network) -> Option<T> {
+        let len = |network| self.waiting.get(network).map_or(0, VecDeque::len);
+        let most = *self.order.iter().max_by_key(|network| len(network))?;
+        if len(&most) < len(&network) + 2 {
+            return None;
+        }
+        let (number, _) = self.waiting.get(&most)?.back()?;
+        self.remove(most, *number)
+    }
+}
+
+/// Units of something, and who waits for some.
+pub(crate) struct Pot {
+    /// Units that one network may have at a time.
+    most: u64,
+    state: Mutex<State>,
+    /// How many wait.
+    waiting: watch::Sender<usize>,
+}
+
+struct State {
+    free: u64,
+    held: HashMap<Network, u64>,
+    claims: Rotation<(u64, oneshot::Sender<Grant>)>,
+}
+
+/// Units that somebody has, until dropped.
+pub(crate) struct Grant {
+    pot: Arc<Pot>,
+    network: Network,
+    units: u64,
+}
+
+/// Somebody who waits for units, until dropped.
+pub(crate) struct Claim {
+    pot: Arc<Pot>,
+    network: Network,
+    number: u64,
+    granted: oneshot::Receiver<Grant>,
+}
+
+impl Pot {
+    /// A full one. One network may have all of it.
+    pub(crate) fn new(units: u64) -> Arc<Self> {
+        Self::with_most(units, units)
+    }
+
+    /// A full one, of which one network may have at most so much.
+    pub(crate) fn with_most(units: u64, most: u64) -> Arc<Self> {
+        let state = State { free: units, held: HashMap::new(), claims: Rotation::default() };
+        Arc::new(Self { most, state: Mutex::new(state), waiting: watch::Sender::new(0) })
+    }
+
+    /// Units that are there and that nobody waits for.
+    pub(crate) fn try_take(self: &Arc<Self>, network: Network, units: u64) -> Option<Grant> {
+        let mut state = self.lock();
+        let may = state.claims.len() == 0 && state.may_have(network, units, self.most) && units <= state.free;
+        may.then(|| self.grant(&mut state, network, units))
+    }
+
+    /// Waits for units. Nobody gets more than one network may have.
+    pub(crate) async fn take(self: &Arc<Self>, network: Network, units: u64) -> Option<Grant> {
+        match self.try_take(network, units) {
+            Some(grant) => Some(grant),
+            None if units > self.most => None,
+            None => self.claim(network, units, usize::MAX)?.granted().await,
+        }
+    }
+
+    /// A place among those who wait, who are `most` at the most.
+    pub(crate) fn claim(self: &Arc<Self>, network: Network, units: u64, most: usize) -> Option<Claim> {
+        let (sender, granted) = oneshot::channel();
+        let mut state = self.lock();
+        let displaced = if state.claims.len() < most { None } else { Some(state.claims.displace_for(network)?) };
+        let number = state.claims.push(network, (units, sender));
+        self.waiting.send_replace(state.claims.len());
+        drop(state);
+        drop(displaced);
+        self.share_out();
+        Some(Claim { pot: Arc::clone(self), network, number, granted })
+    }
+
+    /// Waits until somebody waits for units.
+    pub(crate) async fn is_short(&self) {
+        // The sender is this pot's own.
+        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
+    }
+
+    /// Gives what is free to those whose turn it is.
+    fn share_out(self: &Arc<Self>) {
+        loop {
+            let mut state = self.lock();
+            let may = |network, (units, _): &(u64, _)| state.may_have(network, *units, self.most);
+            let Some((place, units)) = state.claims.first(may).map(|(place, (units, _))| (place, *units)) else {
+                return;
+            };
+            // Who wants much waits for it: otherwise those who want little would always be before it.
+            if units > state.free {
+                return;
+            }
+            let Some((network, (units, sender))) = state.claims.take(place) else { return };
+            let grant = self.grant(&mut state, network, units);
+            self.waiting.send_replace(state.claims.len());
+            drop(state);
+            // Who does not wait any more gives it back.
+            drop(sender.send(grant));
+        }
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, network: Network, units: u64) -> Grant {
+        state.free -= units;
+        *state.held.entry(network).or_default() += units;
+        Grant { pot: Arc::clone(self), network, units }
+    }
+
+    fn give_back(self: &Arc<Self>, network: Network, units: u64) {
+        if units == 0 {
+            return;
+        }
+        let mut state = self.lock();
+        state.free += units;
+        if let Some(held) = state.held.get_mut(&network) {
+            *held = held.saturating_sub(units);
+            if *held == 0 {
+                state.held.remove(&network);
+            }
+        }
+        drop(state);
+        self.share_out();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn may_have(&self, network: Network, units: u64, most: u64) -> bool {
+        self.held.get(&network).copied().unwrap_or(0).saturating_add(units) <= most
+    }
+}
+
+impl Grant {
+    pub(crate) fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// Takes the units of another one of the same network.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        self.units += std::mem::take(&mut other.units);
+    }
+
+    /// Gives back all but so many.
+    pub(crate) fn keep(&mut self, units: u64) {
+        let over = self.units.saturating_sub(units);
+        self.units -= over;
+        self.pot.give_back(self.network, over);
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.pot.give_back(self.network, self.units);
+    }
+}
+
+impl Claim {
+    /// Waits for the units; none when another one had to be let in instead.
+    pub(crate) async fn granted(&mut self) -> Option<Grant> {
+        (&mut self.granted).await.ok()
+    }
+
+    /// How many have their turn before this one.
+    pub(crate) fn before(&self) -> usize {
+        self.pot.lock().claims.before(self.network, self.number)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut state = self.pot.lock();
+        let was_waiting = state.claims.remove(self.network, self.number).is_some();
+        self.pot.waiting.send_replace(state.claims.len());
+        drop(state);
+        if was_waiting {
+            // It may have been before others who want less.
+            self.pot.share_out();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::networks::tests::network;
+
+    #[test]
+    fn networks_take_turns_however_many_wait_in_each() {
+        let mut rotation = Rotation::default();
+        (0..5).for_each(|at| _ = rotation.push(network(1), (1, at)));
+        (0..2).for_each(|at| _ = rotation.push(network(2), (2, at)));
+        rotation.push(network(3), (3, 0));
+        let turns: Vec<_> = std::iter::from_fn(|| rotation.take(0)).map(|(_, item)| item).collect();
+        assert_eq!(turns, [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (1, 2), (1, 3), (1, 4)]);
+        assert_eq!((rotation.len(), rotation.order.len(), rotation.waiting.len()), (0, 0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn everybody_is_told_how_many_have_their_turn_before(
+            comes in prop::collection::vec(0..6u8, 1..40),
+            turns in 0..20usize,
+            gone in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let mut rotation = Rotation::default();
+            let mut all: Vec<_> = comes.iter().map(|&of| (network(of), rotation.push(network(of), of))).collect();
+            (0..turns).for_each(|_| _ = rotation.take(0));
+            for index in gone {
+                let (network, number) = all[index.index(all.len())];
+                rotation.remove(network, number);
+            }
+            all.retain(|(network, number)| {
+                rotation.waiting.get(network).is_some_and(|own| own.iter().any(|(other, _)| other == number))
+            });
+            prop_assert_eq!(all.len(), rotation.len());
+            let mut told: Vec<_> = all.iter().map(|&(network, number)| rotation.before(network, number)).collect();
+            told.sort_unstable();
+            prop_assert_eq!(told, (0..all.len()).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn who_comes_to_a_full_queue_displaces_one_of_a_network_that_has_two_more() {
+        let mut rotation = Rotation::default();
+        (0..3).for_each(|at| _ = rotation.push(network(1), at));
+        assert_eq!(rotation.displace_for(network(1)), None);
+        assert_eq!(rotation.displace_for(network(2)), Some(2));
+        rotation.push(network(2), 9);
+        assert_eq!(rotation.displace_for(network(2)), None);
+        assert_eq!(rotation.displace_for(network(3)), Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_pot_gives_what_comes_back_to_each_network_in_turn() {
+        let pot = Pot::new(1);
+        let held = pot.take(network(1), 1).await.unwrap();
+        let mut many: Vec<_> = (0..3).map(|_| pot.claim(network(1), 1, 10).unwrap()).collect();
+        let mut one = pot.claim(network(2), 1, 10).unwrap();
+        assert_eq!((many[0].before(), one.before(), many[1].before()), (0, 1, 2));
+        drop(held);
+        drop(many[0].granted().await.unwrap());
+        let grant = one.granted().await.unwrap();
+        assert!(pot.try_take(network(3), 1).is_none());
+        drop((many, grant));
+        assert!(pot.try_take(network(3), 1).is_some());
+        assert!(pot.lock().held.is_empty() && pot.lock().free == 1);
+    }
+
+    #[tokio::test]
+    async fn who_has_all_that_one_network_may_have_waits_and_others_do_not() {
+        let pot = Pot::with_most(100, 50);
+        let mut held = pot.take(network(1), 50).await.unwrap();
+        let mut more = pot.claim(network(1), 10, 10).unwrap();
+        assert!(pot.take(network(1), 51).await.is_none(), "that will never be");
+        let mut other = pot.claim(network(2), 40, 10).unwrap();
+        let grant = other.granted().await.unwrap();
+        held.keep(40);
+        held.join(more.granted().await.unwrap());
+        assert_eq!((held.units(), grant.units(), pot.lock().free), (50, 40, 10));
+    }
+
+    #[tokio::test]
+    async fn who_stops_to_wait_leaves_its_turn_to_who_wants_less() {
+        let pot = Pot::new(10);
+        let _held = pot.take(network(1), 5).await.unwrap();
+        let much = pot.claim(network(2), 8, 10).unwrap();
+        let mut little = pot.claim(network(3), 2, 10).unwrap();
+        assert!(little.granted.try_recv().is_err(), "it is not its turn");
+        drop(much);
+        assert_eq!(little.granted().await.unwrap().units(), 2);
+    }
+
+    #[tokio::test]
+    async fn units_that_come_to_somebody_who_has_gone_go_to_the_next() {
+        let pot = Pot::new(1);
+        let held = pot.take(network(1), 1).await.unwrap();
+        let (gone, mut next) = (pot.claim(network(1), 1, 10).unwrap(), pot.claim(network(2), 1, 10).unwrap());
+        drop(held);
+        drop(gone);
+        assert!(next.granted().await.is_some());
+    }
+}
