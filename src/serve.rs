@@ -135,7 +135,11 @@ fn resolve(config: Config) -> daemon::Config {
             drain: settings.drain.duration(),
             ..daemon::Limits::default()
         },
-        memory: daemon::Memory { cache: settings.cache.0 as usize, buffers: settings.buffers.0 as usize },
+        memory: daemon::Memory {
+            cache: settings.cache.0 as usize,
+            buffers: settings.buffers.0 as usize,
+            lists: settings.list_memory.0,
+        },
         reload_interval: settings.reload_interval.duration(),
         rsync: daemon::RsyncConfig {
             enabled: settings.rsync,

@@ -191,6 +191,9 @@ pub struct Memory {
     pub cache: usize,
     /// Bytes of extents being read or sent. When they are used up, sessions wait. Default 64 MiB.
     pub buffers: usize,
+    /// Bytes for lists that are single stock clients' own, over all sessions, 0 for no limit. One network has half of it at
+    /// the most. When it is used up, sessions wait, and are refused after a minute. Default 1 GiB.
+    pub lists: u64,
 }
 
 impl Default for Config {
@@ -239,6 +242,6 @@ impl Default for Limits {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { cache: 64 << 20, buffers: 64 << 20 }
+        Self { cache: 64 << 20, buffers: 64 << 20, lists: 1 << 30 }
     }
 }

@@ -9,6 +9,7 @@
 //! repository  who may have it, and its edition, which is replaced while sessions go on
 //! edition     a generation and its tree, opened together, with the gates of the work on them
 //! lists       encoded file lists for stock clients, built once and mapped
+//! list_memory what lists of single clients may take together
 //! networks    which addresses count as one client, and how many connections each has
 //! fair        what there is only so much of, in turns by network: sessions' places, threads, memory
 //! gate        work that blocks, on threads of its own: reads, and lists for single clients
@@ -38,6 +39,7 @@ mod fair;
 mod file;
 mod gate;
 mod list_forms;
+mod list_memory;
 mod listener;
 mod lists;
 mod networks;
@@ -78,6 +80,7 @@ use bandwidth::Bucket;
 use edition::Gates;
 use extents::Extents;
 use gate::Gate;
+use list_memory::ListMemory;
 use listener::{Port, Strangers};
 use lists::Lists;
 use networks::Networks;
@@ -195,6 +198,8 @@ struct Shared {
     /// Places for connections of every kind, as many as there are descriptors for.
     sockets: Arc<Semaphore>,
     strangers: Arc<Strangers>,
+    /// Memory for lists of single clients.
+    list_memory: Arc<ListMemory>,
     /// The connections of each address.
     networks: Arc<Networks>,
     /// The limit on what all sessions send, if there is one.
@@ -236,6 +241,7 @@ impl Daemon {
             admission: Admission::new(config.limits.connections, config.limits.queue),
             sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),
             strangers: Arc::default(),
+            list_memory: ListMemory::new(config.memory.lists),
             networks: Networks::new(&config.limits),
             bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),

@@ -35,6 +35,8 @@ pub(crate) enum Ended {
     RulesTooCostly,
     #[error("the list repeats more than {} entries", limits::REPEATED_ENTRIES)]
     ListTooLong,
+    #[error("this server has no memory left for lists of single clients -- try again later")]
+    NoListMemory,
     #[error("no request for too long")]
     Idle,
     #[error("a request was begun and not finished")]
@@ -69,7 +71,7 @@ impl Ended {
     pub(crate) fn is_told_in_frames(&self) -> bool {
         match self {
             Self::Fault(fault) => fault.farewell() == Farewell::Frames,
-            Self::Rule(_) | Self::RulesTooCostly | Self::ListTooLong | Self::Refused(_) => true,
+            Self::Rule(_) | Self::RulesTooCostly | Self::ListTooLong | Self::NoListMemory | Self::Refused(_) => true,
             _ => false,
         }
     }
@@ -80,6 +82,7 @@ impl Ended {
             Self::Fault(fault) => fault.exit(),
             Self::Rule(error) => error.exit(),
             Self::RulesTooCostly | Self::ListTooLong => Exit::Syntax,
+            Self::NoListMemory => Exit::Memory,
             Self::Refused(_) => Exit::Startup,
             Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
             Self::Stopping | Self::CutOff => Exit::Signal,

@@ -45,6 +45,7 @@ use crate::admission::Patience;
 use crate::bandwidth::Bucket;
 use crate::edition::{Edition, Pinned};
 use crate::gate::Gate;
+use crate::list_memory::Share;
 use crate::listener::Stranger;
 use crate::networks::Network;
 use crate::stream::{Lane, Writer};
@@ -67,6 +68,8 @@ struct Session {
     /// Bytes.
     received: Arc<AtomicU64>,
     lane: LaneState,
+    /// What its list takes, if that is its own.
+    list_memory: Mutex<Share>,
     tally: std::sync::Mutex<Tally>,
 }
 
@@ -97,6 +100,7 @@ pub(crate) async fn serve(
         writer: Arc::new(Mutex::new(Writer::new(output, shared))),
         received: input.received(),
         lane: LaneState::default(),
+        list_memory: Mutex::new(shared.list_memory.share(shared.networks.of(peer.ip()))),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
     let result = session.run(&mut input, stranger, greeted).await;
@@ -113,6 +117,7 @@ impl Session {
                 let result = self.serve_module(input, pinned, options).await;
                 // Others need not wait until this client has heard how its session ended.
                 drop(places);
+                self.list_memory.lock().await.keep(0);
                 result
             }
             Ok(None) => Ok(()),

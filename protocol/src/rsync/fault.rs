@@ -28,6 +28,8 @@ pub enum Exit {
     Stream = 12,
     /// Status of a process that was told to end.
     Signal = 20,
+    /// Error allocating core memory buffers.
+    Memory = 22,
     /// Partial transfer due to error.
     Partial = 23,
     /// Partial transfer due to vanished source files.

@@ -157,6 +157,8 @@ pub enum Why {
 /// Views of one selection from which on names that have a base in common share one. Beyond it the first of two equal
 /// names is not always that of the first path.
 const VIEWS: usize = 1024;
+/// About what a symlink takes that stands for a directory: its marks, and its place among them.
+const GRAFT_BYTES: usize = size_of::<Marks>() + 32;
 /// Directories that one path may be told to lack: a path of thousands is no honest one.
 const LEVELS_TOLD: usize = 16;
 
@@ -258,6 +260,8 @@ pub struct Selecting {
     gone: Vec<Vec<u8>>,
     gone_bytes: usize,
     io_error: i32,
+    /// Bytes of the marks.
+    memory: usize,
 }
 
 /// An entry that was asked for.
@@ -329,6 +333,7 @@ pub struct Selection {
     /// Names that are not there, and listed all the same.
     pub(crate) gone: Vec<Vec<u8>>,
     io_error: i32,
+    memory: usize,
 }
 
 impl Selecting {
@@ -345,6 +350,7 @@ impl Selecting {
             gone: Vec::new(),
             gone_bytes: 0,
             io_error: 0,
+            memory: 0,
         };
         if selecting.wanted.files_from {
             selecting.set_base(list, hides, missing);
@@ -369,6 +375,11 @@ impl Selecting {
         self.select(list, hides, &asked).inspect_err(|missing| self.io_error |= missing.io_error())
     }
 
+    /// Bytes that it takes.
+    pub fn memory(&self) -> usize {
+        self.memory + self.gone_bytes + size_of::<Vec<u8>>() * self.gone.capacity()
+    }
+
     /// The selection.
     pub fn finish(self) -> Selection {
         let roots = self.views.len();
@@ -376,7 +387,9 @@ impl Selecting {
         for (at, marks) in self.views.into_iter().enumerate() {
             views[at] = marks.into_view(&mut views);
         }
-        Selection { views, roots, follow: self.wanted.follow, gone: self.gone, io_error: self.io_error }
+        let memory = views.iter().map(View::memory).sum::<usize>() + self.gone_bytes;
+        let memory = memory + size_of::<Vec<u8>>() * self.gone.capacity();
+        Selection { views, roots, follow: self.wanted.follow, gone: self.gone, io_error: self.io_error, memory }
     }
 
     fn set_base(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) {
@@ -477,17 +490,24 @@ impl Selecting {
     /// Marks an entry, and what is above it.
     fn mark(&mut self, list: ListRef<'_>, base: u32, found: &Found, bits: u32) {
         let implied = if self.wanted.implied_dirs { IMPLIED } else { 0 };
+        let views = self.views.len();
         let mut marks = self.marks_of(base);
+        let (mut before, mut after) = (marks.memory(), 0);
         for (at, &Through { row, base, links }) in found.through.iter().enumerate() {
             let is_entry = found.is_through && at + 1 == found.through.len();
             marks.put_parents(list, row, implied);
             marks.put(row, if is_entry { bits } else { implied });
+            after += marks.memory();
+            after += if marks.has_graft(row) { 0 } else { GRAFT_BYTES };
             marks = marks.graft(row, base, links);
+            before += marks.memory();
         }
         if !found.is_through {
             marks.put_parents(list, found.row, implied);
             marks.put(found.row, bits);
         }
+        after += marks.memory() + size_of::<Marks>() * (self.views.len() - views);
+        self.memory = (self.memory + after).saturating_sub(before);
     }
 
     /// Puts a name that is not there, with the directories above it. A directory that is not there either has
@@ -528,6 +548,11 @@ impl Selection {
         let mut missing = Vec::new();
         let selection = Selecting::new(list, wanted, hides, &mut missing).finish();
         (selection, missing)
+    }
+
+    /// Bytes that it takes.
+    pub fn memory(&self) -> usize {
+        self.memory
     }
 
     /// Bits of rsync's I/O error that the list's end carries; 1 when a directory asked for is missing.

@@ -185,6 +185,11 @@ impl Answers {
         self.numbers = numbers.unwrap_or(Numbers::Table(Vec::new()));
     }
 
+    /// Indices whose rows are remembered.
+    pub(super) fn numbered(&self) -> usize {
+        if let Numbers::Table(table) = &self.numbers { table.len() } else { 0 }
+    }
+
     /// A piece of the list is about to go out: its rows by index, and what is listed with it.
     pub(super) fn listed(&mut self, rows: &mut Vec<u32>, Listed { lists, entries, total, is_last }: Listed) {
         (self.entries, self.total) = (entries, total);

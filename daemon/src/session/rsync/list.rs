@@ -63,7 +63,11 @@ impl Session {
         self.tally().cached = found.cached.is_some();
         lane.framing.number(found.numbers);
         match found.cached {
-            Some(cached) => self.send_cached(lane, settled, &cached, found.selected.class.incremental).await,
+            Some(cached) => {
+                drop(found.selected.selection);
+                self.list_memory.lock().await.keep(0);
+                self.send_cached(lane, settled, &cached, found.selected.class.incremental).await
+            }
             None => self.send_written(lane, settled, found.selected, found.query).await,
         }
     }
@@ -177,6 +181,8 @@ impl Session {
             if rules.exhausted() {
                 return Err(Ended::RulesTooCostly);
             }
+            let memory = step.writer.memory() + size_of::<u32>() * (lane.framing.numbered() + step.rows.len());
+            self.list_memory.lock().await.cover(memory).await?;
             let mut room = CHUNK;
             let (lists, entries, total) = (step.writer.lists(), step.writer.entries(), step.writer.total());
             lane.framing.listed(&mut step.rows, Listed { lists, entries, total, is_last: step.written.done });

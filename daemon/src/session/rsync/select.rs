@@ -60,6 +60,7 @@ impl Session {
             FilesFrom::Path(path) => lookup = self.module_names(settled, path, &rules, replies, lookup).await?,
         }
         let selection = lookup.selecting.finish();
+        self.list_memory.lock().await.cover(selection.memory()).await?;
         let rules = self.without_void(settled, rules).await?;
         let module = &settled.pinned.repository.module;
         let (nameless, munged, chmod) = (module.numeric_ids, module.munge_symlinks, module.outgoing_chmod);
@@ -158,6 +159,7 @@ impl Session {
         replies: &mut Replies,
         mut lookup: Lookup,
     ) -> Result<Lookup, Ended> {
+        self.list_memory.lock().await.cover(lookup.selecting.memory()).await?;
         let ignored = |missing: &Missing| settled.options.ignore_missing_args && missing.may_be_ignored();
         for missing in lookup.missing.drain(..).filter(|missing| !ignored(missing)) {
             let severity = missing.severity(settled.options.version);

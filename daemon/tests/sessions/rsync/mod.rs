@@ -4,5 +4,7 @@ mod access;
 mod alive;
 mod hostile;
 mod lists;
+/// Lists of single clients.
+mod own_lists;
 mod pulls;
 pub(crate) mod support;

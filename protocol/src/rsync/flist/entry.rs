@@ -43,7 +43,7 @@ pub(super) struct EntryEncoder {
     facts: &'static Facts,
     before: Before,
     owners: Owners,
-    links: Links,
+    pub(super) links: Links,
     /// The index of the next entry.
     pub(super) ndx: u32,
     /// Bytes of the files and of the targets of symlinks so far: what a client is told as the total size.

@@ -23,6 +23,11 @@ impl Links {
         Self { first: vec![UNSENT; list.links().len()], next: 0 }
     }
 
+    /// Bytes that it takes.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<u32>() * self.first.capacity()
+    }
+
     /// The index of the first entry of a linked row's group; none when this one, at `ndx`, is it.
     pub(super) fn first(&mut self, list: ListRef<'_>, row: u32, ndx: u32) -> Option<u32> {
         let links = list.archived();

@@ -37,6 +37,11 @@ impl Merge {
         merge
     }
 
+    /// Bytes that it takes, beside the paths.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Source>() * self.heap.capacity()
+    }
+
     /// The next entry; [`Merge::name`] is its name until the next call.
     pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         if std::mem::replace(&mut self.begun, true) {

@@ -209,6 +209,12 @@ impl ListWriter {
         self.io_error
     }
 
+    /// Bytes that it takes for as long as the list goes out.
+    pub fn memory(&self) -> usize {
+        let route = if let Route::Merge(merge) = &self.route { merge.memory() } else { 0 };
+        self.selection.memory() + self.encoder.links.memory() + route
+    }
+
     /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes

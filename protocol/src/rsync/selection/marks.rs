@@ -40,6 +40,11 @@ struct Graft {
 }
 
 impl View {
+    /// Bytes that it takes.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Self>() + size_of::<u32>() * self.marks.capacity() + size_of::<Graft>() * self.grafts.capacity()
+    }
+
     /// Where the marks of so many consecutive rows stand.
     pub(crate) fn marks_in(&self, rows: &Range<u32>) -> Range<usize> {
         let at = |row: u32| self.marks.partition_point(|mark| mark & ROW < row);
@@ -85,6 +90,15 @@ impl Marks {
     /// The marks below a symlink that stands for a directory.
     pub(super) fn graft(&mut self, row: u32, base: u32, links: u32) -> &mut Self {
         self.grafts.entry(row).or_insert_with(|| Self::new(base, links))
+    }
+
+    /// Bytes that it takes beside its grafts.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<u32>() * self.marks.capacity()
+    }
+
+    pub(super) fn has_graft(&self, row: u32) -> bool {
+        self.grafts.contains_key(&row)
     }
 
     pub(super) fn put(&mut self, row: u32, bits: u32) {
