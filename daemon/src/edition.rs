@@ -10,6 +10,7 @@ use stillmirror_protocol::rsync::selection::Selection;
 use stillmirror_protocol::wire::ListForm;
 use stillmirror_store::{Generation, Mark, Store};
 
+use crate::choosing::Choosing;
 use crate::damage::Damages;
 use crate::extents::READS;
 use crate::file::Tree;
@@ -50,19 +51,18 @@ pub(crate) struct Gates {
     /// Short looks into what is mapped of the store, whose pages may have to come from the disk.
     pub(crate) pages: Gate,
     /// Filters, names and lists of single stock clients: what takes a core for a while.
-    pub(crate) choosing: Gate,
+    pub(crate) choosing: Arc<Choosing>,
 }
 
 impl Gates {
     /// Threads that one repository's can take, at most: also for passwords, for a look at what is current, and for
     /// gates of a tree before that others still use.
-    pub(crate) const THREADS: usize = 2 * (READS + PAGES + 2 * MOST_CORES);
+    pub(crate) const THREADS: usize = 2 * (READS + PAGES + Choosing::THREADS_OF_A_CORE * MOST_CORES);
 
     /// With room for so many reads of files at once.
     pub(crate) fn new(reads: usize) -> Self {
-        // Some of what chooses waits for a page of a list.
-        let choosing = 2 * std::thread::available_parallelism().map_or(1, usize::from).min(MOST_CORES);
-        Self { files: Gate::new(reads), pages: Gate::new(PAGES), choosing: Gate::new(choosing) }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_CORES);
+        Self { files: Gate::new(reads), pages: Gate::new(PAGES), choosing: Arc::new(Choosing::new(cores)) }
     }
 }
 

@@ -12,7 +12,8 @@
 //! list_memory what lists of single clients may take together
 //! networks    which addresses count as one client, and how many connections each has
 //! fair        what there is only so much of, in turns by network: sessions' places, threads, memory
-//! gate        work that blocks, on threads of its own: reads, and lists for single clients
+//! choosing    work of cores for single stock clients: rules, names, their own lists
+//! gate        work that blocks, on threads of its own
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
 //! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
@@ -29,6 +30,7 @@
 mod access;
 mod admission;
 mod bandwidth;
+mod choosing;
 mod config;
 mod damage;
 mod descriptors;
@@ -77,8 +79,10 @@ pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use admission::Admission;
 use bandwidth::Bucket;
+use choosing::Accounts;
 use edition::Gates;
 use extents::Extents;
+use fair::Pot;
 use gate::Gate;
 use list_memory::ListMemory;
 use listener::{Port, Strangers};
@@ -98,8 +102,6 @@ const OTHER_THREADS: usize = 64;
 const MESSAGES: usize = 4;
 /// How long sessions that are cut off, and threads that hang, are waited for in all.
 const LAST_PATIENCE: Duration = Duration::from_millis(4500);
-/// Searches in clients' rules that may wait for their turn: each holds its rules, and any of them can take seconds.
-const SEARCHES: usize = 16;
 
 /// Why a daemon does not start or ends.
 #[derive(Debug, Error)]
@@ -207,12 +209,16 @@ struct Shared {
     rsync: RsyncConfig,
     /// The encoded lists of all repositories.
     lists: Lists,
-    /// Whose turn it is to encode a list, or to find out whether it need be.
+    /// Whose turn it is to encode a list.
     builder: Semaphore,
-    /// Places for those who wait for that turn with rules of a client.
-    searches: Arc<Semaphore>,
     /// What reads the message of the day, whose file may hang like any other.
     messages: Gate,
+    /// The same of what takes the rules of a client, and can take long.
+    ruled_builder: Semaphore,
+    /// Whose turn it is to find out whether a client's rules match anything.
+    searches: Arc<Pot>,
+    /// What the rules of each network have cost.
+    accounts: Accounts,
     /// The daemon stops: nothing new is begun.
     stopping: CancellationToken,
     /// The daemon ends: what runs is cut off.
@@ -247,8 +253,10 @@ impl Daemon {
             rsync: config.rsync.clone(),
             lists: Lists::new(&config.rsync),
             builder: Semaphore::new(1),
-            searches: Arc::new(Semaphore::new(SEARCHES)),
             messages: Gate::new(MESSAGES),
+            ruled_builder: Semaphore::new(1),
+            searches: Pot::new(1),
+            accounts: Accounts::default(),
             stopping: CancellationToken::new(),
             ending: CancellationToken::new(),
         };

@@ -30,6 +30,8 @@ pub(crate) struct Share {
     memory: Arc<ListMemory>,
     network: Network,
     grant: Option<Grant>,
+    /// Bytes that it needs whatever else it needs.
+    base: u64,
 }
 
 impl ListMemory {
@@ -46,14 +48,19 @@ impl ListMemory {
 
     /// Nothing of it, for a session of that network.
     pub(crate) fn share(self: &Arc<Self>, network: Network) -> Share {
-        Share { memory: Arc::clone(self), network, grant: None }
+        Share { memory: Arc::clone(self), network, grant: None, base: 0 }
     }
 }
 
 impl Share {
+    /// From now on it needs so many bytes beside what it is asked to cover or to keep.
+    pub(crate) fn set_base(&mut self, bytes: usize) {
+        self.base = bytes as u64;
+    }
+
     /// Sees to it that this session has so many bytes. Waits for those of others.
     pub(crate) async fn cover(&mut self, bytes: usize) -> Result<(), Ended> {
-        let (bytes, has) = (bytes as u64, self.bytes());
+        let (bytes, has) = (self.base.saturating_add(bytes as u64), self.bytes());
         if bytes <= has {
             return Ok(());
         }
@@ -74,7 +81,7 @@ impl Share {
     /// Gives back what is over so many bytes.
     pub(crate) fn keep(&mut self, bytes: usize) {
         if let Some(grant) = &mut self.grant {
-            grant.keep((bytes as u64).next_multiple_of(STEP));
+            grant.keep(self.base.saturating_add(bytes as u64).next_multiple_of(STEP));
         }
     }
 

@@ -171,7 +171,10 @@ pub(crate) fn want(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) {
     if !lists.is_to_be_built(id) {
         return;
     }
-    let Ok(place) = Arc::clone(&lists.waiting).try_acquire_owned() else {
+    // Rules of clients leave half of the places to lists without any.
+    let has_room = query.rules.nothing() || lists.waiting.available_permits() > WAITING / 2;
+    let place = if has_room { Arc::clone(&lists.waiting).try_acquire_owned().ok() } else { None };
+    let Some(place) = place else {
         // The next client tries again.
         return lists.lock().set(id, Known::AskedOnce);
     };
@@ -187,7 +190,8 @@ pub(crate) fn want(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) {
 
 /// Builds a list as soon as no other is being built. Gives what is to be known of it when it is not there then.
 async fn build(shared: &Shared, pinned: &Arc<Pinned>, shelf: Shelf, query: Query) -> Option<Known> {
-    let turn = shared.builder.acquire().await;
+    let builder = if query.rules.nothing() { &shared.builder } else { &shared.ruled_builder };
+    let turn = builder.acquire().await;
     let building = Arc::clone(pinned);
     let build = move || {
         let Query { key, class, selection, rules } = query;

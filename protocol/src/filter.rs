@@ -60,7 +60,7 @@ impl Filter {
     /// Whether the entry at `path` (relative to the root) is kept, its ancestors being kept. A walk
     /// asks on its way down, so an excluded directory's contents never come to be asked about.
     pub fn keeps(&self, path: &[u8], is_dir: bool) -> bool {
-        self.rules.decide(&Subject::new(path, 0, is_dir), &mut 0).unwrap_or(true)
+        self.rules.decide(&Subject::new(path, 0, is_dir), &mut 0, u64::MAX).unwrap_or(true)
     }
 
     /// As [`Filter::keeps`], for a path of which no ancestor has been asked about.

@@ -25,7 +25,7 @@ use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 use stillmirror_protocol::list::ListRef;
@@ -33,16 +33,19 @@ use stillmirror_protocol::rsync::arguments::{self, Options};
 use stillmirror_protocol::rsync::fault::Exit;
 use stillmirror_protocol::rsync::replies::{self, Replies};
 use stillmirror_protocol::rsync::requests::Requests;
+use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{Ended, out_of_time};
 use crate::Shared;
 use crate::admission::Patience;
 use crate::bandwidth::Bucket;
+use crate::choosing::Effort;
 use crate::edition::{Edition, Pinned};
 use crate::gate::Gate;
 use crate::list_memory::Share;
@@ -57,6 +60,8 @@ use tally::Tally;
 /// How long a client of before 3.1 may be silent: it cannot be told of a limit, and may well be comparing
 /// a million files with its own. While others wait for its place it is given what others are given always.
 const PATIENCE: Duration = Duration::from_secs(3600);
+/// How often it is looked at whether the client is still there.
+const PEER_CHECK: Duration = Duration::from_secs(1);
 /// How long what is being sent may take once the client has said that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -70,6 +75,10 @@ struct Session {
     lane: LaneState,
     /// What its list takes, if that is its own.
     list_memory: Mutex<Share>,
+    /// Steps of its rules that are charged to its network.
+    charged: AtomicU64,
+    /// It is over.
+    over: CancellationToken,
     tally: std::sync::Mutex<Tally>,
 }
 
@@ -101,9 +110,12 @@ pub(crate) async fn serve(
         received: input.received(),
         lane: LaneState::default(),
         list_memory: Mutex::new(shared.list_memory.share(shared.networks.of(peer.ip()))),
+        charged: AtomicU64::new(0),
+        over: CancellationToken::new(),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
     let result = session.run(&mut input, stranger, greeted).await;
+    session.over.cancel();
     let mut writer = session.writer.lock().await;
     writer.close().await;
     session.tally().report(writer.sent(), session.received.load(Ordering::Relaxed), result.as_ref().err());
@@ -225,23 +237,29 @@ impl Session {
         }
     }
 
-    /// Sends signs of life whenever nothing else was sent for a while, for clients with a timeout. Frames go out
+    /// Sends signs of life whenever nothing else was sent for a while, for clients with a timeout. Ends with the
+    /// connection, although nothing may have to be read or sent: no work is done for a client that has left. Frames go out
     /// whole, so whoever has the writer is between two of them.
     async fn keep_alive(&self, settled: &Settled) -> Result<(), Ended> {
-        let Some(seconds) = settled.setup.timeout else { return pending().await };
         // Looked at four times in that time, nobody is left without one for longer than half of it.
-        let pause = Duration::from_secs(u64::from(seconds)) / 4;
+        let pause = settled.setup.timeout.map(|seconds| Duration::from_secs(u64::from(seconds)) / 4);
         let mut sign = Replies::new(&settled.setup);
         sign.keep_alive();
         let sign = sign.take();
-        let mut sent = 0;
+        let (mut sent, mut due) = (0, pause.map(|pause| Instant::now() + pause));
         loop {
-            sleep(pause).await;
+            sleep(pause.map_or(PEER_CHECK, |pause| pause.min(PEER_CHECK))).await;
             let Ok(mut writer) = self.writer.try_lock() else { continue };
-            if writer.sent() == sent {
+            let is_due = due.is_some_and(|due| due <= Instant::now());
+            // Who says no more may still listen. If not, what it is sent next makes the kernel say so.
+            let has_left = writer.has_peer_left()?;
+            if writer.sent() == sent && (is_due || has_left) {
                 writer.send_bytes(&sign).await?;
             }
-            sent = writer.sent();
+            if is_due || has_left {
+                sent = writer.sent();
+                due = pause.map(|pause| Instant::now() + pause);
+            }
         }
     }
 
@@ -272,11 +290,21 @@ impl Session {
 
     /// Does what takes a core for a while, for this client alone. It waits for more of its kind, and no read waits
     /// for it.
-    async fn choosing<T>(&self, edition: &Edition, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended>
-    where
-        T: Send + 'static,
-    {
-        self.blocking(&edition.gates.choosing, work).await
+    async fn choosing<T: Send + 'static>(
+        &self,
+        edition: &Edition,
+        effort: Effort,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        edition.gates.choosing.run(self.network(), effort, work).await.ok_or(Ended::Panicked)
+    }
+
+    /// Charges what the client's rules have cost since this was asked last.
+    fn charge(&self, rules: &Rules) -> Result<(), Ended> {
+        let counted = rules.counted();
+        let more = counted.saturating_sub(self.charged.swap(counted, Ordering::Relaxed));
+        let has_more = self.shared.accounts.charge(self.network(), more, Instant::now());
+        if has_more && !rules.exhausted() { Ok(()) } else { Err(Ended::RulesTooCostly) }
     }
 
     /// Sends what is in the buffer of replies.

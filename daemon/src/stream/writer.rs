@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -99,6 +100,17 @@ impl Writer {
         if let Some(bucket) = limit {
             self.allowance.draw_on(bucket);
         }
+    }
+
+    /// Whether the peer says no more. An error when it does not listen either.
+    pub(crate) fn has_peer_left(&self) -> io::Result<bool> {
+        let mut socket = [PollFd::new(self.socket.as_ref(), PollFlags::RDHUP)];
+        poll(&mut socket, Some(&Timespec::default()))?;
+        let state = socket[0].revents();
+        if state.intersects(PollFlags::HUP | PollFlags::ERR) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(state.contains(PollFlags::RDHUP))
     }
 
     /// Bytes sent so far.
@@ -226,4 +238,36 @@ fn beginning<'a>(slices: &'a [IoSlice<'_>], most: usize) -> Vec<IoSlice<'a>> {
         }
     }
     beginning
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::{Config, Daemon};
+
+    #[tokio::test]
+    async fn a_peer_that_says_no_more_may_still_listen_and_one_that_is_gone_does_not() {
+        let daemon = Daemon::open(Config::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (_input, output) = listener.accept().await.unwrap().0.into_split();
+        let mut writer = Writer::new(output, &daemon.shared);
+        assert!(!writer.has_peer_left().unwrap());
+        peer.shutdown().await.unwrap();
+        while !writer.has_peer_left().unwrap() {
+            tokio::task::yield_now().await;
+        }
+        writer.send_bytes(b"x").await.unwrap();
+        assert!(writer.has_peer_left().unwrap());
+        drop(peer);
+        let gone = async {
+            while writer.has_peer_left().is_ok() {
+                let _ = writer.send_bytes(b"x").await;
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(60), gone).await.expect("the kernel says so");
+    }
 }

@@ -52,8 +52,8 @@ impl Chain {
     }
 
     /// Whether the subject is kept, by the first link that decides; none when none does. Adds what it cost
-    /// to `work`.
-    pub(crate) fn decide(&self, subject: &Subject<'_>, work: &mut u64) -> Option<bool> {
+    /// to `work`, and gives up when that is more than `most`.
+    pub(crate) fn decide(&self, subject: &Subject<'_>, work: &mut u64, most: u64) -> Option<bool> {
         let name = &subject.path[subject.name..];
         let (first, last) = (usize::from(*name.first()?), usize::from(*name.last()?));
         for (block, links) in self.blocks.iter().zip(self.links.chunks(64)) {
@@ -64,6 +64,9 @@ impl Chain {
             while candidates != 0 {
                 let link = &links[candidates.trailing_zeros() as usize];
                 candidates &= candidates - 1;
+                if *work > most {
+                    return None;
+                }
                 if link.pattern.matches(subject, link.absolute, work) != link.negated {
                     return Some(link.include);
                 }

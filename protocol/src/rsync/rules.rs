@@ -33,11 +33,18 @@ const FREE_STEPS: u64 = 2048;
 /// Steps beyond that in one session: some five seconds.
 const COUNTED_STEPS: u64 = 1 << 31;
 
+/// Steps that the client's rules may cost for one name: some eight milliseconds. More are counted as all that a session
+/// may have.
+const NAME_STEPS: u64 = 1 << 22;
+
 /// What one client may not see: by its own rules, and by those of the module.
 #[derive(Debug, Default)]
 pub struct Rules {
     client: Ordered,
     module: Arc<ModuleRules>,
+    /// Steps so far.
+    steps: AtomicU64,
+    /// Those that are counted.
     counted: AtomicU64,
 }
 
@@ -166,6 +173,16 @@ impl Rules {
         self.counted.load(Ordering::Relaxed) > COUNTED_STEPS
     }
 
+    /// Steps so far that no honest rules take. What a session has cost others beyond its share.
+    pub fn counted(&self) -> u64 {
+        self.counted.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client has rules of its own that can hide something.
+    pub fn are_own(&self) -> bool {
+        self.client.excluding().next().is_some()
+    }
+
     /// Bytes that are equal for rules that hide the same. Part of the name of a cached list.
     pub fn key(&self) -> Vec<u8> {
         let module = self.module.0.key();
@@ -187,16 +204,25 @@ impl Hides for Rules {
             return true;
         }
         let mut work = 0;
-        let hidden = self.module.0.excludes(&Subject::new(path, 0, is_dir), &mut work)
-            || self.client.excludes(&Subject::new(path, name, is_dir), &mut work);
+        // The module's rules are the operator's, and hide whatever they cost.
+        let is_hidden_here = self.module.0.excludes(&Subject::new(path, 0, is_dir), &mut work, u64::MAX);
+        let most = work.saturating_add(NAME_STEPS);
+        let hidden = is_hidden_here || self.client.excludes(&Subject::new(path, name, is_dir), &mut work, most);
+        // One session asks at a time, and a few steps that are lost do not matter: so this need be no exact sum.
+        self.steps.store(self.steps.load(Ordering::Relaxed).wrapping_add(work), Ordering::Relaxed);
         if work > FREE_STEPS {
-            self.counted.fetch_add(work - FREE_STEPS, Ordering::Relaxed);
+            let counted = if work > most { COUNTED_STEPS + 1 } else { work - FREE_STEPS };
+            self.counted.fetch_add(counted, Ordering::Relaxed);
         }
-        hidden
+        hidden || work > most
     }
 
     fn gave_up(&self) -> bool {
         self.exhausted()
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
     }
 
     fn module_hides(&self, path: &[u8], is_dir: bool) -> bool {
@@ -239,7 +265,7 @@ impl ModuleRules {
 
     /// Whether the module has no such name, though its directory be there.
     pub fn hides(&self, path: &[u8], is_dir: bool) -> bool {
-        self.0.excludes(&Subject::new(path, 0, is_dir), &mut 0)
+        self.0.excludes(&Subject::new(path, 0, is_dir), &mut 0, u64::MAX)
     }
 }
 

@@ -87,6 +87,12 @@ pub trait Hides {
         false
     }
 
+    /// Steps that it has taken so far to say so, of some two nanoseconds each. Whoever has to leave others their turn asks
+    /// now and then.
+    fn steps(&self) -> u64 {
+        0
+    }
+
     /// Whether the filters have given up: a list that was made with them is not to be believed.
     fn gave_up(&self) -> bool {
         false
@@ -248,6 +254,9 @@ pub(crate) struct Top {
 #[derive(Debug)]
 pub struct Selecting {
     wanted: Wanted,
+    /// Those of the command line that are still to be looked for.
+    paths: std::vec::IntoIter<Vec<u8>>,
+    globs: glob::Budget,
     /// The directory that names from a list are relative to; none when it is missing.
     base: Option<Vec<u8>>,
     /// In the order of the paths: of equal names a client keeps that of the first path.
@@ -337,11 +346,20 @@ pub struct Selection {
 }
 
 impl Selecting {
-    /// Begins with the paths of the command line; what is missing among them is appended to `missing`.
+    /// Takes all paths of the command line; what is missing among them is appended to `missing`.
     pub fn new(list: ListRef<'_>, wanted: Wanted, hides: &impl Hides, missing: &mut Vec<Missing>) -> Self {
+        let mut selecting = Self::begin(list, wanted, hides, missing);
+        while selecting.next_path(list, hides, missing) {}
+        selecting
+    }
+
+    /// Begins, and takes no path yet.
+    pub fn begin(list: ListRef<'_>, wanted: Wanted, hides: &impl Hides, missing: &mut Vec<Missing>) -> Self {
         let paths = if wanted.files_from { Vec::new() } else { wanted.paths.clone() };
         let mut selecting = Self {
             wanted,
+            paths: paths.into_iter(),
+            globs: glob::Budget::for_list(list),
             base: Some(Vec::new()),
             views: Vec::new(),
             view_of: BTreeMap::new(),
@@ -355,17 +373,22 @@ impl Selecting {
         if selecting.wanted.files_from {
             selecting.set_base(list, hides, missing);
         }
-        let (mut globs, relative) = (glob::Budget::for_list(list), selecting.wanted.relative);
-        for path in paths {
-            selecting.is_next_path = true;
-            glob::expand(list, &path, relative, hides, &mut globs, |path| {
-                let lost = selecting.add(list, hides, path).err();
-                if missing.len() < TOLD {
-                    missing.extend(lost);
-                }
-            });
-        }
         selecting
+    }
+
+    /// Takes the next path of the command line, with all that its wildcards match. False when there is none.
+    pub fn next_path(&mut self, list: ListRef<'_>, hides: &impl Hides, missing: &mut Vec<Missing>) -> bool {
+        let Some(path) = self.paths.next() else { return false };
+        let (mut globs, relative) = (std::mem::take(&mut self.globs), self.wanted.relative);
+        self.is_next_path = true;
+        glob::expand(list, &path, relative, hides, &mut globs, |path| {
+            let lost = self.add(list, hides, path).err();
+            if missing.len() < TOLD {
+                missing.extend(lost);
+            }
+        });
+        self.globs = globs;
+        true
     }
 
     /// Adds one name from a list of names (`--files-from`).

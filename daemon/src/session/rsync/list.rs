@@ -14,6 +14,7 @@ use super::answers::{Answers, Listed, Until};
 use super::select::{Selected, are_void};
 use super::window::{At, Window};
 use super::{Session, Settled};
+use crate::choosing::Effort;
 use crate::lists::{self, Query};
 use crate::session::Ended;
 use crate::stream::Lane;
@@ -26,6 +27,8 @@ const FIRST_CHUNK: usize = 8 << 10;
 const BUSY_CHUNK: usize = 16 << 10;
 /// About the bytes of an entry.
 const ENTRY: usize = 32;
+/// Searches in clients' rules that may wait for their turn: each holds its rules, and any of them can take seconds.
+const SEARCHES: usize = 16;
 /// Answers between two pieces of the list, when the client has asked for as many.
 const TURN: usize = 128;
 
@@ -99,16 +102,23 @@ impl Session {
         if rules.nothing() {
             return lists::want(&self.shared, &settled.pinned, query);
         }
-        let Ok(place) = Arc::clone(&self.shared.searches).try_acquire_owned() else { return };
+        let Some(mut turn) = self.shared.searches.claim(self.network(), 1, SEARCHES) else { return };
+        let over = self.over.clone();
         let (shared, settled, rules) = (Arc::clone(&self.shared), Arc::clone(settled), Arc::clone(rules));
         tokio::spawn(async move {
             let search = {
-                let settled = Arc::clone(&settled);
-                move || are_void(&settled, &rules, settled.pinned.edition.generation.list(), || true)
+                let (settled, searched) = (Arc::clone(&settled), Arc::clone(&rules));
+                let before = rules.counted();
+                // What costs no more than honest rules is of use to the next client.
+                let goes_on = move || rules.counted() == before || !over.is_cancelled();
+                move || {
+                    let list = settled.pinned.edition.generation.list();
+                    are_void(&settled, &searched, list, goes_on)
+                }
             };
-            let Ok(turn) = shared.builder.acquire().await else { return };
+            let Some(turn) = turn.granted().await else { return };
             let are_void = tokio::task::spawn_blocking(search).await.ok().flatten();
-            drop((turn, place));
+            drop(turn);
             let query = if are_void == Some(true) { query.without_rules(&settled.pinned) } else { Some(query) };
             if let Some(query) = query {
                 lists::want(&shared, &settled.pinned, query);
@@ -160,10 +170,12 @@ impl Session {
         mut query: Option<Query>,
     ) -> Result<Lane<Answers>, Ended> {
         let Selected { selection, rules, class } = selected;
+        let effort = if rules.are_own() { Effort::Own } else { Effort::Plain };
         let writer = {
             let edition = &settled.pinned.edition;
             let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            self.choosing(edition, move || ListWriter::new(settled.list_at_first(), class, selection, &*rules)).await?
+            self.choosing(edition, effort, move || ListWriter::new(settled.list_at_first(), class, selection, &*rules))
+                .await?
         };
         let written = Written { done: false, boundary: None };
         let mut step = Step { writer, rows: Vec::new(), bytes: Vec::new(), written };
@@ -178,9 +190,7 @@ impl Session {
             if step.writer.is_too_long(settled.pinned.edition.generation.list()) {
                 return Err(Ended::ListTooLong);
             }
-            if rules.exhausted() {
-                return Err(Ended::RulesTooCostly);
-            }
+            self.charge(&rules)?;
             let memory = step.writer.memory() + size_of::<u32>() * (lane.framing.numbered() + step.rows.len());
             self.list_memory.lock().await.cover(memory).await?;
             let mut room = CHUNK;
@@ -227,7 +237,8 @@ impl Session {
     async fn write(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, step: Step, limit: usize) -> Result<Step, Ended> {
         let edition = &settled.pinned.edition;
         let (settled, rules) = (Arc::clone(settled), Arc::clone(rules));
-        self.choosing(edition, move || {
+        let effort = if rules.are_own() { Effort::Own } else { Effort::Plain };
+        self.choosing(edition, effort, move || {
             let Step { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
             let list = match writer.bytes() {

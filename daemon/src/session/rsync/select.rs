@@ -14,6 +14,7 @@ use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selectio
 use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
+use crate::choosing::Effort;
 use crate::edition::Pinned;
 use crate::file::OpenFile;
 use crate::session::Ended;
@@ -25,6 +26,12 @@ const NAMES_STEP: u64 = 64 << 10;
 
 /// How long a client waits to learn whether its rules hide anything.
 const VOID_PATIENCE: Duration = Duration::from_millis(10);
+
+/// Names that are looked up in one step, and steps of comparison that they may cost: some two milliseconds.
+const STEP_NAMES: u32 = 4096;
+const STEP_WORK: u64 = 1 << 20;
+/// Bytes that a rule takes for each of its own, once it is compiled: most for classes of one byte.
+const RULE_BYTES: usize = 12;
 
 /// What is to be listed.
 pub(super) struct Selected {
@@ -39,6 +46,35 @@ struct Lookup {
     missing: Vec<Missing>,
 }
 
+/// How far a step of looking up goes.
+struct Quota<'a> {
+    rules: &'a Rules,
+    /// Steps of comparison when it began.
+    before: u64,
+    names: u32,
+}
+
+impl<'a> Quota<'a> {
+    fn new(rules: &'a Rules) -> Self {
+        Self { rules, before: rules.steps(), names: 0 }
+    }
+
+    /// Whether there may be one more name.
+    fn has_more(&mut self) -> bool {
+        self.names += 1;
+        self.names <= STEP_NAMES && self.rules.steps().wrapping_sub(self.before) < STEP_WORK
+    }
+}
+
+/// Where a lookup of streamed names stands.
+enum Stand {
+    /// Names are at hand.
+    More,
+    /// The client has to say more.
+    Waits,
+    Over,
+}
+
 impl Session {
     /// Reads the client's rules and names. What is missing is said to it.
     pub(super) async fn select(
@@ -48,12 +84,7 @@ impl Session {
         replies: &mut Replies,
     ) -> Result<Selected, Ended> {
         let rules = Arc::new(self.rules(input, settled).await?);
-        let lookup = {
-            let (settled, rules) = (Arc::clone(settled), Arc::clone(&rules));
-            let edition = Arc::clone(&settled.pinned.edition);
-            self.choosing(&edition, move || begin(&settled, &rules)).await??
-        };
-        let mut lookup = self.tell_missing(settled, replies, lookup).await?;
+        let mut lookup = self.paths(settled, &rules, replies).await?;
         match &settled.options.files_from {
             FilesFrom::No => {}
             FilesFrom::Client => lookup = self.client_names(input, settled, &rules, replies, lookup).await?,
@@ -68,6 +99,24 @@ impl Session {
         Ok(Selected { selection, rules, class })
     }
 
+    /// Looks up the paths of the command line.
+    async fn paths(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, replies: &mut Replies) -> Result<Lookup, Ended> {
+        let is_own = rules.are_own() || !settled.options.wanted().is_plain();
+        let effort = if is_own { Effort::Own } else { Effort::Plain };
+        let mut lookup = None;
+        loop {
+            let (settled_too, rules_too) = (Arc::clone(settled), Arc::clone(rules));
+            let step = move || look_up_paths(&settled_too, &rules_too, lookup);
+            let (looked_up, is_over) = self.choosing(&settled.pinned.edition, effort, step).await?;
+            self.charge(rules)?;
+            let told = self.tell_missing(settled, replies, looked_up).await?;
+            if is_over {
+                return Ok(told);
+            }
+            lookup = Some(told);
+        }
+    }
+
     async fn rules(&self, input: &mut Input, settled: &Arc<Settled>) -> Result<Rules, Ended> {
         let mut texts = Vec::new();
         loop {
@@ -80,7 +129,14 @@ impl Session {
         }
         let edition = &settled.pinned.edition;
         let settled = Arc::clone(settled);
-        self.choosing(edition, move || {
+        let is_own = !texts.is_empty() || settled.options.cvs_exclude;
+        let bytes = texts.iter().map(|text: &Vec<u8>| text.len() * RULE_BYTES).sum();
+        {
+            let mut memory = self.list_memory.lock().await;
+            memory.set_base(bytes);
+            memory.cover(0).await?;
+        }
+        self.choosing(edition, if is_own { Effort::Own } else { Effort::Plain }, move || {
             let Settled { pinned, options, .. } = &*settled;
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
@@ -103,15 +159,17 @@ impl Session {
         mut lookup: Lookup,
     ) -> Result<Lookup, Ended> {
         loop {
-            let (requests, settled_too, rules) = (input.take_requests()?, Arc::clone(settled), Arc::clone(rules));
-            let step = move || streamed_names(requests, &settled_too, &rules, lookup);
-            let (requests, looked_up, is_over) = self.choosing(&settled.pinned.edition, step).await?;
+            let (requests, settled_too, rules_too) = (input.take_requests()?, Arc::clone(settled), Arc::clone(rules));
+            let step = move || streamed_names(requests, &settled_too, &rules_too, lookup);
+            let (requests, looked_up, stand) = self.choosing(&settled.pinned.edition, Effort::Own, step).await?;
+            self.charge(rules)?;
             input.put_requests(requests);
             lookup = self.tell_missing(settled, replies, looked_up).await?;
-            if is_over? {
-                return Ok(lookup);
+            match stand? {
+                Stand::Over => return Ok(lookup),
+                Stand::More => {}
+                Stand::Waits => input.read_in_time().await?,
             }
-            input.read_in_time().await?;
         }
     }
 
@@ -125,13 +183,16 @@ impl Session {
         mut lookup: Lookup,
     ) -> Result<Lookup, Ended> {
         let (pinned, path) = (Arc::clone(&settled.pinned), path.to_vec());
-        let mut names = Some(self.choosing(&settled.pinned.edition, move || NameFile::open(&pinned, &path)).await??);
+        let mut names =
+            Some(self.choosing(&settled.pinned.edition, Effort::Own, move || NameFile::open(&pinned, &path)).await??);
         while let Some(mut rest) = names.take() {
-            let (settled_too, rules) = (Arc::clone(settled), Arc::clone(rules));
+            let (settled_too, rules_too) = (Arc::clone(settled), Arc::clone(rules));
             let mut buffer = self.shared.pool.take().await;
-            let step =
-                move || rest.look_up(&settled_too, &rules, &mut lookup, &mut buffer).map(|more| (more, rest, lookup));
-            let (more, rest, looked_up) = self.choosing(&settled.pinned.edition, step).await??;
+            let step = move || {
+                rest.look_up(&settled_too, &rules_too, &mut lookup, &mut buffer).map(|more| (more, rest, lookup))
+            };
+            let (more, rest, looked_up) = self.choosing(&settled.pinned.edition, Effort::Own, step).await??;
+            self.charge(rules)?;
             lookup = self.tell_missing(settled, replies, looked_up).await?;
             names = more.then_some(rest);
         }
@@ -146,11 +207,17 @@ impl Session {
         }
         let edition = &settled.pinned.edition;
         let (settled, looked_at) = (Arc::clone(settled), Arc::clone(&rules));
-        let are_void = self.choosing(edition, move || {
+        let effort = if rules.are_own() { Effort::Own } else { Effort::Plain };
+        let are_void = self.choosing(edition, effort, move || {
             let begin = Instant::now();
             are_void(&settled, &looked_at, settled.list_at_first(), || begin.elapsed() < VOID_PATIENCE)
         });
-        Ok(if are_void.await? == Some(true) { Arc::default() } else { rules })
+        let are_void = are_void.await? == Some(true);
+        self.charge(&rules)?;
+        if are_void {
+            self.list_memory.lock().await.set_base(0);
+        }
+        Ok(if are_void { Arc::default() } else { rules })
     }
 
     async fn tell_missing(
@@ -205,32 +272,44 @@ fn is_own_path(list: ListRef<'_>, path: &[u8]) -> bool {
     list.find(path).is_some_and(|row| row.target().is_none())
 }
 
-fn begin(settled: &Settled, rules: &Rules) -> Result<Lookup, Ended> {
-    let mut missing = Vec::new();
-    let list = settled.list_at_first();
-    let selecting = Selecting::new(list, settled.options.wanted(), rules, &mut missing);
-    Ok(Lookup { selecting, missing })
+/// Looks up the next paths of the command line; whether these were the last.
+fn look_up_paths(settled: &Settled, rules: &Rules, lookup: Option<Lookup>) -> (Lookup, bool) {
+    let (list, mut quota) = (settled.list_at_first(), Quota::new(rules));
+    let mut lookup = lookup.unwrap_or_else(|| {
+        let mut missing = Vec::new();
+        let selecting = Selecting::begin(list, settled.options.wanted(), rules, &mut missing);
+        Lookup { selecting, missing }
+    });
+    while quota.has_more() {
+        if !lookup.selecting.next_path(list, rules, &mut lookup.missing) {
+            return (lookup, true);
+        }
+    }
+    (lookup, false)
 }
 
-/// Looks up what the parser has; whether that were all names.
+/// Looks up what the parser has, as far as one step goes.
 fn streamed_names(
     mut requests: Requests,
     settled: &Settled,
     rules: &Rules,
     mut lookup: Lookup,
-) -> (Requests, Lookup, Result<bool, Ended>) {
-    let list = settled.pinned.edition.generation.list();
-    let is_over = loop {
+) -> (Requests, Lookup, Result<Stand, Ended>) {
+    let (list, mut quota) = (settled.pinned.edition.generation.list(), Quota::new(rules));
+    let stand = loop {
+        if !quota.has_more() {
+            break Ok(Stand::More);
+        }
         match requests.next() {
             Ok(Some(Event::Name(name))) => lookup.missing.extend(lookup.selecting.add(list, rules, &name).err()),
-            Ok(Some(Event::NamesEnd)) => break Ok(true),
+            Ok(Some(Event::NamesEnd)) => break Ok(Stand::Over),
             Ok(Some(Event::Exit(code))) => break Err(Ended::ClientExit(code)),
             Ok(Some(_)) => {}
-            Ok(None) => break Ok(false),
+            Ok(None) => break Ok(Stand::Waits),
             Err(fault) => break Err(fault.into()),
         }
     };
-    (requests, lookup, is_over)
+    (requests, lookup, stand)
 }
 
 /// A file of names in the repository, as far as they are looked up.
@@ -238,7 +317,7 @@ struct NameFile {
     file: OpenFile,
     size: u64,
     read: u64,
-    /// The beginning of a name whose end is not read yet.
+    /// Read, and not looked up: names, and the beginning of one whose end is not read yet.
     begun: Vec<u8>,
 }
 
@@ -254,7 +333,7 @@ impl NameFile {
         Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, begun: Vec::new() })
     }
 
-    /// Looks up the names in the next [`NAMES_STEP`] bytes; whether there are more. `buffer` has room for them.
+    /// Looks up the next names, of at most [`NAMES_STEP`] bytes more; whether there are more. `buffer` has room for them.
     fn look_up(
         &mut self,
         settled: &Settled,
@@ -262,21 +341,32 @@ impl NameFile {
         lookup: &mut Lookup,
         buffer: &mut [u8],
     ) -> Result<bool, Ended> {
-        let len = (self.size - self.read).min(NAMES_STEP) as usize;
-        let range = self.file.read(self.read, len, buffer);
-        let range = range.map_err(|_| Ended::Refused("failed to read the files-from file".to_owned()))?;
-        self.read += len as u64;
-        self.begun.extend_from_slice(&buffer[range]);
         let from0 = settled.options.from0;
         let ends = |byte: &u8| if from0 { *byte == 0 } else { matches!(byte, b'\n' | b'\r') };
+        if self.read < self.size && !self.begun.iter().any(ends) {
+            let len = (self.size - self.read).min(NAMES_STEP) as usize;
+            let range = self.file.read(self.read, len, buffer);
+            let range = range.map_err(|_| Ended::Refused("failed to read the files-from file".to_owned()))?;
+            self.read += len as u64;
+            self.begun.extend_from_slice(&buffer[range]);
+        }
         let is_last = self.read == self.size;
         let end = if is_last { self.begun.len() } else { self.begun.iter().rposition(ends).map_or(0, |at| at + 1) };
         let list = settled.pinned.edition.generation.list();
         let is_comment = |name: &[u8]| !from0 && matches!(name.first(), Some(b'#' | b';'));
-        for name in self.begun[..end].split(ends).filter(|name| !name.is_empty() && !is_comment(name)) {
-            lookup.missing.extend(lookup.selecting.add(list, rules, name).err());
+        let (mut quota, mut done) = (Quota::new(rules), 0);
+        for name in self.begun[..end].split(ends) {
+            if !quota.has_more() {
+                break;
+            }
+            if !name.is_empty() && !is_comment(name) {
+                lookup.missing.extend(lookup.selecting.add(list, rules, name).err());
+            }
+            done += name.len() + 1;
         }
-        self.begun.drain(..end);
-        if self.begun.len() > limits::PATH { Err(Fault::NameTooLong.into()) } else { Ok(!is_last) }
+        let is_all = done >= end;
+        self.begun.drain(..done.min(end));
+        let is_too_long = is_all && self.begun.len() > limits::PATH;
+        if is_too_long { Err(Fault::NameTooLong.into()) } else { Ok(!is_last || !is_all) }
     }
 }

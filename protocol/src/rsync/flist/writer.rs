@@ -15,6 +15,9 @@ use crate::rsync::selection::{Hides, Lost, Missing, Selection};
 /// Hidden entries after which [`ListWriter::write`] returns, so that filters that hide much keep nobody waiting.
 const HIDDEN: usize = 16 << 10;
 
+/// Steps of comparison after which it returns too: some two milliseconds.
+const STEPS: u64 = 1 << 20;
+
 /// As how many of them a symlink counts that leads nowhere: it is a message to the client.
 const LOST: usize = 64;
 
@@ -103,8 +106,8 @@ impl ListWriter {
         self.is_computed
     }
 
-    /// Appends to `out` until it holds `limit` bytes or an entry more, the list is complete, or many entries in it
-    /// were hidden: then maybe nothing. Rows by index are appended to `rows`, unless they are
+    /// Appends to `out` until it holds `limit` bytes or an entry more, the list is complete, many entries in it
+    /// were hidden, or the filters took many steps: then maybe nothing. Rows by index are appended to `rows`, unless they are
     /// [computed](ListWriter::is_computed).
     pub fn write(
         &mut self,
@@ -122,8 +125,8 @@ impl ListWriter {
                 self.put_row(depth.first_dir().unwrap_or(Numbers::NO_ROW), rows);
             }
         }
-        let mut hidden = 0;
-        while !self.done && out.len() < limit && hidden < HIDDEN {
+        let (mut hidden, before) = (0, hides.steps());
+        while !self.done && out.len() < limit && hidden < HIDDEN && hides.steps().wrapping_sub(before) < STEPS {
             let step = match self.waiting.take() {
                 Some(step) => step,
                 None => self.route.next(list, &self.selection, hides),

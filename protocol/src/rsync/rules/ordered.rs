@@ -67,9 +67,9 @@ impl Ordered {
         self.key.extend_from_slice(text);
     }
 
-    /// Whether the subject is left out. Adds what it cost to `work`.
-    pub(super) fn excludes(&self, subject: &Subject<'_>, work: &mut u64) -> bool {
-        self.chain.decide(subject, work) == Some(false)
+    /// Whether the subject is left out. Adds what it cost to `work`, and gives up when that is more than `most`.
+    pub(super) fn excludes(&self, subject: &Subject<'_>, work: &mut u64, most: u64) -> bool {
+        self.chain.decide(subject, work, most) == Some(false)
     }
 
     /// The links that leave something out.

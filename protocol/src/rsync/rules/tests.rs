@@ -190,7 +190,7 @@ fn rules_without_excludes_hide_nothing_and_equal_rules_have_equal_keys() {
 #[test]
 fn rules_that_cost_too_much_are_cut_short() {
     let hostile = format!("- {}", "*[!~]".repeat(800));
-    let rules = rules(&vec![hostile.as_str(); 60]).unwrap();
+    let rules = rules(&vec![hostile.as_str(); 20]).unwrap();
     let name = "a".repeat(255);
     assert!(!hides(&rules, &name) && !rules.exhausted());
     let a_name = rules.counted.load(Ordering::Relaxed);
@@ -199,4 +199,54 @@ fn rules_that_cost_too_much_are_cut_short() {
     assert!(!hides(&rules, &name) && !rules.exhausted());
     assert!(!hides(&rules, &name) && rules.exhausted());
     assert!(hides(&rules, &name), "from then on nothing is looked at");
+}
+
+#[test]
+fn a_name_that_costs_more_than_any_honest_one_is_not_compared_to_the_end() {
+    let hostile = format!("- {}", "*[!~]".repeat(800));
+    let rules = rules(&vec![hostile.as_str(); 1000]).unwrap();
+    assert!(hides(&rules, &"a".repeat(255)) && rules.exhausted());
+    let a_rule = 1600 * 256 * 2;
+    assert!(rules.steps() <= NAME_STEPS + a_rule, "{} steps", rules.steps());
+}
+
+/// Rules that cost some hundred thousand steps a name, and the list of as many files with such names.
+fn costly(files: usize) -> (Rules, rkyv::util::AlignedVec) {
+    let hostile = format!("- {}", "*[!~]".repeat(800));
+    let names: Vec<String> = (0..files).map(|at| format!("{at:04}{}", "a".repeat(200))).collect();
+    let files: Vec<(&str, u64)> = names.iter().map(|name| (&**name, 1)).collect();
+    (rules(&vec![hostile.as_str(); 16]).unwrap(), list_of(&files))
+}
+
+#[test]
+fn a_piece_of_a_list_ends_when_its_names_have_cost_enough() {
+    use crate::rsync::flist::{Class, ListWriter};
+    use crate::rsync::selection::{Selection, Wanted};
+
+    let (rules, bytes) = costly(200);
+    let list = crate::list::open(&bytes).unwrap();
+    let wanted = Wanted { paths: vec![Vec::new()], recurse: true, ..Wanted::default() };
+    let (selection, _) = Selection::resolve(list, wanted, &rules);
+    let mut writer = ListWriter::new(list, Class::plain(Version::NEWEST), selection, &rules);
+    let (mut pieces, mut is_done, mut before) = (0, false, rules.steps());
+    while !is_done {
+        is_done = writer.write(list, &rules, &mut Vec::new(), &mut Vec::new(), usize::MAX).done;
+        let steps = rules.steps() - before;
+        assert!(steps < 2 << 20, "{steps} steps in one piece");
+        (before, pieces) = (rules.steps(), pieces + 1);
+    }
+    assert!(pieces > 10 && writer.entries() == 201, "{pieces} pieces of {} entries", writer.entries());
+}
+
+#[test]
+fn a_search_asks_whether_to_go_on_when_it_has_cost_something() {
+    let (rules, bytes) = costly(100);
+    let list = crate::list::open(&bytes).unwrap();
+    let (mut asked, mut most, mut before) = (0, 0, rules.steps());
+    let is_void = rules.is_void_below(list, b"", 0, || {
+        (asked, most, before) = (asked + 1, most.max(rules.steps() - before), rules.steps());
+        true
+    });
+    assert_eq!(is_void, Some(true));
+    assert!(asked >= 100 && most < 1 << 20, "asked {asked} times, with {most} steps between");
 }

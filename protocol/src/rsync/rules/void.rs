@@ -8,6 +8,8 @@ use crate::rsync::selection::Hides as _;
 /// Names and directories after which it is asked whether to go on. A rule can cost a microsecond, and a page of the
 /// list that is not in memory a hundred.
 const ASKED_EVERY: u32 = 32;
+/// Steps of comparison after which it is asked too.
+const ASKED_AFTER: u64 = 1 << 16;
 
 /// Entries that rules may hide beside directories, which are always looked at: a list has few of them.
 enum Reach<'a> {
@@ -33,6 +35,8 @@ struct Search<'a, G> {
     /// Asked now and then.
     goes_on: G,
     looked_at: u32,
+    /// Steps when it was asked last.
+    asked_at: u64,
 }
 
 /// Whether nothing of the directory `dir` is hidden; `root` is where names begin in paths. Nothing, when `goes_on` said
@@ -44,7 +48,7 @@ pub(super) fn is_void(
     root: usize,
     goes_on: impl FnMut() -> bool,
 ) -> Option<bool> {
-    match (Search { rules, root, goes_on, looked_at: 0 }).all(list, dir) {
+    match (Search { rules, root, goes_on, looked_at: 0, asked_at: rules.steps() }).all(list, dir) {
         Ok(()) => Some(true),
         Err(End::Hidden) => Some(false),
         Err(End::GivenUp) => None,
@@ -130,7 +134,11 @@ impl<G: FnMut() -> bool> Search<'_, G> {
 
     fn count(&mut self) -> Result<(), End> {
         self.looked_at = self.looked_at.wrapping_add(1);
-        let is_asked = self.looked_at.is_multiple_of(ASKED_EVERY);
+        let steps = self.rules.steps();
+        let is_asked = self.looked_at.is_multiple_of(ASKED_EVERY) || steps.wrapping_sub(self.asked_at) > ASKED_AFTER;
+        if is_asked {
+            self.asked_at = steps;
+        }
         if is_asked && !(self.goes_on)() { Err(End::GivenUp) } else { Ok(()) }
     }
 }

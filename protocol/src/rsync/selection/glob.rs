@@ -13,7 +13,7 @@ const STEPS: u64 = 1 << 26;
 const STEPS_EACH: u64 = 256;
 
 /// What is left for a session's globs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Budget(u64);
 
 impl Budget {
