@@ -13,6 +13,7 @@ use stillmirror_store::{Generation, Mark, Store};
 use crate::choosing::Choosing;
 use crate::damage::Damages;
 use crate::extents::READS;
+use crate::fair::Pot;
 use crate::file::Tree;
 use crate::gate::Gate;
 use crate::list_forms::ListForms;
@@ -52,6 +53,8 @@ pub(crate) struct Gates {
     pub(crate) pages: Gate,
     /// Filters, names and lists of single stock clients: what takes a core for a while.
     pub(crate) choosing: Arc<Choosing>,
+    /// Turns for bits of many files, which cost others more than their bytes say.
+    pub(crate) scattered: Arc<Pot>,
 }
 
 impl Gates {
@@ -62,7 +65,10 @@ impl Gates {
     /// With room for so many reads of files at once.
     pub(crate) fn new(reads: usize) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_CORES);
-        Self { files: Gate::new(reads), pages: Gate::new(PAGES), choosing: Arc::new(Choosing::new(cores)) }
+        let choosing = Arc::new(Choosing::new(cores));
+        // Half of the cores are left to all else whatever clients ask for.
+        let scattered = Pot::new((cores as u64 / 2).max(1));
+        Self { files: Gate::new(reads), pages: Gate::new(PAGES), choosing, scattered }
     }
 }
 

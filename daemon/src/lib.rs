@@ -13,6 +13,7 @@
 //! networks    which addresses count as one client, and how many connections each has
 //! fair        what there is only so much of, in turns by network: sessions' places, threads, memory
 //! choosing    work of cores for single stock clients: rules, names, their own lists
+//! pace        turns of tasks that always find something to do
 //! gate        work that blocks, on threads of its own
 //! extents     parts of files in memory, read once for all that want them
 //! pack        keeps together who wants the same file at the same time
@@ -46,6 +47,7 @@ mod listener;
 mod lists;
 mod networks;
 mod operator_file;
+mod pace;
 mod pack;
 mod pipe;
 mod pool;

@@ -32,6 +32,8 @@ use tokio::sync::Mutex;
 
 use crate::Shared;
 use crate::edition::Pinned;
+use crate::networks::Network;
+use crate::pace::Pace;
 use crate::session::Ended;
 pub(crate) use frames::Frames;
 use load::{Arriving, LargeFile, Load, Loaded, read_batch};
@@ -108,6 +110,9 @@ pub(crate) struct Lane<F: Framing> {
     failed: Option<u32>,
     /// The large file that was opened last.
     file: Option<Arc<LargeFile>>,
+    /// Whose session it is.
+    network: Network,
+    pace: Pace,
 }
 
 /// A piece of which not everything is sent.
@@ -121,9 +126,9 @@ struct Stuck<F: Framing> {
 
 impl<F: Framing> Lane<F> {
     /// A lane that sends through `writer`.
-    pub(crate) fn new(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>, framing: F) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>, network: Network, framing: F) -> Self {
         let (plans, ahead) = (VecDeque::new(), VecDeque::new());
-        Self { shared, writer, framing, plans, ahead, failed: None, file: None }
+        Self { shared, writer, framing, plans, ahead, failed: None, file: None, network, pace: Pace::new() }
     }
 
     /// Answers one order after the other until there are no more.
@@ -134,6 +139,7 @@ impl<F: Framing> Lane<F> {
             } else if let Some(load) = self.next().await? {
                 self.send(load).await?;
             }
+            self.pace.step().await;
         }
         Ok(self)
     }
@@ -201,14 +207,25 @@ impl<F: Framing> Lane<F> {
         match piece {
             Piece::Batch(parts) if parts.iter().all(plan::Part::is_words) => Some(Arriving::Words),
             Piece::Batch(parts) => {
-                if let Some(loaded) = load::map_batch(order.pinned(), parts) {
+                let pinned = Arc::clone(order.pinned());
+                let is_scattered = plan::is_scattered(parts);
+                if !is_scattered && let Some(loaded) = load::map_batch(&pinned, parts) {
                     return Some(Arriving::Loaded(loaded));
                 }
-                let (pass, buffer) = load::room_to_read(&shared, order.pinned(), may_wait).await?;
-                let (pinned, parts) = (Arc::clone(order.pinned()), parts.clone());
+                let turn = match &pinned.edition.gates.scattered {
+                    _ if !is_scattered => None,
+                    pot if may_wait => Some(pot.take(self.network, 1).await?),
+                    pot => Some(pot.try_take(self.network, 1)?),
+                };
+                let (pass, buffer) = load::room_to_read(&shared, &pinned, may_wait).await?;
+                let parts = parts.clone();
                 let read = {
                     let shared = Arc::clone(&shared);
-                    move || read_batch(&shared, &pinned, &parts, buffer)
+                    move || {
+                        let _turn = turn;
+                        let mapped = if is_scattered { load::map_batch(&pinned, &parts) } else { None };
+                        mapped.unwrap_or_else(|| read_batch(&shared, &pinned, &parts, buffer))
+                    }
                 };
                 Some(Arriving::Batch(pass.run(read)))
             }

@@ -225,7 +225,7 @@ impl Session {
         let queue = if settled.setup.incremental { window::MOST + answers::QUEUE } else { answers::QUEUE };
         let (to_lane, requests) = mpsc::channel(queue as usize);
         let answers = Answers::new(Arc::clone(self), Arc::clone(settled), requests, replies);
-        let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), answers);
+        let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), self.network(), answers);
         let answer = async {
             let lane = self.send_list(lane, settled, selected).await?;
             // A stock sender leaves after an empty list, and there are clients that wait for that.

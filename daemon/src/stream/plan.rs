@@ -18,6 +18,13 @@ const HALF: usize = EXTENT / 2;
 /// Parts of one batch, those without a file included: their words go out in one call.
 const PARTS: usize = 256;
 
+/// How many bytes have to be worked for one that is asked for before parts count as scattered.
+const SCATTERED: u64 = 8;
+/// Bytes of the check behind a content, at most.
+const CHECK: u64 = 64;
+/// Bytes that opening a file, and reading a little of it, costs as much as.
+const OPENED: u64 = 4096;
+
 /// What is read into one buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
@@ -107,6 +114,25 @@ impl Part {
         let file = self.file()?;
         ((1..=SMALL).contains(&file.size()) && self.len as u64 == file.size()).then_some(file)
     }
+}
+
+/// Whether the parts ask for little out of much: bits of files, for which whole files have to be opened or checked. Whole
+/// files never do, however small they are.
+pub(super) fn is_scattered(parts: &[Part]) -> bool {
+    let (mut asked, mut worked) = (0, 0);
+    for part in parts {
+        let len = part.len as u64;
+        asked += len;
+        worked += match part.origin {
+            Origin::Words => 0,
+            Origin::Store(_, stored) if u64::from(stored.len) <= len + CHECK => len,
+            Origin::Store(_, stored) => u64::from(stored.len),
+            Origin::Tree(_, file) if len == file.size() => len,
+            Origin::Tree(..) => len.max(OPENED),
+        };
+    }
+    // One is soon done.
+    parts.len() > 1 && worked > asked * SCATTERED && worked > OPENED
 }
 
 /// How far an order is planned: items, and bytes of the next one.
@@ -238,4 +264,28 @@ impl<O: Order> Plan<O> {
 enum Step {
     Extent(ExtentPiece),
     Part(Part),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::tests::state;
+
+    fn part(origin: Origin, len: usize) -> Part {
+        Part { item: 0, before: 0, origin, offset: 0, len }
+    }
+
+    #[test]
+    fn bits_of_many_files_are_scattered_and_whole_files_and_blocks_are_not() {
+        let stored = |len| Origin::Store(0, Stored { pack: 0, file: 0, at: 0, len });
+        let large = Origin::Tree(0, state(1));
+        assert!(is_scattered(&[part(large, 3); 128]) && is_scattered(&[part(stored(16 << 10), 3); 128]));
+        assert!(!is_scattered(&[part(large, 3)]), "one is soon done");
+        assert!(!is_scattered(&[part(large, 1024); 128]), "blocks");
+        assert!(!is_scattered(&[part(stored(11), 3); 256]), "whole files");
+        assert!(!is_scattered(&[part(Origin::Words, 0); 256]));
+        // A block among bits pays for some of them alone.
+        let mixed: Vec<Part> = [part(large, 4096)].into_iter().chain(vec![part(large, 3); 127]).collect();
+        assert!(is_scattered(&mixed));
+    }
 }

@@ -59,6 +59,7 @@ impl<F: Framing> Lane<F> {
         for _ in 0..PUMPED {
             let Some(stuck) = lane.is_in_open_file().then(|| lane.piped()).flatten() else { break };
             lane.finish(&mut writer, stuck).await?;
+            lane.pace.step().await;
         }
         Ok(lane)
     }

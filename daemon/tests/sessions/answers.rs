@@ -213,3 +213,35 @@ async fn what_a_generation_does_not_have_fails_that_request_alone() {
     assert_eq!(answer.error.unwrap().0, ErrorCode::UnknownRepository);
     assert_eq!(soon(client.data(handle, item(row, 7, 5))).await.bytes, b"bytes");
 }
+
+#[tokio::test]
+async fn bits_of_many_files_come_to_many_clients_at_once_beside_whole_ones() {
+    let files: Vec<(String, Vec<u8>)> =
+        (0..60).map(|at| (format!("file{at:02}"), noise(if at % 3 == 0 { 300_000 } else { 5_000 + at }))).collect();
+    let named: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&**name, &**bytes)).collect();
+    let fixture = Fixture::with(&named);
+    let server = fixture.serve().await;
+    let bits = |client: usize| {
+        let item = |at: usize| {
+            let (name, bytes) = &files[(at * 7 + client) % files.len()];
+            let offset = (at * 31) % (bytes.len() - 3);
+            (Item { offset: offset as u64, len: 3, ..fixture.whole(name) }, &bytes[offset..offset + 3])
+        };
+        (0..2_000).map(item).unzip::<_, _, Vec<_>, Vec<_>>()
+    };
+    let mut clients = Vec::new();
+    for client in 0..8 {
+        let (items, expected) = bits(client);
+        let mut connection = server.client().await;
+        let (handle, _) = soon(connection.pin()).await;
+        let request = connection.send(&Request::Data { handle, items }).await;
+        clients.push((connection, request, expected.concat()));
+    }
+    let mut honest = server.client().await;
+    let (handle, _) = soon(honest.pin()).await;
+    let answer = soon(honest.data(handle, vec![fixture.whole("file00")])).await;
+    assert!(answer.bytes == files[0].1);
+    for (mut connection, request, expected) in clients {
+        assert!(soon(connection.answer(request)).await.bytes == expected);
+    }
+}

@@ -7,6 +7,7 @@ use stillmirror_protocol::changes::EntryEncoder;
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Reply, Request, kind};
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 
 use super::{Session, UnderWay};
 use crate::damage;
@@ -78,8 +79,18 @@ impl Session {
         match form {
             ListForm::Unchanged => {}
             ListForm::Deltas(_) => {
-                for delta in pinned.edition.list_forms.deltas(have).into_iter().flatten() {
-                    self.send_chunks(number, delta.bytes()).await?;
+                for (nth, delta) in pinned.edition.list_forms.deltas(have).into_iter().flatten().enumerate() {
+                    let delta = delta.bytes();
+                    for at in (0..delta.len()).step_by(CHUNK) {
+                        let touched = self.blocking(pinned, move |pinned| {
+                            let delta = pinned.edition.list_forms.deltas(have).into_iter().flatten().nth(nth);
+                            delta.into_iter().for_each(|delta| touch(chunk(delta.bytes(), at)));
+                        });
+                        if touched.await.is_none() {
+                            return Ok(Some(internal()));
+                        }
+                        self.send_chunks(number, chunk(delta, at)).await?;
+                    }
                 }
             }
             ListForm::Whole { .. } => {
@@ -128,29 +139,27 @@ impl Session {
             return Ok(Some(internal()));
         };
         drop(request);
-        let list = pinned.edition.generation.list();
-        let is_file = |item: &Item| item.row < list.len() && list.row(item.row).is_file();
-        if let Some(at) = items.iter().position(|item| !is_file(item)) {
-            let message = format!("item {at}: the generation has no regular file at row {}", items[at].row);
-            return Ok(Some(Reply::Error { code: ErrorCode::NotThere, message }));
-        }
         let items: Arc<[Item]> = items.into();
+        let wrong = {
+            let items = Arc::clone(&items);
+            self.blocking(pinned, move |pinned| items.iter().position(|item| !is_file(pinned, item)))
+        };
+        match wrong.await {
+            None => return Ok(Some(internal())),
+            Some(None) => {}
+            Some(Some(at)) => {
+                let message = format!("item {at}: the generation has no regular file at row {}", items[at].row);
+                return Ok(Some(Reply::Error { code: ErrorCode::NotThere, message }));
+            }
+        }
         let mut begin = 0;
         while begin < items.len() {
-            let mut bytes = 0;
-            let room = |item: &&Item| {
-                let fits = bytes < CHUNK;
-                bytes += record(pinned, item).len();
-                fits
-            };
-            let end = begin + items[begin..].iter().take(PIECES / 2).take_while(room).count();
             let checked = {
                 let items = Arc::clone(&items);
-                self.blocking(pinned, move |pinned| {
-                    items[begin..end].iter().map(|item| is_right(pinned, item)).collect()
-                })
+                self.blocking(pinned, move |pinned| check_records(pinned, &items[begin..]))
             };
-            let Some(right): Option<Vec<bool>> = checked.await else { return Ok(Some(internal())) };
+            let Some(right) = checked.await else { return Ok(Some(internal())) };
+            let end = begin + right.len();
             // Where they are wrong there are none: the receiver does without.
             let records = items[begin..end].iter().zip(right);
             let records: Vec<&[u8]> =
@@ -191,6 +200,8 @@ impl Session {
     async fn send_chunks(&self, number: u32, bytes: &[u8]) -> Result<(), Ended> {
         for chunk in bytes.chunks(CHUNK) {
             self.send_answer(number, &[IoSlice::new(chunk)]).await?;
+            // A peer that takes all at once would never let others have their turn.
+            yield_now().await;
         }
         Ok(())
     }
@@ -206,6 +217,22 @@ impl Session {
         let gate = pinned.edition.gates.pages.clone();
         gate.run(move || work(&pinned)).await
     }
+}
+
+/// Whether the first records are right: of as many items as one frame has room for, and one at least.
+fn check_records(pinned: &Pinned, items: &[Item]) -> Vec<bool> {
+    let mut bytes = 0;
+    let room = |item: &&Item| {
+        let fits = bytes < CHUNK;
+        bytes += record(pinned, item).len();
+        fits
+    };
+    items.iter().take(PIECES / 2).take_while(room).map(|item| is_right(pinned, item)).collect()
+}
+
+fn is_file(pinned: &Pinned, item: &Item) -> bool {
+    let list = pinned.edition.generation.list();
+    item.row < list.len() && list.row(item.row).is_file()
 }
 
 /// A directory that is being listed.
