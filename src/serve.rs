@@ -130,6 +130,7 @@ fn resolve(config: Config) -> daemon::Config {
             handshake: settings.handshake_timeout.duration(),
             idle: settings.idle_timeout.duration(),
             minimum_rate: settings.minimum_rate.0,
+            minimum_bwlimit: settings.minimum_bwlimit.0,
             bandwidth_per_connection: settings.bandwidth_per_connection.0,
             bandwidth: settings.bandwidth.0,
             drain: settings.drain.duration(),

@@ -176,6 +176,9 @@ pub struct Limits {
     /// The time over which that is measured: a client that takes nothing at all is ended after it, and
     /// no sooner. Default 30 s.
     pub rate_window: Duration,
+    /// The least that a stock client may limit itself to (`--bwlimit`), bytes a second; less is raised to it, and to
+    /// `minimum_rate`. Default 16 KiB.
+    pub minimum_bwlimit: u64,
     /// Bytes a second that one connection is sent at the most, 0 for no limit. Default 0.
     pub bandwidth_per_connection: u64,
     /// Bytes a second that all sessions together are sent at the most, 0 for no limit. Default 0.
@@ -232,6 +235,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(300),
             minimum_rate: 1024,
+            minimum_bwlimit: 16 << 10,
             rate_window: Duration::from_secs(30),
             bandwidth_per_connection: 0,
             bandwidth: 0,

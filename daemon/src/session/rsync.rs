@@ -31,7 +31,7 @@ use rustix::net::sockopt;
 use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::arguments::{self, Options};
 use stillmirror_protocol::rsync::fault::Exit;
-use stillmirror_protocol::rsync::replies::{self, Replies};
+use stillmirror_protocol::rsync::replies::{self, Replies, Severity};
 use stillmirror_protocol::rsync::requests::Requests;
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
@@ -42,7 +42,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Ended, out_of_time};
-use crate::Shared;
 use crate::admission::Patience;
 use crate::bandwidth::Bucket;
 use crate::choosing::Effort;
@@ -52,6 +51,7 @@ use crate::list_memory::Share;
 use crate::listener::Stranger;
 use crate::networks::Network;
 use crate::stream::{Lane, Writer};
+use crate::{Limits, Shared};
 use answers::Answers;
 use greet::Welcome;
 use input::{Input, LaneState};
@@ -155,8 +155,8 @@ impl Session {
     ) -> Result<(), Ended> {
         let version = options.version;
         self.tally().protocol = version.number();
-        let own_limit = options.bwlimit.and_then(|kib| Bucket::new(kib.saturating_mul(1024)));
-        self.writer.lock().await.draw_on(own_limit.as_ref());
+        let limit = OwnLimit::of(options.bwlimit, &self.shared.limits);
+        self.writer.lock().await.draw_on(Bucket::new(limit.rate).as_ref());
         let setup = match self.set_up(input, &pinned, &options).await {
             Ok(setup) => setup,
             Err(ended) => {
@@ -165,6 +165,11 @@ impl Session {
         };
         let settled = Arc::new(Settled { pinned, options, setup });
         let replies = Replies::new(&settled.setup);
+        if let Some(text) = limit.told() {
+            let mut told = replies.clone();
+            told.message(Severity::Info, text);
+            self.writer.lock().await.send_bytes(&told.take()).await?;
+        }
         let requests = Requests::new(&settled.setup, &settled.options).limit_rules(self.shared.rsync.rule_limits);
         input.begin_requests(requests, settled.patience(&self.shared));
         let ended = tokio::select! {
@@ -322,6 +327,33 @@ impl Session {
     }
 }
 
+/// A client's own limit on what it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OwnLimit {
+    /// What it wants, bytes a second; 0 for no limit.
+    wanted: u64,
+    /// What it gets.
+    rate: u64,
+}
+
+impl OwnLimit {
+    /// Who wants less than the least would hold its place for days.
+    fn of(bwlimit: Option<u64>, limits: &Limits) -> Self {
+        let wanted = bwlimit.map_or(0, |kib| kib.saturating_mul(1024));
+        let least = limits.minimum_bwlimit.max(limits.minimum_rate);
+        Self { wanted, rate: if wanted == 0 { 0 } else { wanted.max(least) } }
+    }
+
+    /// What the client is told of it, if it is not what it wants.
+    fn told(self) -> Option<String> {
+        let Self { wanted, rate } = self;
+        let text = || {
+            format!("--bwlimit of {wanted} bytes a second is raised to {rate}, the least that this server keeps to\n")
+        };
+        (rate != wanted).then(text)
+    }
+}
+
 impl Settled {
     /// The list, for what comes before its first piece has gone out, and for that.
     fn list_at_first(&self) -> ListRef<'_> {
@@ -350,5 +382,22 @@ async fn cut_off(reading: impl Future<Output = Option<Ended>>) -> Ended {
             ended
         }
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_s_own_limit_is_kept_from_the_least_on_and_raised_to_it_below() {
+        let limits = Limits { minimum_bwlimit: 16 << 10, minimum_rate: 1024, ..Limits::default() };
+        let rate = |bwlimit| OwnLimit::of(bwlimit, &limits).rate;
+        assert_eq!([None, Some(1), Some(16), Some(17)].map(rate), [0, 16 << 10, 16 << 10, 17 << 10]);
+        assert_eq!(OwnLimit::of(Some(u64::MAX), &limits).rate, u64::MAX);
+        let is_told = |bwlimit| OwnLimit::of(bwlimit, &limits).told().is_some();
+        assert_eq!([None, Some(1), Some(16), Some(17)].map(is_told), [false, true, false, false]);
+        let strict = Limits { minimum_rate: 1 << 20, ..limits };
+        assert_eq!(OwnLimit::of(Some(17), &strict).rate, 1 << 20, "it would be ended for it");
     }
 }

@@ -154,3 +154,16 @@ async fn a_session_that_is_held_up_leaves_its_buffer_to_others() {
     let mut sent = vec![0; 1 << 20];
     assert!(slow.socket.try_read(&mut sent).unwrap() < sent.len(), "the slow one was through with its buffer");
 }
+
+#[tokio::test]
+async fn an_rsync_client_that_would_hold_its_place_for_days_is_sent_more_than_it_asks_for_and_told() {
+    let fixture = fixture();
+    let server = Server::start(fixture.config(|config| config.limits.minimum_bwlimit = 1 << 30)).await;
+    // At a KiB a second this would take longer than anything here may.
+    let ran = rsync(&server, &["-a", "--bwlimit=1"], "repo/", Some(&dest(&fixture))).await;
+    ran.exits(0).says("--bwlimit of 1024 bytes a second is raised to 1073741824");
+    for protocol in ["--protocol=29", "--protocol=27"] {
+        let dest = fixture.dir.path().join(protocol);
+        rsync(&server, &["-a", "--bwlimit=1", protocol], "repo/", Some(&dest)).await.exits(0).says("is raised to");
+    }
+}

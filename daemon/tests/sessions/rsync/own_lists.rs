@@ -25,7 +25,11 @@ async fn server(fixture: &Fixture, bytes: u64) -> Server {
 
 /// A client's half of protocol 29 that asks for everything many times over.
 fn words() -> Vec<u8> {
-    let text = format!("@RSYNCD: 29\nrepo\n--server\n--sender\n-r\n.\n{}\n", "repo/\n".repeat(TIMES));
+    words_with("-r")
+}
+
+fn words_with(options: &str) -> Vec<u8> {
+    let text = format!("@RSYNCD: 29\nrepo\n--server\n--sender\n{options}\n.\n{}\n", "repo/\n".repeat(TIMES));
     [text.as_bytes(), &[0; 4]].concat()
 }
 
@@ -82,4 +86,20 @@ async fn a_session_waits_until_others_give_their_memory_back() {
         soon(read).await.unwrap();
     }
     assert!(!holds(&list, "no memory left"));
+}
+
+#[tokio::test]
+async fn a_client_with_a_timeout_that_waits_for_memory_is_sent_signs_of_life() {
+    let fixture = fixture();
+    let server = server(&fixture, 512 << 10).await;
+    let whole = heard(&server, 1).await.len();
+    let _held = [staying(&server, 1, whole).await, staying(&server, 2, whole).await];
+    let mut waits = connect(&server, 3).await;
+    waits.write_all(&words_with("-r\n--timeout=1")).await.unwrap();
+    let mut heard = Vec::new();
+    // An empty frame each.
+    while !heard.ends_with(&[[0, 0, 0, 7]; 3].concat()) {
+        assert!(soon(waits.read_buf(&mut heard)).await.unwrap() > 0, "closed");
+    }
+    assert!(heard.len() < whole);
 }
