@@ -53,6 +53,9 @@ pub(crate) struct Daemon {
     pub(crate) buffers: Bytes,
     pub(crate) list_memory: Bytes,
     pub(crate) reload_interval: Seconds,
+    pub(crate) user: Option<String>,
+    pub(crate) group: Option<String>,
+    pub(crate) serve_private: bool,
     pub(crate) rsync: bool,
     pub(crate) rsync_listen: Option<Listen>,
     pub(crate) motd_file: Option<PathBuf>,
@@ -83,6 +86,9 @@ impl Default for Daemon {
             buffers: Bytes(64 << 20),
             list_memory: Bytes(1 << 30),
             reload_interval: Seconds(1.0),
+            user: None,
+            group: None,
+            serve_private: false,
             rsync: true,
             rsync_listen: None,
             motd_file: None,
@@ -217,6 +223,8 @@ pub(crate) struct Repository {
     #[serde(default)]
     pub(crate) secrets_file: Option<PathBuf>,
     #[serde(default)]
+    pub(crate) serve_hidden_natively: bool,
+    #[serde(default)]
     pub(crate) filter: Vec<String>,
     #[serde(default)]
     pub(crate) include_from: Option<PathBuf>,
@@ -258,6 +266,7 @@ impl Repository {
             hosts_deny: Words::default(),
             auth_users: Words::default(),
             secrets_file: None,
+            serve_hidden_natively: false,
             filter: Vec::new(),
             include_from: None,
             include: Vec::new(),
@@ -349,6 +358,9 @@ impl Config {
     fn check(&self) -> Result<()> {
         if self.repository.is_empty() {
             bail!("no [[repository]]: there is nothing to index or serve");
+        }
+        if self.daemon.group.is_some() && self.daemon.user.is_none() {
+            bail!("daemon.group: there is no daemon.user to go with it");
         }
         check_bandwidth("daemon.bandwidth", self.daemon.bandwidth)?;
         check_bandwidth("daemon.bandwidth_per_connection", self.daemon.bandwidth_per_connection)?;

@@ -95,7 +95,9 @@ impl Demo {
     }
 
     fn serve(&self) -> Result<Server> {
-        let mut command = self.command(&["serve", "--root", "@origin", "--store", "@store", "--listen", "127.0.0.1:0"]);
+        // Whatever the umask makes of the tree.
+        let words = ["serve", "--root", "@origin", "--store", "@store", "--listen", "127.0.0.1:0", "--serve-private"];
+        let mut command = self.command(&words);
         let child = command.stderr(Stdio::piped()).spawn().context("cannot start the daemon")?;
         let mut server = Server { child, address: String::new() };
         let stderr = server.child.stderr.take().context("the daemon has no log")?;

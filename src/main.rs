@@ -11,6 +11,7 @@ mod filter_args;
 mod index;
 mod list;
 mod output;
+mod privileges;
 mod progress;
 mod pull;
 mod serve;
@@ -69,8 +70,7 @@ fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(error) => {
-            // Some libraries end their messages with a line end of their own.
-            eprintln!("stillmirror: {}", format!("{error:#}").trim_end());
+            eprintln!("stillmirror: {}", output::error(&error));
             exit::of(&error).into()
         }
     }

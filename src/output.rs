@@ -1,4 +1,12 @@
-//! Numbers for people.
+//! Numbers and errors for people.
+
+/// An error with its causes, each said once: some messages have their cause in them already.
+pub(crate) fn error(error: &anyhow::Error) -> String {
+    // Some libraries end their messages with a line end of their own.
+    let mut causes = error.chain().map(|cause| cause.to_string().trim_end().to_owned());
+    let first = causes.next().unwrap_or_default();
+    causes.fold(first, |text, cause| if text.ends_with(&cause) { text } else { text + ": " + &cause })
+}
 
 /// Bytes with a unit: `1.5 GB`.
 pub(crate) fn bytes(count: u64) -> String {
@@ -50,6 +58,18 @@ pub(crate) use line;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_its_error_has_told_is_not_told_again() {
+        use anyhow::Context as _;
+        let system = || std::io::Error::from_raw_os_error(28);
+        let store = || stillmirror_store::StoreError::Io { action: "write", path: "store".into(), source: system() };
+        let text = "cannot write store: No space left on device (os error 28)";
+        assert_eq!(error(&store().into()), text);
+        assert_eq!(error(&anyhow::Error::from(store()).context("repository 'x'")), format!("repository 'x': {text}"));
+        let plain = Err::<(), _>(system()).context("cannot write").unwrap_err();
+        assert_eq!(error(&plain), "cannot write: No space left on device (os error 28)");
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -1,10 +1,12 @@
 //! `stillmirror serve`
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillmirror_daemon as daemon;
 use tokio::net::TcpListener;
@@ -12,7 +14,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository};
 use crate::exit::Exit;
+use crate::privileges;
 use crate::signals;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 1024;
 
 #[derive(Args)]
 #[command(after_help = crate::exit::HELP)]
@@ -38,6 +44,9 @@ pub(crate) struct Arguments {
     /// What happens to a file of which only the ctime differs [default: explained, or the file's]
     #[arg(long)]
     ctime: Option<Ctime>,
+    /// Serve, as root, what not everybody on this host may read too
+    #[arg(long)]
+    serve_private: bool,
     /// Form of the log, on standard error; STILLMIRROR_LOG sets what it shows (default: info)
     #[arg(long, value_enum, default_value = "text")]
     log: LogForm,
@@ -62,8 +71,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     if let Some(ctime) = arguments.ctime {
         config.repository.iter_mut().for_each(|repository| repository.ctime = ctime);
     }
+    config.daemon.serve_private |= arguments.serve_private;
     let address = config.daemon.listen.0;
     let rsync_address = config.daemon.rsync_listen.map(|listen| listen.0).filter(|_| config.daemon.rsync);
+    // Root's ports first, then no root, and only then any other thread.
+    let all = bind(address)?;
+    let rsync = rsync_address.map(bind).transpose()?;
+    if let Some(user) = &config.daemon.user {
+        privileges::become_user(user, config.daemon.group.as_deref())?;
+    }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let threads = daemon::blocking_threads(config.repository.len());
     let runtime = builder.enable_all().max_blocking_threads(threads).build().context("cannot start a runtime")?;
@@ -73,11 +89,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         let reload = daemon::Reload::default();
         let asked = reload.clone();
         signals::on_hangup(move || asked.reload())?;
-        let all = listen(address, "listening on").await?;
-        let rsync = match rsync_address {
-            Some(address) => Some(listen(address, "listening for rsync clients on").await?),
-            None => None,
-        };
+        let all = listen(all, "listening on")?;
+        let rsync = rsync.map(|listener| listen(listener, "listening for rsync clients on")).transpose()?;
         daemon::run(daemon::Listeners { all, rsync }, resolve(config), reload, shutdown).await?;
         Ok(Exit::Done)
     });
@@ -95,10 +108,25 @@ fn raise_open_files() {
     }
 }
 
-async fn listen(address: SocketAddr, what: &str) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+/// Hands a socket to the runtime.
+fn listen(listener: std::net::TcpListener, what: &str) -> Result<TcpListener> {
     tracing::info!("{what} {}", listener.local_addr().context("cannot tell the address")?);
-    Ok(listener)
+    TcpListener::from_std(listener).context("cannot listen")
+}
+
+/// A socket that listens, before there is a runtime.
+fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
+    open_socket(address).with_context(|| format!("cannot listen on {address}"))
+}
+
+fn open_socket(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The configuration file, or one of a single repository from the flags.
@@ -142,6 +170,7 @@ fn resolve(config: Config) -> daemon::Config {
             lists: settings.list_memory.0,
         },
         reload_interval: settings.reload_interval.duration(),
+        serve_private: settings.serve_private,
         rsync: daemon::RsyncConfig {
             enabled: settings.rsync,
             motd: settings.motd_file,
@@ -172,6 +201,7 @@ fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
         list: repository.list,
         hosts: daemon::Hosts { allow: repository.hosts_allow.0, deny: repository.hosts_deny.0 },
         users: daemon::Users { names: repository.auth_users.0, secrets: repository.secrets_file.unwrap_or_default() },
+        serve_hidden_natively: repository.serve_hidden_natively,
         module: daemon::ModuleConfig {
             rules: daemon::ModuleRules {
                 filter: repository.filter,

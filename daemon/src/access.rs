@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rustix::process::geteuid;
 use thiserror::Error;
 
 use crate::operator_file;
@@ -101,6 +102,27 @@ fn bits(address: IpAddr) -> (bool, u128) {
     match address.to_canonical() {
         IpAddr::V4(address) => (true, u128::from(address.to_bits()) << 96),
         IpAddr::V6(address) => (false, address.to_bits()),
+    }
+}
+
+/// Whether only that is served which everybody on this host may read: to root the kernel refuses nothing, and what root
+/// may read is not meant for strangers.
+pub(crate) fn is_public_only(serve_private: bool) -> bool {
+    geteuid().is_root() && !serve_private
+}
+
+/// Says in the log what a daemon serves that runs as root.
+pub(crate) fn tell_of_root(serve_private: bool) {
+    if !geteuid().is_root() {
+        return;
+    }
+    if serve_private {
+        tracing::warn!("runs as root with `serve_private`: files that nobody but root may read are served too");
+    } else {
+        tracing::warn!(
+            "runs as root: only what everybody on this host may read is served; name a `user` in [daemon] to run as, or \
+             set `serve_private`"
+        );
     }
 }
 

@@ -19,6 +19,9 @@ pub struct Config {
     pub memory: Memory,
     /// What holds for all stock rsync clients.
     pub rsync: RsyncConfig,
+    /// Whether root serves what not everybody on this host may read. Another user serves what it may read itself. Default
+    /// false.
+    pub serve_private: bool,
     /// How often each store is looked at for a new generation: one readlink a store. Default 1 s.
     pub reload_interval: Duration,
 }
@@ -49,6 +52,9 @@ pub struct RepositoryConfig {
     /// The users who may have it. Native clients cannot say who they are yet: when there are any, they
     /// are refused. Default everybody.
     pub users: Users,
+    /// Whether native clients get it though [`ModuleConfig::rules`] may hide names: to them all of it is shown. Default
+    /// false.
+    pub serve_hidden_natively: bool,
     /// How stock rsync clients are served.
     pub module: ModuleConfig,
 }
@@ -67,6 +73,7 @@ impl RepositoryConfig {
             list: true,
             hosts: Hosts::default(),
             users: Users::default(),
+            serve_hidden_natively: false,
             module: ModuleConfig::default(),
         }
     }
@@ -75,7 +82,8 @@ impl RepositoryConfig {
 /// How stock rsync clients are served a repository, in rsyncd.conf's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModuleConfig {
-    /// Rules for what these clients see; what must not be served to anybody is left out of the index.
+    /// Rules for what these clients see. Native clients see everything: with rules that may hide names they are
+    /// refused, unless [`RepositoryConfig::serve_hidden_natively`] is set.
     pub rules: ModuleRules,
     /// Options that a client must not use, by name or letter, with wildcards; one that begins with `!` takes
     /// back what stands before it. The meaning is rsyncd.conf's. Default none.
@@ -206,6 +214,7 @@ impl Default for Config {
             limits: Limits::default(),
             memory: Memory::default(),
             rsync: RsyncConfig::default(),
+            serve_private: false,
             reload_interval: Duration::from_secs(1),
         }
     }

@@ -1,8 +1,12 @@
-//! What of a generation's store turns out to be damaged while it is served: counted, and logged once for each kind.
+//! What turns out to be damaged while a generation is served. Of its store it is counted, and logged once for each kind;
+//! of its tree it is logged once for each file.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use stillmirror_protocol::path;
 use stillmirror_store::Generation;
 
 /// The parts of a store that are checked before they are sent.
@@ -25,9 +29,30 @@ pub(crate) struct Damages {
     sums: AtomicU64,
     lists: AtomicU64,
     deltas: AtomicU64,
+    /// Rows of files that were told, [`Damages::FILES`] of them at the most.
+    files: Mutex<HashSet<u32>>,
 }
 
 impl Damages {
+    /// Files of which is told: with as many of them the disk is beyond doubt.
+    const FILES: usize = 1024;
+
+    /// Says, once for each file, that its content is not what was indexed, though its state is.
+    pub(crate) fn met_file(&self, repository: &str, generation: &Generation, row: u32) {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.len() >= Self::FILES || !files.insert(row) {
+            return;
+        }
+        let (number, path) = (generation.number(), path::Escaped(&generation.list().path(row)).to_string());
+        tracing::error!(
+            repository,
+            generation = number,
+            path,
+            "the content of a file is not what was indexed, though its size and times are: no client can have it; restore \
+             it, or index it anew by `stillmirror index --changed-from`"
+        );
+    }
+
     /// Counts damage, and says at the first of its kind where it is and what to do.
     pub(crate) fn met(&self, part: Part, repository: &str, generation: &Generation, place: impl Display) {
         let (counter, what) = match part {

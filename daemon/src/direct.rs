@@ -106,8 +106,6 @@ pub(crate) fn is_cached(file: impl AsFd, offset: u64, len: u64) -> bool {
     const SYS_CACHESTAT: libc::c_long = 451;
     /// Set once the kernel is known not to have it.
     static UNKNOWN: AtomicBool = AtomicBool::new(false);
-    const PAGE: u64 = 4096;
-
     #[repr(C)]
     struct Range {
         offset: u64,
@@ -138,8 +136,17 @@ pub(crate) fn is_cached(file: impl AsFd, offset: u64, len: u64) -> bool {
         }
         return false;
     }
-    let pages = (offset + len).div_ceil(PAGE) - offset / PAGE;
-    counts.cached >= pages
+    counts.cached >= pages(offset, len, page_size())
+}
+
+/// Bytes of a page of memory, and of the page cache.
+pub(crate) fn page_size() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+/// Pages that a range of a file lies on.
+fn pages(offset: u64, len: u64, page: u64) -> u64 {
+    (offset + len).div_ceil(page) - offset / page
 }
 
 /// Bytes written to a socket that its peer has not acknowledged yet.
@@ -153,6 +160,14 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_as_large_as_the_system_has_them() {
+        assert!(page_size().is_power_of_two() && page_size() >= 4096);
+        for (page, expected) in [(4096, 17), (16_384, 5), (65_536, 2)] {
+            assert_eq!(pages(65_535, 65_537, page), expected);
+        }
+    }
 
     #[test]
     fn pieces_of_a_slab_are_aligned_zeroed_and_apart() {

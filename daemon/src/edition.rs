@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use stillmirror_protocol::entry::Digest;
-use stillmirror_protocol::list;
+use stillmirror_protocol::list::{self, Dir};
 use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
+use stillmirror_protocol::rsync::rules::is_listed_to_others;
 use stillmirror_protocol::rsync::selection::Selection;
 use stillmirror_protocol::wire::ListForm;
 use stillmirror_store::{Generation, Mark, Store};
@@ -36,6 +37,8 @@ pub(crate) struct Edition {
     pub(crate) gates: Gates,
     /// The forms in which its list goes to receivers.
     pub(crate) list_forms: ListForms,
+    /// Whether there are directories that not everybody may read.
+    has_closed_dirs: OnceLock<bool>,
     /// Where its sub-lists begin for stock clients.
     sub_lists: OnceLock<Arc<SubLists>>,
     /// Which filter rules of stock clients hide nothing of it.
@@ -76,6 +79,13 @@ impl Gates {
 pub(crate) struct Pinned {
     pub(crate) repository: Arc<Repository>,
     pub(crate) edition: Arc<Edition>,
+}
+
+impl Pinned {
+    /// Whether the content of the file at `row`, and what follows from it, is for clients.
+    pub(crate) fn may_send(&self, row: u32) -> bool {
+        !self.repository.is_public_only || self.edition.generation.list().is_public(row)
+    }
 }
 
 impl Drop for Edition {
@@ -122,10 +132,18 @@ impl Edition {
             generation,
             tree,
             gates,
+            has_closed_dirs: OnceLock::new(),
             sub_lists: OnceLock::new(),
             voids: Voids::default(),
             damages: Damages::default(),
         }
+    }
+
+    /// Whether there are directories that not everybody may read. The first call reads the permissions of all.
+    pub(crate) fn has_closed_dirs(&self) -> bool {
+        let list = self.generation.list();
+        let is_closed = |dir: Dir<'_>| !is_listed_to_others(list.row(dir.row()));
+        *self.has_closed_dirs.get_or_init(|| list.dirs().any(is_closed))
     }
 
     /// The rows by index of an incremental list without filters. The first call reads every directory of the list.

@@ -8,6 +8,8 @@
 //! registry    the repositories that are served
 //! repository  who may have it, and its edition, which is replaced while sessions go on
 //! edition     a generation and its tree, opened together, with the gates of the work on them
+//! visible     what a client sees of them
+//! logins      those that failed, and how long the next one waits
 //! lists       encoded file lists for stock clients, built once and mapped
 //! list_memory what lists of single clients may take together
 //! networks    which addresses count as one client, and how many connections each has
@@ -45,6 +47,7 @@ mod list_forms;
 mod list_memory;
 mod listener;
 mod lists;
+mod logins;
 mod networks;
 mod operator_file;
 mod pace;
@@ -55,6 +58,7 @@ mod registry;
 mod repository;
 mod session;
 mod stream;
+mod visible;
 
 use std::future::Future;
 use std::io;
@@ -89,6 +93,7 @@ use gate::Gate;
 use list_memory::ListMemory;
 use listener::{Port, Strangers};
 use lists::Lists;
+use logins::Logins;
 use networks::Networks;
 use pack::Packs;
 use pipe::{PIPES, Pipes};
@@ -211,6 +216,7 @@ struct Shared {
     rsync: RsyncConfig,
     /// The encoded lists of all repositories.
     lists: Lists,
+    logins: Logins,
     /// Whose turn it is to encode a list.
     builder: Semaphore,
     /// What reads the message of the day, whose file may hang like any other.
@@ -235,6 +241,7 @@ impl Daemon {
             let config = config.clone();
             tokio::task::spawn_blocking(move || Registry::new(&config)).await.map_err(DaemonError::Worker)??
         };
+        access::tell_of_root(config.serve_private);
         registry.open().await?;
         let extents = Extents::new(config.memory.cache);
         let sockets = descriptors::connections(&config);
@@ -254,6 +261,7 @@ impl Daemon {
             bandwidth: Bucket::new(config.limits.bandwidth),
             rsync: config.rsync.clone(),
             lists: Lists::new(&config.rsync),
+            logins: Logins::default(),
             builder: Semaphore::new(1),
             messages: Gate::new(MESSAGES),
             ruled_builder: Semaphore::new(1),

@@ -91,7 +91,8 @@ impl Query {
     pub(crate) fn new(pinned: &Pinned, class: Class, selection: &Selection, rules: &Arc<Rules>) -> Option<Self> {
         let generation = &pinned.edition.generation;
         let list = generation.list_sparsely();
-        if list.len() < WORTH {
+        // Messages to the client are no part of a list that is kept.
+        if list.len() < WORTH || rules.is_public_only() {
             return None;
         }
         let class = class.canonical(list);

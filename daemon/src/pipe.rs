@@ -17,6 +17,8 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::sync::Semaphore;
 
+use crate::direct::page_size;
+
 /// Pipes over all sessions: half of the 64 MiB that the kernel lets one user's pipes hold by default.
 pub(crate) const PIPES: usize = 32;
 /// Descriptors that one takes.
@@ -92,7 +94,7 @@ impl Pipes {
 impl Ends {
     fn open() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let room = fcntl_setpipe_size(&write, SIZE)? as u64 / page();
+        let room = fcntl_setpipe_size(&write, SIZE)? as u64 / page_size();
         let words = rustix::fs::memfd_create("words", MemfdFlags::CLOEXEC)?.into();
         Ok(Self { read, write, room, words, written: 0 })
     }
@@ -114,7 +116,7 @@ impl Ends {
 impl Pipe {
     /// Whether all of it goes in at once, wherever its words come to lie.
     pub(crate) fn has_room(&self, parts: impl Iterator<Item = Part>) -> bool {
-        let page = page();
+        let page = page_size();
         let pages = |part| match part {
             Part::Words(range) => (range.len() as u64).div_ceil(page) + 1,
             Part::Bytes(range) => range.end.div_ceil(page) - range.start / page,
@@ -160,11 +162,6 @@ impl Pipe {
             }
         }
     }
-}
-
-/// Bytes of a page.
-fn page() -> u64 {
-    rustix::param::page_size() as u64
 }
 
 impl Drop for Pipe {
@@ -257,7 +254,7 @@ mod tests {
         let pipes = Pipes::new(1);
         let mut pipe = pipes.take().unwrap();
         let pages = |count: u64| (0..count).map(|at| Part::Bytes(at..at + 1));
-        let room = SIZE as u64 / page();
+        let room = SIZE as u64 / page_size();
         assert!(pipe.has_room(pages(room)) && !pipe.has_room(pages(room + 1)));
         assert!(!pipe.has_room(pages(room).chain([Part::Words(0..1)])));
         pipe.fill(b"", &file, pages(room)).unwrap();

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use stillmirror_protocol::limits;
-use stillmirror_protocol::wire;
 use stillmirror_store::StoreError;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
 
 use crate::DaemonError;
+use crate::access;
 use crate::config::Config;
 use crate::extents::READS;
 use crate::pool::EXTENT;
@@ -28,7 +27,8 @@ impl Registry {
     /// All repositories of a configuration, of which nothing is opened yet.
     pub(crate) fn new(config: &Config) -> Result<Self, DaemonError> {
         let reads = reads(config.memory.buffers, config.repositories.len());
-        let new = |config: &_, queue| Repository::new(config, reads, queue).map(Arc::new);
+        let is_public_only = access::is_public_only(config.serve_private);
+        let new = |config: &_, queue| Repository::new(config, reads, queue, is_public_only).map(Arc::new);
         let repositories = config.repositories.iter().map(|repository| new(repository, config.limits.queue));
         Ok(Self { repositories: repositories.collect::<Result<_, _>>()? })
     }
@@ -70,17 +70,7 @@ impl Registry {
 
     /// Those that are named to who asks what there is.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Repository>> {
-        self.repositories.iter().filter(|repository| repository.list)
-    }
-
-    /// What is announced to clients.
-    pub(crate) fn announcement(&self) -> Vec<wire::Repository> {
-        let announce = |repository: &Arc<Repository>| wire::Repository {
-            name: repository.name.clone(),
-            comment: repository.comment.clone(),
-            head: repository.current().map(|edition| edition.generation.head_bytes().to_vec()).unwrap_or_default(),
-        };
-        self.listed().take(limits::REPOSITORIES).map(announce).collect()
+        self.repositories.iter().filter(|repository| repository.is_listed)
     }
 }
 

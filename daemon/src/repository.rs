@@ -35,7 +35,11 @@ pub(crate) struct Repository {
     /// One line about it.
     pub(crate) comment: String,
     /// Whether it is named to who asks what there is.
-    pub(crate) list: bool,
+    pub(crate) is_listed: bool,
+    /// Whether only that is served which everybody on this host may read.
+    pub(crate) is_public_only: bool,
+    /// Whether native clients get it, who see all that is in it.
+    pub(crate) is_native: bool,
     /// Who may have it, by address and by name.
     pub(crate) hosts: Hosts,
     pub(crate) users: Users,
@@ -93,14 +97,21 @@ struct Candidate {
 impl Repository {
     /// A repository of which nothing is opened yet. `reads` files are read at once at most, and as many clients as
     /// `queue` wait for a place of its own.
-    pub(crate) fn new(config: &RepositoryConfig, reads: usize, queue: usize) -> Result<Self, DaemonError> {
+    pub(crate) fn new(
+        config: &RepositoryConfig,
+        reads: usize,
+        queue: usize,
+        is_public_only: bool,
+    ) -> Result<Self, DaemonError> {
         config.users.check().map_err(|source| DaemonError::Secrets { repository: config.name.clone(), source })?;
         let rules = module_rules(&config.name, &config.module.rules)?;
         let most = config.module.max_connections;
         Ok(Self {
             name: config.name.clone(),
             comment: config.comment.clone(),
-            list: config.list,
+            is_listed: config.list,
+            is_public_only,
+            is_native: config.serve_hidden_natively || !rules.may_hide(),
             hosts: config.hosts.clone(),
             users: config.users.clone(),
             logins: Gate::new(LOGINS),

@@ -35,7 +35,7 @@ pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
                 count(head.counts.files, "file"),
                 bytes(head.counts.bytes)
             ),
-            Err(_) => "not indexed yet".to_owned(),
+            Err(_) => "not indexed yet, or not for this client".to_owned(),
         };
         let comment = Escaped(repository.comment.as_bytes()).to_string();
         line!("{}", format!("{:<20} {state}  {comment}", repository.name).trim_end());

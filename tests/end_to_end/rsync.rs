@@ -11,6 +11,7 @@ mod modules;
 mod options;
 mod order;
 mod peers;
+mod permissions;
 mod rot;
 mod scripts;
 mod tree;

@@ -103,7 +103,8 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(root: &Path, store: &Path) -> Self {
-        let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", "repo"]);
+        // Whoever runs the tests, and whatever the trees are like.
+        let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", "repo", "--serve-private"]);
         command.arg("--root").arg(root).arg("--store").arg(store);
         Self::spawn(command)
     }

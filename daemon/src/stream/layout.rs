@@ -94,7 +94,7 @@ impl Layout {
 fn run(part: &Part) -> Option<Run> {
     match part.origin {
         Origin::Store(_, stored) => Some(run_of(stored)),
-        Origin::Words | Origin::Tree(..) => None,
+        Origin::Words | Origin::Denied | Origin::Tree(..) => None,
     }
 }
 

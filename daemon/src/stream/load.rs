@@ -135,7 +135,11 @@ impl Loaded {
 
     fn nothing(parts: &[Part], bytes: Result<Range<usize>, ItemFailure>) -> Self {
         let got = |part: &Part| {
-            let bytes = if part.is_words() { Ok(0..0) } else { bytes.clone() };
+            let bytes = match part.origin {
+                Origin::Words => Ok(0..0),
+                Origin::Denied => Err(ItemFailure::Unreadable),
+                Origin::Tree(..) | Origin::Store(..) => bytes.clone(),
+            };
             Got { item: part.item, before: part.before, bytes }
         };
         Self { memory: Memory::Nothing, parts: parts.iter().map(got).collect() }
@@ -250,7 +254,7 @@ fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8],
     }
     let stored = parts.iter().enumerate().filter_map(|(at, part)| match part.origin {
         Origin::Store(row, stored) => Some((at, part, row, stored)),
-        Origin::Words | Origin::Tree(..) => None,
+        Origin::Words | Origin::Denied | Origin::Tree(..) => None,
     });
     // All are looked at before anything is written over what a run brought.
     let mut wrong = Vec::new();

@@ -71,6 +71,8 @@ pub(super) struct Part {
 pub(super) enum Origin {
     /// There are none.
     Words,
+    /// In a file that is not for clients: the part fails.
+    Denied,
     /// In the tree: the file's row, and the file.
     Tree(u32, FileState),
     /// In the store, which has the content of the file at that row.
@@ -80,7 +82,7 @@ pub(super) enum Origin {
 impl Part {
     /// Whether there is nothing to read.
     pub(super) fn is_words(&self) -> bool {
-        self.origin == Origin::Words
+        matches!(self.origin, Origin::Words | Origin::Denied)
     }
 
     /// Whether there is nothing to read from the tree.
@@ -98,7 +100,7 @@ impl Part {
     fn file(&self) -> Option<FileState> {
         match self.origin {
             Origin::Tree(_, file) => Some(file),
-            Origin::Words | Origin::Store(..) => None,
+            Origin::Words | Origin::Denied | Origin::Store(..) => None,
         }
     }
 
@@ -124,7 +126,7 @@ pub(super) fn is_scattered(parts: &[Part]) -> bool {
         let len = part.len as u64;
         asked += len;
         worked += match part.origin {
-            Origin::Words => 0,
+            Origin::Words | Origin::Denied => 0,
             Origin::Store(_, stored) if u64::from(stored.len) <= len + CHECK => len,
             Origin::Store(_, stored) => u64::from(stored.len),
             Origin::Tree(_, file) if len == file.size() => len,
@@ -208,7 +210,7 @@ impl<O: Order> Plan<O> {
                     return Piece::Extent(extent);
                 }
                 Step::Part(part) if part.is_words() => {
-                    self.advance(0);
+                    self.advance(part.len);
                     parts.push(part);
                 }
                 Step::Part(part) if files < BATCH && layout.add(&part) => {
@@ -230,6 +232,10 @@ impl<O: Order> Plan<O> {
             return Step::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
         };
         let (edition, begin) = (&self.order.pinned().edition, offset + done);
+        if !self.order.pinned().may_send(row) {
+            let len = usize::try_from(len - done).unwrap_or(usize::MAX);
+            return Step::Part(Part { item, before: done, origin: Origin::Denied, offset: begin, len });
+        }
         if let Some(stored) = Stored::of(&edition.generation, row).filter(|_| !is_redo) {
             let (origin, len) = (Origin::Store(row, stored), (len - done) as usize);
             return Step::Part(Part { item, before: done, origin, offset: begin, len });

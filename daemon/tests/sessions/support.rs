@@ -104,6 +104,8 @@ impl Fixture {
                 comment: "a test".to_owned(),
                 ..RepositoryConfig::new("repo", self.root(), self.store())
             }],
+            // Whoever runs the tests.
+            serve_private: true,
             ..Config::default()
         };
         change(&mut config);
@@ -126,7 +128,18 @@ pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(
     index_as("repo", root, store, keep, kept)
 }
 
-/// The same, for a repository of that name.
+/// The same; `change` changes what is said of a path.
+pub(crate) fn index_changing(
+    root: &Path,
+    store: &Path,
+    keep: u64,
+    kept: impl Fn(Vec<u8>) -> Vec<u8>,
+    change: &dyn Fn(&[u8], &mut Entry),
+) -> u64 {
+    index_all("repo", root, store, keep, kept, change)
+}
+
+/// As [`index_keeping`], for a repository of that name.
 pub(crate) fn index_as(
     repository: &str,
     root: &Path,
@@ -134,9 +147,20 @@ pub(crate) fn index_as(
     keep: u64,
     kept: impl Fn(Vec<u8>) -> Vec<u8>,
 ) -> u64 {
+    index_all(repository, root, store, keep, kept, &|_, _| {})
+}
+
+fn index_all(
+    repository: &str,
+    root: &Path,
+    store: &Path,
+    keep: u64,
+    kept: impl Fn(Vec<u8>) -> Vec<u8>,
+    change: &dyn Fn(&[u8], &mut Entry),
+) -> u64 {
     let mut changes = Changes::default();
     let mut facts = HashMap::new();
-    walk(root, b"", &mut changes, &mut facts);
+    walk(root, b"", &mut changes, &mut facts, change);
     let new = changes::apply(None, &changes).unwrap();
     assert!(new.sources.iter().all(|source| matches!(source, Source::Put(_))));
     let encoded = new.list.encode();
@@ -176,7 +200,13 @@ pub(crate) fn index_as(
     draft.publish().unwrap()
 }
 
-fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<u8>, Identity>) {
+fn walk(
+    root: &Path,
+    dir: &[u8],
+    changes: &mut Changes,
+    facts: &mut HashMap<Vec<u8>, Identity>,
+    change: &dyn Fn(&[u8], &mut Entry),
+) {
     let disk = |path: &[u8]| root.join(OsStr::from_bytes(path));
     let mut entry = |path: &[u8]| {
         // The root itself may be a symlink to the directory that is meant.
@@ -194,13 +224,15 @@ fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<
                 if meta.len() > 64 << 20 { Digest([1; 32]) } else { list::digest(&std::fs::read(disk(path)).unwrap()) };
             Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() } }
         };
-        Entry {
+        let mut entry = Entry {
             mode: (meta.mode() & 0o7777) as u16,
             mtime: Time { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 },
             owner: Owner { uid: meta.uid(), gid: meta.gid(), ..Owner::default() },
             link: (!meta.is_dir() && meta.nlink() > 1).then(|| meta.ino()),
             kind,
-        }
+        };
+        change(path, &mut entry);
+        entry
     };
     if dir.is_empty() {
         changes.root = Some(changes::Put { entry: entry(dir), tag: 0 });
@@ -215,7 +247,7 @@ fn walk(root: &Path, dir: &[u8], changes: &mut Changes, facts: &mut HashMap<Vec<
         }
         changes.put(dir, name.as_bytes(), entry, 0);
     }
-    below.iter().for_each(|dir| walk(root, dir, changes, facts));
+    below.iter().for_each(|dir| walk(root, dir, changes, facts, change));
 }
 
 /// A running daemon.

@@ -108,6 +108,9 @@ pub enum Fault {
     /// An option that this server refuses.
     #[error("The server is configured to refuse --{0}")]
     Refused(String),
+    /// A file of the module that the client names in an option, and that the module's rules hide.
+    #[error("Your options have been rejected by the server.")]
+    Rejected,
     /// An option that is none.
     #[error("{0}: unknown option")]
     UnknownOption(String),
@@ -214,9 +217,11 @@ impl Fault {
             | Self::TooManyPaths
             | Self::NoPath
             | Self::Choice { .. } => Exit::Syntax,
-            Self::Refused(_) | Self::NothingInCommon { .. } | Self::RulesTooMany(_) | Self::RulesTooLong(_) => {
-                Exit::Unsupported
-            }
+            Self::Refused(_)
+            | Self::Rejected
+            | Self::NothingInCommon { .. }
+            | Self::RulesTooMany(_)
+            | Self::RulesTooLong(_) => Exit::Unsupported,
             Self::Version(_)
             | Self::OptionVersion { .. }
             | Self::Index(_)

@@ -36,12 +36,23 @@ const COUNTED_STEPS: u64 = 1 << 31;
 /// Steps that the client's rules may cost for one name: some eight milliseconds. More are counted as all that a session
 /// may have.
 const NAME_STEPS: u64 = 1 << 22;
+/// Permissions of a directory.
+const READ_BY_OTHERS: u16 = 0o4;
+const SEARCHED_BY_OTHERS: u16 = 0o1;
+
+/// Whether everybody may list what is in a directory, by its own permissions.
+pub fn is_listed_to_others(dir: Row<'_>) -> bool {
+    let both = READ_BY_OTHERS | SEARCHED_BY_OTHERS;
+    dir.permissions() & both == both
+}
 
 /// What one client may not see: by its own rules, and by those of the module.
 #[derive(Debug, Default)]
 pub struct Rules {
     client: Ordered,
     module: Arc<ModuleRules>,
+    /// Directories that not everybody may read are not gone into.
+    is_public_only: bool,
     /// Steps so far.
     steps: AtomicU64,
     /// Those that are counted.
@@ -129,23 +140,53 @@ impl Rules {
         Self { module, ..self }
     }
 
+    /// The same, where directories show what is in them by their permissions for everybody else.
+    pub fn public_only(self, is_public_only: bool) -> Self {
+        Self { is_public_only, ..self }
+    }
+
     /// Names of per-directory merge files (`.cvsignore`, `.rsync-filter`) that the rules ask for.
     pub fn merge_files(&self) -> impl Iterator<Item = &[u8]> {
         self.merges().map(|path| split(path).1)
     }
 
     /// Refuses rules whose merge files stand in the list: in `under` or below it, or above it, where they may be looked
-    /// for too. The index has no contents, so what they say is not known. Empty files say nothing.
+    /// for too. The index has no contents, so what they say is not known. Empty files say nothing, and files that the
+    /// module's rules hide are not there.
     pub fn check_merges(&self, list: ListRef<'_>, under: &[u8]) -> Result<(), RuleError> {
         let rules: BTreeMap<&[u8], &[u8]> = self.merges().map(|path| (split(path).1, path)).collect();
         for dir in list.dirs().filter(|_| !rules.is_empty()) {
-            let Some((name, rule)) = merge_file(dir, &rules) else { continue };
+            let mut found = merge_files(dir, &rules).peekable();
+            if found.peek().is_none() {
+                continue;
+            }
             let path = dir.path();
-            if related(&path, under) || related(under, &path) {
-                return Err(RuleError::DirMerge { rule: shown(rule), file: shown(&join(&path, name)) });
+            if !related(&path, under) && !related(under, &path) {
+                continue;
+            }
+            let files = found.map(|(name, rule)| (join(&path, name), rule));
+            let is_there = |file: &[u8]| !self.module.hides_file(file) && self.may_reach(list, dir);
+            if let Some((file, rule)) = files.into_iter().find(|(file, _)| is_there(file)) {
+                return Err(RuleError::DirMerge { rule: shown(rule), file: shown(&file) });
             }
         }
         Ok(())
+    }
+
+    /// Whether what is in a directory may be named.
+    fn may_reach<'a>(&self, list: ListRef<'a>, mut dir: Dir<'a>) -> bool {
+        while self.may_enter(list.row(dir.row())) {
+            if dir.number() == 0 {
+                return true;
+            }
+            dir = list.dir(dir.parent());
+        }
+        false
+    }
+
+    /// Whether directories that not everybody may read are closed: the client is told of each in its list.
+    pub fn is_public_only(&self) -> bool {
+        self.is_public_only
     }
 
     /// Whether nothing below the root is hidden, so that a list made without rules serves. The module's
@@ -164,7 +205,11 @@ impl Rules {
         name: usize,
         goes_on: impl FnMut() -> bool,
     ) -> Option<bool> {
-        if self.nothing() { Some(true) } else { void::is_void(self, list, dir, name, goes_on) }
+        match () {
+            () if self.nothing() => Some(true),
+            () if self.is_public_only => Some(false),
+            () => void::is_void(self, list, dir, name, goes_on),
+        }
     }
 
     /// Whether the rules have cost more than any honest ones do; from then on everything is hidden. To be
@@ -186,7 +231,7 @@ impl Rules {
     /// Bytes that are equal for rules that hide the same. Part of the name of a cached list.
     pub fn key(&self) -> Vec<u8> {
         let module = self.module.0.key();
-        [&(module.len() as u64).to_le_bytes(), module, self.client.key()].concat()
+        [&[u8::from(self.is_public_only)][..], &(module.len() as u64).to_le_bytes(), module, self.client.key()].concat()
     }
 
     fn excluding(&self) -> impl Iterator<Item = &Link> {
@@ -233,8 +278,16 @@ impl Hides for Rules {
         self.module.0.excluding().next().is_some()
     }
 
+    fn may_enter(&self, dir: Row<'_>) -> bool {
+        !self.is_public_only || dir.permissions() & SEARCHED_BY_OTHERS != 0
+    }
+
+    fn may_list(&self, dir: Row<'_>) -> bool {
+        !self.is_public_only || is_listed_to_others(dir)
+    }
+
     fn nothing(&self) -> bool {
-        self.excluding().next().is_none()
+        !self.is_public_only && self.excluding().next().is_none()
     }
 }
 
@@ -267,6 +320,17 @@ impl ModuleRules {
     pub fn hides(&self, path: &[u8], is_dir: bool) -> bool {
         self.0.excludes(&Subject::new(path, 0, is_dir), &mut 0, u64::MAX)
     }
+
+    /// Whether the module has no file of that name, whatever is there: the rules hide it, or a directory on the way to it.
+    pub fn hides_file(&self, path: &[u8]) -> bool {
+        let dirs = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(end, _)| &path[..end]);
+        self.may_hide() && (dirs.into_iter().any(|dir| self.hides(dir, true)) || self.hides(path, false))
+    }
+
+    /// Whether there is anything that the rules could hide.
+    pub fn may_hide(&self) -> bool {
+        self.0.excluding().next().is_some() || self.0.merges().next().is_some()
+    }
 }
 
 impl RuleError {
@@ -279,18 +343,22 @@ impl RuleError {
     }
 }
 
-/// A file in the directory that some rule names and that has something to say, with the rule. Rules can name more
-/// than there is.
-fn merge_file<'a>(dir: Dir<'a>, rules: &BTreeMap<&'a [u8], &'a [u8]>) -> Option<(&'a [u8], &'a [u8])> {
+/// The files in the directory that some rule names and that have something to say, each with the rule. Rules can name
+/// more than there is.
+fn merge_files<'a>(
+    dir: Dir<'a>,
+    rules: &'a BTreeMap<&'a [u8], &'a [u8]>,
+) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
     let says = |row: Row<'_>| match row.file_type() {
         FileType::File => row.size() > 0,
         file_type => file_type == FileType::Symlink,
     };
-    if rules.len() < dir.files().len() {
-        rules.iter().find(|(name, _)| dir.child(name).is_some_and(says)).map(|(&name, &rule)| (name, rule))
-    } else {
-        dir.children().filter(|&(_, row)| says(row)).find_map(|(name, _)| Some((name, *rules.get(name)?)))
-    }
+    let are_few = rules.len() < dir.files().len();
+    let named = rules.iter().filter(move |(name, _)| dir.child(name).is_some_and(says));
+    let named = are_few.then(|| named.map(|(&name, &rule)| (name, rule)));
+    let there = dir.children().filter(move |&(_, row)| says(row));
+    let there = (!are_few).then(|| there.filter_map(|(name, _)| Some((name, *rules.get(name)?))));
+    named.into_iter().flatten().chain(there.into_iter().flatten())
 }
 
 /// Whether `path` is `dir` or below it.

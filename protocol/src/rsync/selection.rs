@@ -13,14 +13,16 @@ mod paths;
 use std::collections::BTreeMap;
 
 use crate::limits;
-use crate::list::ListRef;
+use crate::list::{ListRef, Row};
 use crate::path;
 use crate::rsync::replies::Severity;
 use crate::rsync::version::Version;
 
 use locate::Locator;
+pub use locate::visible;
 use marks::Marks;
 use paths::Asked;
+pub use paths::tidy;
 
 pub use follow::Follow;
 pub(crate) use follow::{LINKS, Lost, Standing};
@@ -79,6 +81,22 @@ pub trait Hides {
 
     /// Whether the module has rules of its own.
     fn has_module_rules(&self) -> bool {
+        true
+    }
+
+    /// Whether the module's own rules hide an entry by its own path, whatever path led to it. Those of the directories on
+    /// the way to it are not asked for.
+    fn module_hides_row(&self, list: ListRef<'_>, row: Row<'_>) -> bool {
+        self.has_module_rules() && self.module_hides(&list.path(row.number()), row.is_dir())
+    }
+
+    /// Whether what is in a directory may be named: else its name is all that there is of it.
+    fn may_enter(&self, _dir: Row<'_>) -> bool {
+        true
+    }
+
+    /// Whether the names in a directory may be listed.
+    fn may_list(&self, _dir: Row<'_>) -> bool {
         true
     }
 
@@ -153,6 +171,14 @@ pub enum Why {
     NoReferentBehindLinks,
     /// A directory that is listed, and that too many symlinks lead to for its contents to be.
     Unopened,
+    /// The way to the entry leads through a directory that may not be gone into.
+    EntryDenied,
+    /// The directory to go into may not be, or one on the way to it.
+    DirectoryDenied,
+    /// An entry found in a directory: a symlink that is to be followed, through a directory that may not be gone into.
+    ReferentDenied,
+    /// A directory that is listed, and whose contents may not be.
+    Closed,
     /// A directory, and the client wants none.
     Skipped,
     /// The directory of an entry that is listed to be deleted. Its path's first so many bytes are the first of
@@ -179,6 +205,10 @@ impl Missing {
             Why::NoEntryBehindLinks => ("link_stat", "Too many levels of symbolic links (40)"),
             Why::NoDirectoryBehindLinks => ("change_dir", "Too many levels of symbolic links (40)"),
             Why::Unopened => ("opendir", "Too many levels of symbolic links (40)"),
+            Why::EntryDenied => ("link_stat", "Permission denied (13)"),
+            Why::DirectoryDenied => ("change_dir", "Permission denied (13)"),
+            Why::Closed => ("opendir", "Permission denied (13)"),
+            Why::ReferentDenied => return vec![self.unreadable(module, "Permission denied (13)")],
             Why::NoReferentOnTheWay => return vec![self.unreadable(module, "Not a directory (20)")],
             Why::NoReferentBehindLinks => {
                 return vec![self.unreadable(module, "Too many levels of symbolic links (40)")];
@@ -207,8 +237,12 @@ impl Missing {
             Lost::NotDirectory => Why::NoReferentOnTheWay,
             Lost::TooManyLinks => Why::NoReferentBehindLinks,
             Lost::Unopened => Why::Unopened,
+            Lost::Denied => Why::ReferentDenied,
+            Lost::Closed => Why::Closed,
         };
-        Self { path: [b"/", path].concat(), why }
+        // Of the directory that names are relative to, the path ends in a slash.
+        let dot: &[u8] = if path.ends_with(b"/") { b"." } else { b"" };
+        Self { path: [b"/", path, dot].concat(), why }
     }
 
     fn unreadable(&self, module: &str, error: &str) -> Vec<u8> {

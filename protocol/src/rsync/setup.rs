@@ -132,6 +132,7 @@ impl Setup {
             acls: options.acls,
             xattrs: options.xattrs,
             checksum: options.checksum.then_some(digest),
+            public_digests: false,
             munged: false,
             chmod: Chmod::default(),
         }

@@ -41,7 +41,7 @@ impl Modules {
             format!("[[repository]]\nname = \"{name}\"\nroot = \"{root}\"\nstore = \"store-{name}\"\n{more}\n")
         };
         let config = [
-            "[daemon]\nlisten = \"127.0.0.1:0\"\n".to_owned(),
+            "[daemon]\nlisten = \"127.0.0.1:0\"\nserve_private = true\n".to_owned(),
             module("repo", "comment = \"The whole tree\""),
             module(
                 "private",
@@ -153,7 +153,8 @@ fn what_a_read_only_module_refuses_is_refused() {
 /// Both daemons with the tree as modules `m0`, `m1` and so on, each with lines in rsyncd.conf's words and in ours.
 fn both(world: &World, modules: &[(String, String)]) -> (Stock, Server) {
     let root = world.src().display().to_string();
-    let (mut stock, mut ours) = (String::new(), "[daemon]\nlisten = \"127.0.0.1:0\"\n".to_owned());
+    let (mut stock, mut ours) =
+        (String::new(), "[daemon]\nlisten = \"127.0.0.1:0\"\nserve_private = true\n".to_owned());
     for (number, (theirs, lines)) in modules.iter().enumerate() {
         stock += &format!("[m{number}]\npath = {root}\n{theirs}\n");
         ours += &format!("[[repository]]\nname = \"m{number}\"\nroot = \"{root}\"\nstore = \"m{number}\"\n{lines}\n");

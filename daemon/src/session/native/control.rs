@@ -13,6 +13,7 @@ use super::{Session, UnderWay};
 use crate::damage;
 use crate::edition::Pinned;
 use crate::session::{Ended, touch};
+use crate::visible::Visible;
 
 /// Payload bytes of one frame of a control answer.
 const CHUNK: usize = 256 << 10;
@@ -59,7 +60,8 @@ impl Session {
     }
 
     async fn announce(&self, number: u32) -> Result<Option<Reply>, Ended> {
-        let announcement = wire::Repository::encode_all(&self.shared.registry.announcement());
+        let visible = Visible::new(&self.shared.registry, self.peer.ip());
+        let announcement = wire::Repository::encode_all(&visible.announcement());
         self.send_chunks(number, &announcement).await?;
         Ok(None)
     }
@@ -227,7 +229,12 @@ fn check_records(pinned: &Pinned, items: &[Item]) -> Vec<bool> {
         bytes += record(pinned, item).len();
         fits
     };
-    items.iter().take(PIECES / 2).take_while(room).map(|item| is_right(pinned, item)).collect()
+    items
+        .iter()
+        .take(PIECES / 2)
+        .take_while(room)
+        .map(|item| pinned.may_send(item.row) && is_right(pinned, item))
+        .collect()
 }
 
 fn is_file(pinned: &Pinned, item: &Item) -> bool {

@@ -14,6 +14,7 @@ use super::control::{self, Answer};
 use super::{Session, UnderWay, data};
 use crate::edition::Pinned;
 use crate::session::Ended;
+use crate::visible::{Unavailable, Visible};
 
 /// Bytes read ahead of the requests: many small ones.
 const READ_AHEAD: usize = 4 << 10;
@@ -124,12 +125,8 @@ impl Session {
     }
 
     fn pin(&self, pins: &mut Pins, name: &str) -> Result<Answer, Answer> {
-        let repository = self.shared.registry.find(name).ok_or_else(|| {
-            Answer::Refusal(ErrorCode::UnknownRepository, format!("there is no repository '{name}' here"))
-        })?;
-        if !repository.hosts.admit(self.peer.ip()) || !repository.users.is_everybody() {
-            return Err(Answer::Refusal(ErrorCode::Refused, format!("access to the repository '{name}' is denied")));
-        }
+        let visible = Visible::new(&self.shared.registry, self.peer.ip());
+        let repository = visible.find_native(name).map_err(|why| refusal(name, why))?;
         let edition = repository.current().ok_or_else(|| {
             Answer::Refusal(ErrorCode::NotIndexed, format!("the repository '{name}' {}", repository.absence()))
         })?;
@@ -138,6 +135,19 @@ impl Session {
         let (handle, pinned) = pins.add(pinned)?;
         Ok(Answer::Head(handle, pinned))
     }
+}
+
+/// What a client hears of a repository that it does not get.
+fn refusal(name: &str, why: Unavailable) -> Answer {
+    let (code, message) = match why {
+        Unavailable::Unknown => (ErrorCode::UnknownRepository, format!("there is no repository '{name}' here")),
+        Unavailable::Denied => (ErrorCode::Refused, format!("access to the repository '{name}' is denied")),
+        Unavailable::HidesNames => {
+            let why = "hides names by rules that only rsync clients can be held to: use rsync:// for it";
+            (ErrorCode::Refused, format!("the repository '{name}' {why}"))
+        }
+    };
+    Answer::Refusal(code, message)
 }
 
 enum Resolved {

@@ -315,10 +315,16 @@ impl Answers {
             .algorithm()
             .indexed(&digests, indexed(self.list()))
             .filter(|_| covers_all || self.algorithm() == Algorithm::None);
-        let read_from = if covers_all && digest.is_none() { 0 } else { from };
         let is_redo = ndx < self.asked_to;
+        let read_from = if covers_all && (digest.is_none() || is_redo) { 0 } else { from };
         self.asked_to = self.asked_to.max(ndx.saturating_add(1));
         Ok(Answer::File(Content { request, row, read_from, from, size, digest, is_redo }))
+    }
+
+    /// Whether the digest of a file is computed as it goes out: where the index has none, and where a client found what
+    /// came before wrong.
+    fn hashes(&self, file: &Content) -> bool {
+        file.digest.is_none() || file.is_redo && self.algorithm() != Algorithm::None
     }
 
     fn algorithm(&self) -> Algorithm {
@@ -372,7 +378,7 @@ impl Framing for Answers {
 
     /// A digest that the index lacks is computed; and who wants none would not notice what changes under way.
     fn looks_at_bytes(&self, order: &Answering, item: u32) -> bool {
-        let is_known = |answer: &Answer| matches!(answer, Answer::File(file) if file.digest.is_some());
+        let is_known = |answer: &Answer| matches!(answer, Answer::File(file) if !self.hashes(file));
         self.algorithm() == Algorithm::None || !order.items.get(item as usize).is_some_and(is_known)
     }
 

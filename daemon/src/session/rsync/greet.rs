@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillmirror_protocol::rsync::arguments::Options;
 use stillmirror_protocol::rsync::auth::{self, CHALLENGE_BYTES, Proof};
@@ -10,15 +10,17 @@ use stillmirror_protocol::rsync::fault::{Farewell, Fault};
 use stillmirror_protocol::rsync::greeting::{Event, Greeting, GreetingOffer};
 use stillmirror_protocol::rsync::version::Version;
 use stillmirror_protocol::rsync::{replies, setup};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Input, Session};
 use crate::admission::{Admission, Arrival, Place, Turn};
 use crate::edition::Pinned;
 use crate::listener::Stranger;
+use crate::logins::LONGEST_DELAY;
 use crate::operator_file;
 use crate::repository::Repository;
 use crate::session::Ended;
+use crate::visible::{Unavailable, Visible};
 
 /// How long a client may take to say who it is: its user may be typing.
 const LOGIN: Duration = Duration::from_secs(60);
@@ -28,6 +30,12 @@ const SIGN: Duration = Duration::from_millis(700);
 const MOTD_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a message of the day.
 const MOTD_BYTES: u64 = 64 << 10;
+
+/// Who a client says that its user is.
+struct Credentials {
+    user: Vec<u8>,
+    proof: Proof,
+}
 
 /// A client that was let in, and what it asked for.
 pub(super) struct Welcome {
@@ -84,10 +92,18 @@ impl Session {
         name: &[u8],
         stranger: Stranger,
     ) -> Result<(Arc<Pinned>, [Option<Place>; 2], Box<Options>), Ended> {
-        let repository = Arc::clone(self.find(name)?);
-        let user = tokio::select! {
-            user = timeout(LOGIN.max(self.shared.limits.handshake), self.log_in(greeting, input, &repository)) => {
-                user.map_err(|_| Ended::HalfRequest)??
+        let visible = Visible::new(&self.shared.registry, self.peer.ip());
+        let coming_in = async {
+            let repository = match visible.find_module(name) {
+                Ok(repository) => Arc::clone(repository),
+                Err(why) => return Err(self.refuse(greeting, input, name, why, &visible).await?),
+            };
+            let user = self.log_in(greeting, input, &repository).await?;
+            Ok((repository, user))
+        };
+        let (repository, user) = tokio::select! {
+            known = timeout(LOGIN.max(self.shared.limits.handshake) + LONGEST_DELAY, coming_in) => {
+                known.map_err(|_| Ended::HalfRequest)??
             }
             () = stranger.evicted() => return Err(Ended::HalfRequest),
             () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
@@ -109,16 +125,27 @@ impl Session {
         }
     }
 
-    /// The repository of that name, if it is there for this address.
-    fn find(&self, name: &[u8]) -> Result<&Arc<Repository>, Ended> {
+    /// What a client hears of a module that it does not get. Where a module that is not listed would ask for its user, it
+    /// is asked for all the same.
+    async fn refuse(
+        &self,
+        greeting: &mut Greeting,
+        input: &mut Input,
+        name: &[u8],
+        why: Unavailable,
+        visible: &Visible<'_>,
+    ) -> Result<Ended, Ended> {
         let shown = String::from_utf8_lossy(name);
-        let repository = std::str::from_utf8(name).ok().and_then(|name| self.shared.registry.find(name));
-        let repository = repository.ok_or_else(|| Ended::Refused(format!("Unknown module '{shown}'")))?;
-        let address = self.peer.ip().to_canonical();
-        if !repository.hosts.admit(address) {
-            return Err(Ended::Refused(format!("access denied to {shown} from {address} ({address})")));
+        if why == Unavailable::Denied {
+            let address = self.peer.ip().to_canonical();
+            return Ok(Ended::Refused(format!("access denied to {shown} from {address} ({address})")));
         }
-        Ok(repository)
+        let Some(unlisted) = visible.unlisted_with_users() else {
+            return Ok(Ended::Refused(format!("Unknown module '{shown}'")));
+        };
+        let Credentials { user, proof } = self.ask_for_user(greeting, input).await?;
+        self.is_known(unlisted, &user, proof).await?;
+        Ok(self.login_failed(&shown, &user))
     }
 
     /// The user's name, where one is asked for.
@@ -131,17 +158,36 @@ impl Session {
         if repository.users.is_everybody() {
             return Ok(None);
         }
+        let Credentials { user, proof } = self.ask_for_user(greeting, input).await?;
+        if !self.is_known(repository, &user, proof).await? {
+            return Err(self.login_failed(&repository.name, &user));
+        }
+        self.shared.logins.succeeded(self.peer.ip());
+        Ok(Some(String::from_utf8_lossy(&user).into_owned()))
+    }
+
+    /// Asks a client who its user is. Who failed before waits here, before it is known whether it fails again.
+    async fn ask_for_user(&self, greeting: &mut Greeting, input: &mut Input) -> Result<Credentials, Ended> {
         let mut random = [0; CHALLENGE_BYTES];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
         greeting.challenge(auth::challenge(&random))?;
         let Event::Credentials { user, proof } = self.event(greeting, input).await? else {
             return Err(Ended::HalfRequest);
         };
-        if self.is_known(repository, &user, proof).await? {
-            return Ok(Some(String::from_utf8_lossy(&user).into_owned()));
+        let Some(wait) = self.shared.logins.begin(self.peer.ip(), Instant::now()) else {
+            tracing::warn!(peer = %self.peer, user = %user.escape_ascii(), "login refused: too many before it failed");
+            return Err(Ended::Refused("too many logins from your address failed -- try again later".to_owned()));
+        };
+        tokio::select! {
+            () = sleep(wait) => Ok(Credentials { user, proof }),
+            () = self.shared.stopping.cancelled() => Err(Ended::Stopping),
         }
-        tracing::warn!(peer = %self.peer, module = repository.name, user = %user.escape_ascii(), "login failed");
-        Err(Ended::Refused(format!("auth failed on module {}", repository.name)))
+    }
+
+    fn login_failed(&self, module: &str, user: &[u8]) -> Ended {
+        self.shared.logins.failed(self.peer.ip(), Instant::now());
+        tracing::warn!(peer = %self.peer, module, user = %user.escape_ascii(), "login failed");
+        Ended::Refused(format!("auth failed on module {module}"))
     }
 
     async fn is_known(&self, repository: &Arc<Repository>, user: &[u8], proof: Proof) -> Result<bool, Ended> {

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stillmirror_protocol::list::ListRef;
+use stillmirror_protocol::list::{ListRef, Row};
 use stillmirror_protocol::rsync::arguments::FilesFrom;
 use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Class;
 use stillmirror_protocol::rsync::replies::Replies;
 use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::rules::Rules;
-use stillmirror_protocol::rsync::selection::{Hides, Missing, Selecting, Selection};
+use stillmirror_protocol::rsync::selection::{self, Hides, Missing, Selecting, Selection};
 use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
@@ -95,7 +95,8 @@ impl Session {
         let rules = self.without_void(settled, rules).await?;
         let module = &settled.pinned.repository.module;
         let (nameless, munged, chmod) = (module.numeric_ids, module.munge_symlinks, module.outgoing_chmod);
-        let class = Class { nameless, munged, chmod, ..settled.setup.class(&settled.options) };
+        let public_digests = settled.pinned.repository.is_public_only;
+        let class = Class { nameless, munged, chmod, public_digests, ..settled.setup.class(&settled.options) };
         Ok(Selected { selection, rules, class })
     }
 
@@ -140,9 +141,10 @@ impl Session {
             let Settled { pinned, options, .. } = &*settled;
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
-            let rules = rules.within(Arc::clone(&pinned.repository.rules));
+            let rules = rules.within(Arc::clone(&pinned.repository.rules)).public_only(has_closed_dirs(pinned));
             let one = options.paths.first().filter(|_| options.wanted().may_be_incremental());
-            let under = one.map(|path| transferred(path).0).filter(|dir| is_own_path(settled.list_at_first(), dir));
+            let is_own = |dir: &&[u8]| is_own_path(settled.list_at_first(), &rules, dir);
+            let under = one.map(|path| transferred(path).0).filter(is_own);
             rules.check_merges(pinned.edition.generation.list(), under.unwrap_or_default())?;
             Ok(rules)
         })
@@ -252,7 +254,7 @@ pub(super) fn are_void(
         return None;
     }
     let (dir, name) = transferred(&options.paths[0]);
-    if !is_own_path(list, dir) {
+    if !is_own_path(list, rules, dir) {
         return None;
     }
     let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
@@ -267,9 +269,16 @@ fn transferred(path: &[u8]) -> (&[u8], usize) {
     }
 }
 
-/// Whether rules see this very path: it has no `.` or `..`, and leads through no symlink.
-fn is_own_path(list: ListRef<'_>, path: &[u8]) -> bool {
-    list.find(path).is_some_and(|row| row.target().is_none())
+/// Whether there are directories that are closed to clients. May read the permissions of all.
+pub(super) fn has_closed_dirs(pinned: &Pinned) -> bool {
+    pinned.repository.is_public_only && pinned.edition.has_closed_dirs()
+}
+
+/// Whether rules see this very path: it has no `.` or `..`, leads through no symlink, and the module's own hide nothing
+/// of it.
+fn is_own_path(list: ListRef<'_>, rules: &Rules, path: &[u8]) -> bool {
+    let is_own = |path: &[u8]| selection::visible(list, rules, path).is_some_and(|row| row.target().is_none());
+    selection::tidy(path) == path && is_own(path)
 }
 
 /// Looks up the next paths of the command line; whether these were the last.
@@ -322,14 +331,18 @@ struct NameFile {
 }
 
 impl NameFile {
-    /// Opens it, if it is the indexed one and not too large for what it is to be.
+    /// Opens it, if it is the indexed one and not too large for what it is to be. Of what the module's rules hide, the
+    /// client does not hear whether it is there.
     fn open(pinned: &Pinned, path: &[u8]) -> Result<Self, Ended> {
         let refused = || Ended::Refused(format!("failed to open files-from file {}", path::Escaped(path)));
         let generation = &pinned.edition.generation;
-        let path = path.strip_prefix(b"/").unwrap_or(path);
-        let row = generation.list().find(path).filter(|row| row.is_file() && row.size() <= NAMES_BYTES);
-        let row = row.ok_or_else(refused)?;
-        let file = pinned.edition.tree.open_file(path, pinned.edition.tree.indexed(generation, row.number()));
+        let path = selection::tidy(path);
+        if pinned.repository.rules.hides_file(&path) {
+            return Err(Fault::Rejected.into());
+        }
+        let is_fit = |row: &Row<'_>| row.is_file() && row.size() <= NAMES_BYTES && pinned.may_send(row.number());
+        let row = generation.list().find(&path).filter(is_fit).ok_or_else(refused)?;
+        let file = pinned.edition.tree.open_file(&path, pinned.edition.tree.indexed(generation, row.number()));
         Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, begun: Vec::new() })
     }
 

@@ -2,8 +2,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use stillmirror_daemon::{Config, Hosts, Users};
-use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, Request, ServerHello};
+use stillmirror_daemon::{Config, Hosts, ModuleRules, Users};
+use stillmirror_protocol::wire::{self, ClientHello, ErrorCode, HELLO_BYTES, Request, ServerHello};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -239,4 +239,129 @@ async fn a_client_beyond_the_cap_is_told_that_it_waits_and_then_served() {
         .await;
         assert!(first.is_none(), "the second did not wait");
     }
+}
+
+/// What a native client is told that there is: names, and whether each has a head.
+async fn announced(server: &Server) -> Vec<(String, bool)> {
+    let answer = soon(async { server.client().await.ask(&Request::Repositories).await }).await;
+    let all = wire::Repository::decode_all(&answer.bytes).unwrap();
+    all.into_iter().map(|repository| (repository.name, !repository.head.is_empty())).collect()
+}
+
+/// What a native client hears that asks for a repository, its name taken out.
+async fn asked_for(server: &Server, name: &str) -> Option<(ErrorCode, String)> {
+    let head = Request::Head { repository: name.to_owned() };
+    let answer = soon(async { server.client().await.ask(&head).await }).await;
+    answer.error.map(|(code, message)| (code, message.replace(&format!("'{name}'"), "'NAME'")))
+}
+
+#[tokio::test]
+async fn a_repository_with_rules_that_hide_is_no_native_clients_unless_the_operator_says_so() {
+    let fixture = Fixture::with(&[("keep", b"x"), ("secret", b"y")]);
+    let words = |word: &str| vec![word.to_owned()];
+    let file = fixture.dir.path().join("patterns");
+    std::fs::write(&file, "/secret\n").unwrap();
+    let hiding = [
+        ModuleRules { exclude: words("/secret"), ..ModuleRules::default() },
+        ModuleRules { filter: words("- /secret"), ..ModuleRules::default() },
+        ModuleRules { exclude_from: Some(file), ..ModuleRules::default() },
+    ];
+    for rules in hiding {
+        let with = |natively| {
+            let rules = rules.clone();
+            fixture.config(move |config| {
+                config.repositories[0].module.rules = rules;
+                config.repositories[0].serve_hidden_natively = natively;
+            })
+        };
+        let server = Server::start(with(false)).await;
+        assert!(announced(&server).await.is_empty(), "{rules:?}");
+        let (code, message) = asked_for(&server, "repo").await.unwrap();
+        assert!(code == ErrorCode::Refused && message.contains("rules"), "{message}");
+        rsync(&server, &["-r", "--list-only"], "repo/", None).await.exits(0).says("keep");
+        let server = Server::start(with(true)).await;
+        assert_eq!((announced(&server).await.len(), asked_for(&server, "repo").await), (1, None), "{rules:?}");
+    }
+    let keeping = ModuleRules { include: words("*"), filter: words("+ /keep"), ..ModuleRules::default() };
+    let server = Server::start(fixture.config(|config| config.repositories[0].module.rules = keeping)).await;
+    assert_eq!((announced(&server).await.len(), asked_for(&server, "repo").await), (1, None));
+}
+
+#[tokio::test]
+async fn heads_are_shown_to_those_who_may_have_the_repository() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let deny = Hosts { allow: Vec::new(), deny: vec!["127.0.0.0/8".parse().unwrap()] };
+    let denied = Server::start(fixture.config(|config| config.repositories[0].hosts = deny)).await;
+    let users = users(&fixture);
+    let private = Server::start(fixture.config(|config| config.repositories[0].users = users)).await;
+    for (server, is_shown) in [(&fixture.serve().await, true), (&denied, false), (&private, false)] {
+        assert_eq!(announced(server).await, [("repo".to_owned(), is_shown)]);
+    }
+}
+
+/// Anna, whose password is `right`.
+fn users(fixture: &Fixture) -> Users {
+    let secrets = fixture.dir.path().join("secrets");
+    std::fs::write(&secrets, "anna:right\n").unwrap();
+    std::fs::set_permissions(&secrets, std::fs::Permissions::from_mode(0o600)).unwrap();
+    Users { names: vec!["anna".to_owned()], secrets }
+}
+
+/// How a stock client ends that asks for a module as Anna, the module's name taken out.
+async fn log_in(server: &Server, name: &str, address: &str, password: &str) -> (Option<i32>, String) {
+    let options = ["-r", "--list-only", &format!("--address={address}")];
+    let ran = rsync_with(server, &options, &format!("{name}/"), None, |command| {
+        command.env("RSYNC_PASSWORD", password).env("USER", "anna").env("LOGNAME", "anna");
+    })
+    .await;
+    (ran.code, ran.err.replace(name, "NAME"))
+}
+
+#[tokio::test]
+async fn of_a_repository_that_is_not_listed_a_client_hears_what_it_hears_of_one_that_is_not_there() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let (users, denying) = (users(&fixture), Hosts { allow: Vec::new(), deny: vec!["127.0.0.1".parse().unwrap()] });
+    for (has_users, is_denied) in [(true, false), (false, true), (true, true)] {
+        let change = |config: &mut Config| {
+            let repository = &mut config.repositories[0];
+            repository.list = false;
+            repository.users = if has_users { users.clone() } else { Users::default() };
+            repository.hosts = if is_denied { denying.clone() } else { Hosts::default() };
+        };
+        let server = Server::start(fixture.config(change)).await;
+        let (there, absent) = (asked_for(&server, "repo").await, asked_for(&server, "none").await);
+        assert_eq!(there, absent, "users: {has_users}, denied: {is_denied}");
+        assert_eq!(there.unwrap().0, ErrorCode::UnknownRepository);
+        for password in ["wrong", ""] {
+            let there = log_in(&server, "repo", "127.0.0.1", password).await;
+            let absent = log_in(&server, "none", "127.0.0.1", password).await;
+            assert_eq!(there, absent, "users: {has_users}, denied: {is_denied}");
+            assert_eq!(there.0, Some(5), "{}", there.1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_fails_to_log_in_waits_and_nobody_else() {
+    let fixture = Fixture::with(&[("a", b"x")]);
+    let users = users(&fixture);
+    let server = Server::start(fixture.config(|config| config.repositories[0].users = users)).await;
+    let server = std::sync::Arc::new(server);
+    for _ in 0..4 {
+        assert_eq!(log_in(&server, "repo", "127.0.0.2", "wrong").await.0, Some(5));
+    }
+    // By now each attempt waits for a second, one behind the other.
+    let attempts = (0..4).map(|_| {
+        let server = std::sync::Arc::clone(&server);
+        tokio::spawn(async move { log_in(&server, "repo", "127.0.0.2", "right").await.0 })
+    });
+    let attempts: Vec<_> = attempts.collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(log_in(&server, "repo", "127.0.0.1", "right").await.0, Some(0));
+    assert!(attempts.iter().any(|attempt| !attempt.is_finished()), "nobody waits");
+    let mut codes = Vec::new();
+    for attempt in attempts {
+        codes.push(soon(attempt).await.unwrap());
+    }
+    assert_eq!(codes, [Some(0); 4]);
 }

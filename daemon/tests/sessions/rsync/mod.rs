@@ -2,9 +2,11 @@
 
 mod access;
 mod alive;
+mod hidden;
 mod hostile;
 mod lists;
 /// Lists of single clients.
 mod own_lists;
 mod pulls;
+mod rotten;
 pub(crate) mod support;

@@ -42,6 +42,8 @@ pub struct Class {
     pub xattrs: bool,
     /// `-c`.
     pub checksum: Option<ListDigest>,
+    /// The sender's own choice to tell digests of those files alone that everybody may read.
+    pub public_digests: bool,
     /// The sender's own choice to strip from symlinks' targets what a receiving daemon put before them.
     pub munged: bool,
     /// The sender's own choice of other permissions.
@@ -91,6 +93,7 @@ impl Class {
             acls: false,
             xattrs: false,
             checksum: None,
+            public_digests: false,
             munged: false,
             chmod: Chmod::default(),
         }
@@ -111,6 +114,7 @@ impl Class {
             id0_names: self.id0_names && ids && !self.numeric_ids && !self.incremental,
             safe_list: self.safe_list && !self.varint_flags && !facts.error_on_end_mark,
             links: self.links && !list.archived().targets.is_empty(),
+            public_digests: self.public_digests && self.checksum.is_some(),
             munged: self.munged && self.links && !list.archived().targets.is_empty(),
             hard_links: self.hard_links && (facts.links == LinkForm::InodeOfEveryFile || list.links().len() > 0),
             devices: self.devices && !list.archived().major.is_empty(),
@@ -162,7 +166,8 @@ impl Class {
             Some(ListDigest::Md5) => (2, 16),
             Some(ListDigest::Unknown(len)) => (3, len),
         };
-        [self.version.number() as u8, low, high, kind, len].into_iter().chain(self.chmod.key()).collect()
+        let public = u8::from(self.public_digests);
+        [self.version.number() as u8, low, high, kind, len, public].into_iter().chain(self.chmod.key()).collect()
     }
 }
 

@@ -273,7 +273,7 @@ impl EntryEncoder {
             self.before.device_sent = true;
         }
         if let Some(digest) = self.class.checksum {
-            self.put_digest(digest, row, kind, out);
+            self.put_digest(digest, list, row, kind, out);
         }
     }
 
@@ -307,9 +307,10 @@ impl EntryEncoder {
         }
     }
 
-    fn put_digest(&self, digest: ListDigest, row: Row<'_>, kind: u32, out: &mut Vec<u8>) {
+    fn put_digest(&self, digest: ListDigest, list: ListRef<'_>, row: Row<'_>, kind: u32, out: &mut Vec<u8>) {
         if kind == FILE {
-            let digests = row.digests().unwrap_or_default();
+            let is_told = !self.class.public_digests || list.is_public(row.number());
+            let digests = row.digests().filter(|_| is_told).unwrap_or_default();
             match digest {
                 ListDigest::Xxh128 => out.extend_from_slice(&digests.xxh128),
                 ListDigest::Md5 => out.extend_from_slice(&digests.md5),

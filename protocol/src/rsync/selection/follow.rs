@@ -30,6 +30,10 @@ pub(crate) enum Lost {
     /// It leads to a directory, but there are as many symlinks on the way as there may be: stock rsync lists such a
     /// directory, and cannot open it.
     Unopened,
+    /// It leads through a directory that may not be gone into.
+    Denied,
+    /// It leads to a directory whose contents may not be listed.
+    Closed,
 }
 
 /// What a symlink stands for.
@@ -134,6 +138,7 @@ pub(super) fn resolve(
         match name {
             b"" | b"." => continue,
             b".." => {
+                enter(list, hides, dir)?;
                 at = list.dir(list.dir(dir).parent()).row();
                 continue;
             }
@@ -155,13 +160,15 @@ pub(super) fn resolve(
     Ok(Target { row: at, links })
 }
 
+/// The number of a directory, if it may be gone into.
+pub(super) fn enter(list: ListRef<'_>, hides: &impl Hides, dir: u32) -> Result<u32, Lost> {
+    if hides.may_enter(list.row(list.dir(dir).row())) { Ok(dir) } else { Err(Lost::Denied) }
+}
+
 /// The entry of that name in a directory, unless the module's rules hide it.
 pub(super) fn child<'a>(list: ListRef<'a>, hides: &impl Hides, dir: u32, name: &[u8]) -> Result<Row<'a>, Lost> {
-    let row = list.dir(dir).child(name).ok_or(Lost::Absent)?;
-    if hides.has_module_rules() && hides.module_hides(&list.path(row.number()), row.is_dir()) {
-        return Err(Lost::Absent);
-    }
-    Ok(row)
+    let row = list.dir(enter(list, hides, dir)?).child(name).ok_or(Lost::Absent)?;
+    if hides.module_hides_row(list, row) { Err(Lost::Absent) } else { Ok(row) }
 }
 
 #[cfg(test)]

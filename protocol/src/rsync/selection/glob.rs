@@ -2,7 +2,7 @@
 //!
 //! `*` also matches names that begin with a dot, as stock rsync's daemon has it.
 
-use super::{Hides, follow, paths};
+use super::{Hides, follow, paths, visible};
 use crate::filter::{Pattern, Subject};
 use crate::list::ListRef;
 
@@ -47,7 +47,7 @@ pub(super) fn expand(
 ) {
     if !is_glob(path) {
         let plain = unescaped(path);
-        let escaped_on_the_way = plain != path && list.find(&paths::tidy(path)).is_none();
+        let escaped_on_the_way = plain != path && visible(list, hides, &paths::tidy(path)).is_none();
         return each(if escaped_on_the_way { &plain } else { path });
     }
     // Without `..`, so that every component but the pivot goes one level deeper.
@@ -84,10 +84,13 @@ impl<H: Hides> Expansion<'_, '_, H> {
             path.extend_from_slice(component);
             return each(&path);
         }
-        for row in matching(self.list, dir, component, self.budget) {
+        for row in matching(self.list, dir, component, self.hides, self.budget) {
             let Some(number) = self.standing(dir, row) else { continue };
             let mut path = [&path[..], self.list.dir(dir).name_of(row)].concat();
-            if self.hides.module_hides(&paths::tidy(&path), number.is_some()) {
+            // A symlink on the way gives an entry another path than its own.
+            let is_hidden = self.hides.module_hides(&paths::tidy(&path), number.is_some())
+                || self.hides.module_hides_row(self.list, self.list.row(row));
+            if is_hidden {
                 continue;
             }
             match number {
@@ -112,8 +115,15 @@ impl<H: Hides> Expansion<'_, '_, H> {
 }
 
 /// The rows of a directory's children that match one component.
-fn matching(list: ListRef<'_>, dir: u32, component: &[u8], budget: &mut Budget) -> Vec<u32> {
+fn matching(list: ListRef<'_>, dir: u32, component: &[u8], hides: &impl Hides, budget: &mut Budget) -> Vec<u32> {
     let dir = list.dir(dir);
+    let is_open = |is_listed: bool| {
+        let row = list.row(dir.row());
+        if is_listed { hides.may_list(row) } else { hides.may_enter(row) }
+    };
+    if !is_open(is_glob(component)) {
+        return Vec::new();
+    }
     let pattern = Pattern::new(&[b"/", component].concat());
     if !is_glob(component) || pattern.never_matches() {
         return dir.child(&unescaped(component)).map(|row| row.number()).into_iter().collect();

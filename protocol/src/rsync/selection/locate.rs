@@ -23,6 +23,7 @@ impl Lost {
             Self::Absent => Why::NoDirectory,
             Self::NotDirectory => Why::NotDirectory,
             Self::TooManyLinks | Self::Unopened => Why::NoDirectoryBehindLinks,
+            Self::Denied | Self::Closed => Why::DirectoryDenied,
         }
     }
 
@@ -31,6 +32,7 @@ impl Lost {
             Self::Absent => Why::NoEntry,
             Self::NotDirectory => Why::NotOnTheWay,
             Self::TooManyLinks | Self::Unopened => Why::NoEntryBehindLinks,
+            Self::Denied | Self::Closed => Why::EntryDenied,
         }
     }
 }
@@ -56,6 +58,7 @@ impl Locator {
         let found = match walk(list, hides, path) {
             Err(Lost::NotDirectory) => follow::resolve(list, hides, 0, path, 0)
                 .and_then(|target| list.row(target.row).dir_number().ok_or(Lost::NotDirectory))
+                .and_then(|number| follow::enter(list, hides, number))
                 .map(|number| (number, list.dir(number).path())),
             found => found.map(|number| (number, path.to_vec())),
         };
@@ -74,15 +77,21 @@ impl Locator {
     }
 }
 
+/// The entry at a tidy path that leads through no symlink; none where the module's rules hide it, or a directory on the
+/// way to it.
+pub fn visible<'a>(list: ListRef<'a>, hides: &impl Hides, path: &[u8]) -> Option<Row<'a>> {
+    Locator::default().entry(list, hides, path).ok()
+}
+
 fn walk(list: ListRef<'_>, hides: &impl Hides, path: &[u8]) -> Result<u32, Lost> {
-    let (mut at, mut end) = (0, 0);
+    let (mut at, mut end) = (follow::enter(list, hides, 0)?, 0);
     for name in path::components(path) {
         end += name.len() + usize::from(end > 0);
         let row = list.dir(at).child(name).ok_or(Lost::Absent)?;
         if hides.module_hides(&path[..end], row.is_dir()) {
             return Err(Lost::Absent);
         }
-        at = row.dir_number().ok_or(Lost::NotDirectory)?;
+        at = follow::enter(list, hides, row.dir_number().ok_or(Lost::NotDirectory)?)?;
     }
     Ok(at)
 }

@@ -45,7 +45,7 @@ impl Asked {
 }
 
 /// The path without what counts for nothing, and without `..`.
-pub(super) fn tidy(path: &[u8]) -> Vec<u8> {
+pub fn tidy(path: &[u8]) -> Vec<u8> {
     let mut names: Vec<&[u8]> = Vec::new();
     for name in path.split(|&byte| byte == b'/') {
         match name {

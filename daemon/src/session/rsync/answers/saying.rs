@@ -8,6 +8,7 @@ use stillmirror_protocol::rsync::replies::{Severity, io_error};
 use stillmirror_protocol::wire::ItemFailure;
 
 use super::{After, Answer, Answers, Content};
+use crate::edition::Pinned;
 use crate::stream::{Frames, Got};
 
 /// What goes out for a piece, as it is put together.
@@ -57,7 +58,7 @@ impl<'a> Saying<'a> {
         let (algorithm, seed) = (self.answers.algorithm(), self.answers.settled.setup.seed);
         if before == 0 {
             self.after.replies.file(&file.request);
-            self.after.hasher = file.digest.is_none().then(|| Hasher::new(algorithm, seed));
+            self.after.hasher = self.answers.hashes(file).then(|| Hasher::new(algorithm, seed));
         }
         if let Some(hasher) = &mut self.after.hasher {
             hasher.update(&self.memory[range.clone()]);
@@ -73,7 +74,12 @@ impl<'a> Saying<'a> {
             rest.start += len;
         }
         if end == file.size {
-            let sum = self.after.hasher.take().map(Hasher::finish).or(file.digest);
+            let found = self.after.hasher.take().map(Hasher::finish);
+            if file.digest.is_some() && found.is_some() && found != file.digest {
+                let Pinned { repository, edition } = &*self.answers.settled.pinned;
+                edition.damages.met_file(&repository.name, &edition.generation, file.row);
+            }
+            let sum = file.digest.or(found);
             self.after.replies.end(sum.as_deref().unwrap_or_default());
             self.after.files += 1;
         }
@@ -89,11 +95,11 @@ impl<'a> Saying<'a> {
             ItemFailure::Vanished | ItemFailure::Stale => {
                 (format!("file has vanished: \"/{name}\" (in {module})"), io_error::VANISHED, Severity::Warning)
             }
-            ItemFailure::Unreadable => (
-                format!("rsync: [sender] send_files failed to open \"/{name}\" (in {module})"),
-                io_error::GENERAL,
-                Severity::Transfer,
-            ),
+            ItemFailure::Unreadable => {
+                let why = if self.answers.list().is_public(file.row) { "" } else { ": Permission denied (13)" };
+                let text = format!("rsync: [sender] send_files failed to open \"/{name}\" (in {module}){why}");
+                (text, io_error::GENERAL, Severity::Transfer)
+            }
         };
         let is_graded = settled.setup.version.facts().graded_messages;
         let (severity, bits) = if is_graded { (severity, bits) } else { (Severity::Transfer, io_error::GENERAL) };

@@ -27,10 +27,15 @@ pub(super) struct Into {
 }
 
 impl Into {
-    /// What to tell of a directory that is listed as `entry` if too many symlinks lead to it: nothing in it is listed.
-    pub(super) fn unopened(&self, entry: &Entry) -> Option<Entry> {
-        let place = Place::Lost(Lost::Unopened);
-        (self.links > LINKS && entry.contents).then_some(Entry { place, ..*entry })
+    /// What to tell of a directory that is listed as `entry` if too many symlinks lead to it, or its contents may not be
+    /// listed: nothing in it is.
+    pub(super) fn unopened(&self, list: ListRef<'_>, hides: &impl Hides, entry: &Entry) -> Option<Entry> {
+        let lost = match entry.contents {
+            true if self.links > LINKS => Lost::Unopened,
+            true if !hides.may_list(list.row(list.dir(self.dir).row())) => Lost::Closed,
+            _ => return None,
+        };
+        Some(Entry { place: Place::Lost(lost), ..*entry })
     }
 }
 
@@ -175,6 +180,11 @@ impl Children {
 
     fn marks<'a>(&self, selection: &'a Selection) -> &'a [u32] {
         self.into.view.map_or(&[], |view| &selection.view(view).marks)
+    }
+
+    /// Whether the module's rules hide a child by the path that is its own: behind a symlink it is listed by another one.
+    pub(super) fn hides_itself(&self, list: ListRef<'_>, hides: &impl Hides, child: &Child) -> bool {
+        self.into.links > 0 && hides.module_hides_row(list, list.row(child.name))
     }
 
     /// Whether a child is listed, rather than on the way to others.

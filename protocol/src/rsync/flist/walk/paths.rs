@@ -16,6 +16,8 @@ pub(in super::super) struct Walk {
     stack: Vec<Frame>,
     /// `.`, to be written.
     first: Option<Entry>,
+    /// `.`, if its contents may not be listed.
+    unopened: Option<Entry>,
 }
 
 /// A directory being listed: three runs that are merged by name, and `.` in the topmost.
@@ -45,9 +47,14 @@ impl Walk {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection, number: u32, hides: &impl Hides) -> Self {
         let view = selection.view(number);
         let (dot, asked) = base_entry(list, view);
-        let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), first: None };
+        let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), first: None, unopened: None };
         let at = |place| dot.map(|dot| Entry { place, ..dot });
         let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
+        walk.unopened = dot.as_ref().and_then(|dot| into.unopened(list, hides, dot));
+        if walk.unopened.is_some() {
+            walk.first = at(Place::Here);
+            return walk;
+        }
         walk.descend(list, selection, hides, into, at(Place::Late));
         walk.path = Path::base(list, view.base);
         walk.first = at(Place::Early);
@@ -55,7 +62,7 @@ impl Walk {
     }
 
     pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
-        if let Some(dot) = self.first.take() {
+        if let Some(dot) = self.first.take().or_else(|| self.unopened.take()) {
             return Some(dot);
         }
         loop {
@@ -83,14 +90,15 @@ impl Walk {
             self.path.set(frame.path_len, dir.name_of(child.name));
             if let Next::Contents = next {
                 let Some(into) = frame.children.entered(list, &child) else { continue };
-                if let Some(unopened) = into.unopened(&frame.children.entry(&child)) {
+                if let Some(unopened) = into.unopened(list, hides, &frame.children.entry(&child)) {
                     return Some(unopened);
                 }
                 self.descend(list, selection, hides, into, None);
                 continue;
             }
             // Directories have been through the filters.
-            let is_hidden = !child.is_dir && child.mark.is_none() && self.path.hidden(hides, false);
+            let hides_it = || self.path.hidden(hides, false) || frame.children.hides_itself(list, hides, &child);
+            let is_hidden = !child.is_dir && child.mark.is_none() && hides_it();
             if is_hidden || child.lost.is_some() && hides_lost(&self.path, hides) {
                 return Some(Entry::hidden(child.row));
             }
@@ -117,7 +125,8 @@ impl Walk {
         let mut dirs = Vec::new();
         while let Some(child) = children.next_dir(list, selection) {
             self.path.set(path_len, dir.name_of(child.name));
-            if child.mark.is_some() || !self.path.hidden(hides, true) {
+            let hides_it = || self.path.hidden(hides, true) || children.hides_itself(list, hides, &child);
+            if child.mark.is_some() || !hides_it() {
                 dirs.push(child);
             }
         }

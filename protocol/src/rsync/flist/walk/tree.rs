@@ -28,7 +28,10 @@ impl Walk {
         let (dot, asked) = base_entry(list, view);
         let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), dot, unopened: None };
         let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
-        walk.descend(list, selection, hides, into);
+        walk.unopened = dot.as_ref().and_then(|dot| into.unopened(list, hides, dot));
+        if walk.unopened.is_none() {
+            walk.descend(list, selection, hides, into);
+        }
         walk
     }
 
@@ -48,13 +51,14 @@ impl Walk {
             let Child { name, row, mark, is_dir, lost, .. } = child;
             self.path.set(frame.path_len, frame.children.dir(list).name_of(name));
             // What was asked for by name has been through the filters.
-            let is_hidden = mark.is_none() && self.path.hidden(hides, is_dir);
+            let hides_it = || self.path.hidden(hides, is_dir) || frame.children.hides_itself(list, hides, &child);
+            let is_hidden = mark.is_none() && hides_it();
             if is_hidden || lost.is_some() && hides_lost(&self.path, hides) {
                 return Some(Entry::hidden(row));
             }
             let (lists, entry) = (frame.children.lists(&child), frame.children.entry(&child));
             if is_dir && let Some(into) = frame.children.entered(list, &child) {
-                match into.unopened(&entry) {
+                match into.unopened(list, hides, &entry) {
                     Some(unopened) => self.unopened = Some(unopened),
                     None => self.descend(list, selection, hides, into),
                 }
