@@ -3,7 +3,7 @@
 use std::fs::Permissions;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::peers::{Pulled, Stock, am_root, index, pull};
 use crate::support::*;
@@ -185,7 +185,7 @@ fn a_daemon_opens_its_ports_and_becomes_the_user_that_is_named() {
         let wanted = format!("send_files failed to open \"/{name}\" (in repo): Permission denied (13)");
         assert!(got.errors.contains(&wanted), "{}", got.errors);
     }
-    assert_eq!(got.tree.keys().map(|path| path.as_path()).collect::<Vec<_>>(), [Path::new(""), Path::new("all")]);
+    assert_eq!(got.tree.keys().map(PathBuf::as_path).collect::<Vec<_>>(), [Path::new(""), Path::new("all")]);
 }
 
 #[test]
