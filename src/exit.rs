@@ -136,3 +136,28 @@ Exit codes:
   24  some files vanished or changed under the reader; the next run brings them
   25  more deletions than --max-delete allows; nothing was deleted
   30  the peer was silent for too long";
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let no_space = || io::Error::from_raw_os_error(28);
+        let store = || StoreError::Io { action: "write", path: "/store/head".into(), source: no_space() };
+        let root = IndexError::Root { path: "/root".into(), source: no_space() };
+        let plain: anyhow::Result<()> = Err(no_space()).context("cannot begin");
+        let errors = [store().into(), IndexError::Store(store()).into(), root.into(), plain.unwrap_err()];
+        for error in errors.into_iter().chain([anyhow::Error::new(store()).context("while indexing")]) {
+            let said = said(&error);
+            assert_eq!(said.matches("(os error 28)").count(), 1, "{said}");
+        }
+        let usage =
+            anyhow::Error::msg("line 3\n").context("cannot read it").context(UsageError("mirror.toml".to_owned()));
+        assert_eq!(said(&usage), "mirror.toml: cannot read it: line 3");
+    }
+}

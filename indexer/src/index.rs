@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use stillmirror_protocol::path;
-use stillmirror_store::{Draft, Generation, Store, StoreLock};
+use stillmirror_store::{Draft, Generation, Store, StoreError, StoreLock};
 
 use crate::damaged::Damaged;
 use crate::error::IndexError;
@@ -255,9 +255,10 @@ fn checked(paths: Option<&[Vec<u8>]>) -> Result<Option<Vec<Vec<u8>>>, IndexError
 
 /// The store's path relative to the root, when it lies below it.
 fn store_below_root(options: &Options) -> Result<Option<Vec<u8>>, IndexError> {
-    let failed = |source| IndexError::Root { path: options.root.clone(), source };
-    let root = options.root.canonicalize().map_err(failed)?;
-    let store = resolved(&options.store).map_err(failed)?;
+    let root = options.root.canonicalize();
+    let root = root.map_err(|source| IndexError::Root { path: options.root.clone(), source })?;
+    let store = resolved(&options.store);
+    let store = store.map_err(|source| StoreError::Io { action: "resolve", path: options.store.clone(), source })?;
     match store.strip_prefix(&root) {
         Ok(relative) if relative.as_os_str().is_empty() => Err(IndexError::StoreIsRoot(options.store.clone())),
         Ok(relative) => Ok(Some(relative.as_os_str().as_bytes().to_vec())),

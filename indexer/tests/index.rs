@@ -660,6 +660,21 @@ fn the_stores_own_refusals_come_through() {
 }
 
 #[test]
+fn a_store_that_cannot_be_is_named_and_not_the_root() {
+    let site = Site::new();
+    site.write("file", "in the way");
+    for (store, path) in [(site.path("file/store"), site.path("file/store")), ("".into(), "".into())] {
+        let options = Options { store, ..site.options.clone() };
+        match index(&options, &(), &AtomicBool::new(false)) {
+            Err(IndexError::Store(StoreError::Io { path: named, .. })) => {
+                assert!(named.starts_with(&path), "{named:?}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_stopped_run_publishes_nothing() {
     struct StopAt<'a>(&'a AtomicBool, AtomicU64);
     impl Progress for StopAt<'_> {

@@ -188,3 +188,15 @@ fn what_another_ctime_means_is_said_in_the_file_or_by_a_flag() {
     std::fs::remove_file(world.path("four")).unwrap();
     assert_eq!(json(&index("ctime = 'ignored'").output().unwrap())["hashed_files"], 0);
 }
+
+#[test]
+fn what_the_system_says_is_said_once() {
+    let world = World::with_tree();
+    for command in ["index", "serve"] {
+        let mut command = stillmirror(&[command, "--root"]);
+        command.arg(world.src()).arg("--store").arg(world.src().join("README/store"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("README/store") && said.matches("(os error 20)").count() == 1, "{said}");
+    }
+}
