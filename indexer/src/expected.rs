@@ -44,7 +44,7 @@ impl Expected {
     /// Judges all found files.
     pub(crate) fn of(findings: &Findings, old: Old<'_>, tree: &Tree, options: &Options) -> Self {
         let traces = Traces::of(findings, old);
-        let elsewhere = rows_of(&traces.appeared, old);
+        let elsewhere = rows_of(&inodes_elsewhere(findings, old, &traces), old);
         let judge = Judge { old, options, traces };
         let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
         let row_of = |found: &Found| {
@@ -97,6 +97,14 @@ impl Traces {
         let vanished = linked.map(|row| old.local.last_seen(row.number()).inode_key()).collect();
         Self { appeared, vanished }
     }
+}
+
+/// Inodes that may be in the old list under other names than those that they have now: none, if all that appeared is new.
+fn inodes_elsewhere(findings: &Findings, old: Old<'_>, traces: &Traces) -> HashSet<InodeKey> {
+    let files = findings.found().map(|(_, _, found)| found.facts).filter(Facts::is_file);
+    let older = files.filter(|facts| facts.born.is_none_or(|born| born <= old.created));
+    let keys = older.map(|facts| facts.identity.inode_key());
+    keys.filter(|key| traces.appeared.contains(key)).collect()
 }
 
 /// The files of the old list that are these inodes. Goes over all of the list, unless there are none.

@@ -92,7 +92,12 @@ impl Run<'_> {
         store_below_root: Option<&[u8]>,
         changed_from: Option<&[Vec<u8>]>,
     ) -> Result<Ended, IndexError> {
-        let known = before.map(|before| Old { list: before.list(), local: before.local(), again: self.again });
+        let known = before.map(|before| Old {
+            list: before.list(),
+            local: before.local(),
+            created: before.head().created,
+            again: self.again,
+        });
         // A list without a digest that is asked for is made anew, from reading every file.
         let old = known.filter(|old| self.has_digests(old));
         let owners = Owners::default();

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
+use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::list::{FileType, ListRef, Row};
 use stillmirror_protocol::local::LocalRef;
 use stillmirror_protocol::path;
@@ -28,6 +29,8 @@ pub(crate) use findings::{Findings, Found, Lost};
 pub(crate) struct Old<'a> {
     pub(crate) list: ListRef<'a>,
     pub(crate) local: LocalRef<'a>,
+    /// When it was made: what was made later is not in it.
+    pub(crate) created: Time,
     /// Files that are read although they are the same.
     pub(crate) again: &'a Again,
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use common::Site;
+use common::{Site, set_mtime};
 use proptest::prelude::*;
 use stillmirror_indexer::{IndexError, Options, index};
 
@@ -96,6 +96,8 @@ fn a_path_that_leads_out_is_refused() {
 #[derive(Debug, Clone)]
 enum Step {
     Write(String, u8),
+    /// A new inode, often of a number that was just given up, with the size and mtime of many others.
+    Replace(String, u8),
     Symlink(String, String),
     Directory(String),
     Remove(String),
@@ -113,6 +115,7 @@ fn path() -> impl Strategy<Value = String> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (path(), 0u8..4).prop_map(|(path, content)| Step::Write(path, content)),
+        4 => (path(), 0u8..4).prop_map(|(path, content)| Step::Replace(path, content)),
         1 => (path(), path()).prop_map(|(path, target)| Step::Symlink(path, target)),
         1 => path().prop_map(Step::Directory),
         2 => path().prop_map(Step::Remove),
@@ -126,6 +129,14 @@ fn step() -> impl Strategy<Value = Step> {
 fn take(site: &Site, step: &Step, changed: &mut BTreeSet<Vec<u8>>) {
     let (done, paths) = match step {
         Step::Write(path, content) => (fs::write(site.path(path), [*content; 5]).is_ok(), vec![path]),
+        Step::Replace(path, content) => {
+            let _ = fs::remove_file(site.path(path));
+            let is_written = fs::write(site.path(path), [*content; 5]).is_ok();
+            if is_written {
+                set_mtime(&site.path(path), 1_000_000);
+            }
+            (is_written, vec![path])
+        }
         Step::Symlink(path, target) => (symlink(target, site.path(path)).is_ok(), vec![path]),
         Step::Directory(path) => (fs::create_dir(site.path(path)).is_ok(), vec![path]),
         Step::Remove(path) => {
@@ -169,8 +180,9 @@ proptest! {
     ) {
         let mut site = Site::new();
         site.options.allow_empty = true;
-        for path in ["a/a", "a/b/c\u{e9}", "b/a", "b/b"] {
-            site.write(path, path);
+        for (path, content) in ["a/a", "a/b/c\u{e9}", "b/a", "b/b"].iter().zip(10..) {
+            site.write(path, [content; 5]);
+            set_mtime(&site.path(path), 1_000_000);
         }
         site.link("a/a", "a/link");
         site.index();
@@ -179,11 +191,12 @@ proptest! {
             for step in steps {
                 take(&site, step, &mut changed);
             }
-            if *named {
-                site.index_changed(&changed.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let report = if *named {
+                site.index_changed(&changed.iter().map(Vec::as_slice).collect::<Vec<_>>())
             } else {
-                site.index();
-            }
+                site.index()
+            };
+            prop_assert!(report.rotten.is_empty(), "{steps:?}: {report:?}");
             site.assert_as_fresh(&format!("{steps:?}, named {named}: {changed:?}"));
 // A link that came and went between two runs touches an inode that no named path leads to: that
             // may cost the next whole walk a read, never a change of the list.
