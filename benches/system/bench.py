@@ -34,6 +34,8 @@ def main(doc, options, body):
     parser.add_argument('--save', metavar='NAME', help=f'write the raw run to benches/{RUNS.name}/')
     for flag, settings in options:
         parser.add_argument(flag, **settings)
+    # All clients come from one address here.
+    os.environ.setdefault('STILLMIRROR_DAEMON__CONNECTIONS_PER_ADDRESS', '0')
     bench = Bench(parser.parse_args())
     with bench.scratch():
         body(bench)

@@ -3,17 +3,24 @@
 
 What a liar says is what a real client said, up to some point, and then something else; the server must end each such
 session by itself, keep within its memory, and go on serving the others.
+
+Then clients from one address that take what others need, a kind at a time for --seconds, beside honest ones of both kinds from
+two other addresses: their pulls may take twice what they take in a quiet time of the same run.
 """
+import contextlib
 import itertools
 import os
 import random
 import signal
+import shutil
 import socket
+import statistics
 import struct
 import subprocess
 import threading
 import time
 
+import abusers
 import bench
 import rsync_peers as peers
 import trees
@@ -22,6 +29,13 @@ MIB = 1 << 20
 
 
 def run(b):
+    if b.args.part in ('all', 'lies'):
+        lies(b)
+    if b.args.part in ('all', 'fair') and b.stillmirror:
+        fair(b)
+
+
+def lies(b):
     root, store = b.work / 'tree', b.work / 'store'
     trees.make(root, b.args.files, (1, 40_000))
     trees.write(root / 'first', bytes(100_000))
@@ -75,6 +89,91 @@ def honest(b, server, root, what, count=None):
         good += right
         peers.empty(dest)
     return {'pulls': what, 'good': good, 'of': count, 'wall s': time.monotonic() - start}
+
+
+def fair(b):
+    """Each kind of abuse beside honest clients; with the limits that the server has by default, but for memory, of which this tree needs little."""
+    os.environ.pop('STILLMIRROR_DAEMON__CONNECTIONS_PER_ADDRESS', None)
+    root, store = b.work / 'fair', b.work / 'fair-store'
+    # The first rows of the list are these files: what asks for bits names them by number.
+    root.mkdir()
+    for number in range(300):
+        trees.write(root / f'f{number:03}', os.urandom(1000 + number * 100))
+    trees.make_large(root / 'large', 1, 4 * MIB)
+    peers.index(b, root, store)
+    rows = []
+    with peers.passive(b, root, store, daemon='list_memory = "16MiB"', address='0.0.0.0') as server:
+        server.address = '127.0.0.1'
+        rows.append(beside(b, server, root, store, 'nobody', contextlib.nullcontext()))
+        for kind in abusers.KINDS:
+            scratch = b.work / 'abusers'
+            scratch.mkdir()
+            with abusers.Abusers(kind, server, bench.NAME, scratch, b.args.rsync) as crowd:
+                time.sleep(1)
+                rows.append(beside(b, server, root, store, kind, crowd))
+            shutil.rmtree(scratch, ignore_errors=True)
+        again = beside(b, server, root, store, 'nobody, again', contextlib.nullcontext())
+        rows.append(again)
+    b.table('honest pulls beside those who take what others need', rows)
+    quiet = rows[0]
+    for row in rows[1:-1]:
+        for dialect in ('stock', 'native'):
+            b.check(f'no {dialect} pull fails beside {row["beside"]}', row[f'{dialect} failed'] == 0 and row[f'{dialect} pulls'] > 0)
+            b.at_most(f'{dialect} pulls beside {row["beside"]}, over quiet ones', row[f'{dialect} s'] / quiet[f'{dialect} s'], 2)
+    b.at_most('most resident memory of all, MiB', max(row['most resident'] for row in rows) / MIB, 512)
+
+
+def beside(b, server, root, store, what, crowd):
+    """Twenty honest clients from two addresses, one pull each after the other with a pause between."""
+    folder, until = b.work / 'honest', time.monotonic() + b.args.seconds
+    folder.mkdir()
+    times, failed, lock = {'stock': [], 'native': []}, {'stock': 0, 'native': 0}, threading.Lock()
+
+    def client(number):
+        dialect, address = ('stock', 'native')[number % 2], f'127.0.0.{2 + number // 10}'
+        time.sleep(number / 20 * 2)
+        while time.monotonic() < until:
+            dest, local = folder / f'{number}', folder / f'{number}-store'
+            # A connection to an address of the loopback network comes from that address.
+            url = f'{address}:{server.port}/{bench.NAME}'
+            argv = [b.args.rsync, '-a', f'rsync://{url}/', f'{dest}/'] if dialect == 'stock' else b.stillmirror.argv('pull', f'stillmirror://{url}', dest, '--store', local, '--quiet')
+            start = time.monotonic()
+            try:
+                code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=b.args.patience).returncode
+            except subprocess.TimeoutExpired:
+                code = 'hangs'
+            seconds = time.monotonic() - start
+            with lock:
+                times[dialect].append(seconds)
+                failed[dialect] += code != 0
+            shutil.rmtree(dest, ignore_errors=True)
+            shutil.rmtree(local, ignore_errors=True)
+            time.sleep(2)
+
+    before = getattr(crowd, 'done', None) and crowd.done.value
+    with bench.Sampler(server, 0.2) as memory:
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    done = crowd.done.value - before if hasattr(crowd, 'done') else 0
+    shutil.rmtree(folder, ignore_errors=True)
+    middle = {f'{dialect} s': statistics.median(of) for dialect, of in times.items()}
+    slowest = {f'slowest {dialect} s': max(of) for dialect, of in times.items()}
+    counts = {f'{dialect} pulls': len(of) for dialect, of in times.items()} | {f'{dialect} failed': count for dialect, count in failed.items()}
+    return {'beside': what, 'abuses': done} | middle | slowest | counts | {'most resident': memory.most['resident'], 'disk': disk(server, store)}
+
+
+def disk(server, store):
+    """Bytes of the store, and of deleted files that the server still has mapped."""
+    total = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(store) for name in names if not os.path.islink(os.path.join(folder, name)))
+    with open(f'/proc/{server.pid}/maps') as lines:
+        for line in lines:
+            if line.rstrip().endswith('(deleted)'):
+                first, last = line.split()[0].split('-')
+                total += int(last, 16) - int(first, 16)
+    return total
 
 
 def connections(server):
@@ -311,6 +410,8 @@ class Abuse:
 
 
 bench.main(__doc__, [
+    ('--part', dict(choices=('all', 'lies', 'fair'), default='all', help='what to run (default: %(default)s)')),
+    ('--seconds', dict(type=int, default=60, help='for each kind of abuse beside honest clients (default: %(default)s)')),
     ('--files', dict(type=int, default=600)),
     ('--honest', dict(type=int, default=50)),
     ('--at-once', dict(type=int, default=10, help='honest pulls at once (default: %(default)s)')),

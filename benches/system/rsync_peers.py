@@ -41,15 +41,15 @@ def stock(b, root, rsync='rsync', modules='', more='', prefix=(), chroot='yes'):
     return named(bench.Server(b, 'rsync', argv, '127.0.0.1', port, prefix), 'stock')
 
 
-def passive(b, root, store, prefix=(), more='', daemon=''):
+def passive(b, root, store, prefix=(), more='', daemon='', address='127.0.0.1'):
     """The same module from stillmirror, configured by the file that operators write."""
     port = bench.free_port()
     config = b.work / f'mirror-{port}.toml'
-    config.write_text(f'[daemon]\nlisten = "127.0.0.1:{port}"\nreload_interval = "100ms"\n{daemon}\n'
+    config.write_text(f'[daemon]\nlisten = "{address}:{port}"\nreload_interval = "100ms"\n{daemon}\n'
                       f'[index]\nxxh128 = true\nmd5 = true\n'
                       f'[[repository]]\nname = "{bench.NAME}"\nroot = "{root}"\nstore = "{store}"\n{more}\n')
     argv = b.stillmirror.argv('serve', '--config', config)
-    return named(bench.Server(b, 'rsync', argv, '127.0.0.1', port, prefix), 'stillmirror')
+    return named(bench.Server(b, 'rsync', argv, address, port, prefix), 'stillmirror')
 
 
 def index(b, root, store, *more):
