@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use stillmirror_protocol::entry::Digest;
-use stillmirror_protocol::list::{self, Dir};
+use stillmirror_protocol::list;
 use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
 use stillmirror_protocol::rsync::rules::is_listed_to_others;
 use stillmirror_protocol::rsync::selection::Selection;
@@ -37,8 +37,8 @@ pub(crate) struct Edition {
     pub(crate) gates: Gates,
     /// The forms in which its list goes to receivers.
     pub(crate) list_forms: ListForms,
-    /// Whether there are directories that not everybody may read.
-    has_closed_dirs: OnceLock<bool>,
+    /// Whether there are directories that are closed to clients, since not everybody may read them.
+    pub(crate) has_closed_dirs: bool,
     /// Where its sub-lists begin for stock clients.
     sub_lists: OnceLock<Arc<SubLists>>,
     /// Which filter rules of stock clients hide nothing of it.
@@ -125,25 +125,27 @@ impl Voids {
 
 impl Edition {
     /// Both together, with nothing found out yet.
-    pub(crate) fn new(mark: Mark, generation: Generation, store: &Store, tree: Arc<Tree>, gates: Gates) -> Self {
+    pub(crate) fn new(
+        mark: Mark,
+        generation: Generation,
+        store: &Store,
+        tree: Arc<Tree>,
+        gates: Gates,
+        is_public_only: bool,
+    ) -> Self {
+        let list = generation.list();
+        let has_closed_dirs = is_public_only && list.dirs().any(|dir| !is_listed_to_others(list.row(dir.row())));
         Self {
             mark,
+            has_closed_dirs,
             list_forms: ListForms::new(&generation, store),
             generation,
             tree,
             gates,
-            has_closed_dirs: OnceLock::new(),
             sub_lists: OnceLock::new(),
             voids: Voids::default(),
             damages: Damages::default(),
         }
-    }
-
-    /// Whether there are directories that not everybody may read. The first call reads the permissions of all.
-    pub(crate) fn has_closed_dirs(&self) -> bool {
-        let list = self.generation.list();
-        let is_closed = |dir: Dir<'_>| !is_listed_to_others(list.row(dir.row()));
-        *self.has_closed_dirs.get_or_init(|| list.dirs().any(is_closed))
     }
 
     /// The rows by index of an incremental list without filters. The first call reads every directory of the list.

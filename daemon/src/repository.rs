@@ -234,7 +234,7 @@ impl Repository {
             (Err(_), Some(held)) if held.tree.is_root_of(&generation) => (Arc::clone(&held.tree), held.gates.clone()),
             (Err(trouble), _) => return Err(trouble),
         };
-        Ok(Edition::new(candidate.generation, generation, store, tree, gates))
+        Ok(Edition::new(candidate.generation, generation, store, tree, gates, self.is_public_only))
     }
 
     fn put(&self, edition: Edition) {

@@ -191,11 +191,7 @@ impl Session {
     }
 
     /// Exchanges what must be known before the first frame.
-    async fn set_up(&self, input: &mut Input, pinned: &Arc<Pinned>, options: &Options) -> Result<Setup, Ended> {
-        let has_closed_dirs = {
-            let looked_at = Arc::clone(pinned);
-            self.choosing(&pinned.edition, Effort::Plain, move || select::has_closed_dirs(&looked_at)).await?
-        };
+    async fn set_up(&self, input: &mut Input, pinned: &Pinned, options: &Options) -> Result<Setup, Ended> {
         let configured = pinned.repository.module.timeout;
         let limit = if configured.is_zero() { self.shared.limits.idle } else { configured };
         let offer = Offer {
@@ -204,7 +200,7 @@ impl Session {
             // A fixed seed: nothing that clients compare depends on it, and nobody need remember it.
             seed: 0,
             // Where an incremental list would go on in a directory, there is no saying that it is closed.
-            incremental: !has_closed_dirs,
+            incremental: !pinned.edition.has_closed_dirs,
             timeout: u32::try_from(limit.as_secs()).ok().filter(|&seconds| seconds > 0),
         };
         let (block, mut negotiation) = Setup::begin(options, &offer);

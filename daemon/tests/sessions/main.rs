@@ -8,6 +8,8 @@ mod bandwidth;
 mod crowded;
 /// Clients that break the rules, and what others notice of them: nothing.
 mod hostile;
+/// What a daemon of root keeps to itself.
+mod private;
 /// Trees and stores that are missing, moved, switched or made anew.
 mod roots;
 mod rsync;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::peers::{Pulled, Stock, am_root, index, pull};
+use super::peers::{Pulled, Stock, am_root, copy, index, pull};
 use crate::support::*;
 
 /// A tree of which not everything is for everybody.
@@ -122,6 +122,14 @@ fn a_daemon_of_root_serves_what_a_stock_daemon_serves_that_runs_as_nobody() {
             same(&world, &stock.address, &ours.address, &format!("{protocol} {words}"), compares_errors);
         }
     }
+    // Who has the same content is not told so.
+    let [theirs, own] = [("their-copy", &stock.address), ("our-copy", &ours.address)].map(|(name, address)| {
+        copy(&world.src(), &world.path(name));
+        let to = format!("{}/", world.path(name).display());
+        pull(address, &["-rc", "--checksum-choice=md5", "{M}/", &to], &world.path(name))
+    });
+    assert_eq!((theirs.code, errors(&theirs)), (own.code, errors(&own)));
+    assert!(own.errors.contains("failed to open \"/own\""), "{}", own.errors);
     let names = pull(&ours.address, &["-a", "--files-from=:own-names", "{M}/", "{D}"], &world.path("names"));
     assert!(names.code != Some(0) && names.errors.contains("failed to open files-from file"), "{}", names.errors);
     assert!(!names.errors.contains("link_stat"), "{}", names.errors);

@@ -141,7 +141,7 @@ impl Session {
             let Settled { pinned, options, .. } = &*settled;
             let texts = texts.iter().map(Vec::as_slice);
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
-            let rules = rules.within(Arc::clone(&pinned.repository.rules)).public_only(has_closed_dirs(pinned));
+            let rules = rules.within(Arc::clone(&pinned.repository.rules)).public_only(pinned.edition.has_closed_dirs);
             let one = options.paths.first().filter(|_| options.wanted().may_be_incremental());
             let is_own = |dir: &&[u8]| is_own_path(settled.list_at_first(), &rules, dir);
             let under = one.map(|path| transferred(path).0).filter(is_own);
@@ -267,11 +267,6 @@ fn transferred(path: &[u8]) -> (&[u8], usize) {
         Some(dir) => (dir, path.len()),
         None => (path, path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1)),
     }
-}
-
-/// Whether there are directories that are closed to clients. May read the permissions of all.
-pub(super) fn has_closed_dirs(pinned: &Pinned) -> bool {
-    pinned.repository.is_public_only && pinned.edition.has_closed_dirs()
 }
 
 /// Whether rules see this very path: it has no `.` or `..`, leads through no symlink, and the module's own hide nothing

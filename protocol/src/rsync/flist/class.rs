@@ -179,7 +179,8 @@ mod tests {
     fn lists_with_other_targets_or_permissions_have_other_names() {
         let plain = Class::plain(Version::NEWEST);
         let chmod = |text| Class { chmod: Chmod::parse(text).unwrap(), ..plain };
-        let classes = [plain, Class { munged: true, ..plain }, chmod("D755"), chmod("F755"), chmod("a+X")];
+        let public = Class { public_digests: true, ..plain };
+        let classes = [plain, public, Class { munged: true, ..plain }, chmod("D755"), chmod("F755"), chmod("a+X")];
         for (at, class) in classes.iter().enumerate() {
             assert!(classes[..at].iter().all(|other| other.key() != class.key()), "{class:?}");
         }

@@ -94,6 +94,25 @@ fn a_merge_file_that_stands_where_it_would_be_read_is_refused() {
 }
 
 #[test]
+fn a_merge_file_that_the_module_hides_is_not_there() {
+    let bytes = list_of(&[("a/.rules", 5), ("b/c/.rules", 5), ("d/.rules", 5), ("d/.more", 5)]);
+    let list = crate::list::open(&bytes).unwrap();
+    let module = |exclude: &str| {
+        let texts = ModuleTexts { exclude: exclude.as_bytes(), ..ModuleTexts::default() };
+        Arc::new(ModuleRules::parse(&texts).unwrap())
+    };
+    let told = |exclude: &str, wanted: &[&str]| {
+        let merging = rules(wanted).unwrap().within(module(exclude));
+        merging.check_merges(list, b"").err().map(|error| error.to_string())
+    };
+    assert_eq!(told(".rules", &[": .rules"]), None);
+    assert_eq!(told("/a /b/ /d", &[": .rules"]), None);
+    assert!(told("/a /b", &[": .rules"]).unwrap().contains("'d/.rules'"));
+    // Another one in the same directory is.
+    assert!(told(".rules", &[": .rules", ": .more"]).unwrap().contains("'d/.more'"));
+}
+
+#[test]
 fn rules_may_name_more_files_than_there_are() {
     let bytes = list_of(&[("a/.rules", 5), ("a/b", 1)]);
     let list = crate::list::open(&bytes).unwrap();
