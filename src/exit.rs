@@ -144,6 +144,7 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+    use crate::output::error as error_text;
 
     #[test]
     fn a_cause_is_said_once() {
@@ -153,11 +154,11 @@ mod tests {
         let plain: anyhow::Result<()> = Err(no_space()).context("cannot begin");
         let errors = [store().into(), IndexError::Store(store()).into(), root.into(), plain.unwrap_err()];
         for error in errors.into_iter().chain([anyhow::Error::new(store()).context("while indexing")]) {
-            let said = said(&error);
+            let said = error_text(&error);
             assert_eq!(said.matches("(os error 28)").count(), 1, "{said}");
         }
         let usage =
             anyhow::Error::msg("line 3\n").context("cannot read it").context(UsageError("mirror.toml".to_owned()));
-        assert_eq!(said(&usage), "mirror.toml: cannot read it: line 3");
+        assert_eq!(error_text(&usage), "mirror.toml: cannot read it: line 3");
     }
 }

@@ -667,7 +667,7 @@ fn a_store_that_cannot_be_is_named_and_not_the_root() {
         let options = Options { store, ..site.options.clone() };
         match index(&options, &(), &AtomicBool::new(false)) {
             Err(IndexError::Store(StoreError::Io { path: named, .. })) => {
-                assert!(named.starts_with(&path), "{named:?}")
+                assert!(named.starts_with(&path), "{named:?}");
             }
             other => panic!("{other:?}"),
         }
