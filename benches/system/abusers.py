@@ -1,4 +1,4 @@
-"""Clients that take what others need, each kind for as long as it is let: all from 127.0.0.1, in a process of their own.
+"""Clients that take what others need, each kind for as long as it is let: all from one address, in a process of their own.
 
 That process is as nice as can be, so that on the bench's one machine its own work takes nothing from honest clients; what
 the server does for it is what is measured.
@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 
+ADDRESS = '127.0.0.9'
 HELLO = b'\x93STILL\r\n' + struct.pack('<HHIII', 1, 1, 0, 0, 0)
 
 
@@ -42,7 +43,7 @@ class Target:
         self.address, self.port, self.name, self.scratch, self.rsync, self.over, self.done = address, port, name, scratch, rsync, over, done
 
     def connect(self):
-        return socket.create_connection((self.address, self.port), timeout=10, source_address=('127.0.0.1', 0))
+        return socket.create_connection((self.address, self.port), timeout=10, source_address=(ADDRESS, 0))
 
     def count(self):
         with self.done.get_lock():
@@ -56,7 +57,10 @@ def work(kind, target):
     for thread in threads:
         thread.start()
     target.over.wait()
-    # What still listens ends with this process.
+    # Clients that were started end first; what still listens ends with this process.
+    deadline = time.monotonic() + 5
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
     os._exit(0)
 
 
@@ -113,7 +117,7 @@ def lists(target, _):
 def slow(target, number):
     """As slow as a client can ask for."""
     dest = os.path.join(target.scratch, f'slow{number}')
-    client = subprocess.Popen([target.rsync, '-a', '--bwlimit=1', f'rsync://{target.address}:{target.port}/{target.name}/', dest],
+    client = subprocess.Popen([target.rsync, '-a', '--bwlimit=1', f'--address={ADDRESS}', f'rsync://{target.address}:{target.port}/{target.name}/', dest],
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while client.poll() is None and not target.over.wait(0.2):
         pass

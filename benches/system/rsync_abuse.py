@@ -107,7 +107,7 @@ def fair(b):
         rows.append(beside(b, server, root, store, 'nobody', contextlib.nullcontext()))
         for kind in abusers.KINDS:
             scratch = b.work / 'abusers'
-            scratch.mkdir()
+            scratch.mkdir(exist_ok=True)
             with abusers.Abusers(kind, server, bench.NAME, scratch, b.args.rsync) as crowd:
                 time.sleep(1)
                 rows.append(beside(b, server, root, store, kind, crowd))
@@ -124,19 +124,18 @@ def fair(b):
 
 
 def beside(b, server, root, store, what, crowd):
-    """Twenty honest clients from two addresses, one pull each after the other with a pause between."""
+    """Twenty honest clients from two addresses, the stock ones from one and the native ones from the other, one pull each after the other with a pause between."""
     folder, until = b.work / 'honest', time.monotonic() + b.args.seconds
     folder.mkdir()
     times, failed, lock = {'stock': [], 'native': []}, {'stock': 0, 'native': 0}, threading.Lock()
 
     def client(number):
-        dialect, address = ('stock', 'native')[number % 2], f'127.0.0.{2 + number // 10}'
+        dialect = ('stock', 'native')[number % 2]
         time.sleep(number / 20 * 2)
         while time.monotonic() < until:
             dest, local = folder / f'{number}', folder / f'{number}-store'
-            # A connection to an address of the loopback network comes from that address.
-            url = f'{address}:{server.port}/{bench.NAME}'
-            argv = [b.args.rsync, '-a', f'rsync://{url}/', f'{dest}/'] if dialect == 'stock' else b.stillmirror.argv('pull', f'stillmirror://{url}', dest, '--store', local, '--quiet')
+            url = f'127.0.0.1:{server.port}/{bench.NAME}'
+            argv = [b.args.rsync, '-a', '--address=127.0.0.2', f'rsync://{url}/', f'{dest}/'] if dialect == 'stock' else b.stillmirror.argv('pull', f'stillmirror://{url}', dest, '--store', local, '--quiet')
             start = time.monotonic()
             try:
                 code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=b.args.patience).returncode
