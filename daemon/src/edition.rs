@@ -18,7 +18,6 @@ use crate::fair::Pot;
 use crate::file::Tree;
 use crate::gate::Gate;
 use crate::list_forms::ListForms;
-use crate::repository::Repository;
 
 /// Cores that are made use of for single clients of one repository.
 const MOST_CORES: usize = 64;
@@ -72,19 +71,6 @@ impl Gates {
         // Half of the cores are left to all else whatever clients ask for.
         let scattered = Pot::new((cores as u64 / 2).max(1));
         Self { files: Gate::new(reads), pages: Gate::new(PAGES), choosing, scattered }
-    }
-}
-
-/// An edition that a session holds on to.
-pub(crate) struct Pinned {
-    pub(crate) repository: Arc<Repository>,
-    pub(crate) edition: Arc<Edition>,
-}
-
-impl Pinned {
-    /// Whether the content of the file at `row`, and what follows from it, is for clients.
-    pub(crate) fn may_send(&self, row: u32) -> bool {
-        !self.repository.is_public_only || self.edition.generation.list().is_public(row)
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! listener    accepts, tells the dialect by the first bytes, admits or queues
+//! pinned      the edition that a session keeps
+//! shared      what all sessions share; strangers: connections that have not said what they are
 //! session     native: one reader of requests, a lane of answers from the index, a lane of data
 //! stream      the data lane of every dialect: read ahead, sent in order, never copied
 //! registry    the repositories that are served
@@ -39,6 +41,8 @@ mod damage;
 mod descriptors;
 mod direct;
 mod edition;
+mod ended;
+mod error;
 mod extents;
 mod fair;
 mod file;
@@ -52,106 +56,47 @@ mod networks;
 mod operator_file;
 mod pace;
 mod pack;
+mod pinned;
 mod pipe;
 mod pool;
 mod registry;
 mod repository;
 mod session;
+mod shared;
+mod strangers;
 mod stream;
 mod visible;
 
 use std::future::Future;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stillmirror_protocol::rsync::rules::RuleError;
-use stillmirror_store::StoreError;
-use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use access::{HostPattern, HostPatternError, Hosts, SecretsError, Users};
 pub use config::{
     Compression, Config, DirectPolicy, Limits, Memory, ModuleConfig, ModuleRules, RepositoryConfig, RsyncConfig,
 };
+pub use error::DaemonError;
 pub use stillmirror_protocol::rsync::chmod::Chmod;
 pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
-use admission::Admission;
-use bandwidth::Bucket;
-use choosing::Accounts;
 use edition::Gates;
-use extents::Extents;
-use fair::Pot;
-use gate::Gate;
-use list_memory::ListMemory;
-use listener::{Port, Strangers};
-use lists::Lists;
-use logins::Logins;
-use networks::Networks;
-use pack::Packs;
-use pipe::{PIPES, Pipes};
-use pool::Pool;
+use listener::Port;
 use registry::Registry;
 use repository::Repository;
+use shared::Shared;
 
 /// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 /// Threads for all that is no repository's: messages, lists that are encoded, name lookups.
 const OTHER_THREADS: usize = 64;
-/// Messages of the day that are read at once.
-const MESSAGES: usize = 4;
 /// How long sessions that are cut off, and threads that hang, are waited for in all.
 const LAST_PATIENCE: Duration = Duration::from_millis(4500);
-
-/// Why a daemon does not start or ends.
-#[derive(Debug, Error)]
-pub enum DaemonError {
-    // The operator's.
-    /// A repository's passwords cannot be had.
-    #[error("repository '{repository}': {source}")]
-    Secrets {
-        /// The repository.
-        repository: String,
-        /// Why.
-        source: SecretsError,
-    },
-    /// A repository's rules are none.
-    #[error("repository '{repository}': {source}")]
-    Rules {
-        /// The repository.
-        repository: String,
-        /// Why.
-        source: RuleError,
-    },
-    /// A file of patterns cannot be read.
-    #[error("repository '{repository}': cannot read the patterns in {}: {source}", .file.display())]
-    Patterns {
-        /// The repository.
-        repository: String,
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A store belongs to another repository.
-    #[error(transparent)]
-    Store(StoreError),
-
-    // The system's.
-    /// The listening socket is of no use.
-    #[error("cannot accept connections: {0}")]
-    Listener(#[source] io::Error),
-    /// A thread of the daemon's own died.
-    #[error("a worker thread died: {0}")]
-    Worker(#[source] tokio::task::JoinError),
-}
 
 /// Threads for work that may block, when all of it hangs in each of so many repositories.
 pub fn blocking_threads(repositories: usize) -> usize {
@@ -195,44 +140,6 @@ pub struct Daemon {
     config: Config,
 }
 
-/// What all sessions share.
-struct Shared {
-    registry: Registry,
-    limits: Limits,
-    pool: Arc<Pool>,
-    extents: Arc<Extents>,
-    packs: Arc<Packs>,
-    pipes: Arc<Pipes>,
-    admission: Arc<Admission>,
-    /// Places for connections of every kind, as many as there are descriptors for.
-    sockets: Arc<Semaphore>,
-    strangers: Arc<Strangers>,
-    /// Memory for lists of single clients.
-    list_memory: Arc<ListMemory>,
-    /// The connections of each address.
-    networks: Arc<Networks>,
-    /// The limit on what all sessions send, if there is one.
-    bandwidth: Option<Arc<Bucket>>,
-    rsync: RsyncConfig,
-    /// The encoded lists of all repositories.
-    lists: Lists,
-    logins: Logins,
-    /// Whose turn it is to encode a list.
-    builder: Semaphore,
-    /// What reads the message of the day, whose file may hang like any other.
-    messages: Gate,
-    /// The same of what takes the rules of a client, and can take long.
-    ruled_builder: Semaphore,
-    /// Whose turn it is to find out whether a client's rules match anything.
-    searches: Arc<Pot>,
-    /// What the rules of each network have cost.
-    accounts: Accounts,
-    /// The daemon stops: nothing new is begun.
-    stopping: CancellationToken,
-    /// The daemon ends: what runs is cut off.
-    ending: CancellationToken,
-}
-
 impl Daemon {
     /// Opens the repositories' trees, stores and current generations. A repository of which something cannot be
     /// opened is logged, and unavailable until it can.
@@ -243,33 +150,7 @@ impl Daemon {
         };
         access::tell_of_root(config.serve_private);
         registry.open().await?;
-        let extents = Extents::new(config.memory.cache);
-        let sockets = descriptors::connections(&config);
-        let shared = Shared {
-            registry,
-            limits: config.limits.clone(),
-            // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
-            pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
-            packs: Packs::new(extents.window()),
-            pipes: Pipes::new(PIPES),
-            extents,
-            admission: Admission::new(config.limits.connections, config.limits.queue),
-            sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),
-            strangers: Arc::default(),
-            list_memory: ListMemory::new(config.memory.lists),
-            networks: Networks::new(&config.limits),
-            bandwidth: Bucket::new(config.limits.bandwidth),
-            rsync: config.rsync.clone(),
-            lists: Lists::new(&config.rsync),
-            logins: Logins::default(),
-            builder: Semaphore::new(1),
-            messages: Gate::new(MESSAGES),
-            ruled_builder: Semaphore::new(1),
-            searches: Pot::new(1),
-            accounts: Accounts::default(),
-            stopping: CancellationToken::new(),
-            ending: CancellationToken::new(),
-        };
+        let shared = Shared::new(&config, registry);
         Ok(Self { shared: Arc::new(shared), reload: Reload::default(), config })
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::ended::Ended;
 use crate::fair::{Grant, Pot};
 use crate::networks::Network;
-use crate::session::Ended;
 
 /// Bytes that are taken at a time.
 const STEP: u64 = 64 << 10;

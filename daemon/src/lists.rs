@@ -12,9 +12,8 @@ use stillmirror_store::Store;
 use stillmirror_store::list_cache::{CachedList, Key, Limits, ListCache, Shelf};
 use tokio::sync::Semaphore;
 
-use crate::Shared;
 use crate::config::RsyncConfig;
-use crate::edition::Pinned;
+use crate::pinned::Pinned;
 use crate::repository::Repository;
 
 /// Lists of fewer entries than this are written faster than they are looked for.
@@ -35,6 +34,10 @@ pub(crate) struct Lists {
     hasher: RandomState,
     known: Mutex<KnownLists>,
     waiting: Arc<Semaphore>,
+    /// Whose turn it is to encode a list.
+    turn: Semaphore,
+    /// The same of what takes the rules of a client, and can take long.
+    turn_of_ruled: Semaphore,
 }
 
 /// What is known of a list that is not there.
@@ -116,6 +119,8 @@ impl Lists {
             hasher: RandomState::new(),
             known: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            turn: Semaphore::new(1),
+            turn_of_ruled: Semaphore::new(1),
         }
     }
 
@@ -164,63 +169,65 @@ impl Lists {
     }
 }
 
-/// A list was not found: it is built in the background when it was asked for before.
-pub(crate) fn want(shared: &Arc<Shared>, pinned: &Arc<Pinned>, query: Query) {
-    let lists = &shared.lists;
-    let Some(shelf) = lists.shelf(&pinned.repository) else { return };
-    let id = lists.hasher.hash_one((&pinned.repository.name, &query.key));
-    if !lists.is_to_be_built(id) {
-        return;
-    }
-    // Rules of clients leave half of the places to lists without any.
-    let has_room = query.rules.nothing() || lists.waiting.available_permits() > WAITING / 2;
-    let place = if has_room { Arc::clone(&lists.waiting).try_acquire_owned().ok() } else { None };
-    let Some(place) = place else {
-        // The next client tries again.
-        return lists.lock().set(id, Known::AskedOnce);
-    };
-    let (shared, pinned) = (Arc::clone(shared), Arc::clone(pinned));
-    tokio::spawn(async move {
-        match build(&shared, &pinned, shelf, query).await {
-            Some(known) => shared.lists.lock().set(id, known),
-            None => shared.lists.lock().remove(id),
+impl Lists {
+    /// A list was not found: it is built in the background when it was asked for before.
+    pub(crate) fn want(self: &Arc<Self>, pinned: &Arc<Pinned>, query: Query) {
+        let Some(shelf) = self.shelf(&pinned.repository) else { return };
+        let id = self.hasher.hash_one((&pinned.repository.name, &query.key));
+        if !self.is_to_be_built(id) {
+            return;
         }
-        drop(place);
-    });
-}
+        // Rules of clients leave half of the places to lists without any.
+        let has_room = query.rules.nothing() || self.waiting.available_permits() > WAITING / 2;
+        let place = if has_room { Arc::clone(&self.waiting).try_acquire_owned().ok() } else { None };
+        let Some(place) = place else {
+            // The next client tries again.
+            return self.lock().set(id, Known::AskedOnce);
+        };
+        let (lists, pinned) = (Arc::clone(self), Arc::clone(pinned));
+        tokio::spawn(async move {
+            match lists.build(&pinned, shelf, query).await {
+                Some(known) => lists.lock().set(id, known),
+                None => lists.lock().remove(id),
+            }
+            drop(place);
+        });
+    }
 
-/// Builds a list as soon as no other is being built. Gives what is to be known of it when it is not there then.
-async fn build(shared: &Shared, pinned: &Arc<Pinned>, shelf: Shelf, query: Query) -> Option<Known> {
-    let builder = if query.rules.nothing() { &shared.builder } else { &shared.ruled_builder };
-    let turn = builder.acquire().await;
-    let building = Arc::clone(pinned);
-    let build = move || {
-        let Query { key, class, selection, rules } = query;
-        let list = building.edition.generation.list();
-        let writer = ListWriter::new(list, class, selection, &*rules);
-        shelf.build(&key, list, writer, &*rules)
-    };
-    let room = shared.lists.cache.as_ref().map_or(0, ListCache::room);
-    let built = tokio::task::spawn_blocking(build).await;
-    drop(turn);
-    let repository = &pinned.repository.name;
-    match built {
-        Ok(Ok(Some(list))) => {
-            tracing::debug!(repository, bytes = list.file_bytes(), "a list is encoded");
-            return None;
+    /// Builds a list as soon as no other of its kind is being built. Gives what is to be known of it when it is not there
+    /// then.
+    async fn build(&self, pinned: &Arc<Pinned>, shelf: Shelf, query: Query) -> Option<Known> {
+        let turn = if query.rules.nothing() { &self.turn } else { &self.turn_of_ruled };
+        let turn = turn.acquire().await;
+        let building = Arc::clone(pinned);
+        let build = move || {
+            let Query { key, class, selection, rules } = query;
+            let list = building.edition.generation.list();
+            let writer = ListWriter::new(list, class, selection, &*rules);
+            shelf.build(&key, list, writer, &*rules)
+        };
+        let room = self.cache.as_ref().map_or(0, ListCache::room);
+        let built = tokio::task::spawn_blocking(build).await;
+        drop(turn);
+        let repository = &pinned.repository.name;
+        match built {
+            Ok(Ok(Some(list))) => {
+                tracing::debug!(repository, bytes = list.file_bytes(), "a list is encoded");
+                return None;
+            }
+            Ok(Ok(None)) => {
+                tracing::debug!(
+                    repository,
+                    room,
+                    "an encoded list is larger than the room for it; each client's is written anew"
+                );
+                return Some(Known::TooLarge(room));
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(repository, %error, "an encoded list cannot be kept; each client's is written anew");
+            }
+            Err(error) => tracing::error!(repository, %error, "encoding a list failed"),
         }
-        Ok(Ok(None)) => {
-            tracing::debug!(
-                repository,
-                room,
-                "an encoded list is larger than the room for it; each client's is written anew"
-            );
-            return Some(Known::TooLarge(room));
-        }
-        Ok(Err(error)) => {
-            tracing::warn!(repository, %error, "an encoded list cannot be kept; each client's is written anew");
-        }
-        Err(error) => tracing::error!(repository, %error, "encoding a list failed"),
+        Some(Known::Failed)
     }
-    Some(Known::Failed)
 }

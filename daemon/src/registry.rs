@@ -6,9 +6,9 @@ use stillmirror_store::StoreError;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
 
-use crate::DaemonError;
 use crate::access;
 use crate::config::Config;
+use crate::error::DaemonError;
 use crate::extents::READS;
 use crate::pool::EXTENT;
 use crate::repository::{Repository, Trouble};

@@ -10,12 +10,12 @@ use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts};
 use stillmirror_store::{Generation, Mark, Store, StoreError};
 use thiserror::Error;
 
-use crate::DaemonError;
 use crate::access::{Hosts, Users};
 use crate::admission::Admission;
 use crate::bandwidth::Bucket;
 use crate::config::{self, DirectPolicy, ModuleConfig, RepositoryConfig};
 use crate::edition::{Edition, Gates};
+use crate::error::DaemonError;
 use crate::file::{Directory, Tree};
 use crate::gate::Gate;
 use crate::operator_file;

@@ -4,6 +4,7 @@
 //! ```text
 //! Framing   the dialect: which items come next, and what is said before, between and after their bytes
 //! plan      cuts an order of items into pieces of one buffer each
+//! part      a range of a file, or words, and where its bytes come from
 //! layout    where in the buffer the parts of a piece go: what the store has of small files as it lies there
 //! load      brings a piece into memory: from disk, or out of the cache that all sessions share
 //! pump      reads extents and sends each at once, on one thread
@@ -17,6 +18,7 @@
 mod frames;
 mod layout;
 mod load;
+mod part;
 mod plan;
 mod pump;
 mod writer;
@@ -30,11 +32,11 @@ use std::time::Instant;
 use stillmirror_protocol::wire::ItemFailure;
 use tokio::sync::Mutex;
 
-use crate::Shared;
-use crate::edition::Pinned;
+use crate::ended::Ended;
 use crate::networks::Network;
 use crate::pace::Pace;
-use crate::session::Ended;
+use crate::pinned::Pinned;
+use crate::shared::Shared;
 pub(crate) use frames::Frames;
 use load::{Arriving, LargeFile, Load, Loaded, read_batch};
 use plan::{Piece, Plan};
@@ -205,10 +207,10 @@ impl<F: Framing> Lane<F> {
     async fn start(&mut self, order: &Arc<F::Order>, piece: &Piece, may_wait: bool) -> Option<Arriving> {
         let shared = Arc::clone(&self.shared);
         match piece {
-            Piece::Batch(parts) if parts.iter().all(plan::Part::is_words) => Some(Arriving::Words),
+            Piece::Batch(parts) if parts.iter().all(part::Part::is_words) => Some(Arriving::Words),
             Piece::Batch(parts) => {
                 let pinned = Arc::clone(order.pinned());
-                let is_scattered = plan::is_scattered(parts);
+                let is_scattered = part::is_scattered(parts);
                 if !is_scattered && let Some(loaded) = load::map_batch(&pinned, parts) {
                     return Some(Arriving::Loaded(loaded));
                 }

@@ -18,11 +18,12 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::Shared;
 use crate::admission::{Arrival, Patience, Place, Ticket, Turn};
+use crate::ended::Ended;
 use crate::networks::Network;
 use crate::pool::EXTENT;
-use crate::session::{Ended, out_of_time};
+use crate::session::out_of_time;
+use crate::shared::Shared;
 use crate::stream::Writer;
 use tally::Tally;
 

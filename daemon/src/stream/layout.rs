@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::plan::{Origin, Part};
+use super::part::{Origin, Part};
 use crate::direct::ALIGNMENT;
 use crate::file::{Stored, room};
 use crate::pool::EXTENT;

@@ -10,18 +10,19 @@ use stillmirror_store::Pack;
 use tokio::task::JoinHandle;
 
 use super::layout::{self, Layout, Run};
-use super::plan::{Cursor, ExtentPiece, Origin, Part, Piece, Plan};
+use super::part::{Origin, Part};
+use super::plan::{Cursor, ExtentPiece, Piece, Plan};
 use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
-use crate::Shared;
 use crate::damage;
-use crate::edition::Pinned;
+use crate::ended::Ended;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::gate::Pass;
 use crate::pack::Place;
+use crate::pinned::Pinned;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
-use crate::session::Ended;
+use crate::shared::Shared;
 
 /// A piece on its way.
 pub(super) struct Load<O> {

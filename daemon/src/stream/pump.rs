@@ -8,9 +8,9 @@ use tokio::time::sleep;
 use super::load::{Arriving, Loaded, room_to_read};
 use super::plan::{ExtentPiece, Piece, Plan};
 use super::{Framing, Lane, Order, Stuck, Writer};
+use crate::ended::Ended;
 use crate::extents::{Begun, Coming};
 use crate::pool::Buffer;
-use crate::session::Ended;
 
 /// How long the first of a pack waits before it looks again.
 const WAIT: Duration = Duration::from_millis(2);

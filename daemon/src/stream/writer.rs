@@ -10,11 +10,11 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::Shared;
 use crate::bandwidth::{Allowance, Bucket};
 use crate::direct::unacknowledged;
+use crate::ended::Ended;
 use crate::pipe::Pipe;
-use crate::session::Ended;
+use crate::shared::Shared;
 
 /// How often a writer that waits for its peer looks up.
 const LOOK_UP: Duration = Duration::from_millis(500);

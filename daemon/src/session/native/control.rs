@@ -11,8 +11,9 @@ use tokio::task::yield_now;
 
 use super::{Session, UnderWay};
 use crate::damage;
-use crate::edition::Pinned;
-use crate::session::{Ended, touch};
+use crate::ended::Ended;
+use crate::pinned::Pinned;
+use crate::session::touch;
 use crate::visible::Visible;
 
 /// Payload bytes of one frame of a control answer.

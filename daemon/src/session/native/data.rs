@@ -6,9 +6,9 @@ use stillmirror_protocol::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Ite
 use tokio::sync::mpsc;
 
 use super::{Session, UnderWay};
-use crate::edition::Pinned;
+use crate::ended::Ended;
 use crate::file::Stored;
-use crate::session::Ended;
+use crate::pinned::Pinned;
 use crate::stream::{Asked, Frames, Framing, Got, Lane, Order};
 
 /// A request for data, not decoded yet: encoded it is smaller.

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use super::control::{self, Answer};
 use super::{Session, UnderWay, data};
-use crate::edition::Pinned;
-use crate::session::Ended;
+use crate::ended::Ended;
+use crate::pinned::Pinned;
 use crate::visible::{Unavailable, Visible};
 
 /// Bytes read ahead of the requests: many small ones.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::session::Ended;
+use crate::ended::Ended;
 use crate::session::counts::Counts;
 
 /// Counts of one session.

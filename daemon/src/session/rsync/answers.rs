@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use super::input;
 use super::window::At;
 use super::{Session, Settled};
-use crate::edition::Pinned;
-use crate::session::Ended;
+use crate::ended::Ended;
+use crate::pinned::Pinned;
 use crate::stream::{Asked, Frames, Framing, Got, Order};
 use saying::Saying;
 

@@ -14,12 +14,12 @@ use tokio::time::{sleep, timeout};
 
 use super::{Input, Session};
 use crate::admission::{Admission, Arrival, Place, Turn};
-use crate::edition::Pinned;
-use crate::listener::Stranger;
+use crate::ended::Ended;
 use crate::logins::LONGEST_DELAY;
 use crate::operator_file;
+use crate::pinned::Pinned;
 use crate::repository::Repository;
-use crate::session::Ended;
+use crate::strangers::Stranger;
 use crate::visible::{Unavailable, Visible};
 
 /// How long a client may take to say who it is: its user may be typing.

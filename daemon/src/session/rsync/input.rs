@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use crate::admission::Patience;
-use crate::session::Ended;
+use crate::ended::Ended;
 
 /// Bytes read at a time.
 const READ: usize = 16 << 10;

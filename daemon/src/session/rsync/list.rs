@@ -15,8 +15,8 @@ use super::select::{Selected, are_void};
 use super::window::{At, Window};
 use super::{Session, Settled};
 use crate::choosing::Effort;
-use crate::lists::{self, Query};
-use crate::session::Ended;
+use crate::ended::Ended;
+use crate::lists::Query;
 use crate::stream::Lane;
 
 /// Bytes of the list that are made at a time.
@@ -100,7 +100,7 @@ impl Session {
     /// client with these rules tries again.
     fn prepare_next(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, query: Query) {
         if rules.nothing() {
-            return lists::want(&self.shared, &settled.pinned, query);
+            return self.shared.lists.want(&settled.pinned, query);
         }
         let Some(mut turn) = self.shared.searches.claim(self.network(), 1, SEARCHES) else { return };
         let over = self.over.clone();
@@ -121,7 +121,7 @@ impl Session {
             drop(turn);
             let query = if are_void == Some(true) { query.without_rules(&settled.pinned) } else { Some(query) };
             if let Some(query) = query {
-                lists::want(&shared, &settled.pinned, query);
+                shared.lists.want(&settled.pinned, query);
             }
         });
     }

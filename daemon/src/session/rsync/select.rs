@@ -15,9 +15,9 @@ use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
 use crate::choosing::Effort;
-use crate::edition::Pinned;
+use crate::ended::Ended;
 use crate::file::OpenFile;
-use crate::session::Ended;
+use crate::pinned::Pinned;
 
 /// Bytes of a file of names in the repository.
 const NAMES_BYTES: u64 = 256 << 20;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use stillmirror_protocol::rsync::fault::Exit;
 
-use crate::session::Ended;
+use crate::ended::Ended;
 use crate::session::counts::Counts;
 
 /// Counts of one session.

@@ -8,7 +8,7 @@ use stillmirror_protocol::rsync::replies::{Severity, io_error};
 use stillmirror_protocol::wire::ItemFailure;
 
 use super::{After, Answer, Answers, Content};
-use crate::edition::Pinned;
+use crate::pinned::Pinned;
 use crate::stream::{Frames, Got};
 
 /// What goes out for a piece, as it is put together.

@@ -1,0 +1,92 @@
+//! What all sessions share.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::bandwidth::Bucket;
+use crate::choosing::Accounts;
+use crate::config::{Config, Limits, RsyncConfig};
+use crate::descriptors;
+use crate::extents::Extents;
+use crate::fair::Pot;
+use crate::gate::Gate;
+use crate::list_memory::ListMemory;
+use crate::lists::Lists;
+use crate::logins::Logins;
+use crate::networks::Networks;
+use crate::pack::Packs;
+use crate::pipe::{PIPES, Pipes};
+use crate::pool::Pool;
+use crate::registry::Registry;
+use crate::strangers::Strangers;
+
+/// Messages of the day that are read at once.
+const MESSAGES: usize = 4;
+
+/// What all sessions share.
+pub(crate) struct Shared {
+    pub(crate) registry: Registry,
+    pub(crate) limits: Limits,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) extents: Arc<Extents>,
+    pub(crate) packs: Arc<Packs>,
+    pub(crate) pipes: Arc<Pipes>,
+    pub(crate) admission: Arc<Admission>,
+    /// Places for connections of every kind, as many as there are descriptors for.
+    pub(crate) sockets: Arc<Semaphore>,
+    pub(crate) strangers: Arc<Strangers>,
+    /// Memory for lists of single clients.
+    pub(crate) list_memory: Arc<ListMemory>,
+    /// The connections of each address.
+    pub(crate) networks: Arc<Networks>,
+    /// The limit on what all sessions send, if there is one.
+    pub(crate) bandwidth: Option<Arc<Bucket>>,
+    pub(crate) rsync: RsyncConfig,
+    /// The encoded lists of all repositories.
+    pub(crate) lists: Arc<Lists>,
+    pub(crate) logins: Logins,
+    /// What reads the message of the day, whose file may hang like any other.
+    pub(crate) messages: Gate,
+    /// Whose turn it is to find out whether a client's rules match anything.
+    pub(crate) searches: Arc<Pot>,
+    /// What the rules of each network have cost.
+    pub(crate) accounts: Accounts,
+    /// The daemon stops: nothing new is begun.
+    pub(crate) stopping: CancellationToken,
+    /// The daemon ends: what runs is cut off.
+    pub(crate) ending: CancellationToken,
+}
+
+impl Shared {
+    /// As a configuration has it.
+    pub(crate) fn new(config: &Config, registry: Registry) -> Self {
+        let extents = Extents::new(config.memory.cache);
+        let sockets = descriptors::connections(config);
+        Self {
+            registry,
+            limits: config.limits.clone(),
+            // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
+            pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
+            packs: Packs::new(extents.window()),
+            pipes: Pipes::new(PIPES),
+            extents,
+            admission: Admission::new(config.limits.connections, config.limits.queue),
+            sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),
+            strangers: Arc::default(),
+            list_memory: ListMemory::new(config.memory.lists),
+            networks: Networks::new(&config.limits),
+            bandwidth: Bucket::new(config.limits.bandwidth),
+            rsync: config.rsync.clone(),
+            lists: Arc::new(Lists::new(&config.rsync)),
+            logins: Logins::default(),
+            messages: Gate::new(MESSAGES),
+            searches: Pot::new(1),
+            accounts: Accounts::default(),
+            stopping: CancellationToken::new(),
+            ending: CancellationToken::new(),
+        }
+    }
+}
