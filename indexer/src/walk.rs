@@ -90,10 +90,16 @@ impl<'a> Walk<'a> {
 
     fn consider_root(&self, findings: &mut Findings) -> Result<(), Errno> {
         let facts = self.tree.look(b"")?.ok_or(Errno::NOENT)?;
-        let row = self.old.map(|old| old.list.row(0));
-        if row.is_none_or(|row| !self.same_facts(row, &facts)) {
-            let old = row.map(|_| 0);
-            findings.root = Some(Found { name: Vec::new(), facts, old, is_to_be_read: false, target: Vec::new() });
+        match self.old.filter(|old| self.same_facts(old.list.row(0), &facts)) {
+            // Whoever serves the generation knows its tree by the root's inode.
+            Some(old) if old.local.last_seen(0).inode_key() != facts.identity.inode_key() => {
+                findings.moved.push((0, facts));
+            }
+            Some(_) => {}
+            None => {
+                let old = self.old.map(|_| 0);
+                findings.root = Some(Found { name: Vec::new(), facts, old, is_to_be_read: false, target: Vec::new() });
+            }
         }
         Ok(())
     }

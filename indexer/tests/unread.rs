@@ -228,3 +228,18 @@ fn a_strict_rule_reads_whatever_has_another_ctime() {
     assert_eq!(report.hashed_files, 3);
     site.assert_as_fresh("strictly");
 }
+
+#[test]
+fn a_root_that_is_another_directory_with_the_same_content_is_named_by_its_own_inode() {
+    let site = site();
+    let (root, copy) = (site.options.root.clone(), site.dir.path().join("copy"));
+    for changed_from in [false, true] {
+        assert!(Command::new("cp").arg("-a").args([&root, &copy]).status().unwrap().success());
+        fs::rename(&root, site.dir.path().join(format!("before-{changed_from}"))).unwrap();
+        fs::rename(&copy, &root).unwrap();
+        let report = if changed_from { site.index_changed(&[b"a"]) } else { site.index() };
+        assert!(report.published);
+        let generation = site.current();
+        assert_eq!(generation.local().identity(0).inode, fs::metadata(&root).unwrap().ino());
+    }
+}
