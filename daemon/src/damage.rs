@@ -29,7 +29,7 @@ pub(crate) struct Damages {
     sums: AtomicU64,
     lists: AtomicU64,
     deltas: AtomicU64,
-    /// Rows of files that were told, [`Damages::FILES`] of them at the most.
+    /// Rows of files that were told, at most [`Damages::FILES`] of them.
     files: Mutex<HashSet<u32>>,
 }
 

@@ -1,5 +1,5 @@
-//! What there is only so much of, shared out in turns by network: who waits in many connections gets no more turns than
-//! who waits in one.
+//! What there is only so much of, shared out in turns by network: a client that waits in many connections gets no more turns than
+//! one that waits in one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -104,7 +104,7 @@ impl<T> Rotation<T> {
     }
 }
 
-/// Units of something, and who waits for some.
+/// Units of something, and the queue for them.
 pub(crate) struct Pot {
     /// Units that one network may have at a time.
     most: u64,
@@ -126,7 +126,7 @@ pub(crate) struct Grant {
     units: u64,
 }
 
-/// Somebody who waits for units, until dropped.
+/// A claim that waits for units, until dropped.
 pub(crate) struct Claim {
     pot: Arc<Pot>,
     network: Network,
@@ -162,7 +162,7 @@ impl Pot {
         }
     }
 
-    /// A place among those who wait, who are `most` at the most.
+    /// A place in the queue, which has at most `most`.
     pub(crate) fn claim(self: &Arc<Self>, network: Network, units: u64, most: usize) -> Option<Claim> {
         let (sender, granted) = oneshot::channel();
         let mut state = self.lock();

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 const FREE: u32 = 2;
 /// What the first one costs that does; each further one costs twice as much.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
-/// What one costs at the most.
+/// The longest delay of one login.
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(32);
-/// How long a login waits at the most for its turn: beyond that it is refused.
+/// The longest wait of a login for its turn: beyond that it is refused.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// How long failures are remembered after the last one.
 const MEMORY: Duration = Duration::from_secs(15 * 60);

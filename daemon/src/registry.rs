@@ -68,7 +68,7 @@ impl Registry {
         self.repositories.iter().find(|repository| repository.name == name)
     }
 
-    /// Those that are named to who asks what there is.
+    /// Those that a listing of repositories shows.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Repository>> {
         self.repositories.iter().filter(|repository| repository.is_listed)
     }

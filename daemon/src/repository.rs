@@ -34,7 +34,7 @@ pub(crate) struct Repository {
     pub(crate) name: String,
     /// One line about it.
     pub(crate) comment: String,
-    /// Whether it is named to who asks what there is.
+    /// Whether a listing of repositories shows it.
     pub(crate) is_listed: bool,
     /// Whether only that is served which everybody on this host may read.
     pub(crate) is_public_only: bool,

@@ -30,7 +30,7 @@ impl Touched {
         };
         let result = *found.get_or_init(read);
         if !matches!(result, Ok(Some(_))) {
-            // The next one who asks may find more.
+            // The next attempt may find more.
             self.lock().remove(&state);
         }
         result

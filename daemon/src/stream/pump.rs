@@ -39,8 +39,8 @@ impl<F: Framing> Lane<F> {
             return Ok(self);
         }
         let Some(pinned) = self.plans.front().map(|plan| Arc::clone(plan.order().pinned())) else { return Ok(self) };
-        // Who waits for a read has not got the writer, which signs of life need; who waits for the writer, because a
-        // peer is slow, has not got what reads need.
+        // A wait for a read does not hold the writer, which signs of life need. A wait for the writer, because a peer is
+        // slow, does not hold what reads need.
         let Some((pass, buffer)) = room_to_read(&shared, &pinned, true).await else { return Ok(self) };
         let Ok(writer) = Arc::clone(&self.writer).try_lock_owned() else {
             drop((pass, buffer));
