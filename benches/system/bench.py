@@ -36,6 +36,8 @@ def main(doc, options, body):
         parser.add_argument(flag, **settings)
     # All clients come from one address here.
     os.environ.setdefault('STILLMIRROR_DAEMON__CONNECTIONS_PER_ADDRESS', '0')
+    # The stock daemons of these scripts read with root's eyes, and so does the one beside them.
+    os.environ.setdefault('STILLMIRROR_DAEMON__SERVE_PRIVATE', 'true')
     bench = Bench(parser.parse_args())
     with bench.scratch():
         body(bench)
