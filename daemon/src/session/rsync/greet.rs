@@ -162,7 +162,7 @@ impl Session {
         if !self.is_known(repository, &user, proof).await? {
             return Err(self.login_failed(&repository.name, &user));
         }
-        self.shared.logins.succeeded(self.peer.ip());
+        self.shared.logins.succeeded(self.network());
         Ok(Some(String::from_utf8_lossy(&user).into_owned()))
     }
 
@@ -174,7 +174,7 @@ impl Session {
         let Event::Credentials { user, proof } = self.event(greeting, input).await? else {
             return Err(Ended::HalfRequest);
         };
-        let Some(wait) = self.shared.logins.begin(self.peer.ip(), Instant::now()) else {
+        let Some(wait) = self.shared.logins.begin(self.network(), Instant::now()) else {
             tracing::warn!(peer = %self.peer, user = %user.escape_ascii(), "login refused: too many before it failed");
             return Err(Ended::Refused("too many logins from your address failed -- try again later".to_owned()));
         };
@@ -185,7 +185,7 @@ impl Session {
     }
 
     fn login_failed(&self, module: &str, user: &[u8]) -> Ended {
-        self.shared.logins.failed(self.peer.ip(), Instant::now());
+        self.shared.logins.failed(self.network(), Instant::now());
         tracing::warn!(peer = %self.peer, module, user = %user.escape_ascii(), "login failed");
         Ended::Refused(format!("auth failed on module {module}"))
     }
