@@ -25,7 +25,7 @@ use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::{Generation, open_beneath};
 
 use crate::config::DirectPolicy;
-use crate::direct::{self, ALIGNMENT, AlignedBytes};
+use crate::direct::{self, ALIGNMENT};
 use crate::pool::EXTENT;
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
@@ -228,8 +228,11 @@ impl Tree {
                  `stillmirror index` looks at them once for all"
             );
         }
-        let mut buffer = AlignedBytes::slab(EXTENT);
-        let Some(buffer) = buffer.first_mut() else { return Ok(None) };
+        // Aligned, since the file may be open for direct reads, and no larger than the file: most are small.
+        let len = (state.size.min(EXTENT as u64) as usize).next_multiple_of(ALIGNMENT);
+        let mut memory = vec![0; len + ALIGNMENT];
+        let skip = memory.as_ptr().align_offset(ALIGNMENT);
+        let Some(buffer) = memory.get_mut(skip..skip.saturating_add(len)) else { return Ok(None) };
         let (mut hasher, mut done) = (Sha256::new(), 0);
         while done < state.size {
             let way = match self.way(file, device, done, buffer.len()) {
@@ -412,6 +415,7 @@ pub(crate) mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::direct::AlignedBytes;
 
     /// The state of some file.
     pub(crate) fn state(inode: u64) -> FileState {
