@@ -18,15 +18,15 @@ pub(crate) struct Admission {
     queue_limit: usize,
 }
 
-/// A session's place. Dropping it lets the next one in.
-pub(crate) struct Place {
+/// A session's slot. Dropping it lets the next one in.
+pub(crate) struct Slot {
     _grant: Grant,
 }
 
 /// What an arrival gets.
 pub(crate) enum Arrival {
     /// A session.
-    Admitted(Place),
+    Admitted(Slot),
     /// A place in the queue.
     Queued(Ticket),
     /// Neither.
@@ -42,7 +42,7 @@ impl Admission {
     /// Asks for a session.
     pub(crate) fn arrive(&self, network: Network) -> Arrival {
         if let Some(grant) = self.sessions.try_take(network, 1) {
-            return Arrival::Admitted(Place { _grant: grant });
+            return Arrival::Admitted(Slot { _grant: grant });
         }
         match self.sessions.claim(network, 1, self.queue_limit) {
             Some(claim) => Arrival::Queued(Ticket { claim, news: interval(NEWS) }),
@@ -60,7 +60,7 @@ pub(crate) struct Ticket {
 /// What happens to one who waits.
 pub(crate) enum Turn {
     /// A session.
-    Come(Place),
+    Come(Slot),
     /// Still so many before this one: told at once, and every [`NEWS`].
     Waiting(u64),
     /// Its place in the queue went to a network that has fewer there.
@@ -75,7 +75,7 @@ impl Ticket {
         tokio::select! {
             biased;
             grant = self.claim.granted() => match grant {
-                Some(grant) => Turn::Come(Place { _grant: grant }),
+                Some(grant) => Turn::Come(Slot { _grant: grant }),
                 None => Turn::Displaced,
             },
             () = stopping.cancelled() => Turn::Stopping,

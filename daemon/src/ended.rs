@@ -3,7 +3,8 @@
 use std::io;
 
 use stillmirror_protocol::limits;
-use stillmirror_protocol::rsync::fault::{Exit, Farewell, Fault};
+use stillmirror_protocol::rsync::exit::Exit;
+use stillmirror_protocol::rsync::fault::{Farewell, Fault};
 use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
 use thiserror::Error;

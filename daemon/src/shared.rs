@@ -9,6 +9,7 @@ use crate::admission::Admission;
 use crate::bandwidth::Bucket;
 use crate::choosing::Accounts;
 use crate::config::{Config, Limits, RsyncConfig};
+use crate::convoy::Convoys;
 use crate::descriptors;
 use crate::extents::Extents;
 use crate::fair::Pot;
@@ -17,7 +18,6 @@ use crate::list_memory::ListMemory;
 use crate::lists::Lists;
 use crate::logins::Logins;
 use crate::networks::Networks;
-use crate::pack::Packs;
 use crate::pipe::{PIPES, Pipes};
 use crate::pool::Pool;
 use crate::registry::Registry;
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) pool: Arc<Pool>,
     pub(crate) extents: Arc<Extents>,
-    pub(crate) packs: Arc<Packs>,
+    pub(crate) convoys: Arc<Convoys>,
     pub(crate) pipes: Arc<Pipes>,
     pub(crate) admission: Arc<Admission>,
     /// Places for connections of every kind, as many as there are descriptors for.
@@ -70,7 +70,7 @@ impl Shared {
             limits: config.limits.clone(),
             // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
-            packs: Packs::new(extents.window()),
+            convoys: Convoys::new(extents.window()),
             pipes: Pipes::new(PIPES),
             extents,
             admission: Admission::new(config.limits.connections, config.limits.queue),

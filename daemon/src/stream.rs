@@ -313,7 +313,7 @@ impl<F: Framing> Lane<F> {
         {
             // The end of the half that came last may lie within the extent.
             let end = extent.span.start + extent.within.end as u64;
-            file.place.advance(extent.key.number + u64::from(end == extent.span.end), Instant::now());
+            file.convoy.advance(extent.key.number + u64::from(end == extent.span.end), Instant::now());
         }
         if load.is_last {
             self.failed = None;

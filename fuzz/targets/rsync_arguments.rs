@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use stillmirror_protocol::rsync::arguments::{COUNT, Compression, Options};
+use stillmirror_protocol::limits;
+use stillmirror_protocol::rsync::arguments::{Compression, Options};
 use stillmirror_protocol::rsync::digest::Algorithm;
 use stillmirror_protocol::rsync::greeting::{Event, Greeting, GreetingOffer};
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
@@ -12,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     let [version, data @ ..] = data else { return };
     let version = Version::new(27 + u32::from(version % 6)).expect("27 to 32");
     let Some((options, rest)) = arguments(version, data) else { return };
-    assert!(options.paths.len() <= COUNT + 1 && (options.fault.is_some() || !options.paths.is_empty()));
+    assert!(options.paths.len() <= limits::ARGUMENTS + 1 && (options.fault.is_some() || !options.paths.is_empty()));
     let offer = Offer {
         digests: &Algorithm::NAMED,
         compressions: &Compression::NAMED,

@@ -6,11 +6,11 @@ use libfuzzer_sys::fuzz_target;
 use stillmirror_protocol::rsync::arguments::{Compression, Options};
 use stillmirror_protocol::rsync::digest::Algorithm;
 use stillmirror_protocol::rsync::greeting::{self, Greeting, GreetingOffer};
-use stillmirror_protocol::rsync::phases::{Answer, Phases};
+use stillmirror_protocol::rsync::phases::Phases;
 use stillmirror_protocol::rsync::replies::Replies;
 use stillmirror_protocol::rsync::requests::{Event, Requests};
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
-use stillmirror_protocol::rsync::version::Version;
+use stillmirror_protocol::rsync::version::{Closing, Version};
 
 const WORDS: [&str; 6] = ["-n", "-X", "--append", "--files-from=-", "--compress-choice=lz4", "-r"];
 
@@ -49,7 +49,7 @@ fn run(options: &Options, setup: &Setup, data: &[u8], piece: usize) -> String {
                 }
                 Ok(Some(Event::Request(request))) => replies.echo(request),
                 Ok(Some(Event::Deleted(counts))) => replies.deleted(counts),
-                Ok(Some(Event::Done)) if matches!(phases.done(), Ok(Answer::End) | Err(_)) => return seen,
+                Ok(Some(Event::Done)) if matches!(phases.done(), Ok(Closing::End) | Err(_)) => return seen,
                 _ => {}
             }
             seen.push_str(&format!("{event:?}"));

@@ -47,13 +47,13 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let report = Report { damaged: damaged.files.len() as u64, ..Report::default() };
     let again = Again::new(damaged.files, turn);
     let list_is_damaged = damaged.list;
-    let mut run = Run { options, progress, stop, tree, store, lock, again: &again, list_is_damaged, report };
+    let mut run = IndexRun { options, progress, stop, tree, store, lock, again: &again, list_is_damaged, report };
     run.report.time.open = started.elapsed();
     if let Ended::ForWantOfDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
         let has = before.as_ref().map(Generation::list);
         let (xxh128, md5) = has.map_or((false, false), |list| (list.has_xxh128(), list.has_md5()));
         fewer = Options { xxh128: options.xxh128 && xxh128, md5: options.md5 && md5, ..options.clone() };
-        run = Run { options: &fewer, ..run };
+        run = IndexRun { options: &fewer, ..run };
         run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())?;
         run.report.digests_postponed = true;
     }
@@ -64,7 +64,7 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     Ok(run.report)
 }
 
-struct Run<'a> {
+struct IndexRun<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
     stop: &'a AtomicBool,
@@ -85,7 +85,7 @@ enum Ended {
     ForWantOfDigests,
 }
 
-impl Run<'_> {
+impl IndexRun<'_> {
     fn go(
         &mut self,
         before: Option<&Generation>,

@@ -115,13 +115,13 @@ struct Settling<'a> {
     options: &'a Options,
     settled: Settled,
     /// Names whose link groups may have changed, and where they are.
-    members: Vec<(Member, Place)>,
+    members: Vec<(Member, MemberAt)>,
     /// Rotten files of several names, by device and inode.
     rotten_inodes: HashSet<(u64, u64)>,
 }
 
 /// Where a member of a link group is.
-enum Place {
+enum MemberAt {
     /// Among the puts.
     Put(Vec<u8>, Vec<u8>),
     /// In the old list.
@@ -244,7 +244,7 @@ impl Settling<'_> {
     fn row_stays(&mut self, row: Row<'_>, facts: &Facts) {
         let (device, inode) = facts.inode();
         let stays = Some(Stays { old_leader: row.link_leader() });
-        self.members.push((Member { key: (device, inode, row.to_entry().kind), stays }, Place::Row(row.number())));
+        self.members.push((Member { key: (device, inode, row.to_entry().kind), stays }, MemberAt::Row(row.number())));
     }
 
     /// Puts every name whose link group is not simply what remains of its old one.
@@ -254,13 +254,13 @@ impl Settling<'_> {
         let all_seen = self.settled.unreadable.is_empty() && self.settled.torn.is_empty();
         for (at, link) in regroup(&members, all_seen) {
             match &places[at].1 {
-                Place::Put(dir, name) => {
+                MemberAt::Put(dir, name) => {
                     let op = self.settled.changes.dirs.get_mut(dir).and_then(|ops| ops.get_mut(name));
                     if let Some(Op::Put(put)) = op {
                         put.entry.link = link;
                     }
                 }
-                Place::Row(row) => self.put_row(*row, link),
+                MemberAt::Row(row) => self.put_row(*row, link),
             }
         }
     }
@@ -302,7 +302,7 @@ impl Settling<'_> {
         if let Some(kind) = linked {
             let (device, inode) = facts.inode();
             let member = Member { key: (device, inode, kind), stays: None };
-            self.members.push((member, Place::Put(dir.to_vec(), name)));
+            self.members.push((member, MemberAt::Put(dir.to_vec(), name)));
         }
     }
 

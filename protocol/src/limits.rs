@@ -17,6 +17,13 @@ pub const GONE_NAMES: usize = 256 << 10;
 pub const REPOSITORY_NAME: usize = 128;
 /// Bytes in a user's or group's name, as stock rsync's wire has it.
 pub const OWNER_NAME: usize = 255;
+/// Bytes in one line of a stock session's greeting, without its end: what stock clients read of one.
+pub const RSYNC_LINE: usize = 5119;
+/// Arguments of one stock client. Thousands of paths on one command line are real; more than a shell can pass
+/// are not.
+pub const ARGUMENTS: usize = 16 << 10;
+/// Bytes of all arguments: an eighth of what Linux lets a shell pass.
+pub const ARGUMENT_BYTES: usize = 1 << 20;
 /// Entries in one file list: rows are `u32`, and the largest public mirrors hold about 12 million.
 pub const ENTRIES: u64 = 1 << 28;
 /// Entries that one list for a stock client may have beyond those of the repository: paths that are asked for twice repeat

@@ -11,6 +11,7 @@ pub mod auth;
 pub mod chmod;
 pub mod codec;
 pub mod digest;
+pub mod exit;
 pub mod fault;
 pub mod flist;
 pub mod greeting;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use stillmirror_protocol::rsync::arguments::{Compression, Options};
 use stillmirror_protocol::rsync::digest::Algorithm;
 use stillmirror_protocol::rsync::greeting::{self, Greeting, GreetingOffer};
-use stillmirror_protocol::rsync::phases::{Answer, Phases};
+use stillmirror_protocol::rsync::phases::Phases;
 use stillmirror_protocol::rsync::requests::{Event, Request, Requests, SumHead};
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
-use stillmirror_protocol::rsync::version::Version;
+use stillmirror_protocol::rsync::version::{Closing, Version};
 
 const PASSWORD: &[u8] = b"s3cret";
 
@@ -35,8 +35,8 @@ fn the_last_done_of_every_recorded_session_is_answered_by_the_end() {
         phases.lists_ended();
         let dones = recording.events.lines().filter(|line| *line == "done").count();
         let answers: Vec<_> = (0..dones).map(|_| phases.done().expect("an answer")).collect();
-        assert_eq!(answers.iter().position(|answer| *answer == Answer::End), Some(dones - 1), "{}", recording.name);
-        assert!(answers.contains(&Answer::DoneAndStatistics), "{}", recording.name);
+        assert_eq!(answers.iter().position(|answer| *answer == Closing::End), Some(dones - 1), "{}", recording.name);
+        assert!(answers.contains(&Closing::DoneAndStatistics), "{}", recording.name);
         whole += 1;
     }
     assert!(whole > 50, "{whole} whole sessions");

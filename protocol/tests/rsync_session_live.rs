@@ -9,13 +9,15 @@ use std::{fs, thread};
 use stillmirror_protocol::rsync::arguments::{Compression, Options};
 use stillmirror_protocol::rsync::codec::{put_i32, put_long30, put_varint, put_varlong};
 use stillmirror_protocol::rsync::digest::{Algorithm, Hasher};
-use stillmirror_protocol::rsync::fault::{Exit, Fault};
+use stillmirror_protocol::rsync::exit::{Exit, io_error};
+use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::greeting::{self, Greeting, GreetingOffer};
-use stillmirror_protocol::rsync::phases::{Answer, Phases};
-use stillmirror_protocol::rsync::replies::{self, Replies, Severity, Statistics, io_error};
+use stillmirror_protocol::rsync::mux::Severity;
+use stillmirror_protocol::rsync::phases::Phases;
+use stillmirror_protocol::rsync::replies::{self, Replies, Statistics};
 use stillmirror_protocol::rsync::requests::{Event, Request, Requests};
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
-use stillmirror_protocol::rsync::version::Version;
+use stillmirror_protocol::rsync::version::{Closing, Version};
 
 const NAMES: [&str; 5] = ["f0", "f1", "f2", "f3", "f4"];
 const LENGTHS: [usize; 5] = [0, 5, 16_256, 40_000, 300_001];
@@ -308,15 +310,15 @@ impl Session {
                     Event::Deleted(counts) => replies.deleted(&counts),
                     Event::Exit(_) => replies.exit_seen(),
                     Event::Done => match phases.done() {
-                        Ok(Answer::Done) => replies.done(),
-                        Ok(Answer::DoneAndStatistics) => {
+                        Ok(Closing::Done) => replies.done(),
+                        Ok(Closing::DoneAndStatistics) => {
                             if self.trouble == Trouble::Vanished {
                                 replies.io_error(io_error::VANISHED);
                             }
                             replies.done();
                             replies.statistics(&Statistics { total: 356_262, ..Statistics::default() });
                         }
-                        Ok(Answer::End) => return self.stream.write_all(replies.buffer()),
+                        Ok(Closing::End) => return self.stream.write_all(replies.buffer()),
                         Err(Fault::Phases) => replies.fatal("too many phases", Exit::Protocol),
                         Err(fault) => panic!("{fault}"),
                     },

@@ -65,7 +65,7 @@ impl Committer<'_> {
         if self.sync {
             rustix::fs::syncfs(self.stage.fd()).at("sync", self.tree.shown(b""))?;
         }
-        let mut run = Run {
+        let mut run = CommitRun {
             context: &self,
             report,
             open: None,
@@ -86,7 +86,7 @@ impl Committer<'_> {
     }
 }
 
-struct Run<'a> {
+struct CommitRun<'a> {
     context: &'a Committer<'a>,
     report: &'a mut Report,
     /// The directory last worked in.
@@ -99,7 +99,7 @@ struct Run<'a> {
     temporary: u32,
 }
 
-impl<'a> Run<'a> {
+impl<'a> CommitRun<'a> {
     fn make_directories(&mut self, plan: &Plan) -> Result<(), PullError> {
         for &row in &plan.directories {
             let path = self.begin(row)?;

@@ -17,7 +17,7 @@ use crate::error::{At as _, PullError};
 use crate::local::{self, Stat, Tree, same_time};
 use crate::owners::OwnerMap;
 use crate::report::{Check, Progress};
-use crate::selection::{Place, Selection};
+use crate::selection::{Selection, WantedDir};
 
 /// The generation that the last pull left: its list has the local tree's root as its own.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +126,7 @@ impl Looking<'_> {
         Facts { rows: vec![None; self.selection.rows.len()], ..Facts::default() }
     }
 
-    fn note_extra(&self, extra: &mut Vec<Extra>, place: &Place<'_>, name: &[u8], row: Row<'_>) {
+    fn note_extra(&self, extra: &mut Vec<Extra>, place: &WantedDir<'_>, name: &[u8], row: Row<'_>) {
         let path = path::join(&place.path, name);
         if self.selection.owns(&path, row.is_dir()) {
             let file = row.is_file().then(|| (row.size(), row.mtime()));
@@ -149,7 +149,7 @@ impl Looking<'_> {
     }
 
     /// Looks at one directory.
-    fn look_in(&self, tree: &Tree, place: &Place<'_>) -> Result<Found, PullError> {
+    fn look_in(&self, tree: &Tree, place: &WantedDir<'_>) -> Result<Found, PullError> {
         if self.cancel.is_cancelled() {
             return Err(PullError::Interrupted);
         }
@@ -180,7 +180,7 @@ impl Looking<'_> {
     fn look_at(
         &self,
         tree: &Tree,
-        place: &Place<'_>,
+        place: &WantedDir<'_>,
         dir: BorrowedFd<'_>,
         held: Option<Dir<'_>>,
         name: &[u8],

@@ -18,6 +18,7 @@
 // What a peer, a disk or a user can reach must not panic; tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod browse;
 mod commit;
 mod error;
 mod facts;

@@ -20,14 +20,14 @@ pub(crate) struct Selection<'a> {
     only: Option<Vec<u8>>,
     filter: &'a Filter,
     /// Directories wanted, the root first, each before those below it.
-    pub(crate) dirs: Vec<Place<'a>>,
+    pub(crate) dirs: Vec<WantedDir<'a>>,
     /// Rows wanted below the root, ascending.
     pub(crate) rows: Vec<u32>,
 }
 
 /// A wanted directory.
 #[derive(Clone)]
-pub(crate) struct Place<'a> {
+pub(crate) struct WantedDir<'a> {
     pub(crate) dir: Dir<'a>,
     /// Its path in the local tree.
     pub(crate) path: Vec<u8>,
@@ -48,9 +48,9 @@ impl<'a> Selection<'a> {
     }
 
     fn walk(&mut self) {
-        self.dirs.push(Place { dir: self.root, path: Vec::new() });
+        self.dirs.push(WantedDir { dir: self.root, path: Vec::new() });
         let mut next = 0;
-        while let Some(Place { dir, path }) = self.dirs.get(next).cloned() {
+        while let Some(WantedDir { dir, path }) = self.dirs.get(next).cloned() {
             next += 1;
             for row in dir.files() {
                 if self.takes(&path, dir.name_of(row), false) {
@@ -62,7 +62,7 @@ impl<'a> Selection<'a> {
                 if self.takes(&path, name, true) {
                     self.rows.push(row);
                     let number = self.list.row(row).dir_number().unwrap_or_default();
-                    self.dirs.push(Place { dir: self.list.dir(number), path: path::join(&path, name) });
+                    self.dirs.push(WantedDir { dir: self.list.dir(number), path: path::join(&path, name) });
                 }
             }
         }

@@ -10,14 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stillmirror_protocol::entry::{Digest, Entry};
 use stillmirror_protocol::head::Head;
-use stillmirror_protocol::wire::{Reply, Repository, Request};
+use stillmirror_protocol::wire::{Reply, Request};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::PullError;
-use crate::listing;
 use crate::report::{Progress, Silent};
 
 pub use native::NativeSource;
@@ -156,28 +154,4 @@ pub(crate) async fn head(source: &dyn Source, repository: &str) -> Result<Pinned
     }
     while !matches!(answer.next().await?, Event::Reply(Reply::End)) {}
     Ok(Pinned { handle, head, head_bytes })
-}
-
-impl NativeSource {
-    /// The repositories that the sender announces.
-    pub async fn list_repositories(&self) -> Result<Vec<Repository>, PullError> {
-        Ok(Repository::decode_all(&self.ask(Request::Repositories)?.bytes().await?)?)
-    }
-
-    /// A repository's head; the generation is pinned for this session.
-    pub async fn head(&self, repository: &str) -> Result<Pinned, PullError> {
-        head(self, repository).await
-    }
-
-    /// The children of one directory, or a single file by itself.
-    pub async fn list_dir(&self, handle: u32, path: &[u8]) -> Result<Vec<(Vec<u8>, Entry)>, PullError> {
-        let answer = self.ask(Request::Dir { handle, path: path.to_vec() })?;
-        Ok(stillmirror_protocol::wire::decode_dir(&answer.bytes().await?)?)
-    }
-
-    /// The whole encoded list of a pinned generation, of the digest that its head names.
-    pub async fn whole_list(&self, pinned: &Pinned) -> Result<rkyv::util::AlignedVec, PullError> {
-        let answer = self.ask(Request::List { handle: pinned.handle, have: Digest::NONE })?;
-        listing::whole(answer, &pinned.head).await
-    }
 }

@@ -17,7 +17,7 @@ use crate::error::{At as _, PullError};
 use crate::facts;
 use crate::local::{self, Tree};
 use crate::report::{Phase, Progress};
-use crate::selection::{Place, Selection};
+use crate::selection::{Selection, WantedDir};
 
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -109,7 +109,7 @@ struct Found {
 }
 
 impl Verifier<'_> {
-    fn verify_dir(&self, place: &Place<'_>) -> Result<Found, PullError> {
+    fn verify_dir(&self, place: &WantedDir<'_>) -> Result<Found, PullError> {
         let shown = || self.tree.shown(&place.path);
         let dir = local::optional(self.tree.dir(&place.path)).at("open", shown())?;
         let rows: Vec<_> =

@@ -11,15 +11,11 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::local::RecordAt;
 
 use crate::error::{At, StoreError};
-use crate::generation::{Generation, pack_uses};
+use crate::generation::{Generation, LIST_ZSTD_LEVEL, pack_uses};
 use crate::kill_point;
+use crate::layout::{Layout, names, sync_dir};
 use crate::packs::{self, PackWriter, Record};
 use crate::part::read_head;
-use crate::store::{Store, names, sync_dir};
-
-/// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain
-/// little: more than half of the bytes are digests, which do not compress at all.
-pub(crate) const LIST_ZSTD_LEVEL: i32 = 1;
 
 /// Files from this size on are synced as soon as they are written; the small ones together, at the end.
 const SYNCED_AT_ONCE: usize = 1 << 20;
@@ -27,7 +23,7 @@ const SYNCED_AT_ONCE: usize = 1 << 20;
 /// A generation that is being written, in a directory of its own. Dropped unpublished, it leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
-    store: Store,
+    layout: Layout,
     number: u64,
     pack_number: u32,
     dir: PathBuf,
@@ -36,14 +32,14 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn make(store: &Store, number: u64) -> Result<Self, StoreError> {
-        let too_many = |_| StoreError::TooMany { dir: store.dir().to_owned(), number };
+    pub(crate) fn make(layout: &Layout, number: u64) -> Result<Self, StoreError> {
+        let too_many = |_| StoreError::TooMany { dir: layout.dir().to_owned(), number };
         let pack_number = u32::try_from(number).map_err(too_many)?;
-        let dir = store.generations_dir().join(format!(".tmp-{number}"));
+        let dir = layout.generations_dir().join(format!(".tmp-{number}"));
         fs::create_dir(&dir).at("create", &dir)?;
         kill_point("draft-made");
         let pack = Mutex::new(None);
-        Ok(Self { store: store.clone(), number, pack_number, dir, pack, published: false })
+        Ok(Self { layout: layout.clone(), number, pack_number, dir, pack, published: false })
     }
 
     /// The number that the generation will have.
@@ -59,7 +55,7 @@ impl Draft {
         }
         let mut pack = self.pack.lock().unwrap_or_else(PoisonError::into_inner);
         if pack.is_none() {
-            *pack = Some(PackWriter::create(&self.store.sums_dir(), self.pack_number)?);
+            *pack = Some(PackWriter::create(&self.layout.sums_dir(), self.pack_number)?);
         }
         match pack.as_mut() {
             Some(pack) => pack.append(file, record),
@@ -119,8 +115,8 @@ impl Draft {
         self.write_pack_uses()?;
         self.sync_pack()?;
         self.sync_files()?;
-        let generations = self.store.generations_dir();
-        let name = self.store.generation_dir(self.number);
+        let generations = self.layout.generations_dir();
+        let name = self.layout.generation_dir(self.number);
         fs::rename(&self.dir, &name).at("rename", &self.dir)?;
         self.published = true;
         kill_point("after-generation-rename");
@@ -131,7 +127,7 @@ impl Draft {
     }
 
     fn replace_current(&self) -> Result<(), StoreError> {
-        let (current, next) = (self.store.dir().join("current"), self.store.dir().join("current.tmp"));
+        let (current, next) = (self.layout.current(), self.layout.dir().join("current.tmp"));
         match fs::remove_file(&next) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at("remove", &next),
             _ => {}
@@ -140,7 +136,7 @@ impl Draft {
         kill_point("before-current-rename");
         fs::rename(&next, &current).at("rename", &next)?;
         kill_point("after-current-rename");
-        sync_dir(self.store.dir())?;
+        sync_dir(self.layout.dir())?;
         kill_point("after-current-sync");
         Ok(())
     }
@@ -156,7 +152,7 @@ impl Draft {
         let Some(pack) = pack else { return Ok(()) };
         kill_point("before-pack-sync");
         pack.sync()?;
-        sync_dir(&self.store.sums_dir())?;
+        sync_dir(&self.layout.sums_dir())?;
         kill_point("after-pack-sync");
         Ok(())
     }

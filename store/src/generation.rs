@@ -18,12 +18,15 @@ use stillmirror_protocol::list::{self, ArchivedFileList, ListError, ListRef};
 use stillmirror_protocol::local::{self, ArchivedLocalTable, CHECK_BYTES, LocalError, LocalRef, RecordAt};
 
 use crate::delta::Delta;
-use crate::draft::LIST_ZSTD_LEVEL;
 use crate::error::{At, Damage, StoreError};
 use crate::map::{Archived, checksum};
 use crate::packs::{self, Pack, PackUse, Record};
 use crate::part::{Watched, damaged, map, optional, read_head};
 use crate::records::{self, BadRecord};
+
+/// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain
+/// little: more than half of the bytes are digests, which do not compress at all.
+pub(crate) const LIST_ZSTD_LEVEL: i32 = 1;
 
 /// A generation: mapped, checked, and never changing. It stays readable after its files were collected.
 #[derive(Debug)]

@@ -24,6 +24,7 @@ mod error;
 mod flock;
 mod generation;
 mod kill;
+mod layout;
 pub mod list_cache;
 mod map;
 mod packs;

@@ -22,7 +22,7 @@ use stillmirror_protocol::rsync::flist::{Class, ListWriter};
 use stillmirror_protocol::rsync::selection::Hides;
 
 use crate::error::{At, Damage, StoreError};
-use crate::store::names;
+use crate::layout::names;
 
 use self::space::{Budget, Space};
 

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use crate::error::{At, StoreError};
 use crate::generation::read_uses;
 use crate::kill_point;
+use crate::layout::{names, sync_dir};
 use crate::packs;
-use crate::store::{Store, StoreLock, names, sync_dir};
+use crate::store::{Store, StoreLock};
 
 /// How long generations are kept. The current one always is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +47,11 @@ impl Store {
             }
         }
         if !removed.generations.is_empty() {
-            sync_dir(&self.generations_dir())?;
+            sync_dir(&self.layout.generations_dir())?;
         }
-        for name in names(&self.sums_dir())? {
+        for name in names(&self.layout.sums_dir())? {
             if let Some(pack) = packs::number_of(&name).filter(|pack| !uses.contains(pack)) {
-                let path = self.sums_dir().join(name);
+                let path = self.layout.sums_dir().join(name);
                 fs::remove_file(&path).at("remove", &path)?;
                 removed.packs.push(pack);
             }
@@ -62,13 +63,13 @@ impl Store {
     }
 
     fn packs_of(&self, number: u64) -> Result<HashSet<u32>, StoreError> {
-        Ok(read_uses(&self.generation_dir(number))?.iter().map(|uses| uses.pack).collect())
+        Ok(read_uses(&self.layout.generation_dir(number))?.iter().map(|uses| uses.pack).collect())
     }
 
     /// Whether a generation was published longer than `age` ago; its directory's time tells.
     fn is_older(&self, number: u64, age: Option<Duration>) -> Result<bool, StoreError> {
         let Some(age) = age else { return Ok(false) };
-        let dir = self.generation_dir(number);
+        let dir = self.layout.generation_dir(number);
         let published = fs::metadata(&dir).and_then(|facts| facts.modified()).at("stat", &dir)?;
         Ok(SystemTime::now().duration_since(published).is_ok_and(|since| since > age))
     }

@@ -12,6 +12,7 @@ use crate::draft::Draft;
 use crate::error::{At, Damage, StoreError};
 use crate::flock::Flock;
 use crate::generation::Generation;
+use crate::layout::{Layout, names, number_of, sync_dir};
 use crate::packs;
 use crate::part::{read_head, remedy};
 
@@ -21,7 +22,7 @@ const FORMAT: &str = "stillmirror store 1";
 /// The generations of one repository.
 #[derive(Debug, Clone)]
 pub struct Store {
-    dir: PathBuf,
+    pub(crate) layout: Layout,
     repository: String,
 }
 
@@ -77,7 +78,7 @@ impl Store {
             _ => None,
         };
         let repository = name.ok_or_else(|| damaged("not a store's first file"))?.to_owned();
-        Ok(Self { dir: dir.to_owned(), repository })
+        Ok(Self { layout: Layout::of(dir), repository })
     }
 
     /// Makes a store for `repository`, or opens the one that is there.
@@ -86,7 +87,7 @@ impl Store {
         match Self::open(dir) {
             Ok(store) if store.repository == repository => Ok(store),
             Ok(store) => Err(StoreError::OtherRepository {
-                dir: store.dir,
+                dir: store.dir().to_owned(),
                 found: store.repository,
                 wanted: repository.to_owned(),
             }),
@@ -115,12 +116,17 @@ impl Store {
         file.sync_all().at("sync", &draft)?;
         fs::rename(&draft, &path).at("rename", &draft)?;
         sync_dir(dir)?;
-        Ok(Self { dir: dir.to_owned(), repository: repository.to_owned() })
+        Ok(Self { layout: Layout::of(dir), repository: repository.to_owned() })
     }
 
     /// The store's directory.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.layout.dir()
+    }
+
+    /// The store's directory, open.
+    pub fn open_dir(&self) -> Result<File, StoreError> {
+        File::open(self.dir()).at("open", self.dir())
     }
 
     /// The repository's name.
@@ -130,7 +136,7 @@ impl Store {
 
     /// The number of the current generation. Reads one symlink: cheap enough to poll.
     pub fn current_number(&self) -> Result<Option<u64>, StoreError> {
-        let path = self.dir.join("current");
+        let path = self.layout.current();
         let target = match fs::read_link(&path) {
             Ok(target) => target,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -146,7 +152,7 @@ impl Store {
     /// The current generation's mark. Reads one symlink and looks at one directory: cheap enough to poll.
     pub fn current_mark(&self) -> Result<Option<Mark>, StoreError> {
         self.with_current(|number| {
-            let dir = self.generation_dir(number);
+            let dir = self.layout.generation_dir(number);
             let found = fs::metadata(&dir).at("read", &dir)?;
             let named = (found.ctime(), found.ctime_nsec());
             Ok(Mark { number, device: found.dev(), inode: found.ino(), named })
@@ -156,7 +162,7 @@ impl Store {
     /// What is current, from the small files alone.
     pub fn current_head(&self) -> Result<Option<CurrentHead>, StoreError> {
         self.with_current(|number| {
-            let dir = self.generation_dir(number);
+            let dir = self.layout.generation_dir(number);
             let (head, _) = read_head(&dir.join("head"))?;
             let origin = match read_head(&dir.join("origin-head")) {
                 Ok((origin, _)) => Some(origin),
@@ -175,14 +181,14 @@ impl Store {
     /// A generation that is kept.
     pub fn generation(&self, number: u64) -> Result<Generation, StoreError> {
         if !self.generations()?.contains(&number) {
-            return Err(StoreError::NoGeneration { dir: self.dir.clone(), number });
+            return Err(StoreError::NoGeneration { dir: self.dir().to_owned(), number });
         }
         self.open_generation(number)
     }
 
     /// The delta of a generation that is kept; none in a first one. Reads its head, and nothing of its list.
     pub fn delta(&self, number: u64) -> Result<Option<Delta>, StoreError> {
-        let dir = self.generation_dir(number);
+        let dir = self.layout.generation_dir(number);
         let (head, _) = read_head(&dir.join("head"))?;
         self.check_name(&head)?;
         Delta::open(&dir, &head)
@@ -191,35 +197,35 @@ impl Store {
     /// The numbers of all generations that were published and are kept, ascending.
     pub fn generations(&self) -> Result<Vec<u64>, StoreError> {
         let current = self.current_number()?.unwrap_or(0);
-        let mut numbers = self.numbers()?;
+        let mut numbers = self.layout.generations()?;
         numbers.retain(|&number| number <= current);
         Ok(numbers)
     }
 
     /// Takes the right to write. Does not wait.
     pub fn lock(&self) -> Result<StoreLock, StoreError> {
-        let path = self.dir.join("lock");
+        let path = self.dir().join("lock");
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
         let Some(flock) = Flock::take(file).at("lock", &path)? else {
             let text = packs::read_small(&path, 16).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let holder = text.and_then(|text| text.trim().parse().ok());
-            return Err(StoreError::Locked { dir: self.dir.clone(), holder });
+            return Err(StoreError::Locked { dir: self.dir().to_owned(), holder });
         };
         // For the message above, and nothing else.
         let mut file = flock.file();
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).at("write", &path)?;
-        Ok(StoreLock { _flock: flock, dir: self.dir.clone() })
+        Ok(StoreLock { _flock: flock, dir: self.dir().to_owned() })
     }
 
     /// Begins a new generation. Clears away what a killed run left.
     pub fn begin(&self, lock: &StoreLock) -> Result<Draft, StoreError> {
-        debug_assert_eq!(lock.dir, self.dir, "a lock of another store");
+        debug_assert_eq!(lock.dir, self.dir(), "a lock of another store");
         let current = self.current_number()?;
-        let numbers = self.numbers()?;
+        let numbers = self.layout.generations()?;
         let next = numbers.last().copied().max(current).unwrap_or(0) + 1;
         self.clear_leftovers(&numbers, current.unwrap_or(0))?;
-        Draft::make(self, next)
+        Draft::make(&self.layout, next)
     }
 
     /// Removes generations and packs beyond the current one, and temporary names: nobody refers to them.
@@ -227,13 +233,13 @@ impl Store {
         for &number in numbers.iter().filter(|&&number| number > current) {
             self.remove_generation(number)?;
         }
-        for name in names(&self.generations_dir())?.iter().filter(|name| name.starts_with('.')) {
-            let path = self.generations_dir().join(name);
+        for name in names(&self.layout.generations_dir())?.iter().filter(|name| name.starts_with('.')) {
+            let path = self.layout.generations_dir().join(name);
             fs::remove_dir_all(&path).at("remove", &path)?;
         }
-        for name in names(&self.sums_dir())? {
+        for name in names(&self.layout.sums_dir())? {
             if packs::number_of(&name).is_some_and(|pack| u64::from(pack) > current) {
-                let path = self.sums_dir().join(name);
+                let path = self.layout.sums_dir().join(name);
                 fs::remove_file(&path).at("remove", &path)?;
             }
         }
@@ -242,14 +248,15 @@ impl Store {
 
     /// Removes one generation: renamed first, so that a half removed one has no number.
     pub(crate) fn remove_generation(&self, number: u64) -> Result<(), StoreError> {
-        let (dir, doomed) = (self.generation_dir(number), self.generations_dir().join(format!(".old-{number}")));
+        let (dir, doomed) =
+            (self.layout.generation_dir(number), self.layout.generations_dir().join(format!(".old-{number}")));
         fs::rename(&dir, &doomed).at("rename", &dir)?;
         crate::kill_point("after-retention-rename");
         fs::remove_dir_all(&doomed).at("remove", &doomed)
     }
 
     fn open_generation(&self, number: u64) -> Result<Generation, StoreError> {
-        let generation = Generation::open(self.generation_dir(number), &self.sums_dir(), number)?;
+        let generation = Generation::open(self.layout.generation_dir(number), &self.layout.sums_dir(), number)?;
         self.check_name(generation.head())?;
         Ok(generation)
     }
@@ -258,7 +265,7 @@ impl Store {
     fn check_name(&self, head: &Head) -> Result<(), StoreError> {
         if head.repository != self.repository {
             return Err(StoreError::OtherRepository {
-                dir: self.dir.clone(),
+                dir: self.dir().to_owned(),
                 found: head.repository.clone(),
                 wanted: self.repository.clone(),
             });
@@ -283,53 +290,16 @@ impl Store {
     }
 
     fn bad_current(&self, damage: &'static str) -> StoreError {
-        let path = self.dir.join("current");
+        let path = self.layout.current();
         let remedy = format!("delete {} and index (or pull) again", path.display());
         StoreError::Damaged { path, damage: Damage::Other(damage), remedy }
     }
-
-    /// The numbers of all generation directories, published or not, ascending.
-    fn numbers(&self) -> Result<Vec<u64>, StoreError> {
-        let mut numbers: Vec<u64> = names(&self.generations_dir())?.iter().filter_map(|name| number_of(name)).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
-    }
-
-    pub(crate) fn generations_dir(&self) -> PathBuf {
-        self.dir.join("generations")
-    }
-
-    pub(crate) fn generation_dir(&self, number: u64) -> PathBuf {
-        self.generations_dir().join(number.to_string())
-    }
-
-    pub(crate) fn sums_dir(&self) -> PathBuf {
-        self.dir.join("sums")
-    }
-}
-
-/// Makes a directory's names last.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)
-}
-
-/// The names in a directory, those that are no UTF-8 aside: none of ours is among them.
-pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).at("read", dir)? {
-        names.extend(entry.at("read", dir)?.file_name().into_string().ok());
-    }
-    Ok(names)
 }
 
 /// A file of the current generation that is not there is damage, not a plain "not found".
 fn missing_part(error: StoreError) -> StoreError {
     let StoreError::Io { path, .. } = error else { return error };
     StoreError::Damaged { remedy: remedy(&path), path, damage: Damage::Other("the file is missing") }
-}
-
-fn number_of(name: &str) -> Option<u64> {
-    name.parse().ok().filter(|number: &u64| *number > 0 && number.to_string() == name)
 }
 
 fn is_not_found(error: &StoreError) -> bool {

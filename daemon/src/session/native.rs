@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::admission::{Arrival, Patience, Place, Ticket, Turn};
+use crate::admission::{Arrival, Patience, Slot, Ticket, Turn};
 use crate::ended::Ended;
 use crate::networks::Network;
 use crate::pool::EXTENT;
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// Waits for a place; `None` when there is none to be had.
-    async fn admit(&self) -> Result<Option<Place>, Ended> {
+    async fn admit(&self) -> Result<Option<Slot>, Ended> {
         match self.shared.admission.arrive(self.network()) {
             Arrival::Admitted(place) => Ok(Some(place)),
             Arrival::Queued(ticket) => self.queue(ticket).await,
@@ -107,7 +107,7 @@ impl Session {
         }
     }
 
-    async fn turn_away(&self) -> Result<Option<Place>, Ended> {
+    async fn turn_away(&self) -> Result<Option<Slot>, Ended> {
         self.refuse(ErrorCode::Refused, "too many connections, and too many wait already").await?;
         Ok(None)
     }
@@ -122,7 +122,7 @@ impl Session {
         Patience { most, in_demand: most / PATIENCE_IN_DEMAND, admission: Arc::clone(&self.shared.admission) }
     }
 
-    async fn queue(&self, mut ticket: Ticket) -> Result<Option<Place>, Ended> {
+    async fn queue(&self, mut ticket: Ticket) -> Result<Option<Slot>, Ended> {
         loop {
             match ticket.turn(&self.shared.stopping).await {
                 Turn::Come(place) => return Ok(Some(place)),

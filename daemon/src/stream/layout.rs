@@ -14,7 +14,7 @@ const GAP: u64 = 16 << 10;
 
 /// Neighbours in a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct PackRange {
     /// The pack.
     pub(super) pack: u32,
     /// Bytes of it.
@@ -24,27 +24,27 @@ pub(super) struct Run {
 /// The layout of parts that were added one by one. The same parts have the same layout.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
-    runs: Vec<Run>,
+    runs: Vec<PackRange>,
     /// Bytes of the buffer: for runs, for the rest.
     stored: usize,
     rest: usize,
 }
 
-impl Run {
+impl PackRange {
     /// Bytes of the buffer.
     pub(super) fn room(&self) -> usize {
         room(self.bytes.start, (self.bytes.end - self.bytes.start) as usize)
     }
 
-    fn holds(&self, of: &Run) -> bool {
+    fn holds(&self, of: &PackRange) -> bool {
         self.pack == of.pack && self.bytes.start <= of.bytes.start && of.bytes.end <= self.bytes.end
     }
 
     /// Both and what is between them, if that is little.
-    fn joined(&self, other: &Run) -> Option<Run> {
+    fn joined(&self, other: &PackRange) -> Option<PackRange> {
         let near = self.bytes.start <= other.bytes.end + GAP && other.bytes.start <= self.bytes.end + GAP;
         let bytes = self.bytes.start.min(other.bytes.start)..self.bytes.end.max(other.bytes.end);
-        (self.pack == other.pack && near).then_some(Run { pack: self.pack, bytes })
+        (self.pack == other.pack && near).then_some(PackRange { pack: self.pack, bytes })
     }
 }
 
@@ -80,7 +80,7 @@ impl Layout {
     }
 
     /// What is to be read from packs. Their rooms stand at the buffer's beginning, in this order.
-    pub(super) fn runs(&self) -> &[Run] {
+    pub(super) fn runs(&self) -> &[PackRange] {
         &self.runs
     }
 
@@ -91,22 +91,22 @@ impl Layout {
 }
 
 /// Which bytes of which pack are read for a part.
-fn run(part: &Part) -> Option<Run> {
+fn run(part: &Part) -> Option<PackRange> {
     match part.origin {
         Origin::Store(_, stored) => Some(run_of(stored)),
         Origin::Words | Origin::Denied | Origin::Tree(..) => None,
     }
 }
 
-fn run_of(stored: Stored) -> Run {
-    Run { pack: stored.pack, bytes: stored.bytes() }
+fn run_of(stored: Stored) -> PackRange {
+    PackRange { pack: stored.pack, bytes: stored.bytes() }
 }
 
 /// Where in the rooms of `runs` a content goes, with the check behind it: the run's number, and bytes of the buffer.
-pub(super) fn place(runs: &[Run], stored: Stored) -> Option<(usize, Range<usize>)> {
+pub(super) fn place(runs: &[PackRange], stored: Stored) -> Option<(usize, Range<usize>)> {
     let wanted = run_of(stored);
     let number = runs.iter().position(|run| run.holds(&wanted))?;
-    let before: usize = runs[..number].iter().map(Run::room).sum();
+    let before: usize = runs[..number].iter().map(PackRange::room).sum();
     let skip = (runs[number].bytes.start % ALIGNMENT as u64) as usize;
     let start = before + skip + (wanted.bytes.start - runs[number].bytes.start) as usize;
     Some((number, start..start + stored.len as usize))
@@ -164,7 +164,7 @@ mod tests {
             let added: Vec<Part> = parts.into_iter().filter(|part| layout.add(part)).collect();
             let again = Layout::of(&added);
             prop_assert_eq!((layout.runs(), layout.stored(), layout.rest), (again.runs(), again.stored(), again.rest));
-            prop_assert_eq!(layout.stored(), layout.runs().iter().map(Run::room).sum::<usize>());
+            prop_assert_eq!(layout.stored(), layout.runs().iter().map(PackRange::room).sum::<usize>());
             prop_assert!(layout.stored() + layout.rest <= EXTENT && layout.stored().is_multiple_of(ALIGNMENT));
             let tree: usize = added.iter().filter(|part| !part.is_stored()).map(|part| room(part.offset, part.len)).sum();
             prop_assert_eq!(layout.rest, tree);
@@ -173,7 +173,7 @@ mod tests {
                 let Stored { pack, at, len, .. } = stored;
                 let (number, bytes) = place(layout.runs(), stored).unwrap();
                 let run = &layout.runs()[number];
-                let begin: usize = layout.runs()[..number].iter().map(Run::room).sum();
+                let begin: usize = layout.runs()[..number].iter().map(PackRange::room).sum();
                 prop_assert!(run.pack == pack && bytes.len() == len as usize && bytes.end <= begin + run.room());
                 // As far behind an alignment as in the pack, and as far behind the run's first byte.
                 let first = begin + (run.bytes.start % ALIGNMENT as u64) as usize;

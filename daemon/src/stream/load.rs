@@ -9,16 +9,16 @@ use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::Pack;
 use tokio::task::JoinHandle;
 
-use super::layout::{self, Layout, Run};
+use super::layout::{self, Layout, PackRange};
 use super::part::{Origin, Part};
 use super::plan::{Cursor, ExtentPiece, Piece, Plan};
 use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
+use crate::convoy::Member;
 use crate::damage;
 use crate::ended::Ended;
 use crate::extents::{Begun, Coming, Extent, Key, Outcome};
 use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::gate::Pass;
-use crate::pack::Place;
 use crate::pinned::Pinned;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
@@ -199,7 +199,7 @@ pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> 
     let (tree, generation) = (&pinned.edition.tree, &pinned.edition.generation);
     let layout = if parts.iter().all(Part::is_stored) { Layout::of(parts) } else { return None };
     let pack = layout.runs().first()?.pack;
-    let is_cached = |run: &Run| run.pack == pack && tree.is_stored_in_page_cache(generation, pack, &run.bytes);
+    let is_cached = |run: &PackRange| run.pack == pack && tree.is_stored_in_page_cache(generation, pack, &run.bytes);
     if !layout.runs().iter().all(is_cached) {
         return None;
     }
@@ -243,7 +243,7 @@ fn stored_rows(parts: &[Part]) -> Vec<u32> {
 
 /// Brings what the store has, in runs, to the beginning of the buffer, and checks it. What cannot be had, or is
 /// wrong, comes from the tree.
-fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[Run], memory: &mut [u8], got: &mut [Got]) {
+fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut [u8], got: &mut [Got]) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
     let states = edition.tree.look(generation, &stored_rows(parts));
@@ -348,7 +348,7 @@ pub(super) struct LargeFile {
     pinned: Arc<Pinned>,
     row: u32,
     pub(super) state: FileState,
-    pub(super) place: Place,
+    pub(super) convoy: Member,
     /// Whether it is small enough to be kept in any case.
     is_kept: bool,
     open: OnceLock<Result<OpenFile, ItemFailure>>,
@@ -358,7 +358,7 @@ impl LargeFile {
     /// Whether an extent is kept for others: somebody else has it still before them, or the file is so
     /// small that the next one may well come while it is still there.
     pub(super) fn is_kept(&self, extent: u64) -> bool {
-        self.is_kept || self.place.is_followed(extent)
+        self.is_kept || self.convoy.is_followed(extent)
     }
 
     /// Whether it is the file at that row of that generation.
@@ -413,10 +413,10 @@ impl<F: Framing> Lane<F> {
             Some(file) if file.is_at(order.pinned(), row) => Arc::clone(file),
             _ => {
                 let pinned = Arc::clone(order.pinned());
-                let place = self.shared.packs.join(key.file, key.number, Instant::now());
+                let convoy = self.shared.convoys.join(key.file, key.number, Instant::now());
                 let is_kept = self.shared.extents.keeps(key.file.size());
                 let open = OnceLock::new();
-                let file = Arc::new(LargeFile { pinned, row, state: key.file, place, is_kept, open });
+                let file = Arc::new(LargeFile { pinned, row, state: key.file, convoy, is_kept, open });
                 self.file = Some(Arc::clone(&file));
                 file
             }

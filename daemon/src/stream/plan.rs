@@ -92,7 +92,7 @@ impl<O: Order> Plan<O> {
     /// The extent that comes next, if one does.
     pub(super) fn peek_extent(&self) -> Option<ExtentPiece> {
         match (!self.is_done()).then(|| self.step()) {
-            Some(Step::Extent(extent)) => Some(extent),
+            Some(NextPart::Extent(extent)) => Some(extent),
             _ => None,
         }
     }
@@ -111,20 +111,20 @@ impl<O: Order> Plan<O> {
         let (mut layout, mut files) = (Layout::default(), 0);
         while !self.is_done() && parts.len() < PARTS {
             match self.step() {
-                Step::Extent(extent) if parts.is_empty() => {
+                NextPart::Extent(extent) if parts.is_empty() => {
                     self.advance(extent.within.len());
                     return Piece::Extent(extent);
                 }
-                Step::Part(part) if part.is_words() => {
+                NextPart::Part(part) if part.is_words() => {
                     self.advance(part.len);
                     parts.push(part);
                 }
-                Step::Part(part) if files < BATCH && layout.add(&part) => {
+                NextPart::Part(part) if files < BATCH && layout.add(&part) => {
                     files += 1;
                     self.advance(part.len);
                     parts.push(part);
                 }
-                Step::Extent(_) | Step::Part(_) => break,
+                NextPart::Extent(_) | NextPart::Part(_) => break,
             }
         }
         Piece::Batch(parts)
@@ -132,19 +132,19 @@ impl<O: Order> Plan<O> {
 
     /// What comes next: the rest of the item within one extent of its file. Most of the extent of a
     /// large file is read as a whole, for others to use.
-    fn step(&self) -> Step {
+    fn step(&self) -> NextPart {
         let Cursor { item, done } = self.cursor;
         let Asked::Bytes { row, offset, len, is_redo } = self.order.asked(item) else {
-            return Step::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
+            return NextPart::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
         };
         let (edition, begin) = (&self.order.pinned().edition, offset + done);
         if !self.order.pinned().may_send(row) {
             let len = usize::try_from(len - done).unwrap_or(usize::MAX);
-            return Step::Part(Part { item, before: done, origin: Origin::Denied, offset: begin, len });
+            return NextPart::Part(Part { item, before: done, origin: Origin::Denied, offset: begin, len });
         }
         if let Some(stored) = Stored::of(&edition.generation, row).filter(|_| !is_redo) {
             let (origin, len) = (Origin::Store(row, stored), (len - done) as usize);
-            return Step::Part(Part { item, before: done, origin, offset: begin, len });
+            return NextPart::Part(Part { item, before: done, origin, offset: begin, len });
         }
         let file = edition.tree.indexed(&edition.generation, row);
         let extent = EXTENT as u64;
@@ -153,11 +153,11 @@ impl<O: Order> Plan<O> {
         let end = (offset + len).min(span.end);
         if file.size() <= SMALL || begin == end || (end - begin) * 2 < span.end - span.start {
             let len = (end - begin) as usize;
-            return Step::Part(Part { item, before: done, origin: Origin::Tree(row, file), offset: begin, len });
+            return NextPart::Part(Part { item, before: done, origin: Origin::Tree(row, file), offset: begin, len });
         }
         let within = (begin - start) as usize..(end - start) as usize;
         let key = Key { file, number: start / extent };
-        Step::Extent(ExtentPiece { item, before: done, row, key, span, within })
+        NextPart::Extent(ExtentPiece { item, before: done, row, key, span, within })
     }
 
     /// Leaves bytes of the item behind, and the item once nothing is left of it.
@@ -173,7 +173,7 @@ impl<O: Order> Plan<O> {
     }
 }
 
-enum Step {
+enum NextPart {
     Extent(ExtentPiece),
     Part(Part),
 }

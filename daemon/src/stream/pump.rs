@@ -77,7 +77,7 @@ impl<F: Framing> Lane<F> {
         let Some(ExtentPiece { key, .. }) = self.plans.front().and_then(Plan::peek_extent) else { return false };
         self.file
             .as_ref()
-            .is_some_and(|file| file.state == key.file && file.place.should_wait(key.number, Instant::now()))
+            .is_some_and(|file| file.state == key.file && file.convoy.should_wait(key.number, Instant::now()))
     }
 
     /// As much of it as goes without waiting for the peer or another reader.
@@ -105,7 +105,7 @@ impl<F: Framing> Lane<F> {
         let Piece::Extent(extent) = &load.piece else { return None };
         let (key, span) = (extent.key, &extent.span);
         let file = self.large_file(&load.order, extent.row, key);
-        let wait = file.place.should_wait(key.number, Instant::now()) && shared.extents.find(key).is_none();
+        let wait = file.convoy.should_wait(key.number, Instant::now()) && shared.extents.find(key).is_none();
         let Some(free) = buffer.take().or_else(|| shared.pool.try_take()).filter(|_| !wait) else {
             self.put_back(load);
             return None;

@@ -91,7 +91,7 @@ impl Worker<'_> {
             self.findings.problem(path::join(&pending.path, name), *error);
         }
         let differs = DirFindings::default();
-        let mut run = Run { worker: self, dir, path: &pending.path, old, listing: &listing, differs };
+        let mut run = DirComparison { worker: self, dir, path: &pending.path, old, listing: &listing, differs };
         let (files, dirs) = listing.split();
         run.merge(files, old.map(|old| old.files()), <[u8]>::cmp, |_, _| {});
         let mut below = Vec::with_capacity(dirs.len());
@@ -107,7 +107,7 @@ impl Worker<'_> {
 }
 
 /// One directory that is compared: its files, then its directories, each against the same of the old one.
-struct Run<'a, 'w> {
+struct DirComparison<'a, 'w> {
     worker: &'a mut Worker<'w>,
     dir: &'a OwnedFd,
     path: &'a [u8],
@@ -116,7 +116,7 @@ struct Run<'a, 'w> {
     differs: DirFindings,
 }
 
-impl Run<'_, '_> {
+impl DirComparison<'_, '_> {
     fn merge(
         &mut self,
         children: &[Child],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::scan::{Hit, MAX_PLACES, Place, Wanted};
+use super::scan::{BasisOffset, Hit, MAX_PLACES, Wanted};
 use super::{Basis, DeltaError, SumsRange};
 use crate::sums::Layout;
 
@@ -108,7 +108,7 @@ impl Assembly {
 struct Match {
     target: u64,
     len: u64,
-    place: Place,
+    place: BasisOffset,
 }
 
 impl Match {
@@ -116,8 +116,8 @@ impl Match {
         self.target + self.len
     }
 
-    fn place_of_end(&self) -> Place {
-        Place { offset: self.place.offset + self.len, ..self.place }
+    fn place_of_end(&self) -> BasisOffset {
+        BasisOffset { offset: self.place.offset + self.len, ..self.place }
     }
 }
 
@@ -299,7 +299,7 @@ impl Plan {
         wanted: &Wanted,
         hits: &[Hit],
         offsets_searched: u64,
-        is_at: impl Fn(u32, Place) -> Result<bool, DeltaError>,
+        is_at: impl Fn(u32, BasisOffset) -> Result<bool, DeltaError>,
     ) -> Result<(), DeltaError> {
         let random = offsets_searched as f64 * wanted.distinct() as f64 / wanted.item_values();
         let len = wanted.block_size();
@@ -335,8 +335,8 @@ impl Plan {
         hits: &[Hit],
         index: usize,
         last: Option<&Match>,
-        is_at: impl Fn(u32, Place) -> Result<bool, DeltaError>,
-    ) -> Result<Option<Place>, DeltaError> {
+        is_at: impl Fn(u32, BasisOffset) -> Result<bool, DeltaError>,
+    ) -> Result<Option<BasisOffset>, DeltaError> {
         let (block, item) = wanted.blocks()[index];
         let hits = hits_of(hits, item);
         if hits.len() < MAX_PLACES as usize {
@@ -347,7 +347,7 @@ impl Plan {
         if let Some(place) = before.filter(|place| hits.iter().any(|hit| hit.place == *place)) {
             return Ok(Some(place));
         }
-        let aligned = hits.first().map(|hit| Place { offset: start, ..hit.place });
+        let aligned = hits.first().map(|hit| BasisOffset { offset: start, ..hit.place });
         for place in before.into_iter().chain(aligned) {
             if is_at(item, place)? {
                 return Ok(Some(place));
@@ -357,22 +357,22 @@ impl Plan {
     }
 
     /// Where the match leads that ends at `target`. `last` is the last match of this pass.
-    fn place_before(&self, target: u64, last: Option<&Match>) -> Option<Place> {
+    fn place_before(&self, target: u64, last: Option<&Match>) -> Option<BasisOffset> {
         let before = last.copied().filter(|m| m.end() == target).or_else(|| self.match_ending(target));
         before.map(|m| m.place_of_end())
     }
 
     /// Where a block was found such that it continues what precedes it, or leads to what follows it.
     /// `last` is the last match of this pass.
-    fn supported(&self, wanted: &Wanted, hits: &[Hit], index: usize, last: Option<&Match>) -> Option<Place> {
+    fn supported(&self, wanted: &Wanted, hits: &[Hit], index: usize, last: Option<&Match>) -> Option<BasisOffset> {
         let (block, item) = wanted.blocks()[index];
         let (start, len) = (block * wanted.block_size(), wanted.block_size());
         let before = self.place_before(start, last);
         let after = self.match_starting(start + len).map(|m| m.place);
         let next = wanted.blocks().get(index + 1).filter(|next| next.0 == block + 1);
         let next = next.map_or(&[][..], |&(_, item)| hits_of(hits, item));
-        let leads_on = |place: &Place| {
-            let end = Place { offset: place.offset + len, ..*place };
+        let leads_on = |place: &BasisOffset| {
+            let end = BasisOffset { offset: place.offset + len, ..*place };
             after == Some(end) || next.iter().any(|hit| hit.place == end)
         };
         let mut places = hits_of(hits, item).iter().map(|hit| hit.place);
@@ -380,18 +380,19 @@ impl Plan {
     }
 
     /// Adds the short last block.
-    pub(super) fn accept_tail(&mut self, wanted: &Wanted, place: Place) {
+    pub(super) fn accept_tail(&mut self, wanted: &Wanted, place: BasisOffset) {
         if let Some((block, len)) = wanted.tail() {
             self.insert(vec![Match { target: block * wanted.block_size(), len, place }]);
         }
     }
 
     /// Where the short last block is likely to lie: after what precedes it, and at the end of each basis.
-    pub(super) fn tail_places(&self, wanted: &Wanted, bases: &[&dyn Basis]) -> Vec<Place> {
+    pub(super) fn tail_places(&self, wanted: &Wanted, bases: &[&dyn Basis]) -> Vec<BasisOffset> {
         let Some((block, len)) = wanted.tail() else { return Vec::new() };
         let follows = self.match_ending(block * wanted.block_size()).map(|m| m.place_of_end());
-        let ends =
-            (0u32..).zip(bases).filter_map(|(basis, file)| Some(Place { basis, offset: file.len().checked_sub(len)? }));
+        let ends = (0u32..)
+            .zip(bases)
+            .filter_map(|(basis, file)| Some(BasisOffset { basis, offset: file.len().checked_sub(len)? }));
         follows.into_iter().chain(ends).collect()
     }
 
@@ -450,7 +451,11 @@ impl Plan {
         for m in found {
             for free in self.unmatched(&(m.target..m.end())) {
                 let offset = m.place.offset + (free.start - m.target);
-                new.push(Match { target: free.start, len: free.end - free.start, place: Place { offset, ..m.place } });
+                new.push(Match {
+                    target: free.start,
+                    len: free.end - free.start,
+                    place: BasisOffset { offset, ..m.place },
+                });
             }
         }
         self.matches.append(&mut new);
@@ -491,12 +496,12 @@ impl Plan {
     }
 
     /// Whether `place` is about where the neighbouring matches lead.
-    fn is_near(&self, target: u64, place: Place) -> bool {
+    fn is_near(&self, target: u64, place: BasisOffset) -> bool {
         let next = self.matches.partition_point(|m| m.target < target);
         let neighbours = self.matches[next.saturating_sub(1)..].iter().take(2);
         neighbours.filter(|m| m.place.basis == place.basis).any(|m| {
             // How far the basis is ahead of the new file, here and there.
-            let ahead = |place: Place, target: u64| place.offset.wrapping_sub(target);
+            let ahead = |place: BasisOffset, target: u64| place.offset.wrapping_sub(target);
             let drift = ahead(place, target).wrapping_sub(ahead(m.place, m.target)) as i64;
             let distance = target.abs_diff(target.clamp(m.target, m.end()));
             drift.unsigned_abs() <= NEAR && distance <= 4 * NEAR

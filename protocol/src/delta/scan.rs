@@ -33,12 +33,12 @@ const BITMAPS: [usize; 3] = [1 << 13, 1 << 16, 1 << 20];
 pub(super) struct Hit {
     /// Which distinct block, see [`Wanted::blocks`].
     pub(super) item: u32,
-    pub(super) place: Place,
+    pub(super) place: BasisOffset,
 }
 
 /// An offset in a basis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct BasisOffset {
     pub(super) basis: u32,
     pub(super) offset: u64,
 }
@@ -265,7 +265,7 @@ pub(super) fn search(wanted: &Wanted, bases: &[&dyn Basis], places: &[(u32, Rang
             buffer.resize((segment.end - segment.start) as usize, 0);
             let read = bases[basis as usize].read_at(segment.start, &mut buffer);
             read.map_err(|source| DeltaError::Basis { basis, source })?;
-            let mut scan = Scan::new(wanted, &known, &buffer, Place { basis, offset: segment.start });
+            let mut scan = Scan::new(wanted, &known, &buffer, BasisOffset { basis, offset: segment.start });
             scan.run();
             found.hits.append(&mut scan.found.hits);
             found.lookups += scan.found.lookups;
@@ -285,8 +285,8 @@ pub(super) fn search(wanted: &Wanted, bases: &[&dyn Basis], places: &[(u32, Rang
 }
 
 /// Whether a block of full length with the checksums of `item` lies at `place`.
-pub(super) fn is_at(wanted: &Wanted, bases: &[&dyn Basis], item: u32, place: Place) -> Result<bool, DeltaError> {
-    let Place { basis, offset } = place;
+pub(super) fn is_at(wanted: &Wanted, bases: &[&dyn Basis], item: u32, place: BasisOffset) -> Result<bool, DeltaError> {
+    let BasisOffset { basis, offset } = place;
     let Some(file) = bases.get(basis as usize) else { return Ok(false) };
     if offset.checked_add(wanted.block_size()).is_none_or(|end| end > file.len()) {
         return Ok(false);
@@ -297,7 +297,11 @@ pub(super) fn is_at(wanted: &Wanted, bases: &[&dyn Basis], item: u32, place: Pla
 }
 
 /// Whether the short last block lies at one of `places`; the first such.
-pub(super) fn find_tail(wanted: &Wanted, bases: &[&dyn Basis], places: &[Place]) -> Result<Option<Place>, DeltaError> {
+pub(super) fn find_tail(
+    wanted: &Wanted,
+    bases: &[&dyn Basis],
+    places: &[BasisOffset],
+) -> Result<Option<BasisOffset>, DeltaError> {
     let Some((_, item, len)) = wanted.tail else { return Ok(None) };
     let mut buffer = vec![0; len];
     for &place in places {
@@ -318,7 +322,7 @@ pub(super) fn find_tail(wanted: &Wanted, bases: &[&dyn Basis], places: &[Place])
 struct Scan<'a> {
     wanted: &'a Wanted,
     data: &'a [u8],
-    start: Place,
+    start: BasisOffset,
     found: Found,
     known: &'a Known,
     /// A weak checksum of which no more places are wanted: the last one looked up.
@@ -340,7 +344,7 @@ struct Lane {
 }
 
 impl<'a> Scan<'a> {
-    fn new(wanted: &'a Wanted, known: &'a Known, data: &'a [u8], start: Place) -> Scan<'a> {
+    fn new(wanted: &'a Wanted, known: &'a Known, data: &'a [u8], start: BasisOffset) -> Scan<'a> {
         let factor = power(wanted.block_size as u64);
         let leaving = std::array::from_fn(|byte| factor.wrapping_mul(byte as u32));
         Scan { wanted, data, start, found: Found::default(), known, full: None, waste: MAX_WASTE * data.len(), leaving }
@@ -466,7 +470,7 @@ impl<'a> Scan<'a> {
         let known = self.known.places[item].fetch_add(1, Ordering::Relaxed);
         let repeats = self.found.hits.last().is_some_and(|hit| hit.item == item as u32);
         if known < MAX_PLACES {
-            let place = Place { offset: self.start.offset + pos as u64, ..self.start };
+            let place = BasisOffset { offset: self.start.offset + pos as u64, ..self.start };
             self.found.hits.push(Hit { item: item as u32, place });
         }
         if known + 1 == MAX_PLACES {

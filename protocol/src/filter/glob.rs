@@ -103,15 +103,15 @@ impl Glob {
     pub(super) fn matches(&self, subject: &[u8], slash_after: bool, starts: Starts, work: &mut u64) -> bool {
         // Most patterns are short, and clearing the longest one's sets would cost more than matching.
         if self.tokens.len() < 64 {
-            Run::<1>::new(self).matches(subject, slash_after, starts, work)
+            Comparison::<1>::new(self).matches(subject, slash_after, starts, work)
         } else {
-            Run::<WORDS>::new(self).matches(subject, slash_after, starts, work)
+            Comparison::<WORDS>::new(self).matches(subject, slash_after, starts, work)
         }
     }
 }
 
 /// One comparison: the places that are reached, a bit each, and room for the next ones.
-struct Run<'a, const N: usize> {
+struct Comparison<'a, const N: usize> {
     glob: &'a Glob,
     reach: [u64; N],
     next: [u64; N],
@@ -119,7 +119,7 @@ struct Run<'a, const N: usize> {
     deep: Option<usize>,
 }
 
-impl<'a, const N: usize> Run<'a, N> {
+impl<'a, const N: usize> Comparison<'a, N> {
     fn new(glob: &'a Glob) -> Self {
         let mut run = Self { glob, reach: [0; N], next: [0; N], deep: None };
         run.add(0);
@@ -354,8 +354,8 @@ mod tests {
             let begins = |at: usize| at == 0 || (starts == Starts::Elements && whole[at - 1] == b'/');
             let expected =
                 (0..=subject.len()).any(|at| begins(at) && plainly(&glob, &glob.tokens, &whole[at..]));
-            let short = Run::<1>::new(&glob).matches(&subject, slash_after, starts, &mut 0);
-            let long = Run::<WORDS>::new(&glob).matches(&subject, slash_after, starts, &mut 0);
+            let short = Comparison::<1>::new(&glob).matches(&subject, slash_after, starts, &mut 0);
+            let long = Comparison::<WORDS>::new(&glob).matches(&subject, slash_after, starts, &mut 0);
             prop_assert_eq!((short, long), (expected, expected));
         }
     }

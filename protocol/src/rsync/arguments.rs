@@ -15,12 +15,6 @@ use crate::rsync::fault::Fault;
 use crate::rsync::selection::{Follow, Wanted};
 use crate::rsync::version::Version;
 
-/// Arguments of one client. Thousands of paths on one command line are real; more than a shell
-/// can pass are not.
-pub const COUNT: usize = 16 << 10;
-/// Bytes of all arguments: an eighth of what Linux lets a shell pass.
-pub const BYTES: usize = 1 << 20;
-
 /// What a client asked for.
 ///
 /// Paths are relative to the module, `a/sub/` keeping its slash and the module itself being empty; their

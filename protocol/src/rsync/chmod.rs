@@ -81,7 +81,7 @@ impl Chmod {
             b'F' => (false, true, &item[1..]),
             _ => (true, true, item),
         };
-        let step = Step::read(item)?;
+        let step = Clause::read(item)?;
         if dirs {
             self.dirs = self.dirs.then(step.and, step.or | step.or_if_executable);
         }
@@ -94,13 +94,13 @@ impl Chmod {
 }
 
 /// What one item does.
-struct Step {
+struct Clause {
     and: u16,
     or: u16,
     or_if_executable: u16,
 }
 
-impl Step {
+impl Clause {
     fn read(item: &str) -> Option<Self> {
         if item.bytes().all(|byte| byte.is_ascii_digit()) {
             let or = u16::from_str_radix(item, 8).ok().filter(|&mode| mode <= BITS)?;

@@ -3,59 +3,17 @@
 use thiserror::Error;
 
 use crate::codec::DecodeError;
-use crate::rsync::replies::io_error;
+use crate::limits;
+use crate::rsync::exit::Exit;
 use crate::rsync::version::Version;
-
-/// Rsync's exit codes, as far as a sender has a use for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// All went well.
-    Ok = 0,
-    /// Syntax or usage error.
-    Syntax = 1,
-    /// Protocol incompatibility.
-    Protocol = 2,
-    /// Requested action not supported.
-    Unsupported = 4,
-    /// Error starting client-server protocol.
-    Startup = 5,
-    /// Error in socket I/O.
-    Socket = 10,
-    /// Error in file I/O.
-    File = 11,
-    /// Error in the protocol data stream.
-    Stream = 12,
-    /// Status of a process that was told to end.
-    Signal = 20,
-    /// Error allocating core memory buffers.
-    Memory = 22,
-    /// Partial transfer due to error.
-    Partial = 23,
-    /// Partial transfer due to vanished source files.
-    Vanished = 24,
-    /// Timeout in data send/receive.
-    Timeout = 30,
-}
-
-impl Exit {
-    /// How a session ends that came to its end, after these bits of [`io_error`].
-    pub fn partial(bits: i32) -> Self {
-        match bits {
-            0 => Self::Ok,
-            io_error::VANISHED => Self::Vanished,
-            _ => Self::Partial,
-        }
-    }
-}
 
 /// How a client learns why its session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
-    /// A line `@ERROR: …`, then close: [`super::greeting::Greeting::refuse`].
+    /// A line `@ERROR: …` of the greeting, then close.
     Line,
-    /// Error text and exit code in frames, then close: [`super::replies::Replies::fatal`]. The setup block
-    /// must have been sent; where the arguments are not known, [`super::setup::bare`].
+    /// Error text and exit code in frames, then close. A setup block must have been sent, which may be the
+    /// bare one if the arguments are not known.
     Frames,
 }
 
@@ -77,7 +35,7 @@ pub enum Fault {
     #[error("protocol {0} is not spoken here: it must be {old} to {new}", old = Version::OLDEST, new = Version::NEWEST)]
     Version(u32),
     /// A line is over its limit, or holds a NUL.
-    #[error("protocol startup error: a line of over {limit} bytes, or with a NUL", limit = super::greeting::LINE)]
+    #[error("protocol startup error: a line of over {limit} bytes, or with a NUL", limit = limits::RSYNC_LINE)]
     Line,
     /// `#early_input` with a length that is none, or over its limit.
     #[error("invalid length of early input")]
@@ -94,8 +52,8 @@ pub enum Fault {
     /// Arguments beyond number or bytes.
     #[error(
         "more than {count} arguments, or more than {bytes} bytes of them",
-        count = super::arguments::COUNT,
-        bytes = super::arguments::BYTES
+        count = limits::ARGUMENTS,
+        bytes = limits::ARGUMENT_BYTES
     )]
     ArgumentsTooLong,
 
@@ -133,7 +91,7 @@ pub enum Fault {
         version: Version,
     },
     /// Paths packed into strings beyond their number.
-    #[error("more than {max} paths", max = super::arguments::COUNT)]
+    #[error("more than {max} paths", max = limits::ARGUMENTS)]
     TooManyPaths,
     /// No path is asked for.
     #[error("no path was asked for")]
@@ -174,7 +132,7 @@ pub enum Fault {
     #[error("filter rules of more than {0} bytes, which is the limit of this server")]
     RulesTooLong(usize),
     /// A name in the list of names that is too long.
-    #[error("a name of over {limit} bytes in --files-from", limit = crate::limits::PATH)]
+    #[error("a name of over {limit} bytes in --files-from", limit = limits::PATH)]
     NameTooLong,
     /// An index that no request can have.
     #[error("invalid file index {0}")]

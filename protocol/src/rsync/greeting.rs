@@ -6,6 +6,7 @@
 //!
 //! Source: stock releases 2.6.0 to 3.5.0 on both ends.
 
+use crate::limits;
 use crate::rsync::arguments::{self, Options};
 use crate::rsync::auth::{Method, Proof};
 use crate::rsync::fault::Fault;
@@ -13,8 +14,6 @@ use crate::rsync::version::Version;
 
 /// What every greeting begins with, a client's too: by it a stock client is told from others.
 pub const MAGIC: &[u8] = b"@RSYNCD: ";
-/// Bytes in one line, without its end: what stock clients read of one.
-pub const LINE: usize = 5119;
 /// Bytes of `#early_input`, the bound of stock clients.
 pub const EARLY_INPUT: usize = 5120;
 
@@ -256,9 +255,9 @@ fn read_hello(line: &[u8], ours: Version) -> Result<(Version, Option<Method>), F
 
 /// Takes a line off the front, without its end.
 fn take_line(input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Fault> {
-    let window = &input[..input.len().min(LINE + 1)];
+    let window = &input[..input.len().min(limits::RSYNC_LINE + 1)];
     let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
-        return if input.len() > LINE { Err(Fault::Line) } else { Ok(None) };
+        return if input.len() > limits::RSYNC_LINE { Err(Fault::Line) } else { Ok(None) };
     };
     let mut line: Vec<u8> = input.drain(..=end).collect();
     line.pop();

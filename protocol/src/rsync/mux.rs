@@ -30,7 +30,7 @@ pub mod tag {
     pub const ERROR: u8 = 3;
     /// Text of a warning, from protocol 30 on.
     pub const WARNING: u8 = 4;
-    /// `i32` bits, see [`crate::rsync::replies::io_error`]; from protocol 30 on.
+    /// `i32` bits, see [`crate::rsync::exit::io_error`]; from protocol 30 on.
     pub const IO_ERROR: u8 = 22;
     /// `i32` seconds after which the client gives up on silence; from protocol 31 on.
     pub const IO_TIMEOUT: u8 = 33;
@@ -42,6 +42,19 @@ pub mod tag {
     pub const SUCCESS: u8 = 100;
     /// `i32` index of a file that will not come; from protocol 30 on.
     pub const NO_SEND: u8 = 102;
+}
+
+/// How grave a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// A word to the user.
+    Info,
+    /// A warning; no exit code by itself.
+    Warning,
+    /// An error; no exit code by itself.
+    Error,
+    /// An error that makes the client exit 23.
+    Transfer,
 }
 
 /// A frame's header. `len` is at most [`PAYLOAD`].

@@ -4,23 +4,12 @@
 //! the lists; [`super::version::Facts::closing`] has the answers to those.
 
 use crate::rsync::fault::Fault;
-use crate::rsync::version::Version;
-
-/// The answer to one `done`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// Echo it.
-    Done,
-    /// Echo it; before that an `IO_ERROR` if files could not be sent, behind it the statistics.
-    DoneAndStatistics,
-    /// The session is over: flush and close.
-    End,
-}
+use crate::rsync::version::{Closing, Version};
 
 /// Counts lists and `done`s of one session.
 #[derive(Debug, Clone)]
 pub struct Phases {
-    closing: &'static [Answer],
+    closing: &'static [Closing],
     /// Lists begun that the client has not ended.
     open: u64,
     ended: bool,
@@ -43,10 +32,10 @@ impl Phases {
     }
 
     /// The answer to the client's next `done`. A client that ends what was not begun is at fault.
-    pub fn done(&mut self) -> Result<Answer, Fault> {
+    pub fn done(&mut self) -> Result<Closing, Fault> {
         if self.open > 0 {
             self.open -= 1;
-            return Ok(Answer::Done);
+            return Ok(Closing::Done);
         }
         match self.closing {
             [answer, rest @ ..] if self.ended => {
@@ -62,7 +51,7 @@ impl Phases {
 mod tests {
     use super::*;
 
-    fn answers(version: u32, lists: u64) -> Vec<Answer> {
+    fn answers(version: u32, lists: u64) -> Vec<Closing> {
         let mut phases = Phases::new(Version::new(version).expect("a version"));
         phases.lists_begun(lists);
         phases.lists_ended();
@@ -71,7 +60,7 @@ mod tests {
 
     #[test]
     fn every_version_has_its_number_of_phases() {
-        use Answer::{Done, DoneAndStatistics, End};
+        use Closing::{Done, DoneAndStatistics, End};
         for version in [27, 28] {
             assert_eq!(answers(version, 1), [Done, DoneAndStatistics, End]);
         }
@@ -89,9 +78,9 @@ mod tests {
         let mut phases = Phases::new(Version::NEWEST);
         assert_eq!(phases.done(), Err(Fault::Phases));
         phases.lists_begun(1);
-        assert_eq!(phases.done(), Ok(Answer::Done));
+        assert_eq!(phases.done(), Ok(Closing::Done));
         assert_eq!(phases.done(), Err(Fault::Phases));
         phases.lists_ended();
-        assert_eq!(phases.done(), Ok(Answer::Done));
+        assert_eq!(phases.done(), Ok(Closing::Done));
     }
 }

@@ -11,35 +11,14 @@ use tokens::Tokens;
 use crate::rsync::codec::{
     NDX_DEL_STATS, NDX_DONE, NDX_FLIST_EOF, NdxEncoder, put_i32, put_long30, put_varint, put_vstring,
 };
-use crate::rsync::fault::Exit;
-use crate::rsync::mux::{HEADER, TEXT, header, put_frame, tag};
+use crate::rsync::exit::Exit;
+use crate::rsync::mux::{HEADER, Severity, TEXT, header, put_frame, tag};
 use crate::rsync::requests::Request;
 use crate::rsync::setup::Setup;
 use crate::rsync::version::Version;
 
 /// Bytes of small replies that are gathered in one frame.
 const FRAME: usize = 64 << 10;
-
-/// Bits of an I/O error.
-pub mod io_error {
-    /// Something could not be read: the client deletes nothing and exits 23.
-    pub const GENERAL: i32 = 1;
-    /// Files vanished: the client exits 24.
-    pub const VANISHED: i32 = 2;
-}
-
-/// How grave a message is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Severity {
-    /// A word to the user.
-    Info,
-    /// A warning; no exit code by itself.
-    Warning,
-    /// An error; no exit code by itself.
-    Error,
-    /// An error that makes the client exit 23.
-    Transfer,
-}
 
 /// What the client prints with `--stats`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

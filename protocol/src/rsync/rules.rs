@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::filter::{Link, Subject};
 use crate::list::{Dir, FileType, ListRef, Row};
 use crate::path::{join, split};
-use crate::rsync::fault::Exit;
+use crate::rsync::exit::Exit;
 use crate::rsync::selection::Hides;
 use crate::rsync::version::Version;
 use grammar::{Rule, shown};

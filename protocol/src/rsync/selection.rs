@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use crate::limits;
 use crate::list::{ListRef, Row};
 use crate::path;
-use crate::rsync::replies::Severity;
+use crate::rsync::mux::Severity;
 use crate::rsync::version::Version;
 
 use locate::Locator;

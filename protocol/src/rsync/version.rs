@@ -7,7 +7,6 @@ use std::fmt;
 
 use crate::rsync::auth::Method;
 use crate::rsync::digest::Algorithm;
-use crate::rsync::phases::Answer;
 
 /// A protocol version that this sender speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +56,7 @@ pub struct Facts {
     /// Statistics tell how long the list took.
     pub list_times: bool,
     /// What answers the client's `done`s behind those of the lists.
-    pub closing: &'static [Answer],
+    pub closing: &'static [Closing],
 }
 
 /// The order of a list.
@@ -78,6 +77,17 @@ pub enum LinkForm {
     Inode,
     /// The index of the group's first entry.
     Index,
+}
+
+/// The answer to one `done`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// Echo it.
+    Done,
+    /// Echo it; before that an `IO_ERROR` if files could not be sent, behind it the statistics.
+    DoneAndStatistics,
+    /// The session is over: flush and close.
+    End,
 }
 
 const OLDEST: Facts = Facts {
@@ -101,7 +111,7 @@ const OLDEST: Facts = Facts {
     graded_messages: false,
     exit_messages: false,
     list_times: false,
-    closing: &[Answer::DoneAndStatistics, Answer::End],
+    closing: &[Closing::DoneAndStatistics, Closing::End],
 };
 const P28: Facts = Facts { second_flags_byte: true, links: LinkForm::Inode, digest_of_everything: false, ..OLDEST };
 const P29: Facts = Facts {
@@ -109,7 +119,7 @@ const P29: Facts = Facts {
     filter_modifiers: true,
     item_flags: true,
     list_times: true,
-    closing: &[Answer::Done, Answer::DoneAndStatistics, Answer::End],
+    closing: &[Closing::Done, Closing::DoneAndStatistics, Closing::End],
     ..P28
 };
 const P30: Facts = Facts {
@@ -131,7 +141,7 @@ const P31: Facts = Facts {
     error_on_end_mark: true,
     raw_names: false,
     exit_messages: true,
-    closing: &[Answer::Done, Answer::DoneAndStatistics, Answer::Done, Answer::End],
+    closing: &[Closing::Done, Closing::DoneAndStatistics, Closing::Done, Closing::End],
     ..P30
 };
 

@@ -7,7 +7,7 @@ use stillmirror_protocol::entry::{Entry, Kind};
 use stillmirror_protocol::list;
 use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::flist::Class;
-use stillmirror_protocol::rsync::replies::Severity;
+use stillmirror_protocol::rsync::mux::Severity;
 use stillmirror_protocol::rsync::selection::{Everything, Follow, Missing, Selecting, Selection, Wanted, Why};
 use stillmirror_protocol::rsync::version::Version;
 

@@ -7,12 +7,12 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use stillmirror_protocol::list::{FileType, Row};
 use stillmirror_protocol::path;
 
-use super::Run;
+use super::CommitRun;
 use crate::error::{At as _, PullError};
 use crate::local;
 use crate::report::Failure;
 
-impl Run<'_> {
+impl CommitRun<'_> {
     /// Renames a staged name into place. False: something is in the way that may not be deleted.
     pub(super) fn place(&mut self, row: u32, path: &[u8], staged: &[u8]) -> Result<bool, PullError> {
         if self.context.facts_of(row) == Some(FileType::Directory) && !self.make_way(row, path)? {

@@ -9,9 +9,10 @@ use stillmirror_protocol::list::ListRef;
 use stillmirror_protocol::rsync::digest::{Algorithm, Hasher, Indexed, Sum};
 use stillmirror_protocol::rsync::fault::Fault;
 use stillmirror_protocol::rsync::flist::Numbers;
-use stillmirror_protocol::rsync::phases::{self, Phases};
+use stillmirror_protocol::rsync::phases::Phases;
 use stillmirror_protocol::rsync::replies::{Replies, Statistics};
 use stillmirror_protocol::rsync::requests::Request;
+use stillmirror_protocol::rsync::version::Closing;
 use tokio::sync::mpsc;
 
 use super::input;
@@ -288,10 +289,10 @@ impl Answers {
         }
         self.at.lists += 1;
         match (self.phases.done()?, items.last_mut()) {
-            (phases::Answer::Done, Some(Answer::Done(ends))) => *ends += 1,
-            (phases::Answer::Done, _) => items.push(Answer::Done(1)),
-            (phases::Answer::DoneAndStatistics, _) => items.push(Answer::DoneAndStatistics),
-            (phases::Answer::End, _) => self.ended = true,
+            (Closing::Done, Some(Answer::Done(ends))) => *ends += 1,
+            (Closing::Done, _) => items.push(Answer::Done(1)),
+            (Closing::DoneAndStatistics, _) => items.push(Answer::DoneAndStatistics),
+            (Closing::End, _) => self.ended = true,
         }
         Ok(())
     }

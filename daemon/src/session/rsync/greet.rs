@@ -13,7 +13,7 @@ use stillmirror_protocol::rsync::{replies, setup};
 use tokio::time::{sleep, timeout};
 
 use super::{Input, Session};
-use crate::admission::{Admission, Arrival, Place, Turn};
+use crate::admission::{Admission, Arrival, Slot, Turn};
 use crate::ended::Ended;
 use crate::logins::LONGEST_DELAY;
 use crate::operator_file;
@@ -41,7 +41,7 @@ struct Credentials {
 pub(super) struct Welcome {
     pub(super) options: Box<Options>,
     pub(super) pinned: Arc<Pinned>,
-    pub(super) places: [Option<Place>; 2],
+    pub(super) places: [Option<Slot>; 2],
 }
 
 impl Session {
@@ -91,7 +91,7 @@ impl Session {
         input: &mut Input,
         name: &[u8],
         stranger: Stranger,
-    ) -> Result<(Arc<Pinned>, [Option<Place>; 2], Box<Options>), Ended> {
+    ) -> Result<(Arc<Pinned>, [Option<Slot>; 2], Box<Options>), Ended> {
         let visible = Visible::new(&self.shared.registry, self.peer.ip());
         let coming_in = async {
             let repository = match visible.find_module(name) {
@@ -208,7 +208,7 @@ impl Session {
     }
 
     /// A place among the module's sessions, and one among all.
-    async fn wait_for_turn(&self, repository: &Repository) -> Result<[Option<Place>; 2], Ended> {
+    async fn wait_for_turn(&self, repository: &Repository) -> Result<[Option<Slot>; 2], Ended> {
         let own = match &repository.admission {
             Some(admission) => Some(self.wait_for_place(admission).await?),
             None => None,
@@ -218,7 +218,7 @@ impl Session {
 
     /// Any byte keeps a client with a timeout from leaving, and none shows less than a line: so between the news
     /// of its place a line is written dot by dot.
-    async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Place, Ended> {
+    async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Slot, Ended> {
         let mut ticket = match admission.arrive(self.network()) {
             Arrival::Admitted(place) => return Ok(place),
             Arrival::Queued(ticket) => ticket,

@@ -33,7 +33,7 @@ const SEARCHES: usize = 16;
 const TURN: usize = 128;
 
 /// A piece of the list, and all that is needed for the next one.
-struct Step {
+struct ListPiece {
     writer: ListWriter,
     rows: Vec<u32>,
     bytes: Vec<u8>,
@@ -178,7 +178,7 @@ impl Session {
                 .await?
         };
         let written = Written { done: false, boundary: None };
-        let mut step = Step { writer, rows: Vec::new(), bytes: Vec::new(), written };
+        let mut step = ListPiece { writer, rows: Vec::new(), bytes: Vec::new(), written };
         let mut window = Window::default();
         let mut limit = FIRST_CHUNK;
         while !step.written.done {
@@ -234,19 +234,25 @@ impl Session {
     }
 
     /// Makes the next piece.
-    async fn write(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, step: Step, limit: usize) -> Result<Step, Ended> {
+    async fn write(
+        &self,
+        settled: &Arc<Settled>,
+        rules: &Arc<Rules>,
+        step: ListPiece,
+        limit: usize,
+    ) -> Result<ListPiece, Ended> {
         let edition = &settled.pinned.edition;
         let (settled, rules) = (Arc::clone(settled), Arc::clone(rules));
         let effort = if rules.are_own() { Effort::Own } else { Effort::Plain };
         self.choosing(edition, effort, move || {
-            let Step { mut writer, mut rows, mut bytes, .. } = step;
+            let ListPiece { mut writer, mut rows, mut bytes, .. } = step;
             bytes.clear();
             let list = match writer.bytes() {
                 0 => settled.list_at_first(),
                 _ => settled.pinned.edition.generation.list(),
             };
             let written = writer.write(list, &*rules, &mut bytes, &mut rows, limit);
-            Step { writer, rows, bytes, written }
+            ListPiece { writer, rows, bytes, written }
         })
         .await
     }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use stillmirror_protocol::rsync::fault::Exit;
+use stillmirror_protocol::rsync::exit::Exit;
 
 use crate::ended::Ended;
 use crate::session::counts::Counts;
@@ -20,7 +20,7 @@ pub(super) struct Tally {
     pub(super) listed: u64,
     /// The list came out of the cache.
     pub(super) cached: bool,
-    /// What the client was told of files that it does not get: [`stillmirror_protocol::rsync::replies::io_error`].
+    /// What the client was told of files that it does not get: [`stillmirror_protocol::rsync::exit::io_error`].
     pub(super) io_error: i32,
 }
 

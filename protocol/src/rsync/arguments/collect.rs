@@ -1,6 +1,7 @@
 //! Argument strings as they come: ended by NUL (a newline before protocol 30), a list of them by an empty one.
 
-use super::{BYTES, COUNT, Options, parse};
+use super::{Options, parse};
+use crate::limits;
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
 
@@ -59,11 +60,11 @@ impl Collector {
             }
             self.start = end + 1;
             self.count += 1;
-            if self.count > COUNT || end > BYTES {
+            if self.count > limits::ARGUMENTS || end > limits::ARGUMENT_BYTES {
                 return Err(Fault::ArgumentsTooLong);
             }
         }
         self.searched = input.len();
-        if self.searched > BYTES { Err(Fault::ArgumentsTooLong) } else { Ok(None) }
+        if self.searched > limits::ARGUMENT_BYTES { Err(Fault::ArgumentsTooLong) } else { Ok(None) }
     }
 }

@@ -3,7 +3,8 @@
 use std::slice;
 
 use super::names::{self, Known};
-use super::{Append, COUNT, Capabilities, Compress, Compression, FilesFrom, Options};
+use super::{Append, Capabilities, Compress, Compression, FilesFrom, Options};
+use crate::limits;
 use crate::rsync::digest::Algorithm;
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
@@ -32,7 +33,7 @@ pub(super) fn options(version: Version, module: &[u8], first: &[Vec<u8>], second
     } else {
         parser.options(&unescaped, false);
         let paths = first.iter().skip(dot + 1).flat_map(|packed| unpack(packed, module));
-        parser.options.paths = paths.take(COUNT + 1).map(|path| strip(path, module)).collect();
+        parser.options.paths = paths.take(limits::ARGUMENTS + 1).map(|path| strip(path, module)).collect();
     }
     parser.finish()
 }
@@ -211,7 +212,7 @@ impl Parser {
         self.options.specials &= !self.no_specials;
         if !self.sender {
             self.options.fault = Some(Fault::ReadOnly);
-        } else if self.options.paths.len() > COUNT {
+        } else if self.options.paths.len() > limits::ARGUMENTS {
             self.fault(Fault::TooManyPaths);
         } else if self.options.paths.is_empty() {
             self.fault(Fault::NoPath);

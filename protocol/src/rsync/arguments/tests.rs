@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits;
 
 /// What a client's strings mean, given in pieces.
 fn read(version: u32, module: &str, input: &[u8], piece: usize) -> (Result<Option<Options>, Fault>, Vec<u8>) {
@@ -195,7 +196,7 @@ fn what_cannot_be_served_is_said_once_and_the_rest_is_still_read() {
         Some(Fault::Choice { what: "checksum", name: "sha512".to_owned() })
     );
     assert_eq!(fault(&["-r"]), Some(Fault::NoPath));
-    assert_eq!(fault(&["-r", ".", &"pub/a ".repeat(COUNT + 1)]), Some(Fault::TooManyPaths));
+    assert_eq!(fault(&["-r", ".", &"pub/a ".repeat(limits::ARGUMENTS + 1)]), Some(Fault::TooManyPaths));
     let options = options(&["--checksum-choice=sha512", "-H", ".", "pub/"]);
     assert!(options.hard_links && options.checksum_choice.is_some());
 }
@@ -226,9 +227,9 @@ fn every_option_is_known_by_the_name_that_a_refusal_has_for_it() {
 #[test]
 fn arguments_without_end_are_cut_off() {
     let outcome = |input: &[u8]| read(32, "pub", input, 4096).0;
-    assert_eq!(outcome(&vec![b'a'; BYTES + 4096]), Err(Fault::ArgumentsTooLong));
-    assert_eq!(outcome(&b"a\0".repeat(COUNT + 1)), Err(Fault::ArgumentsTooLong));
-    assert_eq!(outcome(&b"a\0".repeat(COUNT)), Ok(None));
+    assert_eq!(outcome(&vec![b'a'; limits::ARGUMENT_BYTES + 4096]), Err(Fault::ArgumentsTooLong));
+    assert_eq!(outcome(&b"a\0".repeat(limits::ARGUMENTS + 1)), Err(Fault::ArgumentsTooLong));
+    assert_eq!(outcome(&b"a\0".repeat(limits::ARGUMENTS)), Ok(None));
 }
 
 proptest! {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::walk::{Entry, Path, Place};
+use super::walk::{Entry, Path, Position};
 use crate::list::ListRef;
 use crate::rsync::selection::{Hides, Selection};
 
@@ -45,9 +45,9 @@ struct Pending {
     path_len: usize,
 }
 
-/// What comes next.
+/// What comes next in the list.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum Event {
     /// An entry of this list.
     Entry(Entry),
     /// The end of this list.
@@ -63,7 +63,7 @@ impl Depth {
         let top = selection.top(list);
         Self {
             path: Path::base(list, selection.roots().first().map_or(0, |view| view.base)),
-            top: top.map(|top| Entry { row: top.row, top: true, contents: top.contents, place: Place::Here }),
+            top: top.map(|top| Entry { row: top.row, top: true, contents: top.contents, position: Position::Here }),
             is_dot: top.is_some_and(|top| top.is_dot),
             current: Some(Current::default()),
             pending: Vec::new(),
@@ -81,27 +81,27 @@ impl Depth {
     }
 
     #[inline]
-    pub(super) fn next(&mut self, list: ListRef<'_>, hides: &impl Hides) -> Step {
+    pub(super) fn next(&mut self, list: ListRef<'_>, hides: &impl Hides) -> Event {
         if let Some(top) = self.top.take() {
             self.begin(list, top);
-            return Step::Entry(top);
+            return Event::Entry(top);
         }
         let Some(current) = &mut self.current else { return self.next_list(list) };
         if let Some(row) = current.rows.next() {
             self.path.set(current.below.path_len, list.dir(current.dir).name_of(row));
             let is_dir = row >= current.dirs_from;
             if self.path.hidden(hides, is_dir) {
-                return Step::Entry(Entry::hidden(row));
+                return Event::Entry(Entry::hidden(row));
             }
             // Directories in a directory have higher numbers: so a way down has an end, even if the list has rotted.
             if is_dir && let Some(number) = list.row(row).dir_number().filter(|&number| number > current.dir) {
                 current.below.push(number);
                 self.next_index += 1;
             }
-            return Step::Entry(Entry { row, top: false, contents: true, place: Place::Here });
+            return Event::Entry(Entry { row, top: false, contents: true, position: Position::Here });
         }
         self.pending.extend(self.current.take().map(|current| current.below).filter(|below| !below.dirs.is_empty()));
-        Step::End
+        Event::End
     }
 
     /// The first list: with the contents of `.`, or a single entry.
@@ -124,7 +124,7 @@ impl Depth {
         }
     }
 
-    fn next_list(&mut self, list: ListRef<'_>) -> Step {
+    fn next_list(&mut self, list: ListRef<'_>) -> Event {
         while let Some(pending) = self.pending.last_mut() {
             let Some((index, number)) = pending.pop() else {
                 self.pending.pop();
@@ -133,9 +133,9 @@ impl Depth {
             let row = list.dir(number).row();
             self.path.set(pending.path_len, list.dir(list.dir(number).parent()).name_of(row));
             self.enter(list, number);
-            return Step::List(index, row);
+            return Event::List(index, row);
         }
-        Step::Done
+        Event::Done
     }
 
     /// Begins the list of the directory that the path is of.

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::walk::{Entry, Place, Walk};
+use super::walk::{Entry, Position, Walk};
 use crate::list::ListRef;
 use crate::rsync::selection::{Hides, Selection};
 use crate::rsync::version::ListOrder;
@@ -84,7 +84,7 @@ impl Merge {
     fn compare(&self, a: usize, b: usize) -> Ordering {
         let (a, b) = (&self.heap[a], &self.heap[b]);
         let names = compare(self.order, (a.walk.name(), a.is_dir), (b.walk.name(), b.is_dir));
-        let waits = |source: &Source| source.entry.place != Place::Early;
+        let waits = |source: &Source| source.entry.position != Position::Early;
         waits(a).cmp(&waits(b)).then(names).then(a.view.cmp(&b.view))
     }
 }

@@ -21,18 +21,18 @@ pub(super) struct Entry {
     /// Of a directory: its contents are listed too.
     pub(super) contents: bool,
     /// Where it is written, and where it is numbered.
-    pub(super) place: Place,
+    pub(super) position: Position,
 }
 
 impl Entry {
     pub(super) fn hidden(row: u32) -> Self {
-        Self { row, top: false, contents: false, place: Place::Hidden }
+        Self { row, top: false, contents: false, position: Position::Hidden }
     }
 }
 
-/// The place of an entry in the list. Clients number what they sorted, in whatever order it came.
+/// The position of an entry in the list. Clients number what they sorted, in whatever order it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Position {
     /// Written and numbered here.
     Here,
     /// Written here, before its turn.
@@ -152,7 +152,7 @@ fn base_entry(list: ListRef<'_>, view: &View) -> (Option<Entry>, u32) {
     let row = list.dir(view.base).row();
     let mark = view.mark_of(row).unwrap_or(0);
     let asked = mark & (RECURSE | CHILDREN);
-    let entry = Entry { row, top: asked != 0, contents: asked != 0, place: Place::Here };
+    let entry = Entry { row, top: asked != 0, contents: asked != 0, position: Position::Here };
     ((mark & LISTED != 0).then_some(entry), asked)
 }
 

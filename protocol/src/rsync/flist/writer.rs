@@ -1,12 +1,12 @@
 //! From rows to bytes, a piece at a time.
 
 use super::Class;
-use super::depth::{Depth, Step};
+use super::depth::{Depth, Event};
 use super::entry::EntryEncoder;
 use super::gone::Gone;
 use super::merge::Merge;
 use super::numbers::Numbers;
-use super::walk::{Entry, Place, Walk};
+use super::walk::{Entry, Position, Walk};
 use crate::limits;
 use crate::list::{FileType, ListRef};
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
@@ -32,7 +32,7 @@ pub struct ListWriter {
     route: Route,
     gone: Gone,
     /// A step that a name which is not there comes before.
-    waiting: Option<Step>,
+    waiting: Option<Event>,
     /// Symlinks that lead nowhere, and were not taken yet.
     lost: Vec<Missing>,
     io_error: i32,
@@ -136,33 +136,33 @@ impl ListWriter {
                 continue;
             }
             match step {
-                Step::Entry(entry) => {
-                    if matches!(entry.place, Place::Here | Place::Early) {
+                Event::Entry(entry) => {
+                    if matches!(entry.position, Position::Here | Position::Early) {
                         self.is_damaged |= !is_sound(list, entry.row, self.route.name());
                         self.encoder.put(list, entry, self.route.name(), out);
                         self.entries += 1;
                     }
-                    if matches!(entry.place, Place::Here | Place::Late) {
+                    if matches!(entry.position, Position::Here | Position::Late) {
                         self.put_row(entry.row, rows);
                     }
-                    if let Place::Lost(lost) = entry.place {
+                    if let Position::Lost(lost) = entry.position {
                         self.put_lost(lost);
                     }
-                    hidden += match entry.place {
-                        Place::Hidden => 1,
-                        Place::Lost(_) => LOST,
+                    hidden += match entry.position {
+                        Position::Hidden => 1,
+                        Position::Lost(_) => LOST,
                         _ => 0,
                     };
                     continue;
                 }
-                Step::List(index, row) => {
+                Event::List(index, row) => {
                     self.indices.put(out, NDX_FLIST_OFFSET - index.cast_signed());
                     self.lists += 1;
                     self.put_row(row, rows);
                     continue;
                 }
-                Step::End => self.encoder.put_end(self.io_error_of_this_list(), out),
-                Step::Done => self.finish(list, out),
+                Event::End => self.encoder.put_end(self.io_error_of_this_list(), out),
+                Event::Done => self.finish(list, out),
             }
             self.finished = (self.lists, self.entries);
             boundary = self.class.incremental.then_some(out.len());
@@ -224,11 +224,11 @@ impl ListWriter {
     }
 
     /// Writes a name that is not there, if its turn is before a step.
-    fn put_gone_before(&mut self, list: ListRef<'_>, step: &Step, out: &mut Vec<u8>, rows: &mut Vec<u32>) -> bool {
+    fn put_gone_before(&mut self, list: ListRef<'_>, step: &Event, out: &mut Vec<u8>, rows: &mut Vec<u32>) -> bool {
         let name = match step {
-            Step::Entry(Entry { place: Place::Hidden | Place::Early | Place::Lost(_), .. }) => None,
-            Step::Entry(entry) => self.gone.next_before(self.route.name(), list.row(entry.row).is_dir()),
-            Step::End | Step::List(..) | Step::Done => self.gone.next(),
+            Event::Entry(Entry { position: Position::Hidden | Position::Early | Position::Lost(_), .. }) => None,
+            Event::Entry(entry) => self.gone.next_before(self.route.name(), list.row(entry.row).is_dir()),
+            Event::End | Event::List(..) | Event::Done => self.gone.next(),
         };
         let Some(name) = name else { return false };
         self.encoder.put_gone(&name, out);
@@ -274,19 +274,19 @@ fn is_sound(list: ListRef<'_>, row: u32, name: &[u8]) -> bool {
 
 impl Route {
     #[inline]
-    fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Step {
+    fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Event {
         let entry = match self {
             Self::Walk(walk) => walk.next(list, selection, hides),
             Self::Merge(merge) => merge.next(list, selection, hides),
             Self::Depth(depth) => return depth.next(list, hides),
-            Self::Ended => return Step::Done,
+            Self::Ended => return Event::Done,
         };
         entry.map_or_else(
             || {
                 *self = Self::Ended;
-                Step::End
+                Event::End
             },
-            Step::Entry,
+            Event::Entry,
         )
     }
 

@@ -46,8 +46,8 @@ fn a_first_line_that_is_no_greeting_of_a_known_version_is_the_clients_fault() {
     ] {
         assert_eq!(greeting(32, line.as_bytes()).next(), Err(fault), "{line}");
     }
-    assert_eq!(greeting(32, &[b'a'; LINE]).next(), Ok(None));
-    assert_eq!(greeting(32, &[b'a'; LINE + 1]).next(), Err(Fault::Line));
+    assert_eq!(greeting(32, &[b'a'; limits::RSYNC_LINE]).next(), Ok(None));
+    assert_eq!(greeting(32, &[b'a'; limits::RSYNC_LINE + 1]).next(), Err(Fault::Line));
 }
 
 #[test]

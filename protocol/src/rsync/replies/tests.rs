@@ -4,6 +4,7 @@ use super::*;
 use crate::rsync::arguments::Compression;
 use crate::rsync::codec::{Cursor, NDX_DONE, NdxDecoder};
 use crate::rsync::digest::Algorithm;
+use crate::rsync::exit::io_error;
 use crate::rsync::requests::{SumHead, item};
 
 fn version(number: u32) -> Version {

@@ -88,7 +88,7 @@ impl Reader {
 
     /// Skips the greeting for rsync clients. A sender that serves these too says it when our hello comes late.
     async fn skip_greeting(&mut self) -> Result<(), PullError> {
-        while self.buffer.len() <= greeting::LINE {
+        while self.buffer.len() <= limits::RSYNC_LINE {
             let seen = self.buffer.len().min(greeting::MAGIC.len());
             if self.buffer[..seen] != greeting::MAGIC[..seen] {
                 break;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::digest::Hasher;
-use stillmirror_protocol::rsync::replies::{Severity, io_error};
+use stillmirror_protocol::rsync::exit::io_error;
+use stillmirror_protocol::rsync::mux::Severity;
 use stillmirror_protocol::wire::ItemFailure;
 
 use super::{After, Answer, Answers, Content};

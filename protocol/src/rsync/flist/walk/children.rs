@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::{Entry, Place};
+use super::{Entry, Position};
 use crate::list::{Dir, ListRef};
 use crate::order;
 use crate::rsync::selection::{
@@ -35,7 +35,7 @@ impl Into {
             true if !hides.may_list(list.row(list.dir(self.dir).row())) => Lost::Closed,
             _ => return None,
         };
-        Some(Entry { place: Place::Lost(lost), ..*entry })
+        Some(Entry { position: Position::Lost(lost), ..*entry })
     }
 }
 
@@ -43,8 +43,8 @@ impl Into {
 #[derive(Debug)]
 pub(super) struct Children {
     into: Into,
-    files: Run,
-    dirs: Run,
+    files: MarkedRows,
+    dirs: MarkedRows,
     /// Symlinks that stand for directories.
     linked: VecDeque<Child>,
     /// Whether any symlink may stand for something else.
@@ -53,7 +53,7 @@ pub(super) struct Children {
 
 /// Rows, and the marks among them.
 #[derive(Debug, Clone)]
-struct Run {
+struct MarkedRows {
     rows: Range<u32>,
     marks: Range<usize>,
 }
@@ -82,7 +82,7 @@ impl Children {
     pub(super) fn of(list: ListRef<'_>, selection: &Selection, hides: &impl Hides, into: Into) -> Self {
         let dir = list.dir(into.dir);
         let view = into.view.map(|view| selection.view(view));
-        let run = |rows: Range<u32>| Run {
+        let run = |rows: Range<u32>| MarkedRows {
             marks: view.map_or(0..0, |view| view.marks_in(&rows)),
             rows: if into.asked != 0 { rows } else { rows.end..rows.end },
         };
@@ -216,12 +216,12 @@ impl Children {
             _ if contents => mark & ASKED != 0,
             asked => asked == 0 && mark & LISTED == IMPLIED,
         };
-        let place = child.lost.map_or(Place::Here, Place::Lost);
-        Entry { row: child.row, top, contents, place }
+        let position = child.lost.map_or(Position::Here, Position::Lost);
+        Entry { row: child.row, top, contents, position }
     }
 }
 
-impl Run {
+impl MarkedRows {
     fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.marks.is_empty()
     }

@@ -6,7 +6,7 @@
 //! is marked so.
 
 use super::children::{Child, Children, Into};
-use super::{Entry, Path, Place, base_entry, hides_lost};
+use super::{Entry, Path, Position, base_entry, hides_lost};
 use crate::list::{Dir, ListRef};
 use crate::rsync::selection::{Hides, Selection};
 
@@ -48,16 +48,16 @@ impl Walk {
         let view = selection.view(number);
         let (dot, asked) = base_entry(list, view);
         let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), first: None, unopened: None };
-        let at = |place| dot.map(|dot| Entry { place, ..dot });
+        let at = |position| dot.map(|dot| Entry { position, ..dot });
         let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
         walk.unopened = dot.as_ref().and_then(|dot| into.unopened(list, hides, dot));
         if walk.unopened.is_some() {
-            walk.first = at(Place::Here);
+            walk.first = at(Position::Here);
             return walk;
         }
-        walk.descend(list, selection, hides, into, at(Place::Late));
+        walk.descend(list, selection, hides, into, at(Position::Late));
         walk.path = Path::base(list, view.base);
-        walk.first = at(Place::Early);
+        walk.first = at(Position::Early);
         walk
     }
 

@@ -1,0 +1,65 @@
+//! Where things lie in a store's directory.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::error::{At, StoreError};
+
+/// The paths of one store.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn of(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn generations_dir(&self) -> PathBuf {
+        self.dir.join("generations")
+    }
+
+    pub(crate) fn generation_dir(&self, number: u64) -> PathBuf {
+        self.generations_dir().join(number.to_string())
+    }
+
+    pub(crate) fn sums_dir(&self) -> PathBuf {
+        self.dir.join("sums")
+    }
+
+    /// The symlink that names the current generation.
+    pub(crate) fn current(&self) -> PathBuf {
+        self.dir.join("current")
+    }
+
+    /// The numbers of all generation directories, published or not, ascending.
+    pub(crate) fn generations(&self) -> Result<Vec<u64>, StoreError> {
+        let mut numbers: Vec<u64> = names(&self.generations_dir())?.iter().filter_map(|name| number_of(name)).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+/// Makes a directory's names last.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)
+}
+
+/// The names in a directory, those that are no UTF-8 aside: none of ours is among them.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).at("read", dir)? {
+        names.extend(entry.at("read", dir)?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+/// The number of a generation by its directory's name.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|number: &u64| *number > 0 && number.to_string() == name)
+}
