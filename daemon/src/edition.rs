@@ -1,6 +1,7 @@
 //! What is served of a repository: a generation and the tree that it is of.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use stillmirror_protocol::entry::Digest;
@@ -18,6 +19,7 @@ use crate::fair::Pot;
 use crate::file::Tree;
 use crate::gate::Gate;
 use crate::list_forms::ListForms;
+use crate::mounted::is_unmounted;
 
 /// Cores that are made use of for single clients of one repository.
 const MOST_CORES: usize = 64;
@@ -40,6 +42,8 @@ pub(crate) struct Edition {
     pub(crate) has_closed_dirs: bool,
     /// Where its sub-lists begin for stock clients.
     sub_lists: OnceLock<Arc<SubLists>>,
+    /// The directory of its store.
+    store_dir: File,
     /// Which filter rules of stock clients hide nothing of it.
     pub(crate) voids: Voids,
     /// What turned out to be damaged of it.
@@ -115,6 +119,7 @@ impl Edition {
         mark: Mark,
         generation: Generation,
         store: &Store,
+        store_dir: File,
         tree: Arc<Tree>,
         gates: Gates,
         is_public_only: bool,
@@ -126,12 +131,18 @@ impl Edition {
             has_closed_dirs,
             list_forms: ListForms::new(&generation, store),
             generation,
+            store_dir,
             tree,
             gates,
             sub_lists: OnceLock::new(),
             voids: Voids::default(),
             damages: Damages::default(),
         }
+    }
+
+    /// Whether no path will ever lead to it again: its tree is removed, or its tree's or its store's disk unmounted.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.tree.is_gone() || is_unmounted(&self.store_dir)
     }
 
     /// The rows by index of an incremental list without filters. The first call reads every directory of the list.

@@ -26,6 +26,7 @@ use stillmirror_store::{Generation, open_beneath};
 
 use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
+use crate::mounted::is_unmounted;
 use crate::pool::EXTENT;
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
@@ -156,9 +157,9 @@ impl Tree {
         root == Identity::UNKNOWN || root.inode == self.directory.inode
     }
 
-    /// Whether nothing can ever be found in it any more.
-    pub(crate) fn is_removed(&self) -> bool {
-        rustix::fs::fstat(&self.root).is_ok_and(|stat| stat.st_nlink == 0)
+    /// Whether its path will never lead to it again: it is removed, or its disk unmounted.
+    pub(crate) fn is_gone(&self) -> bool {
+        rustix::fs::fstat(&self.root).is_ok_and(|stat| stat.st_nlink == 0) || is_unmounted(&self.root)
     }
 
     /// Opens the file at `path` if it is in the indexed state.

@@ -53,6 +53,7 @@ mod list_memory;
 mod listener;
 mod lists;
 mod logins;
+mod mounted;
 mod networks;
 mod operator_file;
 mod pace;

@@ -149,7 +149,7 @@ impl Repository {
     /// before. Costs a `readlink` and two `stat` calls when it is not.
     ///
     /// What cannot be opened is logged once, and tried again, after a growing pause if that is dear. `is_asked` ends the
-    /// pause. The edition before goes on being served.
+    /// pause. The edition before goes on being served, unless it is gone.
     pub(crate) fn look(&self, is_asked: bool) -> Result<bool, Trouble> {
         let mut failed = self.failed();
         let candidate = match self.candidate() {
@@ -158,7 +158,10 @@ impl Repository {
                 self.is_in_trouble.store(false, Ordering::Relaxed);
                 return Ok(false);
             }
-            Err(trouble) => return Err(self.fail(&mut failed, None, trouble)),
+            Err(trouble) => {
+                self.let_go_of_what_is_gone();
+                return Err(self.fail(&mut failed, None, trouble));
+            }
         };
         let held = self.current();
         if held.as_ref().is_some_and(|held| candidate.is_held_by(held)) {
@@ -179,9 +182,7 @@ impl Repository {
                 Ok(true)
             }
             Err(trouble) => {
-                if held.is_some_and(|held| held.tree.is_removed()) {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
-                }
+                self.let_go_of_what_is_gone();
                 Err(self.fail(&mut failed, Some(candidate), trouble))
             }
         }
@@ -234,7 +235,8 @@ impl Repository {
             (Err(_), Some(held)) if held.tree.is_root_of(&generation) => (Arc::clone(&held.tree), held.gates.clone()),
             (Err(trouble), _) => return Err(trouble),
         };
-        Ok(Edition::new(candidate.generation, generation, store, tree, gates, self.is_public_only))
+        let store_dir = store.open_dir()?;
+        Ok(Edition::new(candidate.generation, generation, store, store_dir, tree, gates, self.is_public_only))
     }
 
     fn put(&self, edition: Edition) {
@@ -255,6 +257,14 @@ impl Repository {
             );
         }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(edition));
+    }
+
+    /// Ends the service of what will never be found again. An unmounted disk is free once the last session with it ends.
+    fn let_go_of_what_is_gone(&self) {
+        if self.current().is_some_and(|held| held.is_gone()) {
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
+            tracing::warn!(repository = self.name, "what was served is removed or unmounted: it is served no longer");
+        }
     }
 
     /// Remembers a failure, and logs it if it is another one than before.

@@ -1,9 +1,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::mount::UnmountFlags;
 use stillmirror_daemon::RepositoryConfig;
 use stillmirror_protocol::wire::{ErrorCode, Item, Request};
 use stillmirror_store::Store;
@@ -105,6 +107,63 @@ async fn a_root_that_is_deleted_is_unavailable_and_not_served_empty() {
     assert_eq!(error(&mut client, "repo").await, None);
     fs::remove_dir_all(fixture.root()).unwrap();
     until(&server, async || error(&mut client, "repo").await.is_some()).await;
+}
+
+/// A directory mounted over another one, until it is dropped.
+struct Bound(PathBuf);
+
+impl Bound {
+    /// None without the right to mount.
+    fn new(from: &Path, to: &Path) -> Option<Self> {
+        rustix::mount::mount_bind(from, to).ok().map(|()| Self(to.to_owned()))
+    }
+
+    /// Open files of this process in the mount of that number.
+    fn open_files(id: u64) -> usize {
+        let infos = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+        let texts = infos.filter_map(|info| fs::read_to_string(info.path()).ok());
+        texts.filter(|text| text.lines().any(|line| line == format!("mnt_id:\t{id}"))).count()
+    }
+
+    fn id(&self) -> u64 {
+        rustix::fs::statx(CWD, &self.0, AtFlags::empty(), StatxFlags::MNT_ID).unwrap().stx_mnt_id
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn an_unmounted_disk_is_let_go_of_after_the_last_session_and_served_when_it_comes_back() {
+    let fixture = Fixture::with(&[("a", b"x"), ("large", &vec![7; 3 << 20])]);
+    let disk = fixture.dir.path().join("disk");
+    fs::rename(fixture.root(), &disk).unwrap();
+    fs::create_dir(fixture.root()).unwrap();
+    let Some(mounted) = Bound::new(&disk, &fixture.root()) else { return };
+    let id = mounted.id();
+    fixture.index();
+    let server = fixture.serve().await;
+    let mut session = server.client().await;
+    let handle = session.pin().await.0;
+    assert!(pull(&server, &fixture.store(), "large").await.is_some());
+    drop(mounted);
+    let mut client = server.client().await;
+    until(&server, async || error(&mut client, "repo").await.is_some()).await;
+    // Who began before has all of it.
+    let answer = session.data(handle, vec![fixture.whole("a")]).await;
+    assert_eq!((answer.bytes, answer.failures.len()), (b"x".to_vec(), 0));
+    drop((session, client));
+    soon(async {
+        while Bound::open_files(id) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let _mounted = Bound::new(&disk, &fixture.root()).unwrap();
+    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"x")).await;
 }
 
 #[tokio::test]
