@@ -1,6 +1,7 @@
 """What every comparison here needs: the servers, the clients, the meters and the record of a run."""
 import argparse
 import contextlib
+import csv
 import datetime
 import json
 import os
@@ -18,6 +19,8 @@ import time
 
 NAME = 'bench'
 RUNS = pathlib.Path(__file__).resolve().parent.parent / 'runs'
+# Figures of a run in the table of all runs.
+FIGURES = 8
 GIB = 1 << 30
 TICK = os.sysconf('SC_CLK_TCK')
 
@@ -31,7 +34,7 @@ def main(doc, options, body):
     parser.add_argument('--stillmirror', metavar='BINARY', help='the binary to measure (without it: the peers only)')
     parser.add_argument('--work', metavar='DIR', help='where scratch data goes (default: the temporary directory)')
     parser.add_argument('--keep', action='store_true', help='leave the scratch data behind')
-    parser.add_argument('--save', metavar='NAME', help=f'write the raw run to benches/{RUNS.name}/')
+    parser.add_argument('--save', metavar='PART', nargs='?', const='', help=f'write the raw run to benches/{RUNS.name}/, over the one before of this script (and part)')
     for flag, settings in options:
         parser.add_argument(flag, **settings)
     # All clients come from one address here.
@@ -90,10 +93,12 @@ class Bench:
         print(f'\n{len(self.verdicts) - len(failed)} of {len(self.verdicts)} claims hold')
         for what in failed:
             print(f'  FAIL {what}')
-        if self.args.save:
+        if self.args.save is not None:
             RUNS.mkdir(exist_ok=True)
-            path = RUNS / f'{self.script}-{self.started:%Y-%m-%d}-{self.args.save}.json'
-            path.write_text(json.dumps(self.record(), indent=1) + '\n')
+            path = RUNS / f'{"-".join(filter(None, (self.script, self.args.save)))}.json'
+            record = self.record()
+            path.write_text(compact(record))
+            append_to_history(record, self.args.save)
             print(f'raw run: benches/{RUNS.name}/{path.name}')
         return 1 if failed else 0
 
@@ -172,6 +177,40 @@ class Stillmirror:
 
     def argv(self, *words):
         return [self.binary, *map(str, words)]
+
+
+def compact(record):
+    """Format a raw run as JSON: tables as columns and rows, one row or verdict a line."""
+    tables = {}
+    for title, rows in record['tables'].items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        tables[title] = {'columns': columns, 'rows': [[row.get(key) for key in columns] for row in rows]}
+    head = {key: value for key, value in record.items() if key not in ('tables', 'verdicts')}
+    lines = [f' {json.dumps(key)}: {json.dumps(value)},' for key, value in head.items()]
+    lines.append(' "tables": {')
+    for number, (title, table) in enumerate(tables.items(), 1):
+        rows = ',\n'.join(f'   {json.dumps(row)}' for row in table['rows'])
+        lines.append(f'  {json.dumps(title)}: {{"columns": {json.dumps(table["columns"])}, "rows": [')
+        lines.append(f'{rows}]}}{"," if number < len(tables) else ""}' if rows else f'  ]}}{"," if number < len(tables) else ""}')
+    verdicts = ',\n'.join(f'  {json.dumps(verdict)}' for verdict in record['verdicts'])
+    lines.append(f' }},\n "verdicts": [\n{verdicts}]')
+    return '{\n' + '\n'.join(lines) + '\n}\n'
+
+
+def append_to_history(record, name):
+    """Add one line about a run to the table of all runs."""
+    path = RUNS / 'runs.csv'
+    is_new = not path.exists()
+    host = record['host']
+    verdicts = record['verdicts']
+    figures = [verdict['what'].rsplit(', at most', 1)[0] for verdict in verdicts if ', at most' in verdict['what']]
+    with open(path, 'a', newline='') as file:
+        table = csv.writer(file, lineterminator='\n')
+        if is_new:
+            table.writerow(['date', 'commit', 'script', 'run', 'host', 'load', 'claims that hold', 'figures'])
+        table.writerow([
+            record['date'], host['commit'], record['script'], name, f'{host["cores"]} x {host["cpu"]}', f'{host["load_average"][0]:.1f}',
+            f'{sum(verdict["passed"] for verdict in verdicts)} of {len(verdicts)}', '; '.join(figures[:FIGURES])])
 
 
 class Server:
