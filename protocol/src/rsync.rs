@@ -1,10 +1,14 @@
-//! Stock rsync's daemon protocol, versions 27 to 32, for a sender that is passive.
+//! The stock rsync daemon protocol, versions 27 to 32, for the sending side.
 //!
-//! Sans-IO, in the order in which a session goes: the text [`greeting`] with a module's name and its
-//! [`auth`], the client's [`arguments`], the binary [`setup`], then multiplexed ([`mux`]) the client's
-//! filter [`rules`] and names, the file list ([`selection`] chooses, [`flist`] writes), and
-//! [`requests`] answered by [`replies`] with a [`digest`] behind every file. What differs from version to version stands
-//! in one table, [`version`]; integers and file indices are in [`codec`].
+//! All modules are sans-IO. A session uses them in this order:
+//!
+//! 1. the text [`greeting`] with the module's name and [`auth`], then the client's [`arguments`];
+//! 2. the binary [`setup`], after which the stream is multiplexed ([`mux`]);
+//! 3. the client's filter [`rules`] and, with `--files-from`, its names;
+//! 4. the file list ([`selection`] chooses the entries, [`flist`] writes them);
+//! 5. [`requests`], answered by [`replies`] with a [`digest`] after every file.
+//!
+//! The differences between protocol versions are one table in [`version`]. [`codec`] holds integers and file indices.
 
 pub mod arguments;
 pub mod auth;

@@ -1,8 +1,8 @@
-//! Integers, strings and file indices, as stock rsync writes them.
+//! Integers, strings and file indices in stock rsync's encodings.
 //!
-//! Everything is little-endian but the lengths of a vstring and the middle form of a file index. In a
-//! varint and a varlong the leading one-bits of the first byte count the bytes that follow beyond the
-//! least; its other bits are the value's highest.
+//! All integers are little-endian, except the length of a vstring and the middle form of a file index. In a
+//! varint or varlong, the number of leading one-bits in the first byte is the number of bytes that follow
+//! beyond the minimum. The other bits of the first byte are the highest bits of the value.
 
 mod ndx;
 #[cfg(test)]
@@ -13,7 +13,7 @@ use crate::rsync::version::Version;
 
 pub use ndx::{NDX_DEL_STATS, NDX_DONE, NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxDecoder, NdxEncoder};
 
-/// Bytes in a vstring.
+/// Maximum length of a vstring, in bytes.
 pub const VSTRING: usize = 0x7fff;
 
 /// Appends a varint of 1 to 5 bytes.
@@ -26,19 +26,19 @@ pub fn put_varint(out: &mut Vec<u8>, value: i32) {
     }
 }
 
-/// Appends a varlong: at least `least` (3 or 4) bytes, at most 9.
+/// Appends a varlong of `least` (3 or 4) to 9 bytes.
 #[inline]
 pub fn put_varlong(out: &mut Vec<u8>, value: i64, least: usize) {
     put_led(out, &value.to_le_bytes(), least);
 }
 
-/// Appends a varint or varlong whose value is these bytes.
+/// Appends a varint or varlong. `value` is the integer's little-endian bytes.
 #[inline]
 fn put_led(out: &mut Vec<u8>, value: &[u8], least: usize) {
     let significant = value.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1).max(least);
     let extra = significant - least;
     let top = value[significant - 1];
-    // The first byte has `extra` one-bits, a zero bit, and the rest for the value's top byte, if that fits.
+    // The first byte holds `extra` one-bits, a zero bit, and then the value's top byte if it fits in the rest.
     let fits = u32::from(top) < 1 << (7 - extra);
     let ones = |count: usize| !(0xffu32 >> count) as u8;
     let mut bytes = [0; 9];
@@ -54,7 +54,7 @@ pub fn put_i32(out: &mut Vec<u8>, value: i32) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Appends a longint: 4 bytes, or 12 when the value is not in 0..2^31.
+/// Appends a longint: 4 bytes if the value is in 0..2^31, otherwise 12.
 #[inline]
 pub fn put_longint(out: &mut Vec<u8>, value: i64) {
     match i32::try_from(value) {
@@ -66,7 +66,7 @@ pub fn put_longint(out: &mut Vec<u8>, value: i64) {
     }
 }
 
-/// Appends an integer that is an `i32` before protocol 30 and a varint since.
+/// Appends an `i32` before protocol 30, a varint from 30 on.
 #[inline]
 pub fn put_int30(out: &mut Vec<u8>, version: Version, value: i32) {
     if version.facts().variable_ints {
@@ -76,7 +76,7 @@ pub fn put_int30(out: &mut Vec<u8>, version: Version, value: i32) {
     }
 }
 
-/// Appends an integer that is a longint before protocol 30 and a varlong of at least 3 bytes since.
+/// Appends a longint before protocol 30, a varlong of at least 3 bytes from 30 on.
 #[inline]
 pub fn put_long30(out: &mut Vec<u8>, version: Version, value: i64) {
     if version.facts().variable_ints {
@@ -86,7 +86,7 @@ pub fn put_long30(out: &mut Vec<u8>, version: Version, value: i64) {
     }
 }
 
-/// Appends a vstring. More than [`VSTRING`] bytes are cut off there.
+/// Appends a vstring, truncated to [`VSTRING`] bytes.
 pub fn put_vstring(out: &mut Vec<u8>, bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(VSTRING)];
     if bytes.len() >= 0x80 {
@@ -96,8 +96,8 @@ pub fn put_vstring(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Reads a peer's integers. [`DecodeError::Short`] means that more input may help; every other error
-/// is final.
+/// Reads integers and strings that a peer sent. [`DecodeError::Short`] means that more input may help. All
+/// other errors are final.
 #[derive(Debug, Clone)]
 pub struct Cursor<'a> {
     reader: Reader<'a>,
@@ -105,42 +105,42 @@ pub struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor at the start of `bytes`.
+    /// Creates a cursor at the start of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { reader: Reader::new(bytes), len: bytes.len() }
     }
 
-    /// Bytes read so far.
+    /// The number of bytes read so far.
     pub fn position(&self) -> usize {
         self.len - self.reader.remaining()
     }
 
-    /// Bytes not read yet.
+    /// The number of bytes not read yet.
     pub fn remaining(&self) -> usize {
         self.reader.remaining()
     }
 
-    /// The next `len` bytes.
+    /// Reads `len` bytes.
     pub fn take(&mut self, field: &'static str, len: usize) -> Result<&'a [u8], DecodeError> {
         self.reader.take(field, len)
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn byte(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.reader.u8(field)
     }
 
-    /// A `u16`.
+    /// Reads a `u16`.
     pub fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
         self.reader.u16(field)
     }
 
-    /// An `i32`.
+    /// Reads an `i32`.
     pub fn i32(&mut self, field: &'static str) -> Result<i32, DecodeError> {
         self.reader.array(field).map(i32::from_le_bytes)
     }
 
-    /// A varint.
+    /// Reads a varint.
     pub fn varint(&mut self, field: &'static str) -> Result<i32, DecodeError> {
         let lead = self.byte(field)?;
         let extra = lead.leading_ones() as usize;
@@ -154,7 +154,7 @@ impl<'a> Cursor<'a> {
         if high == 0 { Ok(i32::from_le_bytes(low)) } else { Err(DecodeError::Invalid(field)) }
     }
 
-    /// A varlong of at least `least` bytes, 1 to 8.
+    /// Reads a varlong of at least `least` (1 to 8) bytes.
     pub fn varlong(&mut self, field: &'static str, least: usize) -> Result<i64, DecodeError> {
         let lead = self.byte(field)?;
         let extra = lead.leading_ones() as usize;
@@ -169,7 +169,7 @@ impl<'a> Cursor<'a> {
         if high == 0 { Ok(i64::from_le_bytes(low)) } else { Err(DecodeError::Invalid(field)) }
     }
 
-    /// A longint.
+    /// Reads a longint.
     pub fn longint(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         match self.i32(field)? {
             -1 => self.reader.array(field).map(i64::from_le_bytes),
@@ -177,17 +177,17 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// An `i32` before protocol 30, a varint since.
+    /// Reads an `i32` before protocol 30, a varint from 30 on.
     pub fn int30(&mut self, field: &'static str, version: Version) -> Result<i32, DecodeError> {
         if version.facts().variable_ints { self.varint(field) } else { self.i32(field) }
     }
 
-    /// A longint before protocol 30, a varlong of at least 3 bytes since.
+    /// Reads a longint before protocol 30, a varlong of at least 3 bytes from 30 on.
     pub fn long30(&mut self, field: &'static str, version: Version) -> Result<i64, DecodeError> {
         if version.facts().variable_ints { self.varlong(field, 3) } else { self.longint(field) }
     }
 
-    /// A vstring of at most `limit` bytes.
+    /// Reads a vstring. Fails if it is longer than `limit` bytes.
     pub fn vstring(&mut self, field: &'static str, limit: usize) -> Result<&'a [u8], DecodeError> {
         let mut len = usize::from(self.byte(field)?);
         if len & 0x80 != 0 {
@@ -200,7 +200,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The bits of a first byte that belong to the value, when `extra` ones lead it.
+/// Masks the value bits of a first byte that begins with `extra` one-bits.
 fn low_bits(extra: usize) -> u8 {
     (0xffu32 >> (extra + 1)) as u8
 }

@@ -1,18 +1,18 @@
-//! How a session ends: rsync's exit codes, and the bits of an I/O error that choose between some of them.
+//! rsync's exit codes, and the I/O error bits that select some of them.
 
-/// Bits of an I/O error.
+/// I/O error bits.
 pub mod io_error {
-    /// Something could not be read: the client deletes nothing and exits 23.
+    /// Something could not be read. The client deletes nothing and exits with 23.
     pub const GENERAL: i32 = 1;
-    /// Files vanished: the client exits 24.
+    /// Files vanished. The client exits with 24.
     pub const VANISHED: i32 = 2;
 }
 
-/// Rsync's exit codes, as far as a sender has a use for them.
+/// The rsync exit codes that a sender uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All went well.
+    /// Success.
     Ok = 0,
     /// Syntax or usage error.
     Syntax = 1,
@@ -28,7 +28,7 @@ pub enum Exit {
     File = 11,
     /// Error in the protocol data stream.
     Stream = 12,
-    /// Status of a process that was told to end.
+    /// Terminated by a signal.
     Signal = 20,
     /// Error allocating core memory buffers.
     Memory = 22,
@@ -41,7 +41,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// How a session ends that came to its end, after these bits of [`io_error`].
+    /// Returns the exit code of a session that ran to its end with these [`io_error`] bits.
     pub fn partial(bits: i32) -> Self {
         match bits {
             0 => Self::Ok,

@@ -1,4 +1,4 @@
-//! What can be wrong with a client's side of a session, the exit code it means, and how the client is told.
+//! Faults: what a client can do wrong, the exit code for it, and how the client is notified.
 
 use thiserror::Error;
 
@@ -7,49 +7,49 @@ use crate::limits;
 use crate::rsync::exit::Exit;
 use crate::rsync::version::Version;
 
-/// How a client learns why its session ends.
+/// How a client is notified of the reason why its session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
-    /// A line `@ERROR: …` of the greeting, then close.
+    /// A line `@ERROR: …` in the greeting, then close.
     Line,
-    /// Error text and exit code in frames, then close. A setup block must have been sent, which may be the
-    /// bare one if the arguments are not known.
+    /// Error text and exit code in frames, then close. A setup block must have been sent before. If the
+    /// arguments are not known, that is the bare one.
     Frames,
 }
 
-/// What a client did that ends its session. Every fault is the client's, not this host's.
+/// A client's error that ends its session. The cause of a fault is always the client, never this host.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Fault {
-    /// The first line is not rsync's greeting.
+    /// The first line is not an rsync greeting.
     #[error("protocol startup error: no greeting")]
     Greeting,
-    /// A greeting of a version that says more.
+    /// The greeting lacks a part that its version requires.
     #[error("your client omitted the {what}: {greeting}")]
     Omitted {
-        /// What is missing.
+        /// The missing part.
         what: &'static str,
-        /// The greeting.
+        /// The client's greeting.
         greeting: String,
     },
-    /// No common version of the protocol.
+    /// There is no common protocol version.
     #[error("protocol {0} is not spoken here: it must be {old} to {new}", old = Version::OLDEST, new = Version::NEWEST)]
     Version(u32),
-    /// A line is over its limit, or holds a NUL.
+    /// A line exceeds its limit or contains a NUL.
     #[error("protocol startup error: a line of over {limit} bytes, or with a NUL", limit = limits::RSYNC_LINE)]
     Line,
-    /// `#early_input` with a length that is none, or over its limit.
+    /// `#early_input` with an invalid length, or one above the limit.
     #[error("invalid length of early input")]
     EarlyInput,
-    /// A command that is none.
+    /// Unknown command.
     #[error("Unknown command '{0}'")]
     Command(String),
-    /// No common digest for the answer to a challenge.
+    /// There is no common digest for the response to a challenge.
     #[error("no digest for authentication in common")]
     AuthDigest,
-    /// The answer to a challenge is not `user response`.
+    /// The response to a challenge is not of the form `user response`.
     #[error("malformed credentials")]
     Credentials,
-    /// Arguments beyond number or bytes.
+    /// The arguments exceed their limit in number or in bytes.
     #[error(
         "more than {count} arguments, or more than {bytes} bytes of them",
         count = limits::ARGUMENTS,
@@ -57,107 +57,108 @@ pub enum Fault {
     )]
     ArgumentsTooLong,
 
-    /// The client wants to send.
+    /// The client wants to upload.
     #[error("module is read only")]
     ReadOnly,
-    /// An option that would change the repository.
+    /// An option that would modify the repository.
     #[error("--{0} cannot be used with a read-only module")]
     WritingOption(&'static str),
     /// An option that this server refuses.
     #[error("The server is configured to refuse --{0}")]
     Refused(String),
-    /// A file of the module that the client names in an option, and that the module's rules hide.
+    /// An option names a file of the module that the module's rules hide.
     #[error("Your options have been rejected by the server.")]
     Rejected,
-    /// An option that is none.
+    /// Unknown option.
     #[error("{0}: unknown option")]
     UnknownOption(String),
-    /// An option's value.
+    /// An option has an invalid value.
     #[error("--{option}: invalid value '{value}'")]
     OptionValue {
-        /// The long name.
+        /// The option's long name.
         option: &'static str,
-        /// What the client said.
+        /// The value that the client sent.
         value: String,
     },
-    /// An option that the version in force does not have.
+    /// The negotiated version does not have this option.
     #[error("--{option} requires protocol {least} or higher (negotiated {version})")]
     OptionVersion {
-        /// The long name.
+        /// The option's long name.
         option: &'static str,
-        /// The version that brought it.
+        /// The first version that has the option.
         least: u32,
-        /// The version in force.
+        /// The negotiated version.
         version: Version,
     },
-    /// Paths packed into strings beyond their number.
+    /// Argument strings that pack several paths each hold too many in total.
     #[error("more than {max} paths", max = limits::ARGUMENTS)]
     TooManyPaths,
-    /// No path is asked for.
+    /// The client requested no path.
     #[error("no path was asked for")]
     NoPath,
-    /// A digest or compression by a name that is not offered here.
+    /// The client chose a digest or compression that is not offered.
     #[error("{what} '{name}' is not supported")]
     Choice {
         /// `checksum` or `compress`.
         what: &'static str,
-        /// The name.
+        /// The name that the client sent.
         name: String,
     },
-    /// The client's list and ours share no name.
+    /// The client's list of names and this server's have no name in common.
     #[error("no {what} choice in common")]
     NothingInCommon {
         /// `checksum` or `compress`.
         what: &'static str,
     },
 
-    /// A frame that may not come from a client.
+    /// A frame that a client must not send.
     #[error("unexpected frame: tag {tag}, {len} bytes")]
     Frame {
         /// The tag.
         tag: u8,
-        /// Bytes of its payload.
+        /// Length of the payload, in bytes.
         len: usize,
     },
-    /// Bytes follow the filter rules in a frame where raw names must begin (protocol 30).
+    /// The frame that ends the filter rules holds more bytes, but raw names must follow outside of frames
+    /// (protocol 30).
     #[error("names of --files-from inside a frame")]
     NamesInFrame,
-    /// A negative length of a filter rule.
+    /// The length of a filter rule is negative.
     #[error("invalid length of a filter rule: {0}")]
     RuleLength(i32),
-    /// Filter rules over their limit in number.
+    /// The number of filter rules exceeds the limit.
     #[error("more than {0} filter rules, which is the limit of this server")]
     RulesTooMany(usize),
-    /// Filter rules over their limit in bytes.
+    /// The filter rules exceed their limit in bytes.
     #[error("filter rules of more than {0} bytes, which is the limit of this server")]
     RulesTooLong(usize),
-    /// A name in the list of names that is too long.
+    /// A name in the `--files-from` list is too long.
     #[error("a name of over {limit} bytes in --files-from", limit = limits::PATH)]
     NameTooLong,
-    /// An index that no request can have.
+    /// A file index that no request can have.
     #[error("invalid file index {0}")]
     Index(i32),
-    /// Block checksums that the version or digest cannot have.
+    /// Block checksums that are invalid for the version or digest.
     #[error("invalid block checksums: {field} is {value}")]
     SumHead {
-        /// The field of the head.
+        /// The invalid field of the head.
         field: &'static str,
         /// Its value.
         value: i32,
     },
-    /// The client asks for values of extended attributes; none were offered.
+    /// The client requests values of extended attributes, but none were offered.
     #[error("request for extended attributes that were not offered")]
     Xattrs,
-    /// A list is called finished that was not sent, or an end after the end.
+    /// The client finished a list that was not sent, or sent a "done" after the last one.
     #[error("more phases ended than there are")]
     Phases,
-    /// A field does not decode.
+    /// A field cannot be decoded.
     #[error("{0}")]
     Decode(#[from] DecodeError),
 }
 
 impl Fault {
-    /// The exit code that stock rsync has for it.
+    /// Returns the exit code that stock rsync uses for this fault.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Greeting
@@ -192,7 +193,7 @@ impl Fault {
         }
     }
 
-    /// How the client is told.
+    /// Returns how the client is notified of this fault.
     pub fn farewell(&self) -> Farewell {
         match self {
             Self::Greeting
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_hears_of_its_fault_in_the_words_of_its_stage() {
+    fn the_farewell_and_the_exit_code_suit_the_stage_of_the_session() {
         for (fault, exit, farewell) in [
             (Fault::Greeting, Exit::Startup, Farewell::Line),
             (Fault::Version(26), Exit::Protocol, Farewell::Line),
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_name_what_is_wrong() {
+    fn messages_name_what_is_wrong() {
         for (fault, text) in [
             (Fault::Version(26), "protocol 26 is not spoken here: it must be 27 to 32"),
             (Fault::Refused("delete".to_owned()), "The server is configured to refuse --delete"),

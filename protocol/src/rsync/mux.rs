@@ -1,112 +1,116 @@
-//! Frames that carry data and messages.
+//! Multiplexed frames of data and messages.
 //!
-//! A header is a `u32`: tag + 7 in the high byte, bytes of payload in the low three. Data frames carry
-//! one stream, and their boundaries mean nothing; messages stand between them.
+//! A frame header is a `u32`: the tag plus 7 in the high byte, the payload length in the low three bytes. The
+//! payloads of data frames form one stream whose frame boundaries mean nothing. Messages may stand between
+//! any two data frames.
 
 use crate::codec::{DecodeError, Reader};
 use crate::rsync::fault::Fault;
 
-/// Bytes of a header.
+/// Length of a frame header, in bytes.
 pub const HEADER: usize = 4;
-/// The largest payload that a header can name. Every client from 2.6.0 on takes data frames of it.
+/// The largest payload length that a header can express, in bytes. Every client since 2.6.0 accepts data
+/// frames of this size.
 pub const PAYLOAD: usize = 0xff_ffff;
-/// Bytes of text in one message: some clients have a buffer of 1024, and 5120 end any.
+/// Maximum text length of one message, in bytes. Some clients have a 1024-byte buffer, and 5120 bytes end any client.
 pub const TEXT: usize = 1000;
-/// Bytes of a message from a client. They have numbers; whoever sends text is given a page of it.
+/// Maximum payload of a message from a client, in bytes. Clients' messages carry numbers; one that carries
+/// text may use up to a page.
 pub const CLIENT_MESSAGE: usize = 4096;
 
-/// What is added to a tag in a header.
+/// Offset of the tag in a header.
 const TAG_BASE: u32 = 7;
 
-/// What a frame carries.
+/// Frame tags.
 pub mod tag {
-    /// A piece of the data stream; an empty one keeps the connection alive.
+    /// Part of the data stream. An empty frame is a keep-alive.
     pub const DATA: u8 = 0;
-    /// Text of an error that makes the client exit 23.
+    /// Error text; the client exits with 23.
     pub const ERROR_XFER: u8 = 1;
-    /// Text.
+    /// Informational text.
     pub const INFO: u8 = 2;
-    /// Text of an error, from protocol 30 on.
+    /// Error text, from protocol 30 on.
     pub const ERROR: u8 = 3;
-    /// Text of a warning, from protocol 30 on.
+    /// Warning text, from protocol 30 on.
     pub const WARNING: u8 = 4;
-    /// `i32` bits, see [`crate::rsync::exit::io_error`]; from protocol 30 on.
+    /// An `i32` with bits of [`crate::rsync::exit::io_error`], from protocol 30 on.
     pub const IO_ERROR: u8 = 22;
-    /// `i32` seconds after which the client gives up on silence; from protocol 31 on.
+    /// The timeout after which the client gives up on a silent peer: an `i32`, in seconds. From protocol 31 on.
     pub const IO_TIMEOUT: u8 = 33;
-    /// Nothing; keeps the connection alive.
+    /// An empty keep-alive.
     pub const NOOP: u8 = 42;
-    /// The sender of it ends, with this `i32` exit code; empty: so be it. From protocol 31 on.
+    /// The peer is exiting with this `i32` exit code. An empty payload acknowledges that. From protocol 31 on.
     pub const ERROR_EXIT: u8 = 86;
-    /// `i32` index of a file that the client has.
+    /// The `i32` index of a file that the client has received.
     pub const SUCCESS: u8 = 100;
-    /// `i32` index of a file that will not come; from protocol 30 on.
+    /// The `i32` index of a file that will not be sent, from protocol 30 on.
     pub const NO_SEND: u8 = 102;
 }
 
-/// How grave a message is.
+/// The severity of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// A word to the user.
+    /// Informational text.
     Info,
-    /// A warning; no exit code by itself.
+    /// A warning. It does not set an exit code by itself.
     Warning,
-    /// An error; no exit code by itself.
+    /// An error. It does not set an exit code by itself.
     Error,
     /// An error that makes the client exit 23.
     Transfer,
 }
 
-/// A frame's header. `len` is at most [`PAYLOAD`].
+/// Returns a frame header. `len` must be at most [`PAYLOAD`].
 pub fn header(tag: u8, len: usize) -> [u8; HEADER] {
     debug_assert!(len <= PAYLOAD, "a payload of {len} bytes");
     ((u32::from(tag) + TAG_BASE) << 24 | len as u32).to_le_bytes()
 }
 
-/// Appends a whole frame.
+/// Appends a complete frame.
 pub fn put_frame(out: &mut Vec<u8>, tag: u8, payload: &[u8]) {
     out.extend_from_slice(&header(tag, payload.len()));
     out.extend_from_slice(payload);
 }
 
-/// Takes a client's frames apart.
+/// Splits a client's bytes into frames.
 #[derive(Debug, Clone)]
 pub struct Demux {
-    /// Bytes of the data frame under way that have not come yet.
+    /// Bytes of the current data frame that have not arrived yet.
     left: usize,
-    /// Every byte is data: the client does not frame (for now).
+    /// Whether the client sends bare data, without frames (for now).
     raw: bool,
 }
 
-/// A part of what a client sent.
+/// One part of a client's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part<'a> {
     /// Bytes of the data stream.
     Data(&'a [u8]),
-    /// A whole message, or an empty data frame.
+    /// A complete message, or an empty data frame.
     Message {
-        /// What it is.
+        /// The tag, see [`tag`].
         tag: u8,
-        /// Its content.
+        /// The payload.
         payload: &'a [u8],
     },
 }
 
 impl Demux {
-    /// At the start of a client's frames, or of its bare data.
+    /// Creates a demultiplexer for a client that sends frames, or bare data if `framed` is false.
     pub fn new(framed: bool) -> Self {
         Self { left: 0, raw: !framed }
     }
 
-    /// Between frames: what follows is bare data, or frames again. False inside a frame, where the client has no
-    /// business to change.
+    /// Switches between bare data (`true`) and frames. Returns whether the switch is at a frame boundary:
+    /// inside a frame, the client must not switch.
     pub fn set_raw(&mut self, raw: bool) -> bool {
         self.raw = raw;
         self.left == 0
     }
 
-    /// Takes the next part off the front of `input`; none when more input is needed.
-    #[allow(clippy::should_implement_trait, reason = "it takes its input by call")]
+    /// Takes the next part off the front of `input`. `None` if more input is needed. Fails on a frame that no
+    /// client may send.
+    #[allow(clippy::should_implement_trait, reason = "the input is passed with each call")]
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Part<'a>>, Fault> {
         if self.raw || self.left > 0 {
             return Ok(self.data(input));
@@ -154,13 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_the_tag_above_the_length() {
+    fn a_header_holds_the_tag_above_the_length() {
         assert_eq!(header(tag::ERROR_EXIT, 4), [4, 0, 0, 0x5d]);
         assert_eq!(header(tag::DATA, PAYLOAD), [0xff, 0xff, 0xff, 7]);
     }
 
     #[test]
-    fn messages_come_between_pieces_of_data() {
+    fn messages_may_stand_between_pieces_of_data() {
         let mut input = Vec::new();
         put_frame(&mut input, tag::DATA, b"one");
         put_frame(&mut input, tag::DATA, b"");
@@ -181,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_no_client_sends_is_a_fault_before_its_payload_comes() {
+    fn an_invalid_frame_is_a_fault_before_its_payload_arrives() {
         assert_eq!(parts(true, &[1, 0, 0, 6]), Err(Fault::Frame { tag: 6, len: 1 }));
         assert_eq!(parts(true, &[1, 0x10, 0, 9]), Err(Fault::Frame { tag: tag::INFO, len: 4097 }));
     }

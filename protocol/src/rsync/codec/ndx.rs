@@ -1,19 +1,21 @@
-//! File indices, each coded against the one before it in its direction.
+//! File indices (NDX). From protocol 30 on, each is encoded as the difference from the one before it in the
+//! same direction.
 
 use super::{Cursor, put_i32};
 use crate::codec::DecodeError;
 use crate::rsync::version::Version;
 
-/// The index that says "done".
+/// The index that means "done".
 pub const NDX_DONE: i32 = -1;
-/// The index that says "no more sub-lists".
+/// The index that means "no more sub-lists".
 pub const NDX_FLIST_EOF: i32 = -2;
-/// The index before counts of deletions.
+/// The index before deletion statistics.
 pub const NDX_DEL_STATS: i32 = -3;
-/// The index before the sub-list of directory `i` is this less `i`.
+/// The base of the indices that introduce sub-lists: the sub-list of directory `i` has this value minus `i`.
 pub const NDX_FLIST_OFFSET: i32 = -101;
 
-/// One direction's file indices: since protocol 30 each is coded against the one before it.
+/// The last indices in one direction, which the next one is encoded against. There is one each for
+/// non-negative indices and for the absolute values of negative ones.
 #[derive(Debug, Clone)]
 struct Previous {
     positive: i32,
@@ -24,14 +26,14 @@ impl Previous {
     const START: Self = Self { positive: -1, negative: 1 };
 }
 
-/// Writes one direction's file indices.
+/// Encodes the file indices of one direction.
 #[derive(Debug, Clone)]
 pub struct NdxEncoder {
     previous: Option<Previous>,
 }
 
 impl NdxEncoder {
-    /// The state at the start of the stream.
+    /// Creates an encoder for the start of a stream.
     pub fn new(version: Version) -> Self {
         Self { previous: version.facts().variable_ints.then_some(Previous::START) }
     }
@@ -61,20 +63,20 @@ impl NdxEncoder {
     }
 }
 
-/// Reads one direction's file indices.
+/// Decodes the file indices of one direction.
 #[derive(Debug, Clone)]
 pub struct NdxDecoder {
     previous: Option<Previous>,
 }
 
 impl NdxDecoder {
-    /// The state at the start of the stream.
+    /// Creates a decoder for the start of a stream.
     pub fn new(version: Version) -> Self {
         Self { previous: version.facts().variable_ints.then_some(Previous::START) }
     }
 
-    /// The next index or special value. After an error the state is as before, so that a caller can
-    /// come back with more input.
+    /// Reads the next index or special value. An error leaves the state unchanged, so the caller can try
+    /// again with more input.
     pub fn get(&mut self, field: &'static str, from: &mut Cursor<'_>) -> Result<i32, DecodeError> {
         let Some(previous) = &mut self.previous else { return from.i32(field) };
         let first = from.byte(field)?;
@@ -94,7 +96,7 @@ impl NdxDecoder {
                     before.checked_add(i32::from(u16::from_be_bytes([high, low])))
                 }
             }
-            // "Done" and a second sign have no place here.
+            // "Done" and a second sign are invalid here.
             0 | 0xff => None,
             difference => before.checked_add(i32::from(difference)),
         };

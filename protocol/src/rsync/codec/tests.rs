@@ -1,4 +1,4 @@
-//! The bytes that stock rsync writes, and every value back from them.
+//! The encodings match the bytes that stock rsync writes, and every value survives a round trip.
 
 use proptest::prelude::*;
 
