@@ -1,7 +1,9 @@
 //! Challenge and response: a client proves that it knows a password without sending it.
 //!
-//! Source: stock releases 2.6.0 to 3.5.0. The response is base64, without `=`, of a digest over the
-//! password and the challenge's text; which digest depends on what the client announced.
+//! The response is base64, without `=`, of a digest over the password and the challenge's text. What the
+//! client announced in its greeting determines the digest.
+//!
+//! Source: stock releases 2.6.0 to 3.5.0.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -11,7 +13,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 use subtle::ConstantTimeEq;
 
-/// Random bytes in a challenge.
+/// Number of random bytes in a challenge.
 pub const CHALLENGE_BYTES: usize = 32;
 
 /// The digest of a response.
@@ -23,19 +25,19 @@ pub enum Method {
     Sha256,
     /// SHA-1.
     Sha1,
-    /// MD5: implied for clients of protocol 30 and later that announce nothing.
+    /// MD5: the default for clients of protocol 30 and later that announce no digests.
     Md5,
     /// MD4.
     Md4,
-    /// MD4 with four zero bytes in front: implied before protocol 30.
+    /// MD4 with four zero bytes in front: the default before protocol 30.
     OldMd4,
 }
 
 impl Method {
-    /// What a client may announce, the strongest first.
+    /// The digests that a client may announce, the strongest first.
     pub const NAMED: [Self; 5] = [Self::Sha512, Self::Sha256, Self::Sha1, Self::Md5, Self::Md4];
 
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha512 => "sha512",
@@ -46,31 +48,31 @@ impl Method {
         }
     }
 
-    /// The first name in the client's list that is offered here; none when nothing is in common.
+    /// Returns the first digest in the client's list that is offered here. `None` if there is none in common.
     pub fn choose(announced: &[u8]) -> Option<Self> {
         let named = |name: &[u8]| Self::NAMED.into_iter().find(|method| method.name().as_bytes() == name);
         announced.split(|&byte| byte == b' ').find_map(named)
     }
 
-    /// What a client that knows the password answers to the challenge.
+    /// Returns the response to `challenge` of a client that knows `password`.
     pub fn response(self, password: &[u8], challenge: &str) -> String {
         let parts: [&[u8]; 3] = [if self == Self::OldMd4 { &[0; 4] } else { &[] }, password, challenge.as_bytes()];
         match self {
-            Self::Sha512 => encoded::<Sha512>(parts),
-            Self::Sha256 => encoded::<Sha256>(parts),
-            Self::Sha1 => encoded::<Sha1>(parts),
-            Self::Md5 => encoded::<Md5>(parts),
-            Self::Md4 | Self::OldMd4 => encoded::<Md4>(parts),
+            Self::Sha512 => encoded_digest::<Sha512>(parts),
+            Self::Sha256 => encoded_digest::<Sha256>(parts),
+            Self::Sha1 => encoded_digest::<Sha1>(parts),
+            Self::Md5 => encoded_digest::<Md5>(parts),
+            Self::Md4 | Self::OldMd4 => encoded_digest::<Md4>(parts),
         }
     }
 }
 
-/// A challenge's text, from bytes that nobody can foresee.
+/// Encodes unpredictable random bytes as the text of a challenge.
 pub fn challenge(random: &[u8; CHALLENGE_BYTES]) -> String {
     STANDARD_NO_PAD.encode(random)
 }
 
-/// A client's answer to a challenge.
+/// A client's response to a challenge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     pub(super) method: Method,
@@ -79,13 +81,14 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Whether the client knows this password. Takes the same time wherever the answer is wrong.
+    /// Returns whether the client knows this password. The comparison takes the same time wherever the
+    /// response differs.
     pub fn knows(&self, password: &[u8]) -> bool {
         self.method.response(password, &self.challenge).as_bytes().ct_eq(&self.response).into()
     }
 }
 
-fn encoded<D: Digest>(parts: [&[u8]; 3]) -> String {
+fn encoded_digest<D: Digest>(parts: [&[u8]; 3]) -> String {
     let mut state = D::new();
     parts.into_iter().for_each(|part| state.update(part));
     STANDARD_NO_PAD.encode(state.finalize())
@@ -96,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_name_of_the_client_that_is_offered_here_decides() {
+    fn the_first_offered_name_of_the_clients_list_is_chosen() {
         assert_eq!(Method::choose(b"sha3 md4 sha512"), Some(Method::Md4));
         assert_eq!(Method::choose(b"sha512 sha256"), Some(Method::Sha512));
         assert_eq!(Method::choose(b""), None);

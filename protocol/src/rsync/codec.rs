@@ -22,19 +22,19 @@ pub fn put_varint(out: &mut Vec<u8>, value: i32) {
     if (0..0x80).contains(&value) {
         out.push(value as u8);
     } else {
-        put_led(out, &value.to_le_bytes(), 1);
+        put_with_lead(out, &value.to_le_bytes(), 1);
     }
 }
 
 /// Appends a varlong of `least` (3 or 4) to 9 bytes.
 #[inline]
 pub fn put_varlong(out: &mut Vec<u8>, value: i64, least: usize) {
-    put_led(out, &value.to_le_bytes(), least);
+    put_with_lead(out, &value.to_le_bytes(), least);
 }
 
 /// Appends a varint or varlong. `value` is the integer's little-endian bytes.
 #[inline]
-fn put_led(out: &mut Vec<u8>, value: &[u8], least: usize) {
+fn put_with_lead(out: &mut Vec<u8>, value: &[u8], least: usize) {
     let significant = value.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1).max(least);
     let extra = significant - least;
     let top = value[significant - 1];

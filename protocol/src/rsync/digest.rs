@@ -1,7 +1,8 @@
-//! Digests of whole files and of a list's entries (`-c`), by the names that stock rsync has for them.
+//! Stock rsync's checksums of whole files and of list entries (`-c`), under their stock names.
 //!
-//! Sources: bytes on the wire between stock releases 2.6.0 to 3.5.0. XXH64 and XXH3 travel as one
-//! little-endian integer, XXH128 as its low half and its high half; the others as their standards say.
+//! Sources: bytes on the wire between stock releases 2.6.0 to 3.5.0. XXH64 and XXH3 are sent as one
+//! little-endian integer, XXH128 as its low half followed by its high half. The others use the byte order of
+//! their standards.
 
 use std::fmt;
 use std::hash::Hasher as _;
@@ -18,11 +19,11 @@ use crate::entry::Digests;
 /// A digest that a client may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// MD4 over the session's seed and the content: what protocols 27 to 29 imply for transfers.
+    /// MD4 over the session's seed and the content. Protocols 27 to 29 use it by default for transfers.
     SeededMd4,
     /// MD4.
     Md4,
-    /// MD5: what protocols from 30 on imply.
+    /// MD5. Protocols from 30 on use it by default.
     Md5,
     /// SHA-1.
     Sha1,
@@ -32,21 +33,21 @@ pub enum Algorithm {
     Xxh3,
     /// XXH3, 128 bits.
     Xxh128,
-    /// No check: one zero byte.
+    /// No checksum: one zero byte.
     None,
 }
 
 impl Algorithm {
-    /// What a client may choose, in the order in which this sender prefers them.
+    /// The algorithms that a client may choose, in this sender's order of preference.
     pub const NAMED: [Self; 7] = [Self::Xxh128, Self::Xxh3, Self::Xxh64, Self::Md5, Self::Md4, Self::Sha1, Self::None];
 
-    /// By a client's name for it; `xxhash` is an older name of `xxh64`.
+    /// Returns the algorithm that a client calls `name`. `xxhash` is an older name of `xxh64`.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         let name = if name == b"xxhash" { b"xxh64" } else { name };
         Self::NAMED.into_iter().find(|algorithm| algorithm.name().as_bytes() == name)
     }
 
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::SeededMd4 | Self::Md4 => "md4",
@@ -59,7 +60,7 @@ impl Algorithm {
         }
     }
 
-    /// Bytes on the wire.
+    /// Returns the digest's length on the wire, in bytes.
     pub fn bytes(self) -> usize {
         match self {
             Self::SeededMd4 | Self::Md4 | Self::Md5 | Self::Xxh128 => 16,
@@ -69,8 +70,9 @@ impl Algorithm {
         }
     }
 
-    /// The sum of a whole indexed file, when the index holds it (or nothing need be computed).
-    /// A list without XXH128 or MD5 has zeros in their place; `has` says what this one carries.
+    /// Returns the digest of a whole file from the index. `None` if the index does not hold it, so that it
+    /// must be computed. A list without XXH128 or MD5 has zeros in their place; `has` tells which ones this
+    /// list carries.
     pub fn indexed(self, digests: &Digests, has: Indexed) -> Option<Sum> {
         match self {
             Self::Xxh128 if has.xxh128 => Some(Sum::new(&digests.xxh128)),
@@ -87,7 +89,7 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Which of stock rsync's digests a list carries.
+/// The stock checksums that a list carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Indexed {
     /// XXH128.
@@ -97,10 +99,10 @@ pub struct Indexed {
 }
 
 impl Indexed {
-    /// What to offer a client, which takes the first of its own names that is offered. Clients of 3.2.0 and builds
-    /// without a current xxHash prefer XXH64, all others XXH128; every one knows MD5. So that they agree on a digest
-    /// that need not be computed for them, the faster ones are not offered where a list has none of them but MD5, nor
-    /// with `checksum`, for which a list must have the digest.
+    /// Returns the digests to offer to a client, which takes the first of its own names that is offered.
+    /// Clients of 3.2.0 and builds without a current xxHash prefer XXH64, all others XXH128, and all know
+    /// MD5. To agree on a digest that need not be computed, the faster ones are held back in two cases: if
+    /// the list carries only MD5, and with `checksum`, which requires the digest to be in the list.
     pub fn offer(self, checksum: bool) -> Vec<Algorithm> {
         let is_held_back = |algorithm: &Algorithm| match algorithm {
             Algorithm::Xxh128 => !self.xxh128,
@@ -112,7 +114,7 @@ impl Indexed {
     }
 }
 
-/// A finished digest in wire form, 1 to 20 bytes.
+/// A finished digest in wire form, 1 to 20 bytes long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum {
     bytes: [u8; 20],
@@ -135,7 +137,7 @@ impl Deref for Sum {
     }
 }
 
-/// A digest under way.
+/// A digest being computed.
 #[derive(Clone)]
 pub struct Hasher(State);
 
@@ -151,7 +153,7 @@ enum State {
 }
 
 impl Hasher {
-    /// Begins; only [`Algorithm::SeededMd4`] uses the session's seed.
+    /// Starts a digest. Only [`Algorithm::SeededMd4`] uses `seed`, the session's seed.
     pub fn new(algorithm: Algorithm, seed: i32) -> Self {
         Self(match algorithm {
             Algorithm::SeededMd4 => State::Md4(Md4::new_with_prefix(seed.to_le_bytes())),
@@ -165,7 +167,7 @@ impl Hasher {
         })
     }
 
-    /// Takes the next bytes of the file.
+    /// Hashes the next bytes of the file.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             State::Md4(state) => state.update(bytes),
@@ -178,7 +180,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes taken.
+    /// Returns the digest of all bytes hashed.
     pub fn finish(self) -> Sum {
         match self.0 {
             State::Md4(state) => Sum::new(&state.finalize()),
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_those_that_stock_senders_put_behind_the_same_file() {
+    fn digests_match_those_that_stock_senders_append_to_the_same_file() {
         for (algorithm, seed, expected) in [
             (Algorithm::SeededMd4, 1_796_940_547, "6f3e973a6af7a551215162fa3cdcb191"),
             (Algorithm::SeededMd4, 1_796_941_315, "bdf4f55a9b9542ec28cc76142450ea21"),
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_has_the_very_bytes_that_hashing_would_give() {
+    fn indexed_digests_equal_computed_ones() {
         let bytes = |algorithm| {
             let mut hasher = Hasher::new(algorithm, 7);
             hasher.update(CONTENT);
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_index_lacks_is_not_offered_where_it_would_have_to_be_computed() {
+    fn a_digest_that_would_have_to_be_computed_is_held_back() {
         use Algorithm::{Md5, Xxh64, Xxh128};
         let takes = |own: &[Algorithm], xxh128, md5, checksum| {
             let offered = Indexed { xxh128, md5 }.offer(checksum);

@@ -1,8 +1,12 @@
 //! The text lines before `@RSYNCD: OK`, and the arguments after it.
 //!
-//! Both sides greet without waiting; the client names a module (or asks for the list of them); the
-//! caller lists, refuses, challenges or accepts; an accepted client sends its arguments. All bytes that
-//! come in are given to [`Greeting::receive`], all that go out are taken from [`Greeting::output`].
+//! [`Greeting::receive`] takes all bytes that arrive, and [`Greeting::output`] returns all bytes to send. The
+//! exchange is, in order:
+//!
+//! 1. Both sides greet without waiting for the other.
+//! 2. The client names a module or asks for the list of modules.
+//! 3. The caller lists the modules, refuses, challenges or accepts.
+//! 4. An accepted client sends its arguments.
 //!
 //! Source: stock releases 2.6.0 to 3.5.0 on both ends.
 
@@ -12,37 +16,37 @@ use crate::rsync::auth::{Method, Proof};
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
 
-/// What every greeting begins with, a client's too: by it a stock client is told from others.
+/// The beginning of every greeting, in both directions. It distinguishes stock clients from others.
 pub const MAGIC: &[u8] = b"@RSYNCD: ";
-/// Bytes of `#early_input`, the bound of stock clients.
+/// Maximum length of `#early_input`, in bytes. It is the limit of stock clients.
 pub const EARLY_INPUT: usize = 5120;
 
-/// What this server says of itself.
+/// The parameters of this server's greeting.
 #[derive(Debug, Clone, Copy)]
 pub struct GreetingOffer<'a> {
-    /// The newest version to speak.
+    /// The newest version to offer.
     pub version: Version,
-    /// The client has had the [`hello`] of this version.
+    /// Whether the [`hello`] of this version has been sent already.
     pub greeted: bool,
-    /// Message of the day, sent before anything is known about the client; may be empty.
+    /// Message of the day, sent before anything is known about the client. It may be empty.
     pub motd: &'a [u8],
 }
 
-/// What a client wants.
+/// A request from the client.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    /// The list of modules: answer with [`Greeting::list`], then close.
+    /// The client asks for the list of modules. Answer with [`Greeting::list`], then close.
     ListModules,
-    /// A module: answer with `refuse`, `challenge` or `accept`.
+    /// The client asks for this module. Answer with `refuse`, `challenge` or `accept`.
     Module(Vec<u8>),
-    /// The answer to a challenge: answer with `refuse` or `accept`.
+    /// The response to a challenge. Answer with `refuse` or `accept`.
     Credentials {
         /// The user's name.
         user: Vec<u8>,
-        /// To be compared with the user's password.
+        /// The client's proof, to check against the user's password.
         proof: Proof,
     },
-    /// Everything that the client asked for. The greeting is over; see [`Greeting::into_rest`].
+    /// The client's complete arguments. The greeting is over; see [`Greeting::into_rest`].
     Arguments(Box<Options>),
 }
 
@@ -51,9 +55,9 @@ pub enum Event {
 pub struct Greeting {
     input: Vec<u8>,
     output: Vec<u8>,
-    /// The newest version to speak; then the one in force.
+    /// The newest version to offer. Once the client has greeted, the negotiated version.
     version: Version,
-    /// The digest for a response; none when nothing is in common.
+    /// The digest of a response. `None` if there is none in common.
     method: Option<Method>,
     module: Vec<u8>,
     state: State,
@@ -61,24 +65,24 @@ pub struct Greeting {
 
 #[derive(Debug)]
 enum State {
-    /// The client's greeting is to come.
+    /// Waiting for the client's greeting.
     Hello,
-    /// A module's name or a command.
+    /// Waiting for a module's name or a command.
     Module,
-    /// So many bytes to skip.
+    /// Skipping this many bytes.
     EarlyInput(usize),
-    /// The caller is to answer.
-    Asked,
-    /// The answer to this challenge.
+    /// Waiting for the caller's answer.
+    WaitingForAnswer,
+    /// Waiting for the response to this challenge.
     Response(String),
-    /// The arguments.
+    /// Waiting for the arguments.
     Arguments(arguments::Collector),
-    /// Nothing more.
+    /// The greeting is over.
     Over,
 }
 
 impl Greeting {
-    /// Begins; the output holds this server's greeting, unless the client has had it.
+    /// Starts a greeting. The output holds this server's greeting line, unless it has been sent already.
     pub fn new(offer: GreetingOffer<'_>) -> Self {
         let mut output = if offer.greeted { Vec::new() } else { hello(offer.version) };
         if !offer.motd.is_empty() {
@@ -98,19 +102,19 @@ impl Greeting {
         std::mem::take(&mut self.output)
     }
 
-    /// Takes bytes of the client. Ask for all events before more is given: what is kept stays below the
-    /// limits of a line and of the arguments.
+    /// Takes bytes from the client. Call [`Self::next`] until it returns `None` before passing more bytes;
+    /// the buffered input then stays within the limits of a line and of the arguments.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next event; none until more bytes come or the last event is answered. After an error the
-    /// session is to be ended as the error says.
-    #[allow(clippy::should_implement_trait, reason = "an event may follow after none")]
+    /// Returns the next event. `None` until more bytes arrive or the caller answers the last event. After an
+    /// error, end the session as its [`Fault::farewell`] says.
+    #[allow(clippy::should_implement_trait, reason = "an event may follow after `None`")]
     pub fn next(&mut self) -> Result<Option<Event>, Fault> {
         loop {
             let event = match &mut self.state {
-                State::Asked | State::Over => return Ok(None),
+                State::WaitingForAnswer | State::Over => return Ok(None),
                 State::EarlyInput(left) => {
                     let skipped = (*left).min(self.input.len());
                     self.input.drain(..skipped);
@@ -130,7 +134,7 @@ impl Greeting {
                 }
                 State::Hello | State::Module | State::Response(_) => {
                     let Some(line) = take_line(&mut self.input)? else { return Ok(None) };
-                    self.line(&line)?
+                    self.handle_line(&line)?
                 }
             };
             if event.is_some() {
@@ -139,7 +143,7 @@ impl Greeting {
         }
     }
 
-    /// Answers with names and comments of modules, and the end.
+    /// Answers with the modules' names and comments, and ends the greeting.
     pub fn list<'m>(&mut self, modules: impl IntoIterator<Item = (&'m str, &'m str)>) {
         for (name, comment) in modules {
             let (name, comment) = (printable(name), printable(comment));
@@ -149,13 +153,14 @@ impl Greeting {
         self.state = State::Over;
     }
 
-    /// Answers `@ERROR: text`; the caller sends it and closes.
+    /// Answers with `@ERROR: text`. The caller sends the output and closes.
     pub fn refuse(&mut self, text: &str) {
         self.output.extend_from_slice(format!("@ERROR: {}\n", printable(text)).as_bytes());
         self.state = State::Over;
     }
 
-    /// Asks for a user's name and proof. `challenge` is [`super::auth::challenge`]'s.
+    /// Asks for a user's name and proof. `challenge` comes from [`super::auth::challenge`]. Fails if there is
+    /// no authentication digest in common.
     pub fn challenge(&mut self, challenge: String) -> Result<(), Fault> {
         if self.method.is_none() {
             return Err(Fault::AuthDigest);
@@ -165,29 +170,29 @@ impl Greeting {
         Ok(())
     }
 
-    /// Lets the client in.
+    /// Accepts the client.
     pub fn accept(&mut self) {
         self.output.extend_from_slice(b"@RSYNCD: OK\n");
         self.state = State::Arguments(arguments::Collector::new(self.version));
     }
 
-    /// Whether the last answer was final: the caller sends the output and closes.
+    /// Returns whether the last answer was final. If so, the caller sends the output and closes.
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
     }
 
-    /// The version in force; known with the first event.
+    /// Returns the negotiated version. It is known from the first event on.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Bytes that the client sent after its arguments: the first of its setup.
+    /// Returns the bytes that the client sent after its arguments. They belong to the setup.
     pub fn into_rest(self) -> Vec<u8> {
         self.input
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<Option<Event>, Fault> {
-        match std::mem::replace(&mut self.state, State::Asked) {
+    fn handle_line(&mut self, line: &[u8]) -> Result<Option<Event>, Fault> {
+        match std::mem::replace(&mut self.state, State::WaitingForAnswer) {
             State::Hello => {
                 (self.version, self.method) = read_hello(line, self.version)?;
                 self.state = State::Module;
@@ -199,11 +204,11 @@ impl Greeting {
                 let (user, response) = (line[..space].to_vec(), line[space + 1..].to_vec());
                 Ok(Some(Event::Credentials { user, proof: Proof { method, challenge, response } }))
             }
-            _ => self.command(line),
+            _ => self.handle_command(line),
         }
     }
 
-    fn command(&mut self, line: &[u8]) -> Result<Option<Event>, Fault> {
+    fn handle_command(&mut self, line: &[u8]) -> Result<Option<Event>, Fault> {
         if let Some(bytes) = line.strip_prefix(b"#early_input=") {
             let bytes = number(bytes).filter(|&bytes| bytes as usize <= EARLY_INPUT).ok_or(Fault::EarlyInput)?;
             self.state = State::EarlyInput(bytes as usize);
@@ -220,8 +225,8 @@ impl Greeting {
     }
 }
 
-/// The greeting of a server that speaks up to this version: one line. The names of digests are obligatory from 32 on, known
-/// since 3.2.7, and harmless to all that know a sub-version.
+/// Returns the greeting line of a server that speaks versions up to `version`. The digest names are mandatory
+/// from 32 on, known to clients since 3.2.7, and harmless for all clients that know a sub-version.
 pub fn hello(version: Version) -> Vec<u8> {
     if !version.facts().sub_version {
         return format!("@RSYNCD: {version}\n").into_bytes();
@@ -230,7 +235,7 @@ pub fn hello(version: Version) -> Vec<u8> {
     format!("@RSYNCD: {version}.0 {names}\n").into_bytes()
 }
 
-/// The version in force and the digest for authentication, from `@RSYNCD: 32.0 sha512 …`.
+/// Returns the negotiated version and the authentication digest from a line like `@RSYNCD: 32.0 sha512 …`.
 fn read_hello(line: &[u8], ours: Version) -> Result<(Version, Option<Method>), Fault> {
     let rest = line.strip_prefix(MAGIC).ok_or(Fault::Greeting)?;
     let space = rest.iter().position(|&byte| byte == b' ');
@@ -245,7 +250,7 @@ fn read_hello(line: &[u8], ours: Version) -> Result<(Version, Option<Method>), F
     if theirs >= 32 && names.is_none() {
         return Err(omitted("digest name list"));
     }
-    // A pre-release of a version speaks the one before it with everybody but itself.
+    // A pre-release of a version speaks the previous version with every peer except the same pre-release.
     let pre_release = theirs <= ours.number() && sub.is_some_and(|sub| sub > 0);
     let number = theirs.min(ours.number()).saturating_sub(u32::from(pre_release));
     let version = Version::new(number).ok_or(Fault::Version(theirs))?;
@@ -253,7 +258,7 @@ fn read_hello(line: &[u8], ours: Version) -> Result<(Version, Option<Method>), F
     Ok((version, method))
 }
 
-/// Takes a line off the front, without its end.
+/// Takes a line off the front of the input, without its line ending. `None` if the line is not complete.
 fn take_line(input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Fault> {
     let window = &input[..input.len().min(limits::RSYNC_LINE + 1)];
     let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
@@ -267,13 +272,13 @@ fn take_line(input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Fault> {
     if line.contains(&0) { Err(Fault::Line) } else { Ok(Some(line)) }
 }
 
-/// A decimal number without a sign, of at most nine digits.
+/// Parses an unsigned decimal number of up to nine digits.
 fn number(digits: &[u8]) -> Option<u32> {
     let plain = (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
     plain.then(|| digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')))
 }
 
-/// Text that stays within its line and its length.
+/// Replaces control characters, so that the text stays on one line, and cuts it at 1000 characters.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
 }

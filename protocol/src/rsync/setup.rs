@@ -1,7 +1,10 @@
-//! The binary negotiation after the arguments, and what it comes to.
+//! The binary negotiation after the arguments, and its result.
 //!
-//! Source: stock releases 2.6.0 to 3.5.0. Where both sides name what they can do, the client takes the first
-//! of its own names that the server named too, and so must the server.
+//! [`Setup::begin`] returns this server's bytes and a [`Negotiation`], which takes the client's bytes and
+//! yields the [`Setup`]. Where both sides send names of their choices, both take the first name in the
+//! client's list that the server offered too.
+//!
+//! Source: stock releases 2.6.0 to 3.5.0.
 
 use crate::codec::DecodeError;
 use crate::rsync::arguments::{Compress, Compression, Options};
@@ -13,15 +16,15 @@ use crate::rsync::flist::{Class, ListDigest};
 use crate::rsync::mux::{put_frame, tag};
 use crate::rsync::version::Version;
 
-/// Bytes in a list of names: the bound of stock clients.
+/// Maximum length of a list of names, in bytes. It is the limit of stock clients.
 pub const NAMES: usize = 255;
-/// Seconds of silence that a client can be told to bear: the bound of stock clients.
+/// The longest timeout that a client can be told, in seconds. It is the limit of stock clients.
 pub const TIMEOUT: u32 = 86_400;
 
 /// Compatibility bits.
 mod compat {
     pub(super) const INCREMENTAL: i32 = 0x001;
-    /// This side can set the times of symlinks: true of every Linux, and stock servers say so.
+    /// This side can set the times of symlinks. That is true of every Linux, and stock servers say so.
     pub(super) const SYMLINK_TIMES: i32 = 0x002;
     pub(super) const SAFE_LIST: i32 = 0x008;
     pub(super) const PLAIN_XATTR_LINKS: i32 = 0x010;
@@ -31,53 +34,53 @@ mod compat {
     pub(super) const ID0_NAMES: i32 = 0x100;
 }
 
-/// What this sender can do for a session.
+/// The capabilities of this sender for one session.
 #[derive(Debug, Clone, Copy)]
 pub struct Offer<'a> {
-    /// Digests to agree on, the preferred first; without [`Algorithm::SeededMd4`]. A client that chooses one
-    /// itself gets that.
+    /// The digests to offer, the preferred first, without [`Algorithm::SeededMd4`]. A client that chooses a
+    /// digest by option gets it even if it is not among these.
     pub digests: &'a [Algorithm],
-    /// Compressions, the preferred first; [`Compression::None`] should be among them.
+    /// The compressions to offer, the preferred first. They should include [`Compression::None`].
     pub compressions: &'a [Compression],
-    /// The seed, unless the client fixes it.
+    /// The checksum seed, unless the client fixes it.
     pub seed: i32,
-    /// Whether the list may be sent in parts, if client and paths allow it.
+    /// Whether the list may be sent incrementally, if the client and the paths allow it.
     pub incremental: bool,
-    /// Seconds of silence before a session ends; the client's own limit is used if it is shorter.
+    /// The timeout of a silent session, in seconds. The client's own timeout applies if it is shorter.
     pub timeout: Option<u32>,
 }
 
-/// What is in force after the setup.
+/// The result of the setup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
-    /// The version.
+    /// The negotiated version.
     pub version: Version,
-    /// Digest behind every file.
+    /// The digest after every file.
     pub transfer: Algorithm,
-    /// Digest in the list, with `-c`; never seeded.
+    /// The digest in the list, with `-c`. It is never seeded.
     pub list: Algorithm,
-    /// Wrapping of literal data.
+    /// The compression of literal data.
     pub compression: Compression,
-    /// The session's seed.
+    /// The session's checksum seed.
     pub seed: i32,
-    /// The list goes out in parts.
+    /// Whether the list is sent incrementally, in sub-lists.
     pub incremental: bool,
-    /// An I/O error may ride on the list's end mark.
+    /// Whether the list's end mark may carry an I/O error.
     pub safe_list: bool,
-    /// Entries' flags are varints.
+    /// Whether the entries' flags are varints.
     pub varint_flags: bool,
-    /// Id lists end with the names of id 0.
+    /// Whether id lists end with the name of id 0.
     pub id0_names: bool,
-    /// Seconds after which one side gives up on silence; keep alive at half of it.
+    /// The timeout after which either side gives up on a silent peer, in seconds. Send keep-alives at half of it.
     pub timeout: Option<u32>,
 }
 
-/// A negotiation that waits for the client's names.
+/// A setup that waits for the client's names.
 #[derive(Debug)]
 pub struct Negotiation {
     setup: Setup,
     level: Option<i32>,
-    /// What was offered by name, and waits for the client's names.
+    /// The digests that were offered by name. `None` unless the client's names are still to come.
     digests: Option<Vec<Algorithm>>,
     compressions: Option<Vec<Compression>>,
     fault: Option<Fault>,
@@ -85,8 +88,9 @@ pub struct Negotiation {
 }
 
 impl Setup {
-    /// Begins: what to send, in one write, and what then waits for the client's answer. The bytes go out even if
-    /// the options or the negotiation have a fault: the client reads error frames only behind them.
+    /// Starts the setup. Returns the bytes to send in one write, and the negotiation that waits for the
+    /// client's part. Send the bytes even if the options or the negotiation have a fault: the client accepts
+    /// error frames only after them.
     pub fn begin(options: &Options, offer: &Offer<'_>) -> (Vec<u8>, Negotiation) {
         let negotiation = Negotiation::new(options, offer);
         let setup = &negotiation.setup;
@@ -107,7 +111,8 @@ impl Setup {
         (out, negotiation)
     }
 
-    /// What makes this session's list other bytes than another's.
+    /// Returns the list class of this session: everything that makes the bytes of its list differ from
+    /// another session's.
     pub fn class(&self, options: &Options) -> Class {
         let digest = match self.list {
             Algorithm::Xxh128 => ListDigest::Xxh128,
@@ -140,14 +145,14 @@ impl Setup {
 }
 
 impl Negotiation {
-    /// Takes bytes of the client (first those left over from the greeting).
+    /// Takes bytes from the client, beginning with those left over from the greeting.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
     }
 
-    /// What was agreed; none until the client has said its part. A fault is final, and comes at once when
-    /// the options have one.
-    #[allow(clippy::should_implement_trait, reason = "an agreement may follow after none")]
+    /// Returns the agreed setup. `None` until the client has sent its part. A fault is final; a fault of the
+    /// options is returned at once.
+    #[allow(clippy::should_implement_trait, reason = "an agreement may follow after `None`")]
     pub fn next(&mut self) -> Result<Option<Setup>, Fault> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
@@ -169,7 +174,7 @@ impl Negotiation {
         Ok(Some(self.setup))
     }
 
-    /// Bytes that the client sent after its part: the first of its requests.
+    /// Returns the bytes that the client sent after its part. They belong to its requests.
     pub fn into_rest(self) -> Vec<u8> {
         self.input
     }
@@ -179,7 +184,7 @@ impl Negotiation {
         let can = options.capabilities;
         let mut fault = options.fault.clone();
         let implied = version.facts().implied_digest;
-        // Only a file's digest is ever seeded.
+        // Only the digest of a whole file is ever seeded.
         let implied_list = if implied == Algorithm::SeededMd4 { Algorithm::Md4 } else { implied };
         let (transfer, list) = options.checksum_choice.unwrap_or((implied, implied_list));
         let by_name = options.compress == Compress::Negotiated && can.varint_flags;
@@ -215,7 +220,8 @@ impl Negotiation {
     }
 }
 
-/// The block of a session whose options are not known. It agrees on nothing, and only error frames can follow it.
+/// Returns the setup block of a session whose options are not known. It agrees on nothing, and only error
+/// frames can follow it.
 pub fn bare(version: Version) -> Vec<u8> {
     let mut out = Vec::new();
     if version.facts().variable_ints {
@@ -225,8 +231,8 @@ pub fn bare(version: Version) -> Vec<u8> {
     out
 }
 
-/// What a client takes a compression at a level for: zlib at level 0 is none at all, and its data are not wrapped.
-/// The others have no such level.
+/// Returns the compression that a client uses at this level. For zlib, level 0 means no compression, and the
+/// data are not wrapped. The other compressions have no such level.
 fn at_level(compression: Compression, level: Option<i32>) -> Compression {
     match compression {
         Compression::Zlib | Compression::Zlibx if level == Some(0) => Compression::None,

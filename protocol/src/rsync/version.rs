@@ -1,7 +1,7 @@
-//! What differs from version to version: one table, and the words for its columns.
+//! The differences between protocol versions, as one table, and the types of its columns.
 //!
-//! Sources: releases 2.6.0 to 3.5.0 observed on the wire. 2.6.0 speaks 27, 2.6.1 to 2.6.3 speak 28,
-//! 2.6.4 to 2.6.9 speak 29, 3.0 speaks 30, 3.1 to 3.3 speak 31, 3.4 and later speak 32.
+//! Sources: releases 2.6.0 to 3.5.0 observed on the wire. 2.6.0 speaks 27, 2.6.1 to 2.6.3 speak 28, 2.6.4 to
+//! 2.6.9 speak 29, 3.0 speaks 30, 3.1 to 3.3 speak 31, 3.4 and later speak 32.
 
 use std::fmt;
 
@@ -12,79 +12,80 @@ use crate::rsync::digest::Algorithm;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u8);
 
-/// What a version does. Every difference that the code knows of is a field here.
+/// The behaviour of one protocol version. Every difference that the code knows of is a field here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// Integers that were fixed (`i32`, longint) are varint and varlong; file indices are differences.
+    /// Varints and varlongs replace fixed integers (`i32`, longint), and file indices are encoded as differences.
     pub variable_ints: bool,
-    /// Entries have a second byte of flags.
+    /// Entries may have a second flags byte.
     pub second_flags_byte: bool,
-    /// The order that numbers the entries.
+    /// The sort order that defines the entries' indices.
     pub order: ListOrder,
-    /// How the list says which names are one inode.
+    /// How the list marks the names of one inode.
     pub links: LinkForm,
     /// Fifos and sockets carry a device number.
     pub special_devices: bool,
     /// Entries may carry nanoseconds.
     pub nanoseconds: bool,
-    /// An I/O error may ride on the list's end mark whatever the client's capabilities.
+    /// The list's end mark may carry an I/O error regardless of the client's capabilities.
     pub error_on_end_mark: bool,
-    /// With `-c` every entry carries a digest, that of a non-file being zeros.
+    /// With `-c`, every entry carries a digest; for entries other than regular files it is all zeros.
     pub digest_of_everything: bool,
-    /// Greetings have a sub-version, and names of digests.
+    /// Greetings carry a sub-version and names of digests.
     pub sub_version: bool,
-    /// The digest for authentication when the client names none.
+    /// The authentication digest if the client announces none.
     pub implied_method: Method,
-    /// Arguments end with a NUL, not with a newline.
+    /// Arguments end with a NUL instead of a newline.
     pub arguments_end_with_nul: bool,
-    /// The client's bytes come in frames too.
+    /// The client's stream is framed too.
     pub framed_requests: bool,
-    /// Names of `--files-from` come outside the client's frames.
+    /// The names of `--files-from` are sent outside the client's frames.
     pub raw_names: bool,
     /// Filter rules have prefixes and modifiers, not only `+ `, `- ` and `!`.
     pub filter_modifiers: bool,
-    /// Requests and echoes have flags; entries without content are requested too.
+    /// Requests and echoes carry item flags, and entries without content are requested too.
     pub item_flags: bool,
-    /// The most bytes in one of a client's blocks.
+    /// Maximum length of a client's block, in bytes.
     pub block_len: i32,
-    /// The digest behind every file when none is agreed.
+    /// The digest after every file if none was negotiated.
     pub implied_digest: Algorithm,
-    /// There are warnings, errors that are no failure, and messages of single files that do not come.
+    /// There are messages for warnings, for errors that do not fail the session, and for single files that
+    /// are not sent.
     pub graded_messages: bool,
-    /// There are messages of a side's exit and of its patience.
+    /// There are messages for a peer's exit and for its timeout.
     pub exit_messages: bool,
-    /// Statistics tell how long the list took.
+    /// The statistics include the times for building and sending the list.
     pub list_times: bool,
-    /// What answers the client's `done`s behind those of the lists.
+    /// The replies to the client's `done`s that follow the `done`s of the lists.
     pub closing: &'static [Closing],
 }
 
-/// The order of a list.
+/// The sort order of a file list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListOrder {
-    /// Unsigned bytes of full paths; a directory has no slash at its end.
+    /// Full paths as unsigned bytes, without a slash at the end of a directory.
     Paths,
-    /// [`crate::order`], a directory right before its contents.
+    /// The order of [`crate::order`]: a directory comes right before its contents.
     Tree,
 }
 
-/// How a list joins the names of one inode, with `-H`.
+/// How a list marks the names of one inode, with `-H`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkForm {
-    /// Device and inode with every regular file.
+    /// Device and inode of every regular file.
     InodeOfEveryFile,
-    /// Device and inode with whatever has several names.
+    /// Device and inode of every entry that has several names.
     Inode,
-    /// The index of the group's first entry.
+    /// The index of the hard link group's first entry.
     Index,
 }
 
-/// The answer to one `done`.
+/// The reply to one `done`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
     /// Echo it.
     Done,
-    /// Echo it; before that an `IO_ERROR` if files could not be sent, behind it the statistics.
+    /// Echo it. First send an `IO_ERROR` if files could not be sent; afterwards send the statistics.
     DoneAndStatistics,
     /// The session is over: flush and close.
     End,
@@ -148,30 +149,30 @@ const P31: Facts = Facts {
 const FACTS: [Facts; 6] = [OLDEST, P28, P29, P30, P31, P31];
 
 impl Version {
-    /// 27, the oldest that is spoken.
+    /// The oldest supported version, 27.
     pub const OLDEST: Self = Self(27);
-    /// 32, the newest that is spoken.
+    /// The newest supported version, 32.
     pub const NEWEST: Self = Self(32);
 
-    /// 31, of which 32 differs in the greeting alone.
+    /// Version 31. Version 32 differs from it only in the greeting.
     pub const BEFORE_NEWEST: Self = Self(31);
 
-    /// From a number; none outside 27 to 32.
+    /// Returns the version with this number. `None` if it is outside 27 to 32.
     pub fn new(number: u32) -> Option<Self> {
         (27..=32).contains(&number).then_some(Self(number as u8))
     }
 
-    /// All versions, the oldest first.
+    /// Returns all supported versions, the oldest first.
     pub fn all() -> impl Iterator<Item = Self> {
         (Self::OLDEST.0..=Self::NEWEST.0).map(Self)
     }
 
-    /// The number.
+    /// Returns the version number.
     pub fn number(self) -> u32 {
         u32::from(self.0)
     }
 
-    /// What this version does.
+    /// Returns the behaviour of this version.
     pub fn facts(self) -> &'static Facts {
         &FACTS[usize::from(self.0 - Self::OLDEST.0)]
     }

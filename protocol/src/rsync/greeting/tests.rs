@@ -13,7 +13,7 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 #[test]
-fn the_lower_version_is_in_force_and_a_pre_release_counts_as_the_one_before() {
+fn the_lower_version_wins_and_a_pre_release_counts_as_the_version_before() {
     for (ours, theirs, number) in [
         (32, "@RSYNCD: 32.0 md5\n", 32),
         (32, "@RSYNCD: 27\n", 27),
@@ -30,7 +30,7 @@ fn the_lower_version_is_in_force_and_a_pre_release_counts_as_the_one_before() {
 }
 
 #[test]
-fn a_first_line_that_is_no_greeting_of_a_known_version_is_the_clients_fault() {
+fn an_invalid_greeting_is_the_clients_fault() {
     let omitted = |what, greeting: &str| Fault::Omitted { what, greeting: greeting.to_owned() };
     for (line, fault) in [
         ("GET / HTTP/1.1\r\n", Fault::Greeting),
@@ -51,7 +51,7 @@ fn a_first_line_that_is_no_greeting_of_a_known_version_is_the_clients_fault() {
 }
 
 #[test]
-fn every_greeting_of_a_stock_client_is_answered_with_our_own() {
+fn the_greeting_names_digests_from_protocol_30_on() {
     let ours = |version| text(hello(Version::new(version).expect("a version")));
     assert_eq!(ours(32), "@RSYNCD: 32.0 sha512 sha256 sha1 md5 md4\n");
     assert_eq!(ours(30), "@RSYNCD: 30.0 sha512 sha256 sha1 md5 md4\n");
@@ -90,7 +90,7 @@ fn early_input_is_skipped_and_other_commands_are_unknown() {
 }
 
 #[test]
-fn nothing_is_read_while_the_caller_owes_an_answer() {
+fn input_is_not_read_until_the_caller_answers() {
     let mut greeting = greeting(32, b"@RSYNCD: 31.0\npub\n--server\0--sender\0.\0pub/\0\0rest");
     assert!(matches!(greeting.next(), Ok(Some(Event::Module(_)))));
     assert_eq!(greeting.next(), Ok(None));

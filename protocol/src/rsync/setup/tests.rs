@@ -39,7 +39,7 @@ fn agree(options: &Options, offer: &Offer<'_>, names: &[&[u8]]) -> Result<Setup,
 }
 
 #[test]
-fn the_first_of_the_clients_names_that_is_offered_is_in_force() {
+fn the_first_offered_name_in_the_clients_list_is_agreed() {
     let z = options(32, &["-rze.iLsfxCIvu"]);
     let setup = agree(&z, &OFFER, &[b"sha3 md5 xxh128", b"lzma lz4 zstd"]).expect("an agreement");
     assert_eq!((setup.transfer, setup.compression), (Algorithm::Md5, Compression::Lz4));
@@ -49,7 +49,7 @@ fn the_first_of_the_clients_names_that_is_offered_is_in_force() {
 }
 
 #[test]
-fn a_client_with_nothing_in_common_is_at_fault() {
+fn nothing_in_common_is_the_clients_fault() {
     let plain = options(32, &["-re.iLsfxCIvu"]);
     assert_eq!(agree(&plain, &OFFER, &[b"sha3"]), Err(Fault::NothingInCommon { what: "checksum" }));
     let (_, mut negotiation) = Setup::begin(&plain, &OFFER);
@@ -58,7 +58,7 @@ fn a_client_with_nothing_in_common_is_at_fault() {
 }
 
 #[test]
-fn clients_without_names_get_what_their_version_implies() {
+fn a_client_without_names_gets_the_defaults_of_its_version() {
     for (version, letters, transfer, list) in [
         (27, "-rz", Algorithm::SeededMd4, Algorithm::Md4),
         (29, "-rze.iLsfxCIvu", Algorithm::SeededMd4, Algorithm::Md4),
@@ -86,7 +86,7 @@ fn zlib_at_level_0_is_no_compression() {
 }
 
 #[test]
-fn the_block_is_bits_then_names_then_seed_then_patience() {
+fn the_block_holds_bits_then_names_then_seed_then_timeout() {
     let begin = |options: &Options, offer: &Offer<'_>| Setup::begin(options, offer).0;
     assert_eq!(begin(&options(29, &["-r"]), &OFFER), [4, 3, 2, 1]);
     assert_eq!(begin(&options(30, &["-re.iLsf"]), &OFFER), [0x0b, 4, 3, 2, 1]);
@@ -104,7 +104,7 @@ fn the_block_is_bits_then_names_then_seed_then_patience() {
 }
 
 #[test]
-fn a_list_goes_in_parts_only_where_client_paths_and_server_can() {
+fn a_list_is_incremental_only_if_client_paths_and_server_allow_it() {
     let inc = |options: &Options| Setup::begin(options, &OFFER).1.setup.incremental;
     assert!(inc(&options(32, &["-re.iLsfxCIvu"])));
     assert!(!inc(&options(32, &["-re.LsfxCIvu"])));
@@ -118,7 +118,7 @@ fn a_list_goes_in_parts_only_where_client_paths_and_server_can() {
 }
 
 #[test]
-fn what_is_not_offered_is_refused_behind_the_block() {
+fn a_choice_that_is_not_offered_is_refused_after_the_block() {
     let none = Offer { compressions: &[Compression::None], digests: &[Algorithm::Md5], ..OFFER };
     let (block, mut negotiation) = Setup::begin(&options(32, &["--compress-choice=zstd", "-re.iLsfxCIvu"]), &none);
     assert!(block.ends_with(&[4, 3, 2, 1]));
@@ -128,7 +128,7 @@ fn what_is_not_offered_is_refused_behind_the_block() {
 }
 
 #[test]
-fn a_client_that_chooses_its_digests_gets_them_offered_or_not() {
+fn a_digest_chosen_by_option_need_not_be_offered() {
     let offer = Offer { digests: &[Algorithm::Md5], ..OFFER };
     let chosen = options(32, &["--checksum-choice=sha1,xxh64", "-re.iLsfxCIvu"]);
     let setup = agree(&chosen, &offer, &[]).expect("an agreement");
@@ -136,7 +136,7 @@ fn a_client_that_chooses_its_digests_gets_them_offered_or_not() {
 }
 
 #[test]
-fn the_lists_class_has_the_options_that_change_its_bytes() {
+fn the_list_class_holds_the_options_that_change_the_lists_bytes() {
     let options = options(32, &["-lHogDtprce.iLsfxCIvu", "--numeric-ids"]);
     let setup = agree(&options, &OFFER, &[b"sha1"]).expect("an agreement");
     let class = setup.class(&options);
