@@ -502,7 +502,7 @@ mod tests {
             ("hosts_allow = 'mirror.example.org'", "mirror.example.org"),
             ("auth_users = '@staff'\nsecrets_file = 's'", "@staff"),
             ("auth_users = 'anna'", "secrets_file"),
-            ("outgoing_chmod = 'a+r,u=g'", "'u=g' is not a change of permissions"),
+            ("outgoing_chmod = 'a+r,u=g'", "'u=g' is not a mode change"),
         ] {
             let error = parse(&format!("{SMALLEST}{line}\n"), &[]).unwrap_err();
             assert!(format!("{error:#}").contains(wanted), "{error:#}");

@@ -1,4 +1,4 @@
-//! What the client asks for: the server's command line, as a puller sends it.
+//! The arguments of a client that pulls: its command line for the server.
 
 mod collect;
 mod names;
@@ -15,27 +15,27 @@ use crate::rsync::fault::Fault;
 use crate::rsync::selection::{Follow, Wanted};
 use crate::rsync::version::Version;
 
-/// What a client asked for.
+/// The parsed arguments of a client.
 ///
-/// Paths are relative to the module, `a/sub/` keeping its slash and the module itself being empty; their
-/// wildcards (`* ? [ ]`) and backslashes are left as they came.
+/// Paths are relative to the module. `a/sub/` keeps its slash, and the module itself is the empty path.
+/// Wildcards (`* ? [ ]`) and backslashes are left as the client sent them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// The version in force.
+    /// The negotiated version.
     pub version: Version,
-    /// What to send.
+    /// The requested paths.
     pub paths: Vec<Vec<u8>>,
-    /// `r`: directories with all below them.
+    /// `r`: directories are sent with everything below them.
     pub recurse: bool,
-    /// `d`: directories without their contents (those of an argument `dir/` one level deep).
+    /// `d`: directories are sent without their contents, except that an argument `dir/` is sent one level deep.
     pub dirs: bool,
     /// `R`: names keep the requested path.
     pub relative: bool,
-    /// Not `--no-implied-dirs`: with `relative`, the requested path's directories are entries.
+    /// Without `--no-implied-dirs`: with `relative`, the directories of a requested path are entries.
     pub implied_dirs: bool,
     /// `x`.
     pub one_file_system: bool,
-    /// `l`: symlinks travel with their targets.
+    /// `l`: symlinks are sent with their targets.
     pub links: bool,
     /// `L`.
     pub copy_links: bool,
@@ -49,9 +49,9 @@ pub struct Options {
     pub owner: bool,
     /// `g`.
     pub group: bool,
-    /// `D`, as far as devices go.
+    /// `D`, as far as it concerns devices.
     pub devices: bool,
-    /// `D` or `--specials`, unless `--no-specials`.
+    /// `D` or `--specials`, without `--no-specials`.
     pub specials: bool,
     /// `U`.
     pub atimes: bool,
@@ -61,103 +61,103 @@ pub struct Options {
     pub xattrs: bool,
     /// `c`: the list carries digests.
     pub checksum: bool,
-    /// `C`: the sender adds CVS's excludes.
+    /// `C`: the sender adds CVS's default excludes.
     pub cvs_exclude: bool,
-    /// `n`: no data is wanted.
+    /// `n`: the client wants no data.
     pub dry_run: bool,
-    /// `--list-only`: nothing will be requested.
+    /// `--list-only`: the client requests nothing.
     pub list_only: bool,
-    /// `--numeric-ids`: no names of users and groups.
+    /// `--numeric-ids`: no user or group names are sent.
     pub numeric_ids: bool,
-    /// `--ignore-missing-args`: a missing path is no error.
+    /// `--ignore-missing-args`: a missing path is not an error.
     pub ignore_missing_args: bool,
-    /// `--delete-missing-args`: a missing path is an entry of mode 0.
+    /// `--delete-missing-args`: a missing path is sent as an entry of mode 0.
     pub delete_missing_args: bool,
     /// `--ignore-errors`.
     pub ignore_errors: bool,
     /// `--inplace`.
     pub inplace: bool,
-    /// `--append`, possibly twice.
+    /// `--append`, given once or twice.
     pub append: Append,
     /// `--files-from`.
     pub files_from: FilesFrom,
-    /// `--from0`: names in a file of names end with NUL, not with a newline.
+    /// `--from0`: the names in the list of `--files-from` end with a NUL instead of a newline.
     pub from0: bool,
-    /// `--checksum-choice`: for transfers and for the list.
+    /// `--checksum-choice`: the algorithms for transfers and for the list.
     pub checksum_choice: Option<(Algorithm, Algorithm)>,
-    /// Whether data is to be compressed and how.
+    /// The requested compression of data.
     pub compress: Compress,
-    /// `--compress-level`: 0 turns zlib off.
+    /// `--compress-level`. Level 0 turns zlib off.
     pub compress_level: Option<i32>,
-    /// `--checksum-seed`, unless 0.
+    /// `--checksum-seed`. `None` if it is 0.
     pub seed: Option<i32>,
-    /// `--timeout`, in seconds, unless 0.
+    /// `--timeout`, in seconds. `None` if it is 0.
     pub timeout: Option<u32>,
-    /// `--bwlimit`, in KiB a second, unless 0.
+    /// `--bwlimit`, in KiB per second. `None` if it is 0.
     pub bwlimit: Option<u64>,
-    /// What the client can do.
+    /// The client's capabilities.
     pub capabilities: Capabilities,
-    /// Every option that was given, by its long name, for `refuse options`.
+    /// Every option that the client used, by its long name, for `refuse options`.
     pub used: Vec<Used>,
-    /// Why the session must end once its setup block is sent, if it must. A caller that refuses an option puts its
-    /// [`Fault::Refused`] here.
+    /// The reason why the session must end once its setup block is sent. `None` if it may go on. A caller
+    /// that refuses an option stores its [`Fault::Refused`] here.
     pub fault: Option<Fault>,
 }
 
-/// An option that a client gave, as `refuse options` may name it.
+/// An option that a client used, as `refuse options` may name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Used {
-    /// The long name without dashes.
+    /// The long name, without dashes.
     pub name: &'static str,
-    /// The letter, for options that have one.
+    /// The letter. `None` if the option has no short form.
     pub letter: Option<char>,
 }
 
-/// How far `--append` goes.
+/// The modes of `--append`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Append {
-    /// Not.
+    /// No `--append`.
     #[default]
     No,
-    /// The digest covers what is sent (what was there is not checked), from protocol 30 on.
+    /// From protocol 30 on, the digest covers only the bytes that are sent; the existing ones are not verified.
     Blind,
     /// The digest covers the whole file.
     Verified,
 }
 
-/// Where names to send come from.
+/// The source of the names to send, with `--files-from`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum FilesFrom {
-    /// Only from the paths.
+    /// No `--files-from`: only the requested paths.
     #[default]
     No,
-    /// The client sends them after its filter rules.
+    /// The client sends the names after its filter rules.
     Client,
-    /// They stand in a file of the module.
+    /// The names are in this file of the module.
     Path(Vec<u8>),
 }
 
-/// What the client said about compression.
+/// The client's request for compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compress {
-    /// None wanted.
+    /// No compression.
     #[default]
     No,
-    /// `z` alone: negotiated, or zlib with clients that cannot.
+    /// `z` alone: negotiated, or zlib for clients that cannot negotiate.
     Negotiated,
-    /// Chosen by the client.
+    /// The client chose this compression.
     Chosen(Compression),
 }
 
-/// How literal data is wrapped.
+/// The compression of literal data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// Plain.
+    /// No compression.
     #[default]
     None,
-    /// Deflate with matched data in the dictionary; for literal data the same as `Zlibx`.
+    /// Deflate with matched data in its dictionary. For literal data it is the same as `Zlibx`.
     Zlib,
-    /// Deflate.
+    /// Deflate without matched data.
     Zlibx,
     /// Zstandard.
     Zstd,
@@ -165,34 +165,35 @@ pub enum Compression {
     Lz4,
 }
 
-/// What a client of protocol 30 or later can do, from the letters after `e.`.
+/// The capabilities of a client of protocol 30 or later, from the letters after `e.`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities {
-    /// `i`: takes the list in parts.
+    /// `i`: accepts an incremental list.
     pub incremental: bool,
-    /// `f`: takes an I/O error on the list's end mark.
+    /// `f`: accepts an I/O error on the list's end mark.
     pub safe_list: bool,
-    /// `x`: extended attributes of hard links need no short cut.
+    /// `x`: does not want the short cut for extended attributes of hard links.
     pub plain_xattr_links: bool,
-    /// `C`: the seed precedes the data in block sums.
+    /// `C`: the seed precedes the data in block checksums.
     pub seed_first: bool,
-    /// `I`: `--inplace` together with a partial directory.
+    /// `I`: supports `--inplace` together with a partial directory.
     pub inplace_partial: bool,
-    /// `v`: varint list flags and negotiated names.
+    /// `v`: supports varint list flags and negotiated names.
     pub varint_flags: bool,
-    /// `u`: names of user and group 0 in the id lists.
+    /// `u`: accepts the names of user and group 0 in the id lists.
     pub id0_names: bool,
 }
 
 impl Options {
-    /// The entries that this client wants, by path.
+    /// Returns the selection of entries that this client wants.
     pub fn wanted(&self) -> Wanted {
         Wanted {
             paths: self.paths.clone(),
             recurse: self.recurse,
             dirs: self.dirs,
             relative: self.relative,
-            // Since protocol 30 a client counts on every parent being in the list, and leaves them alone itself.
+            // From protocol 30 on, a client requires every parent in the list. With `--no-implied-dirs`, it leaves
+            // those directories unchanged itself.
             implied_dirs: self.implied_dirs || self.version.facts().variable_ints,
             files_from: self.files_from != FilesFrom::No,
             delete_missing: self.delete_missing_args,
@@ -200,13 +201,14 @@ impl Options {
         }
     }
 
-    /// Whether the digest behind a file covers only what is sent of it ([`Append::Blind`], from protocol 30 on).
+    /// Returns whether a file's digest covers only the bytes that are sent: with [`Append::Blind`], from
+    /// protocol 30 on.
     pub fn digest_of_the_rest(&self) -> bool {
         self.append == Append::Blind && self.version.facts().variable_ints
     }
 
-    /// Nothing asked for.
-    pub(super) fn none(version: Version) -> Self {
+    /// Returns the options of a client that requests nothing.
+    pub(super) fn new(version: Version) -> Self {
         Self {
             version,
             paths: Vec::new(),
@@ -253,15 +255,15 @@ impl Options {
 }
 
 impl Compression {
-    /// What a client may choose, in the order in which stock rsync prefers them.
+    /// The compressions that a client may choose, in stock rsync's order of preference.
     pub const NAMED: [Self; 5] = [Self::Zstd, Self::Lz4, Self::Zlibx, Self::Zlib, Self::None];
 
-    /// By a client's name for it.
+    /// Returns the compression that a client calls `name`.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         Self::NAMED.into_iter().find(|compression| compression.name().as_bytes() == name)
     }
 
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -280,9 +282,9 @@ impl fmt::Display for Compression {
 }
 
 impl Capabilities {
-    /// From what follows an `e` among the letters. Clients write it whatever version is in force, and before 30
-    /// it means nothing.
-    fn read(version: Version, letters: &[u8]) -> Self {
+    /// Parses the letters after an `e` in the short options. Clients send them with any version, but before
+    /// 30 they mean nothing.
+    fn parse(version: Version, letters: &[u8]) -> Self {
         let has = |letter| version.facts().variable_ints && letters.contains(&letter);
         Self {
             incremental: has(b'i'),

@@ -1,43 +1,43 @@
-//! Changes of permissions in the words of `--chmod` and of rsyncd.conf's `outgoing chmod`.
+//! Mode changes in the syntax of `--chmod` and of rsyncd.conf's `outgoing chmod`.
 //!
-//! Facts: the manual pages of rsync and chmod(1), and rsync 3.5.0 asked about every word on files and directories of
-//! many modes. What `s` and `t` do is rsync's own.
+//! Sources: the manual pages of rsync and chmod(1), and the results of rsync 3.5.0 for every word on files
+//! and directories of many modes. The meaning of `s` and `t` is rsync's own.
 
 use thiserror::Error;
 
 const TYPE: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const SYMLINK: u32 = 0o120_000;
-/// The bits that can be changed.
-const BITS: u16 = 0o7777;
+const PERMISSIONS: u16 = 0o7777;
 const EXECUTE: u16 = 0o111;
-/// Where nobody is named, all are meant but for these bits: the usual umask. That of the process does not count.
+/// The bits that a clause without `u`, `g`, `o` or `a` leaves alone: the usual umask. The umask of the
+/// process does not count.
 const UMASK: u16 = 0o022;
 
-/// What becomes of permissions. Texts that do the same are equal.
+/// A parsed mode change. Texts with the same effect are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Chmod {
     dirs: Masks,
-    /// What nobody may execute, and is not a directory.
+    /// For entries that are not directories and that nobody may execute.
     plain: Masks,
     executable: Masks,
 }
 
-/// Bits that stay, and bits that are set after that.
+/// The bits that are kept, and the bits that are set after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Masks {
     and: u16,
     or: u16,
 }
 
-/// A text that changes no permissions in any known way.
+/// An invalid mode change.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{0}' is not a change of permissions such as D755, Fgo-w or a+rX")]
+#[error("'{0}' is not a mode change such as D755, Fgo-w or a+rX")]
 pub struct ChmodError(String);
 
 impl Default for Masks {
     fn default() -> Self {
-        Self { and: BITS, or: 0 }
+        Self { and: PERMISSIONS, or: 0 }
     }
 }
 
@@ -49,7 +49,7 @@ impl Masks {
 }
 
 impl Chmod {
-    /// From items with commas between them; an empty text changes nothing.
+    /// Parses items separated by commas. An empty text changes nothing.
     pub fn parse(text: &str) -> Result<Self, ChmodError> {
         let mut chmod = Self::default();
         for item in text.split(',').filter(|_| !text.is_empty()) {
@@ -58,7 +58,7 @@ impl Chmod {
         Ok(chmod)
     }
 
-    /// The mode with other permissions. Symlinks keep theirs.
+    /// Applies the change to a mode. Symlinks keep theirs.
     pub fn apply(&self, mode: u32) -> u32 {
         let masks = match mode & TYPE {
             SYMLINK => return mode,
@@ -66,10 +66,10 @@ impl Chmod {
             _ if mode & u32::from(EXECUTE) != 0 => self.executable,
             _ => self.plain,
         };
-        mode & !u32::from(BITS) | mode & u32::from(masks.and) | u32::from(masks.or)
+        mode & !u32::from(PERMISSIONS) | mode & u32::from(masks.and) | u32::from(masks.or)
     }
 
-    /// Bytes that are equal for equal changes only.
+    /// Returns bytes that are the same only for equal changes.
     pub(super) fn key(&self) -> impl Iterator<Item = u8> {
         let Self { dirs, plain, executable } = *self;
         [dirs, plain, executable].into_iter().flat_map(|masks| [masks.and, masks.or]).flat_map(u16::to_le_bytes)
@@ -93,7 +93,7 @@ impl Chmod {
     }
 }
 
-/// What one item does.
+/// The effect of one item.
 struct Clause {
     and: u16,
     or: u16,
@@ -103,7 +103,7 @@ struct Clause {
 impl Clause {
     fn read(item: &str) -> Option<Self> {
         if item.bytes().all(|byte| byte.is_ascii_digit()) {
-            let or = u16::from_str_radix(item, 8).ok().filter(|&mode| mode <= BITS)?;
+            let or = u16::from_str_radix(item, 8).ok().filter(|&mode| mode <= PERMISSIONS)?;
             return Some(Self { and: 0, or, or_if_executable: 0 });
         }
         let at = item.find(['+', '-', '='])?;
@@ -123,17 +123,17 @@ impl Clause {
             }
         }
         Some(match operator {
-            b'+' => Self { and: BITS, or: bits | special, or_if_executable: if_executable },
-            b'-' => Self { and: !(bits | if_executable | special) & BITS, or: 0, or_if_executable: 0 },
+            b'+' => Self { and: PERMISSIONS, or: bits | special, or_if_executable: if_executable },
+            b'-' => Self { and: !(bits | if_executable | special) & PERMISSIONS, or: 0, or_if_executable: 0 },
             _ => {
                 let cleared = if special == 0 { named } else { named | set_ids(who) };
-                Self { and: !cleared & BITS, or: bits | special, or_if_executable: if_executable }
+                Self { and: !cleared & PERMISSIONS, or: bits | special, or_if_executable: if_executable }
             }
         })
     }
 }
 
-/// The permissions of those whom a letter names.
+/// Returns the permission bits of the user class that a letter names.
 fn part(letter: u8) -> Option<u16> {
     match letter {
         b'u' => Some(0o700),
@@ -144,7 +144,7 @@ fn part(letter: u8) -> Option<u16> {
     }
 }
 
-/// The bits that run a program as its owner or group, of those who are named.
+/// Returns the set-user-id and set-group-id bits of the user classes in `who`.
 fn set_ids(who: u16) -> u16 {
     (who & 0o400) << 3 | (who & 0o040) << 5
 }
@@ -153,8 +153,8 @@ fn set_ids(who: u16) -> u16 {
 mod tests {
     use super::*;
 
-    /// A text, and what it makes of the modes 0000, 0644, 0755, 1001, 4010 and 7777 in rsync 3.5.0: of directories,
-    /// then of files.
+    /// Each line has a text and the results of rsync 3.5.0 for the modes 0000, 0644, 0755, 1001, 4010 and
+    /// 7777, first for directories, then for files.
     const OBSERVED: &str = include_str!("chmod/observed.txt");
 
     #[test]
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_do_the_same_are_equal_and_an_empty_one_does_nothing() {
+    fn texts_with_the_same_effect_are_equal_and_an_empty_one_has_none() {
         let chmod = |text| Chmod::parse(text).unwrap();
         assert_eq!(chmod("a=rX,u+w"), chmod("u=rwX,go=rX"));
         assert_eq!(chmod("a+r,a-r,a+r"), chmod("a+r"));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rsync_refuses_is_refused_by_its_text() {
+    fn a_text_that_rsync_refuses_is_refused() {
         for text in [
             "u+x-w", "FDa+x", "12345", "8", "u", "D", "u+rwX,", ",u+r", "x", "u+q", "777777", "D644F", "D 755",
             "u+r u+w",

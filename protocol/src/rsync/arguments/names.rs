@@ -1,42 +1,41 @@
-//! The options that stock clients know, by their long names.
+//! The table of options that stock clients know.
 
 use super::Used;
 
-/// One option.
+/// A known option.
 pub(super) struct Known {
     pub(super) used: Used,
-    /// It has a value.
-    pub(super) value: bool,
+    pub(super) takes_value: bool,
 }
 
-/// By its long name.
-pub(super) fn long(name: &[u8]) -> Option<&'static Known> {
+/// Returns the option with this long name.
+pub(super) fn by_name(name: &[u8]) -> Option<&'static Known> {
     OPTIONS.iter().find(|known| known.used.name.as_bytes() == name)
 }
 
-/// By its letter.
-pub(super) fn short(letter: u8) -> Option<&'static Known> {
+/// Returns the option with this letter.
+pub(super) fn by_letter(letter: u8) -> Option<&'static Known> {
     OPTIONS.iter().find(|known| known.used.letter == Some(char::from(letter)))
 }
 
 const fn flag(name: &'static str) -> Known {
-    Known { used: Used { name, letter: None }, value: false }
+    Known { used: Used { name, letter: None }, takes_value: false }
 }
 
 const fn letter(letter: char, name: &'static str) -> Known {
-    Known { used: Used { name, letter: Some(letter) }, value: false }
+    Known { used: Used { name, letter: Some(letter) }, takes_value: false }
 }
 
 const fn value(name: &'static str) -> Known {
-    Known { used: Used { name, letter: None }, value: true }
+    Known { used: Used { name, letter: None }, takes_value: true }
 }
 
 const fn letter_value(letter: char, name: &'static str) -> Known {
-    Known { used: Used { name, letter: Some(letter) }, value: true }
+    Known { used: Used { name, letter: Some(letter) }, takes_value: true }
 }
 
-/// From the manual of rsync 3.5.0, less what only a user's side can mean. Most of them change nothing for a sender,
-/// and some are sent by old clients only.
+/// The options in the manual of rsync 3.5.0, except those that only the user's side can use. Most of them
+/// change nothing for a sender, and some are sent only by old clients.
 const OPTIONS: &[Known] = &[
     letter('A', "acls"),
     letter('C', "cvs-exclude"),

@@ -1,4 +1,4 @@
-//! From argument strings to [`Options`].
+//! Parses argument strings into [`Options`].
 
 use std::slice;
 
@@ -9,7 +9,7 @@ use crate::rsync::digest::Algorithm;
 use crate::rsync::fault::Fault;
 use crate::rsync::version::Version;
 
-/// Whether a second list of arguments follows this one.
+/// Returns whether a second list of arguments follows this one.
 pub(super) fn is_secluded(list: &[Vec<u8>]) -> bool {
     list.iter().take_while(|string| *string != b".").any(|string| match string.as_slice() {
         [b'-', b'-', ..] => false,
@@ -18,7 +18,7 @@ pub(super) fn is_secluded(list: &[Vec<u8>]) -> bool {
     })
 }
 
-/// What one or two lists of arguments say. Of the first of two only the options count.
+/// Parses one or two lists of arguments. If there are two, only the options of the first one count.
 pub(super) fn options(version: Version, module: &[u8], first: &[Vec<u8>], second: Option<&[Vec<u8>]>) -> Options {
     let mut parser = Parser::new(version);
     let dot = first.iter().position(|string| string == b".").unwrap_or(first.len());
@@ -29,11 +29,11 @@ pub(super) fn options(version: Version, module: &[u8], first: &[Vec<u8>], second
         let second = second.get(1..).unwrap_or_default();
         let dot = second.iter().position(|string| string == b".").unwrap_or(second.len());
         parser.options(&second[..dot], false);
-        parser.options.paths = second.iter().skip(dot + 1).map(|path| strip(path, module)).collect();
+        parser.options.paths = second.iter().skip(dot + 1).map(|path| strip_module(path, module)).collect();
     } else {
         parser.options(&unescaped, false);
         let paths = first.iter().skip(dot + 1).flat_map(|packed| unpack(packed, module));
-        parser.options.paths = paths.take(limits::ARGUMENTS + 1).map(|path| strip(path, module)).collect();
+        parser.options.paths = paths.take(limits::ARGUMENTS + 1).map(|path| strip_module(path, module)).collect();
     }
     parser.finish()
 }
@@ -47,17 +47,17 @@ struct Parser {
 
 impl Parser {
     fn new(version: Version) -> Self {
-        Self { options: Options::none(version), sender: false, relative: None, no_specials: false }
+        Self { options: Options::new(version), sender: false, relative: None, no_specials: false }
     }
 
-    /// Reads options. What is none is a fault, unless there are `strays` to be expected.
-    fn options(&mut self, strings: &[Vec<u8>], strays: bool) {
+    /// Parses options. A string that is not an option is a fault, unless `allow_strays` is set.
+    fn options(&mut self, strings: &[Vec<u8>], allow_strays: bool) {
         let mut strings = strings.iter();
         while let Some(string) = strings.next() {
             match string.as_slice() {
                 [b'-', b'-', long @ ..] => self.long(long, &mut strings),
                 [b'-', letters @ ..] if !letters.is_empty() => self.letters(letters, &mut strings),
-                _ if strays => {}
+                _ if allow_strays => {}
                 stray => self.fault(Fault::UnknownOption(lossy(stray))),
             }
         }
@@ -66,8 +66,8 @@ impl Parser {
     fn long(&mut self, option: &[u8], rest: &mut slice::Iter<'_, Vec<u8>>) {
         let equals = option.iter().position(|&byte| byte == b'=');
         let (name, value) = equals.map_or((option, None), |at| (&option[..at], Some(&option[at + 1..])));
-        match names::long(name) {
-            Some(known) if known.value => {
+        match names::by_name(name) {
+            Some(known) if known.takes_value => {
                 let value = value.or_else(|| rest.next().map(Vec::as_slice)).unwrap_or_default();
                 self.apply(known, value);
             }
@@ -80,13 +80,13 @@ impl Parser {
         for (at, &letter) in letters.iter().enumerate() {
             let tail = &letters[at + 1..];
             if letter == b'e' {
-                return self.options.capabilities = Capabilities::read(self.options.version, tail);
+                return self.options.capabilities = Capabilities::parse(self.options.version, tail);
             }
-            let Some(known) = names::short(letter) else {
+            let Some(known) = names::by_letter(letter) else {
                 self.fault(Fault::UnknownOption(format!("-{}", char::from(letter).escape_default())));
                 continue;
             };
-            if known.value {
+            if known.takes_value {
                 let value = if tail.is_empty() { rest.next().map_or(&[][..], Vec::as_slice) } else { tail };
                 return self.apply(known, value);
             }
@@ -122,8 +122,8 @@ impl Parser {
             "specials" => options.specials = true,
             "no-specials" => self.no_specials = true,
             "atimes" => options.atimes = true,
-            "acls" => self.since_30(known, |options| options.acls = true),
-            "xattrs" => self.since_30(known, |options| options.xattrs = true),
+            "acls" => self.require_30(known, |options| options.acls = true),
+            "xattrs" => self.require_30(known, |options| options.xattrs = true),
             "checksum" => options.checksum = true,
             "cvs-exclude" => options.cvs_exclude = true,
             "dry-run" => options.dry_run = true,
@@ -149,14 +149,13 @@ impl Parser {
             "timeout" => self.options.timeout = self.number(known, value).filter(|&seconds| seconds != 0),
             "bwlimit" => self.options.bwlimit = self.number(known, value).filter(|&rate| rate != 0),
             "remove-source-files" | "remove-sent-files" => self.fault(Fault::WritingOption(name)),
-            // Names are sent as the bytes that they are, devices as what they are, and the index holds no times of
-            // creation.
+            // Names are sent as the bytes that they are, and devices as devices; the index holds no creation times.
             "iconv" | "copy-devices" | "crtimes" => self.fault(Fault::Refused(name.to_owned())),
             _ => {}
         }
     }
 
-    fn since_30(&mut self, known: &Known, set: impl FnOnce(&mut Options)) {
+    fn require_30(&mut self, known: &Known, set: impl FnOnce(&mut Options)) {
         let version = self.options.version;
         if version.facts().variable_ints {
             set(&mut self.options);
@@ -199,7 +198,7 @@ impl Parser {
         number
     }
 
-    /// The first fault is the one that the client hears of.
+    /// Records a fault. Only the first one is reported to the client.
     fn fault(&mut self, fault: Fault) {
         self.options.fault.get_or_insert(fault);
     }
@@ -221,7 +220,7 @@ impl Parser {
     }
 }
 
-/// Undoes the quoting for a shell that there is not.
+/// Undoes the client's quoting for a shell. No shell reads the strings here.
 fn unescape(string: &[u8]) -> Vec<u8> {
     let mut bytes = string.iter();
     let next = |bytes: &mut slice::Iter<'_, u8>| match bytes.next() {
@@ -231,7 +230,7 @@ fn unescape(string: &[u8]) -> Vec<u8> {
     std::iter::from_fn(|| next(&mut bytes)).collect()
 }
 
-/// Old clients pack several paths into one string: `mod/a mod/b`.
+/// Splits a string into the paths that old clients pack into it: `mod/a mod/b`.
 fn unpack<'a>(packed: &'a [u8], module: &[u8]) -> impl Iterator<Item = &'a [u8]> {
     let next = [b" ", module, b"/"].concat();
     let begins = move |packed: &[u8], at: usize| packed[at..].starts_with(&next) && packed[at - 1] != b'\\';
@@ -244,8 +243,8 @@ fn unpack<'a>(packed: &'a [u8], module: &[u8]) -> impl Iterator<Item = &'a [u8]>
     })
 }
 
-/// A path without the module's name before it.
-fn strip(path: &[u8], module: &[u8]) -> Vec<u8> {
+/// Removes the module's name from the front of a path.
+fn strip_module(path: &[u8], module: &[u8]) -> Vec<u8> {
     let below = match path.strip_prefix(module) {
         Some([]) => &[],
         Some([b'/', below @ ..]) => below,

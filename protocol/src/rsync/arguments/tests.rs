@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::limits;
 
-/// What a client's strings mean, given in pieces.
+/// Parses a client's strings, fed in pieces of `piece` bytes. Also returns the input left over.
 fn read(version: u32, module: &str, input: &[u8], piece: usize) -> (Result<Option<Options>, Fault>, Vec<u8>) {
     let version = Version::new(version).expect("a version");
     let mut collector = Collector::new(version);
@@ -83,7 +83,7 @@ fn long_options_take_their_values_in_either_form() {
 }
 
 #[test]
-fn names_from_a_list_imply_their_paths_and_directories() {
+fn files_from_implies_relative_and_dirs() {
     let with = |words: &[&str]| options(&[words, &["--files-from=-", "--from0", ".", "pub/"]].concat());
     let options = with(&[]);
     assert_eq!((options.relative, options.dirs, options.from0), (true, true, true));
@@ -92,7 +92,7 @@ fn names_from_a_list_imply_their_paths_and_directories() {
 }
 
 #[test]
-fn a_listing_that_does_not_recurse_is_of_one_level() {
+fn a_listing_that_does_not_recurse_shows_one_level() {
     let is = |words: &[&str]| {
         let options = options(&[words, &[".", "pub/"]].concat());
         (options.recurse, options.dirs)
@@ -103,7 +103,7 @@ fn a_listing_that_does_not_recurse_is_of_one_level() {
 }
 
 #[test]
-fn specials_go_with_devices_unless_they_are_turned_off() {
+fn devices_imply_specials_unless_they_are_turned_off() {
     let is = |words: &[&str]| {
         let options = options(&[words, &[".", "pub/"]].concat());
         (options.devices, options.specials)
@@ -114,14 +114,14 @@ fn specials_go_with_devices_unless_they_are_turned_off() {
 }
 
 #[test]
-fn append_counts_to_two() {
+fn a_second_append_verifies_the_whole_file() {
     assert_eq!(options(&["--append", ".", "pub/"]).append, Append::Blind);
     assert!(options(&["--append", ".", "pub/"]).digest_of_the_rest());
     assert_eq!(options(&["--append", "--append", ".", "pub/"]).append, Append::Verified);
 }
 
 #[test]
-fn choices_of_digest_and_compression_are_by_name() {
+fn digests_and_compressions_are_chosen_by_name() {
     let choice = |word: &str| options(&[word, ".", "pub/"]).checksum_choice;
     assert_eq!(choice("--checksum-choice=md4,xxhash"), Some((Algorithm::Md4, Algorithm::Xxh64)));
     assert_eq!(choice("--checksum-choice=sha1"), Some((Algorithm::Sha1, Algorithm::Sha1)));
@@ -137,7 +137,7 @@ fn choices_of_digest_and_compression_are_by_name() {
 fn paths_lose_their_module_and_keep_their_wildcards() {
     assert_eq!(paths(&["-r", ".", "pub/a/sub/", "pub", "pub//b", "public/x"]), ["a/sub/", "", "b", "public/x"]);
     assert_eq!(paths(&["-r", ".", "pub/*.[ab]", "pub/a\\ b"]), ["*.[ab]", "a\\\\ b"]);
-    // After the dot nothing is an option.
+    // Nothing after the dot is an option.
     assert_eq!(paths(&["-r", ".", "pub/a", "--delete"]), ["a", "--delete"]);
 }
 
@@ -148,7 +148,7 @@ fn paths_packed_into_one_string_are_unpacked() {
 }
 
 #[test]
-fn quoting_for_a_shell_is_undone_in_options_only() {
+fn shell_quoting_is_undone_in_options_only() {
     let options = options(&["--files-from=/a\\ \\\\b\\", "-r", ".", "pub/a\\*"]);
     assert_eq!(options.files_from, FilesFrom::Path(b"/a \\b\\".to_vec()));
     assert_eq!(options.paths, [b"a\\*"]);
@@ -169,7 +169,7 @@ fn secluded_arguments_come_in_a_second_list() {
 }
 
 #[test]
-fn a_second_list_is_announced_by_a_letter_alone() {
+fn only_the_letter_s_announces_a_second_list() {
     for words in [&["--specials", ".", "-s"][..], &["-re.s", ".", "pub/"]] {
         assert!(
             !parse::is_secluded(&words.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>()),
@@ -179,7 +179,7 @@ fn a_second_list_is_announced_by_a_letter_alone() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_once_and_the_rest_is_still_read() {
+fn the_first_fault_is_kept_and_the_rest_is_still_parsed() {
     let fault = |words: &[&str]| options(words).fault;
     assert_eq!(fault(&["--iconv=utf-8", "--nonsense", ".", "pub/"]), Some(Fault::Refused("iconv".to_owned())));
     assert_eq!(fault(&["-N", ".", "pub/"]), Some(Fault::Refused("crtimes".to_owned())));
@@ -202,14 +202,14 @@ fn what_cannot_be_served_is_said_once_and_the_rest_is_still_read() {
 }
 
 #[test]
-fn a_client_that_wants_to_send_is_told_that_the_module_is_read_only() {
+fn a_client_that_wants_to_upload_learns_that_the_module_is_read_only() {
     let input = strings(&["--server", "-logDtpre.iLsfxCIvu", ".", "pub/", ""]);
     let options = read(32, "pub", &input, usize::MAX).0.expect("within limits").expect("complete");
     assert_eq!(options.fault, Some(Fault::ReadOnly));
 }
 
 #[test]
-fn access_lists_and_attributes_need_protocol_30() {
+fn acls_and_xattrs_require_protocol_30() {
     let input = b"--server\n--sender\n-rA\n.\npub/\n\n";
     let options = read(29, "pub", input, usize::MAX).0.expect("within limits").expect("complete");
     let version = Version::new(29).expect("a version");
@@ -217,7 +217,7 @@ fn access_lists_and_attributes_need_protocol_30() {
 }
 
 #[test]
-fn every_option_is_known_by_the_name_that_a_refusal_has_for_it() {
+fn used_options_have_the_names_that_refuse_options_uses() {
     let used = options(&["-rze.iLsfxCIvu", "--timeout=1", "-z", ".", "pub/"]).used;
     let expected =
         [("server", None), ("sender", None), ("recursive", Some('r')), ("compress", Some('z')), ("timeout", None)];
@@ -225,7 +225,7 @@ fn every_option_is_known_by_the_name_that_a_refusal_has_for_it() {
 }
 
 #[test]
-fn arguments_without_end_are_cut_off() {
+fn arguments_that_do_not_end_are_refused() {
     let outcome = |input: &[u8]| read(32, "pub", input, 4096).0;
     assert_eq!(outcome(&vec![b'a'; limits::ARGUMENT_BYTES + 4096]), Err(Fault::ArgumentsTooLong));
     assert_eq!(outcome(&b"a\0".repeat(limits::ARGUMENTS + 1)), Err(Fault::ArgumentsTooLong));
@@ -234,7 +234,7 @@ fn arguments_without_end_are_cut_off() {
 
 proptest! {
     #[test]
-    fn any_bytes_end_in_options_or_a_fault_whatever_their_pieces(
+    fn pieces_do_not_change_the_result_of_any_input(
         version in 27u32..=32,
         words in proptest::collection::vec("(-{0,2}[a-zA-Z0-9=./\\\\ *,-]{0,12}|--server|--sender|\\.|pub/[a-z ]{0,5})", 0..12),
         piece in 1usize..9,

@@ -118,7 +118,7 @@ fn any_options() -> impl Strategy<Value = Options> {
         append: if append { Append::Verified } else { Append::No },
         dry_run,
         xattrs: xattrs && number >= 30,
-        ..Options::none(version(number))
+        ..Options::new(version(number))
     })
 }
 
@@ -226,7 +226,7 @@ fn entries(options: &Options, data: &[u8]) -> Result<Vec<Event>, Fault> {
 
 #[test]
 fn block_sums_are_dropped_as_they_come() {
-    let options = Options::none(version(29));
+    let options = Options::new(version(29));
     let mut requests = requests(&options);
     let head = SumHead { count: 1_000_000, block_len: 700, strong_len: 16, remainder: 0 };
     requests.receive(&[0; 4]);
@@ -257,7 +257,7 @@ fn heads_of_sums_that_no_client_can_mean_are_refused() {
         (30, [1, 700, 2, 701], "last block's length", 701),
         (30, [1, 700, 2, -1], "last block's length", -1),
     ] {
-        let options = Options::none(version(number));
+        let options = Options::new(version(number));
         let mut data = Vec::new();
         NdxEncoder::new(options.version).put(&mut data, 0);
         data.extend_from_slice(&item::TRANSFER.to_le_bytes());
@@ -282,16 +282,16 @@ fn indices_that_nobody_requests_are_refused() {
         NdxEncoder::new(Version::NEWEST).put(&mut data, ndx);
         data
     };
-    let options = Options::none(Version::NEWEST);
+    let options = Options::new(Version::NEWEST);
     assert_eq!(entries(&options, &put(-2)), Err(Fault::Index(-2)));
     assert_eq!(entries(&options, &put(-101)), Err(Fault::Index(-101)));
     // Counts of deletions came with protocol 31.
-    assert_eq!(entries(&Options::none(version(30)), &put(-3)), Err(Fault::Index(-3)));
+    assert_eq!(entries(&Options::new(version(30)), &put(-3)), Err(Fault::Index(-3)));
 }
 
 #[test]
 fn rules_are_limited_in_number_and_bytes() {
-    let options = Options::none(version(29));
+    let options = Options::new(version(29));
     let run = |input: &[u8]| events(&mut requests(&options), input, 4096).map(|events| events.len());
     let RuleLimits { count, bytes } = RuleLimits::default();
     let long = [&(bytes as i32).to_le_bytes()[..], &vec![b'x'; bytes]].concat();
@@ -305,7 +305,7 @@ fn rules_are_limited_in_number_and_bytes() {
 
 #[test]
 fn a_name_is_no_longer_than_a_path() {
-    let options = Options { files_from: FilesFrom::Client, ..Options::none(version(29)) };
+    let options = Options { files_from: FilesFrom::Client, ..Options::new(version(29)) };
     let run = |len: usize, end: &[u8]| {
         let input = [&[0; 4], &vec![b'x'; len][..], end].concat();
         events(&mut requests(&options), &input, 1000).map(|events| events.len())
@@ -321,7 +321,7 @@ fn nor_is_the_name_of_a_basis() {
         NdxEncoder::new(Version::NEWEST).put(&mut data, 1);
         data.extend_from_slice(&item::NAME.to_le_bytes());
         put_vstring(&mut data, &vec![b'x'; len]);
-        entries(&Options::none(Version::NEWEST), &data)
+        entries(&Options::new(Version::NEWEST), &data)
     };
     assert!(run(limits::PATH).is_ok());
     assert!(matches!(run(limits::PATH + 1), Err(Fault::Decode(DecodeError::TooLarge { .. }))));
@@ -329,20 +329,20 @@ fn nor_is_the_name_of_a_basis() {
 
 #[test]
 fn raw_names_must_begin_between_frames() {
-    let options = Options { files_from: FilesFrom::Client, ..Options::none(version(30)) };
+    let options = Options { files_from: FilesFrom::Client, ..Options::new(version(30)) };
     assert_eq!(entries(&options, b"a\0\0"), Err(Fault::NamesInFrame));
 }
 
 #[test]
 fn values_of_extended_attributes_are_not_to_be_had() {
-    let options = Options { xattrs: true, ..Options::none(Version::NEWEST) };
+    let options = Options { xattrs: true, ..Options::new(Version::NEWEST) };
     assert_eq!(entries(&options, &[1, 0, 1, 1]), Err(Fault::Xattrs));
     assert!(matches!(entries(&options, &[1, 0, 1, 0]).as_deref(), Ok([_, Event::Request(request)]) if request.xattrs));
 }
 
 #[test]
 fn messages_that_no_client_sends_are_refused() {
-    let options = Options::none(Version::NEWEST);
+    let options = Options::new(Version::NEWEST);
     let run = |tag, payload: &[u8]| {
         let mut input = Vec::new();
         put_frame(&mut input, tag, payload);
@@ -355,7 +355,7 @@ fn messages_that_no_client_sends_are_refused() {
 
 #[test]
 fn the_digest_in_force_decides_how_long_sums_may_be() {
-    let options = Options { checksum_choice: Some((Algorithm::Sha1, Algorithm::Sha1)), ..Options::none(version(30)) };
+    let options = Options { checksum_choice: Some((Algorithm::Sha1, Algorithm::Sha1)), ..Options::new(version(30)) };
     let offer = Offer { digests: &[Algorithm::Sha1], compressions: &[], seed: 0, incremental: false, timeout: None };
     let setup = Setup::begin(&options, &offer).1.next().expect("no fault").expect("nothing by name");
     assert_eq!(Requests::new(&setup, &options).strong_limit, 20);
