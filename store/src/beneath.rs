@@ -1,31 +1,31 @@
-//! Opening beneath one directory, whatever lies in it.
+//! Opens files beneath a directory without following symlinks or leaving it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// How often an open that the kernel puts off is tried.
+/// How often an open is tried while the kernel returns `AGAIN` or `INTR`.
 const TRIES: u32 = 64;
 
-/// Opens `path` without leaving `root` and without following any symlink, also when the tree changes
-/// meanwhile. The empty path is the root itself. The descriptor is closed on exec; nothing is created.
+/// Opens `path` without leaving `root` and without following any symlink, even if the tree changes meanwhile.
+/// The empty path is the root itself. The descriptor is closed on exec. Nothing is created.
 ///
 /// # Errors
-/// The kernel's. Among them `LOOP` for a symlink anywhere in the path, `XDEV` for a way out of the root, and
-/// `AGAIN` when the answer stayed the same for many tries: another process holds a lease on the file and
-/// `flags` say not to wait for it (`NONBLOCK`), or something is renamed all the time.
+/// The kernel's errors. Among them are `LOOP` for a symlink anywhere in the path, `XDEV` for a path that leaves the
+/// root, and `AGAIN` if the kernel kept returning it for many tries: another process holds a lease on the file and
+/// `flags` contains `NONBLOCK`, or entries are renamed all the time.
 pub fn open_beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    patiently(|| open(root.as_fd(), path, flags, ResolveFlags::empty()))
+    retry(|| open(root.as_fd(), path, flags, ResolveFlags::empty()))
 }
 
-/// The same at once: from what the kernel remembers of directories, without asking the disk.
+/// Like [`open_beneath`], but only uses directories that the kernel has cached, and never waits for the disk.
 ///
 /// # Errors
-/// As above, and `AGAIN` where the disk would have to be asked.
+/// As for [`open_beneath`], and `AGAIN` if the disk would have to be read.
 pub fn open_beneath_at_once(root: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     match open(root.as_fd(), path, flags, ResolveFlags::CACHED) {
-        // A kernel that knows no such opening (before Linux 5.12).
+        // Kernels before Linux 5.12 do not know `RESOLVE_CACHED`.
         Err(Errno::INVAL) => Err(Errno::AGAIN),
         result => result,
     }
@@ -37,8 +37,8 @@ fn open(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, how: ResolveFlags) -> 
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-/// An open that was interrupted, or that a rename elsewhere kept the kernel from judging, is worth another try.
-fn patiently<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+/// Retries an open that was interrupted, or that the kernel could not judge because of a rename elsewhere.
+fn retry<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 1..TRIES {
         match open() {
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_symlinks_nor_dots_lead_out() {
+    fn neither_symlinks_nor_dots_leave_the_root() {
         let outer = tempfile::tempdir().unwrap();
         let inside = |path: &str| outer.path().join("root").join(path);
         fs::create_dir_all(inside("real")).unwrap();
@@ -76,27 +76,27 @@ mod tests {
     }
 
     #[test]
-    fn at_once_opens_what_was_just_open_and_nothing_else() {
+    fn opening_at_once_finds_cached_directories_only() {
         let outer = tempfile::tempdir().unwrap();
         fs::create_dir_all(outer.path().join("root/real")).unwrap();
         symlink("real", outer.path().join("root/alias")).unwrap();
         let root = fs::File::open(outer.path().join("root")).unwrap();
         let open = |path: &[u8]| open_beneath_at_once(&root, path, OFlags::PATH).map(drop);
-        // File systems that remember nothing (of some networks) always say that the disk is to be asked.
+        // File systems that cache no directories (some network file systems) always return `AGAIN`.
         assert!(matches!(open(b"real"), Ok(()) | Err(Errno::AGAIN)));
         assert!(open(b"alias").is_err() && open(b"..").is_err() && open(b"none").is_err());
     }
 
     #[test]
-    fn what_passes_is_waited_for_and_what_stays_is_told() {
-        let mut passing = [Errno::AGAIN, Errno::INTR, Errno::AGAIN].into_iter();
-        assert_eq!(patiently(|| passing.next().map_or(Ok(7), Err)), Ok(7));
+    fn temporary_errors_are_retried_and_lasting_ones_returned() {
+        let mut temporary = [Errno::AGAIN, Errno::INTR, Errno::AGAIN].into_iter();
+        assert_eq!(retry(|| temporary.next().map_or(Ok(7), Err)), Ok(7));
         let mut tries = 0;
-        let put_off = |tries: &mut u32| {
+        let fail = |tries: &mut u32| {
             *tries += 1;
             Err::<(), _>(Errno::AGAIN)
         };
-        assert_eq!((patiently(|| put_off(&mut tries)), tries), (Err(Errno::AGAIN), TRIES));
-        assert_eq!(patiently(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
+        assert_eq!((retry(|| fail(&mut tries)), tries), (Err(Errno::AGAIN), TRIES));
+        assert_eq!(retry(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
     }
 }

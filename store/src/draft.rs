@@ -1,4 +1,4 @@
-//! A generation that is being written.
+//! Writes a new generation, syncs it and makes it current.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,10 +17,11 @@ use crate::layout::{Layout, names, sync_dir};
 use crate::packs::{self, PackWriter, Record};
 use crate::part::read_head;
 
-/// Files from this size on are synced as soon as they are written; the small ones together, at the end.
+/// Files of this many bytes or more are synced as soon as they are written. Smaller ones are synced together at the
+/// end.
 const SYNCED_AT_ONCE: usize = 1 << 20;
 
-/// A generation that is being written, in a directory of its own. Dropped unpublished, it leaves nothing.
+/// A generation that is being written to a temporary directory. Dropping it without [`Draft::publish`] removes it.
 #[derive(Debug)]
 pub struct Draft {
     layout: Layout,
@@ -47,8 +48,8 @@ impl Draft {
         self.number
     }
 
-    /// Appends a record of the file with that digest to this generation's pack, buffered. Any thread may. An empty
-    /// one is none.
+    /// Appends the record of the file with digest `file` to this generation's pack, and returns its location. Writes are
+    /// buffered. Any thread may call this. An empty record is not written.
     pub fn append(&self, file: Digest, record: Record<'_>) -> Result<RecordAt, StoreError> {
         if record == Record::default() {
             return Ok(RecordAt::default());
@@ -63,7 +64,7 @@ impl Draft {
         }
     }
 
-    /// Writes the encoded list, and compressed beside it.
+    /// Writes the encoded list, and a compressed copy beside it.
     pub fn write_list(&self, encoded: &[u8]) -> Result<(), StoreError> {
         std::thread::scope(|scope| {
             let compressor = scope.spawn(|| {
@@ -77,7 +78,8 @@ impl Draft {
         })
     }
 
-    /// Takes the list of another generation of this store, which is the same; the compressed one only if it is right.
+    /// Hard-links the list of another generation of this store, for a generation with the same list. The compressed list
+    /// is linked only if it is right, and written again otherwise.
     pub fn link_list(&self, from: &Generation) -> Result<(), StoreError> {
         self.link("list", from)?;
         if from.list_zst_is_right() {
@@ -97,20 +99,19 @@ impl Draft {
         self.write("delta", encoded)
     }
 
-    /// Writes the head. A pulled generation that is all of its origin's takes the origin's very bytes.
+    /// Writes the head. A pulled generation that has all of the origin's list passes the origin's head unchanged.
     pub fn write_head(&self, head_bytes: &[u8]) -> Result<(), StoreError> {
         self.write("head", head_bytes)
     }
 
-    /// Writes what the origin of a partial generation has: its head, and its list unless that is this
-    /// generation's list.
+    /// Writes the origin's head for a partial generation, and the origin's list unless it is this generation's list.
     pub fn write_origin(&self, head_bytes: &[u8], list: Option<&[u8]>) -> Result<(), StoreError> {
         self.write("origin-head", head_bytes)?;
         list.map_or(Ok(()), |list| self.write("origin-list", list))
     }
 
-    /// Makes the generation durable, then current. Gives its number. A head, a list and local facts must
-    /// have been written.
+    /// Makes the generation durable and then current, and returns its number. The head, the list and the local facts
+    /// must have been written before.
     pub fn publish(mut self) -> Result<u64, StoreError> {
         self.write_pack_uses()?;
         self.sync_pack()?;
@@ -157,7 +158,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Syncs all files at once, so that the disk can order their writes, then their directory.
+    /// Syncs all files concurrently, so that the disk can order their writes, and then their directory.
     fn sync_files(&self) -> Result<(), StoreError> {
         kill_point("before-generation-sync");
         let sync = |name: &String| {
@@ -178,7 +179,7 @@ impl Draft {
         let path = self.dir.join(name);
         let mut file = File::create(&path).at("create", &path)?;
         file.write_all(bytes).at("write", &path)?;
-        // The disk may as well begin: what follows is computing.
+        // The disk can begin now, because the caller goes on computing.
         if bytes.len() >= SYNCED_AT_ONCE { file.sync_all().at("sync", &path) } else { Ok(()) }
     }
 
@@ -193,7 +194,7 @@ impl Drop for Draft {
         if self.published {
             return;
         }
-        // What cannot be removed now, the next draft removes.
+        // The next draft removes what cannot be removed now.
         let _ = fs::remove_dir_all(&self.dir);
         if let Some(pack) = self.pack.get_mut().unwrap_or_else(PoisonError::into_inner) {
             let _ = fs::remove_file(pack.path());

@@ -1,4 +1,4 @@
-//! What can go wrong with a store, sorted by whose fault it is.
+//! Store errors, grouped by their cause: the caller, or the host and its disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use stillmirror_protocol::list::ListError;
 use stillmirror_protocol::local::LocalError;
 use thiserror::Error;
 
-/// A store that cannot be used. Every message names the file and what to do.
+/// An error of a store. The message names the file, and says what to do where that is known.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    // The caller's.
-    /// There is no store there.
-    #[error("{} is no store: no index or pull has made it yet", .0.display())]
+    // Caused by the caller.
+    /// The directory does not exist or contains no store.
+    #[error("{} is not a store: `stillmirror index` or `stillmirror pull` creates one", .0.display())]
     Missing(PathBuf),
-    /// The directory has other things in it.
-    #[error("{} is neither empty nor a store: name a directory of its own for the store", .0.display())]
+    /// The directory contains other files.
+    #[error("{} is neither empty nor a store: choose a new or empty directory for the store", .0.display())]
     NotAStore(PathBuf),
     /// The store belongs to another repository.
     #[error("{} is the store of the repository '{found}', not of '{wanted}': give '{wanted}' a store of its own", .dir.display())]
@@ -25,29 +25,29 @@ pub enum StoreError {
         dir: PathBuf,
         /// The repository that it belongs to.
         found: String,
-        /// The repository that was asked for.
+        /// The requested repository.
         wanted: String,
     },
-    /// A repository's name that is not allowed.
+    /// The repository's name is invalid.
     #[error(transparent)]
     Name(#[from] BadRepositoryName),
-    /// Another process writes this store.
+    /// Another process is writing to this store.
     #[error("{} is being written by another process{}: wait for it to end", .dir.display(), holder_text(*.holder))]
     Locked {
         /// The store.
         dir: PathBuf,
-        /// That process, when it could be read.
+        /// The ID of that process. `None` if the lock file does not tell.
         holder: Option<u32>,
     },
-    /// No such generation is kept.
+    /// The store has no such generation.
     #[error("{} has no generation {number}", .dir.display())]
     NoGeneration {
         /// The store.
         dir: PathBuf,
-        /// The number asked for.
+        /// The requested number.
         number: u64,
     },
-    /// More generations than a pack's number can count.
+    /// The generation's number does not fit into a pack's number.
     #[error("{}: generation number {number} is too large", .dir.display())]
     TooMany {
         /// The store.
@@ -56,8 +56,8 @@ pub enum StoreError {
         number: u64,
     },
 
-    // The disk's, or another program's.
-    /// A file is damaged, cut short, or from another version of this program.
+    // Caused by the disk or by another program.
+    /// A file is damaged, truncated, missing, or was written by another version of this program.
     #[error("{}: {damage}; {remedy}", .path.display())]
     Damaged {
         /// The file.
@@ -67,14 +67,14 @@ pub enum StoreError {
         /// What to do.
         remedy: String,
     },
-    /// The host refuses.
+    /// A system call failed.
     #[error("cannot {action} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The failed action, as a verb: "open", "read".
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -82,16 +82,16 @@ pub enum StoreError {
 /// What is wrong with a file of a store.
 #[derive(Debug, Error)]
 pub enum Damage {
-    /// A head.
+    /// The head is invalid.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// A file list.
+    /// The file list is invalid.
     #[error(transparent)]
     List(#[from] ListError),
-    /// A table of local facts.
+    /// The table of local facts is invalid.
     #[error(transparent)]
     Local(#[from] LocalError),
-    /// Anything else.
+    /// Another kind of damage, described by the text.
     #[error("{0}")]
     Other(&'static str),
 }
@@ -100,7 +100,7 @@ fn holder_text(holder: Option<u32>) -> String {
     holder.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-/// Names the action and the file of an I/O error.
+/// Adds the action and the file to an I/O error.
 pub(crate) trait At<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError>;
 }

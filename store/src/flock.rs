@@ -1,4 +1,4 @@
-//! A lock that ends with its guard.
+//! A file lock that is released when its guard is dropped.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,12 +6,12 @@ use std::os::fd::AsFd;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// An exclusive flock(2) of an open file or directory, given up on drop.
+/// An exclusive `flock(2)` lock of an open file or directory, released on drop.
 #[derive(Debug)]
 pub struct Flock<F: AsFd>(F);
 
 impl<F: AsFd> Flock<F> {
-    /// Takes the lock, without waiting. None: somebody else has it.
+    /// Takes the lock without waiting. `None` if another holder has it.
     pub fn take(file: F) -> io::Result<Option<Self>> {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self(file))),
@@ -20,7 +20,7 @@ impl<F: AsFd> Flock<F> {
         }
     }
 
-    /// What is locked.
+    /// The locked file.
     pub fn file(&self) -> &F {
         &self.0
     }
@@ -28,8 +28,8 @@ impl<F: AsFd> Flock<F> {
 
 impl<F: AsFd> Drop for Flock<F> {
     fn drop(&mut self) {
-        // Closing is not enough: a child that is being started has the file open too, until it becomes
-        // another program. Where unlocking fails, closing is what is left.
+        // Closing the file is not enough: a child process that is being started has the file open too, until it
+        // executes another program. If unlocking fails, closing is all that is left to do.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }

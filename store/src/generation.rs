@@ -1,4 +1,4 @@
-//! One generation, open.
+//! An open generation: its mapped list, local facts, delta and packs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,14 +21,14 @@ use crate::delta::Delta;
 use crate::error::{At, Damage, StoreError};
 use crate::map::{Archived, checksum};
 use crate::packs::{self, Pack, PackUse, Record};
-use crate::part::{Watched, damaged, map, optional, read_head};
+use crate::part::{RecheckedMap, damaged, map, optional, read_head};
 use crate::records::{self, BadRecord};
 
-/// The list is compressed once for all first pulls, and while the publisher waits. Higher levels gain
-/// little: more than half of the bytes are digests, which do not compress at all.
+/// The list is compressed once for all first pulls, while the publisher waits. Higher levels gain little, because
+/// more than half of the bytes are digests, which do not compress at all.
 pub(crate) const LIST_ZSTD_LEVEL: i32 = 1;
 
-/// A generation: mapped, checked, and never changing. It stays readable after its files were collected.
+/// A mapped and checked generation. It never changes, and stays readable after its files have been removed.
 #[derive(Debug)]
 pub struct Generation {
     number: u64,
@@ -36,11 +36,11 @@ pub struct Generation {
     head: Head,
     head_bytes: Vec<u8>,
     list: Archived<ArchivedFileList>,
-    list_zst: Watched,
+    list_zst: RecheckedMap,
     local: Local,
     delta: Option<Arc<Delta>>,
     origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
-    /// Where packs are.
+    /// The directory of the packs.
     sums: PathBuf,
     uses: Vec<PackUse>,
     packs: BTreeMap<u32, Pack>,
@@ -49,11 +49,11 @@ pub struct Generation {
 #[derive(Debug)]
 struct Local {
     table: Archived<ArchivedLocalTable>,
-    /// Of a table that has device numbers, the root's.
+    /// The root's device number. `None` if the table has no device numbers.
     root_device: Option<u64>,
 }
 
-/// What a pulled generation is a part of.
+/// The origin's generation of which a pulled generation is a part.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
     /// The origin's head.
@@ -63,10 +63,9 @@ pub struct Origin<'a> {
 }
 
 impl Generation {
-    /// Opens the generation in `dir`: checks the head, the checksums and lengths of the list and the
-    /// local facts (read, not mapped), then their archives and meaning once. Costs time linear in the
-    /// list and leaves no page of it resident. The list's SHA-256 is not computed; see
-    /// [`Generation::digest_is_right`].
+    /// Opens the generation in `dir`. Checks the head, the checksums and lengths of the list and of the local facts
+    /// (reading them, not through the map), and then validates both archives once. Takes time linear in the list, and
+    /// leaves no page of it resident. Does not compute the list's SHA-256; see [`Generation::digest_is_right`].
     pub(crate) fn open(dir: PathBuf, sums: &Path, number: u64) -> Result<Self, StoreError> {
         let (head, head_bytes) = read_head(&dir.join("head"))?;
         let list = open_list(&dir.join("list"), &head)?;
@@ -84,13 +83,13 @@ impl Generation {
         };
         let uses = read_uses(&dir)?;
         let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::open(sums, uses.pack)?))).collect();
-        let list_zst = Watched::of(map(&dir.join("list.zst"))?);
+        let list_zst = RecheckedMap::of(map(&dir.join("list.zst"))?);
         let delta = Delta::open(&dir, &head)?.map(Arc::new);
         let sums = sums.to_owned();
         Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, sums, uses, packs })
     }
 
-    /// The store's own sequence number. At the origin it is the head's generation number.
+    /// The store's own sequence number. At the origin it equals the head's generation number.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -110,13 +109,13 @@ impl Generation {
         ListRef::new(self.list.get())
     }
 
-    /// The file list, for a few lookups or a short piece of it: pages that are not in memory are read one by
-    /// one, not with all that the device reads ahead. Who goes over much of the list takes [`Generation::list`].
+    /// The file list, for a few lookups or a short range. Pages that are not in memory are read one by one, without
+    /// the device's read-ahead. Callers that read much of the list use [`Generation::list`].
     pub fn list_sparsely(&self) -> ListRef<'_> {
         ListRef::new(self.list.get_sparsely())
     }
 
-    /// The encoded list: its header and body.
+    /// The encoded list: header and body.
     pub fn list_bytes(&self) -> &[u8] {
         self.list.bytes()
     }
@@ -126,7 +125,8 @@ impl Generation {
         self.list_zst.bytes()
     }
 
-    /// Whether [`Generation::list_zst`] is the list. Reads it through each time, and decompresses it the first time.
+    /// Returns whether [`Generation::list_zst`] is the list. Every call reads all of it; the first one also
+    /// decompresses it.
     pub fn list_zst_is_right(&self) -> bool {
         self.list_zst.is_right(|bytes| {
             let mut digest = HashWriter { hash: Sha256::new(), left: self.head.list_len };
@@ -135,7 +135,7 @@ impl Generation {
         })
     }
 
-    /// Compresses the list again, as it was when the store was written. Fails when the list is damaged itself.
+    /// Compresses the list again, at the level that the store uses. Fails if the list itself is damaged.
     pub fn compress_list(&self) -> io::Result<Vec<u8>> {
         if !self.digest_is_right() {
             return Err(io::ErrorKind::InvalidData.into());
@@ -143,27 +143,28 @@ impl Generation {
         zstd::bulk::compress(self.list_bytes(), LIST_ZSTD_LEVEL)
     }
 
-    /// The delta from the list `head().previous` to this one; none in a first generation.
+    /// The delta from the list `head().previous` to this one. `None` in a first generation, and in others that were
+    /// published without a delta.
     pub fn delta(&self) -> Option<&Arc<Delta>> {
         self.delta.as_ref()
     }
 
-    /// What only this host knows of the list's entries.
+    /// The local facts: what only this host knows about the list's entries.
     pub fn local(&self) -> LocalRef<'_> {
         LocalRef::new(self.local.table.get(), self.local.root_device)
     }
 
-    /// The block checksum record of a regular file, by its file number
-    /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`).
-    /// None when there is none, or its pack is missing or cut short. They are as the pack has them: ask
-    /// [`Generation::check_sums`] before they are sent.
+    /// Returns the block checksums of a regular file by its file number
+    /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`). `None` if there
+    /// are none, or if the pack is missing or truncated. The bytes are unchecked: call [`Generation::check_sums`]
+    /// before sending them.
     pub fn sums(&self, file: u32) -> Option<&[u8]> {
         let at = self.local().record(file).filter(|at| at.sums > 0)?;
         self.bytes(&at)?.get(..usize::try_from(at.sums).ok()?)
     }
 
-    /// Whether that range of the block checksums of a regular file is what was written. Reads the range, and what
-    /// shares a check with it. None of a record that is not there is wrong.
+    /// Checks a range of a regular file's block checksums. Reads the range, and the bytes that share a check with it.
+    /// Fails if they are not what was written. A file without block checksums passes.
     pub fn check_sums(&self, file: u32, range: Range<u64>) -> Result<(), BadRecord> {
         let Some(at) = self.local().record(file).filter(|at| at.sums > 0) else { return Ok(()) };
         let parts = self.bytes(&at).and_then(|bytes| bytes.split_at_checked(usize::try_from(at.sums).ok()?));
@@ -171,7 +172,8 @@ impl Generation {
         if parts.is_some_and(are_right) { Ok(()) } else { Err(self.bad_record(&at)) }
     }
 
-    /// All that is kept of a regular file, by its file number, checked; none when nothing is kept.
+    /// Returns the checked record of a regular file by its file number. `None` if the file has no record. Fails if the
+    /// record is missing or damaged.
     pub fn record(&self, file: u32) -> Result<Option<Record<'_>>, BadRecord> {
         let Some(at) = self.local().record(file) else { return Ok(None) };
         self.check_sums(file, 0..at.sums)?;
@@ -188,9 +190,10 @@ impl Generation {
         parts.map(Some).ok_or_else(|| self.bad_record(&at))
     }
 
-    /// Where the content of a regular file of `size` bytes is kept, by its file number: a pack's number, and the
-    /// place in its file, with the check behind it ([`CHECK_BYTES`]). Looks at nothing but the local facts. None when
-    /// it is not kept, or its pack is missing or cut short. [`Generation::is_content`] tells whether it is right.
+    /// Returns where the content of a regular file of `size` bytes is kept, by its file number: the pack's number and
+    /// the byte range in the pack, which includes the check behind the content ([`CHECK_BYTES`]). Reads only the local
+    /// facts. `None` if the content is not kept, or if its pack is missing or truncated. [`Generation::is_content`]
+    /// checks the bytes.
     pub fn content(&self, file: u32, size: u64) -> Option<(u32, Range<u64>)> {
         let at = self.local().record(file).filter(|at| at.content > 0 && u64::from(at.content) == size)?;
         let start = at.offset.checked_add(at.content_start()).filter(|&start| start >= packs::HEADER_BYTES)?;
@@ -198,41 +201,41 @@ impl Generation {
         (end <= self.packs.get(&at.pack)?.bytes().len() as u64).then_some((at.pack, start..end))
     }
 
-    /// Whether bytes from where [`Generation::content`] says are the content of that regular file.
+    /// Returns whether the bytes read from the range that [`Generation::content`] gives are the content of that file.
     pub fn is_content(&self, file: u32, bytes: &[u8]) -> bool {
         records::is_content(self.list().sha256(file), bytes)
     }
 
-    /// The bytes of a record, checks included; none when its pack is missing or cut short.
+    /// Returns the bytes of a record, including its checks. `None` if its pack is missing or truncated.
     fn bytes(&self, at: &RecordAt) -> Option<&[u8]> {
         let start = usize::try_from(at.offset).ok().filter(|&start| start >= packs::HEADER_BYTES as usize)?;
         self.packs.get(&at.pack)?.bytes().get(start..)?.get(..usize::try_from(at.len()).ok()?)
     }
 
-    /// What to say of a record that is damaged.
+    /// Returns the error for a damaged record.
     pub fn bad_record(&self, at: &RecordAt) -> BadRecord {
         BadRecord { path: packs::path(&self.sums, at.pack), offset: at.offset }
     }
 
-    /// The packs that this generation refers to and that are missing, or are no packs of this version. Nothing is
-    /// served from these.
+    /// Returns the paths of the packs that this generation refers to and that are missing or invalid. Nothing is served
+    /// from these.
     pub fn missing_packs(&self) -> impl Iterator<Item = PathBuf> {
         let missing = self.uses.iter().filter(|uses| !self.packs.contains_key(&uses.pack));
         missing.map(|uses| packs::path(&self.sums, uses.pack))
     }
 
-    /// A pack that this generation refers to; none when it is missing.
+    /// Returns a pack that this generation refers to. `None` if it is missing or invalid.
     pub fn pack(&self, number: u32) -> Option<&Pack> {
         self.packs.get(&number)
     }
 
-    /// The packs that this generation refers to, by number.
+    /// The packs that this generation refers to, in ascending order of their numbers.
     pub fn pack_uses(&self) -> &[PackUse] {
         &self.uses
     }
 
-    /// The packs whose records a next generation should carry over into its own: those of which less
-    /// than half is in use, and, once there are many, the small ones.
+    /// Returns the packs whose records the next generation should copy to its own pack: those of which less than half
+    /// is in use, and the small ones if there are many packs.
     pub fn packs_to_compact(&self) -> Vec<u32> {
         let size = |pack: u32| self.packs.get(&pack).map_or(0, |pack| pack.bytes().len() as u64);
         let total: u64 = self.uses.iter().map(|uses| size(uses.pack)).sum();
@@ -244,13 +247,13 @@ impl Generation {
         self.uses.iter().filter(wasteful).map(|uses| uses.pack).collect()
     }
 
-    /// For a pulled generation that is not all of its origin's: what the origin has.
+    /// The origin's generation, if this one was pulled and is only a part of it.
     pub fn origin(&self) -> Option<Origin<'_>> {
         let (head, list) = self.origin.as_ref()?;
         Some(Origin { head, list: ListRef::new(list.as_ref().unwrap_or(&self.list).get()) })
     }
 
-    /// Computes the list's SHA-256, which opening does not, and compares it with the head's.
+    /// Computes the list's SHA-256, which opening does not do, and returns whether it is the one in the head.
     pub fn digest_is_right(&self) -> bool {
         list::digest(self.list_bytes()) == self.head.list_digest
     }
@@ -261,9 +264,10 @@ impl Generation {
     }
 }
 
-/// Takes the digest of as many bytes as it has room for.
+/// Hashes what is written to it, and fails beyond a limit.
 struct HashWriter {
     hash: Sha256,
+    /// Bytes that may still be written.
     left: u64,
 }
 
@@ -296,12 +300,12 @@ fn open_list(path: &Path, head: &Head) -> Result<Archived<ArchivedFileList>, Sto
         return Err(bad(ListError::Length { found, expected }));
     }
     if head.list_len != found {
-        return Err(damaged(path, Damage::Other("not the file list that the generation's head names")));
+        return Err(damaged(path, Damage::Other("the file list does not match the generation's head")));
     }
     if checksum(&file, list::HEADER_BYTES as u64, header.body_len).at("read", path)? != header.checksum {
         return Err(bad(ListError::Checksum));
     }
-    let offence = ListError::Archive("no archived list".to_owned());
+    let offence = ListError::Archive("not an archived file list".to_owned());
     let mapped: Archived<ArchivedFileList> = map_archived(&file, path, list::HEADER_BYTES, offence)?;
     list::validate(ListRef::new(mapped.get())).map_err(|offence| bad(offence.into()))?;
     mapped.forget_pages();
@@ -328,7 +332,7 @@ fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Loca
     Ok(Local { table, root_device })
 }
 
-/// Counts which packs the local facts of a draft refer to, with the numbers of rows in its head.
+/// Determines which packs a draft refers to. Reads its local facts from `path` and the row counts from its head.
 pub(crate) fn pack_uses(path: &Path, head: &Head) -> Result<Vec<PackUse>, StoreError> {
     let map = map(path)?;
     let counts = &head.counts;
@@ -340,7 +344,7 @@ pub(crate) fn pack_uses(path: &Path, head: &Head) -> Result<Vec<PackUse>, StoreE
     Ok(packs::count_uses(facts, counts.files as u32))
 }
 
-/// Maps a file and checks the archive in it; `offence` is what to say when that is none.
+/// Maps a file and checks the archive in it. `offence`: the damage to report if the archive is invalid.
 fn map_archived<T>(
     file: &File,
     path: &Path,
@@ -356,7 +360,7 @@ where
     }
 }
 
-/// The first `N` bytes, the missing ones of a short file as zeros: no header decodes from those.
+/// Reads the first `N` bytes. Pads a shorter file with zeros, from which no header decodes.
 fn read_header<const N: usize>(file: &File, path: &Path) -> Result<[u8; N], StoreError> {
     let mut header = [0; N];
     let mut filled = 0;
@@ -369,7 +373,7 @@ fn read_header<const N: usize>(file: &File, path: &Path) -> Result<[u8; N], Stor
     Ok(header)
 }
 
-/// From so many packs on, small ones are carried over too: every pack is a mapping in the daemon.
+/// With this many packs or more, small ones are compacted too, because each pack is a mapping in the daemon.
 const MANY_PACKS: usize = 32;
-/// Far more than the packs that compaction leaves.
+/// The size limit of the file `packs`, in bytes: far more than compaction leaves.
 const MAX_USES_BYTES: u64 = 1 << 20;

@@ -1,6 +1,6 @@
 //! Points at which a crash test ends the process.
 
-/// Every point, in the order in which a publication passes them.
+/// The names of all kill points, in the order in which a publication passes them.
 pub const KILL_POINTS: &[&str] = &[
     "draft-made",
     "list-written",
@@ -18,7 +18,7 @@ pub const KILL_POINTS: &[&str] = &[
     "after-retention",
 ];
 
-/// Ends the process by SIGKILL when the environment's `STILLMIRROR_KILL_AT` names this point. Does
+/// Kills the process with SIGKILL if the environment variable `STILLMIRROR_KILL_AT` names this point. Does
 /// nothing in release builds without the feature `kill-points`.
 pub fn kill_point(name: &str) {
     #[cfg(any(debug_assertions, feature = "kill-points"))]

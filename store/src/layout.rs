@@ -1,4 +1,4 @@
-//! Where things lie in a store's directory.
+//! The paths of the files in a store's directory.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -32,12 +32,12 @@ impl Layout {
         self.dir.join("sums")
     }
 
-    /// The symlink that names the current generation.
+    /// The symlink to the current generation.
     pub(crate) fn current(&self) -> PathBuf {
         self.dir.join("current")
     }
 
-    /// The numbers of all generation directories, published or not, ascending.
+    /// Returns the numbers of all generation directories, published or not, in ascending order.
     pub(crate) fn generations(&self) -> Result<Vec<u64>, StoreError> {
         let mut numbers: Vec<u64> = names(&self.generations_dir())?.iter().filter_map(|name| number_of(name)).collect();
         numbers.sort_unstable();
@@ -45,12 +45,12 @@ impl Layout {
     }
 }
 
-/// Makes a directory's names last.
+/// Syncs a directory, so that the names in it survive a power failure.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)
 }
 
-/// The names in a directory, those that are no UTF-8 aside: none of ours is among them.
+/// Returns the names in a directory, except those that are not UTF-8, which a store never uses.
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).at("read", dir)? {
@@ -59,7 +59,7 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
     Ok(names)
 }
 
-/// The number of a generation by its directory's name.
+/// Parses the name of a generation's directory. `None` if it is not a number in canonical form.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     name.parse().ok().filter(|number: &u64| *number > 0 && number.to_string() == name)
 }

@@ -1,20 +1,24 @@
-//! Generations on disk: open, map, check, publish, retain.
+//! Stores generations on disk: opens, maps, checks, publishes and removes them.
 //!
 //! ```text
 //! <store>/repository                 format version and the repository's name
-//! <store>/lock                       flock'ed by the one writer, whose process id it holds
+//! <store>/lock                       flock'ed by the one writer; contains its process ID
 //! <store>/current                    symlink to generations/<number>: the only name that is ever replaced
-//! <store>/generations/<number>/      head, list, list.zst, local, packs; delta, origin-head, origin-list at need
+//! <store>/generations/<number>/      head, list, list.zst, local, packs; where needed delta, origin-head, origin-list
 //! <store>/sums/<number>.pack         records first written for that generation
 //! <store>/lists/                     file lists encoded for stock clients; nothing depends on them
 //! ```
 //!
-//! Nothing that has its final name is ever modified: a generation is written to a directory of its own,
-//! synced and renamed, and then `current` is replaced. So a mapped index neither tears nor faults, and
-//! a crash at any point leaves the old generation or the new one. Byte tables and the assumptions about
-//! the medium are in `docs/index-format.md`.
+//! A reader calls [`Store::open`] and then [`Store::current`], which returns a mapped and checked [`Generation`].
+//! A writer takes [`Store::lock`], calls [`Store::begin`], fills the [`Draft`], calls [`Draft::publish`], and
+//! finally removes old generations with [`Store::retain`].
+//!
+//! A file that has its final name is never modified. A generation is written to a temporary directory, synced and
+//! renamed, and then `current` is replaced. So a mapped index neither tears nor faults, and a crash at any point
+//! leaves either the old generation or the new one. The byte tables and the assumptions about the medium are in
+//! `docs/index-format.md`.
 #![deny(unsafe_code)]
-// What a peer, a disk or a user can reach must not panic; tests may.
+// Code that handles input from a peer, a disk or a user must not panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod beneath;

@@ -1,4 +1,6 @@
-//! Mapped files. The only unsafe code of the crate.
+//! Memory-mapped files. This module contains the only unsafe code of the crate.
+//!
+//! [`Map`] maps a file as bytes. [`Archived`] maps a file with an archived value, and checks it once when it is opened.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -17,85 +19,87 @@ use twox_hash::XxHash3_128;
 
 const CHUNK: usize = 1 << 20;
 
-/// A file, mapped whole, read-only and private.
+/// A read-only, private mapping of a whole file.
 #[derive(Debug)]
 pub(crate) struct Map {
-    /// None for an empty file, which cannot be mapped.
+    /// `None` for an empty file, which cannot be mapped.
     pages: Option<Mmap>,
     len: usize,
-    /// Bytes at the end that are in memory of this process, as they were when the file was mapped.
-    own: usize,
+    /// Bytes at the end that this process has a copy of, made when the file was mapped.
+    copied: usize,
 }
 
 impl Map {
     /// Maps a file.
     ///
-    /// The store's discipline is what makes this sound: a file that has its final name is never written
-    /// or cut again, only unlinked, and a mapping keeps the unlinked file. A program that breaks into
-    /// the store and cuts a mapped file ends this process with SIGBUS; one that writes into it changes
-    /// what was checked. Nothing that runs as another user can do either: the store's files are
-    /// writable by their owner alone.
+    /// This is sound because of how the store treats its files: a file that has its final name is never written or
+    /// truncated again. It is only unlinked, and a mapping keeps an unlinked file. A program that tampers with the
+    /// store and truncates a mapped file kills this process with SIGBUS, and one that writes to it changes bytes that
+    /// were checked. A program that runs as another user can do neither, because only their owner may write to the
+    /// store's files.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
-        Self::with_own_end(file, 0)
+        Self::with_copied_end(file, 0)
     }
 
-    /// The same, with a copy of the last `own` bytes: a page that the kernel drops and reads again from a disk that
-    /// has rotted changes the rest alone.
-    pub(crate) fn with_own_end(file: &File, own: usize) -> io::Result<Self> {
+    /// Like [`Map::of`], but copies the last `copied` bytes. If the kernel drops a page and reads it again from a disk
+    /// that has rotted, these bytes do not change.
+    pub(crate) fn with_copied_end(file: &File, copied: usize) -> io::Result<Self> {
         let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         if len == 0 {
-            return Ok(Self { pages: None, len, own: 0 });
+            return Ok(Self { pages: None, len, copied: 0 });
         }
         let options = MmapOptions::new(len).map_err(io::Error::other)?.with_flags(MmapFlags::NO_RESERVE);
-        // SAFETY: `with_file` asks that the file is not changed while it is mapped: the contract above.
+        // SAFETY: `with_file` requires that the file does not change while it is mapped. `Map::of` explains why it does
+        // not.
         let options = unsafe { options.with_file(file, 0) };
-        let own = own.min(len);
-        let pages = if own == 0 {
+        let copied = copied.min(len);
+        let pages = if copied == 0 {
             options.map()
         } else {
             options.map_mut().and_then(|mut pages| {
-                // Writing to a page of a private mapping makes a copy of it, whatever is written.
-                for at in (len - own..len).step_by(MmapOptions::page_size()).chain([len - 1]) {
+                // Writing to a page of a private mapping copies it, even if the byte stays the same.
+                for at in (len - copied..len).step_by(MmapOptions::page_size()).chain([len - 1]) {
                     let byte = &mut pages.as_mut_slice()[at];
                     *byte = std::hint::black_box(*byte);
                 }
                 pages.make_read_only().map_err(|(_, error)| error)
             })
         };
-        Ok(Self { pages: Some(pages.map_err(io::Error::other)?), len, own })
+        Ok(Self { pages: Some(pages.map_err(io::Error::other)?), len, copied })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         self.pages.as_ref().map_or(&[], |pages| &pages.as_slice()[..self.len])
     }
 
-    /// Gives back the memory of all pages that were touched, but for the own ones. They come back from the file on use.
+    /// Releases the memory of all pages except the copied ones. The kernel reads them from the file again on use.
     pub(crate) fn forget_pages(&self) {
-        let end = (self.len - self.own) / MmapOptions::page_size() * MmapOptions::page_size();
-        let end = if self.own == 0 { usize::MAX } else { end };
+        let end = (self.len - self.copied) / MmapOptions::page_size() * MmapOptions::page_size();
+        let end = if self.copied == 0 { usize::MAX } else { end };
         self.advise(Advice::LinuxDontNeed, end);
     }
 
-    /// From now on a page that is not in memory is read alone, without the device's read-ahead.
+    /// From now on, the kernel reads missing pages one by one, without the device's read-ahead.
     fn read_single_pages(&self) {
         self.advise(Advice::Random, usize::MAX);
     }
 
-    /// Advises on the pages before `end`.
+    /// Gives the kernel advice about the pages before the byte `end`.
     fn advise(&self, advice: Advice, end: usize) {
         if let Some(pages) = &self.pages {
-            // SAFETY: the range is this mapping's own. What is given back of it has never been written, so its
-            // pages hold nothing but the file's content: none of the advices above changes a byte that is read.
+            // SAFETY: the range lies in this mapping. `forget_pages` only releases pages that have never been written,
+            // so they hold the file's content, and `Random` changes no page. So neither advice changes a byte that is
+            // read.
             let taken = unsafe { madvise(pages.as_ptr().cast_mut().cast(), pages.size().min(end), advice) };
             debug_assert!(taken.is_ok(), "{taken:?}");
         }
     }
 }
 
-/// A mapped file with one rkyv value behind a header, which is checked when this is made.
+/// A mapped file that contains one rkyv value behind a header. The value is checked when the file is mapped.
 pub(crate) struct Archived<T> {
     map: Map,
-    /// The same file once more, for who wants little of it: see [`Archived::get_sparsely`].
+    /// A second mapping of the file, for callers that read little of it. See [`Archived::get_sparsely`].
     single_pages: Map,
     header: usize,
     value: PhantomData<fn() -> T>,
@@ -105,14 +109,17 @@ impl<T> Archived<T>
 where
     T: Portable + for<'a> CheckBytes<HighValidator<'a, rancor::Error>>,
 {
-    /// Maps `file` and checks that the bytes after `header` ones are an archived `T`. The value itself, which stands at
-    /// the end and says where its columns are, is copied: no access leaves the file, whatever its disk does later.
+    /// Maps `file` and checks that the bytes after the first `header` bytes are an archived `T`. The root value, which
+    /// is at the end and contains the offsets of its columns, is copied, so no access leaves the file if its disk rots
+    /// later.
+    ///
+    /// Fails with [`io::ErrorKind::InvalidData`] if the archive is invalid.
     pub(crate) fn of(file: &File, header: usize) -> io::Result<Self> {
-        let map = Map::with_own_end(file, size_of::<T>())?;
+        let map = Map::with_copied_end(file, size_of::<T>())?;
         let body = map.bytes().get(header..).unwrap_or_default();
         rkyv::access::<T, rancor::Error>(body).map_err(|_| io::ErrorKind::InvalidData)?;
-        let single_pages = Map::with_own_end(file, size_of::<T>())?;
-        let end = |map: &Map| map.bytes().get(map.len - map.own..).map(<[u8]>::to_vec);
+        let single_pages = Map::with_copied_end(file, size_of::<T>())?;
+        let end = |map: &Map| map.bytes().get(map.len - map.copied..).map(<[u8]>::to_vec);
         if single_pages.len != map.len || end(&single_pages) != end(&map) {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -120,22 +127,22 @@ where
         Ok(Self { map, single_pages, header, value: PhantomData })
     }
 
-    /// The value.
     pub(crate) fn get(&self) -> &T {
         self.value_in(&self.map)
     }
 
-    /// The value, for who looks at little of it: what is not in memory is read page by page. That takes a
-    /// tenth of a millisecond a page, where the read-ahead of a whole column takes ten at once; of many pages
-    /// it would be the slower one.
+    /// The value, for callers that read little of it: pages that are not in memory are read one by one. That takes a
+    /// tenth of a millisecond per page, while the read-ahead of a whole column takes ten milliseconds at once. For many
+    /// pages, this is slower than [`Archived::get`].
     pub(crate) fn get_sparsely(&self) -> &T {
         self.value_in(&self.single_pages)
     }
 
-    /// Every access to a mapped index comes through here.
+    /// Returns the value in one of the two mappings. Every access to a mapped index goes through this function.
     fn value_in<'a>(&'a self, map: &'a Map) -> &'a T {
-        // SAFETY: `of` is the only maker, and has checked these bytes for this type. What says where its columns are is
-        // this process's own in both mappings, and the same; the columns hold plain numbers, of which any is possible.
+        // SAFETY: `of` is the only constructor, and has checked these bytes for this type. The root value with the
+        // offsets of the columns is a copy that belongs to this process, and is the same in both mappings. The columns
+        // hold plain numbers, for which every bit pattern is valid.
         unsafe { rkyv::access_unchecked::<T>(&map.bytes()[self.header..]) }
     }
 
@@ -144,7 +151,7 @@ where
         self.map.bytes()
     }
 
-    /// As [`Map::forget_pages`].
+    /// See [`Map::forget_pages`].
     pub(crate) fn forget_pages(&self) {
         self.map.forget_pages();
     }
@@ -156,7 +163,7 @@ impl<T> fmt::Debug for Archived<T> {
     }
 }
 
-/// XXH3-128 of `len` bytes at `offset`, read in pieces so that no mapped page is touched.
+/// Computes the XXH3-128 of `len` bytes at `offset`. Reads them with system calls, so that no mapped page is touched.
 pub(crate) fn checksum(file: &File, offset: u64, len: u64) -> io::Result<u128> {
     let mut hash = XxHash3_128::new();
     let mut buffer = vec![0; CHUNK.min(len as usize)];

@@ -1,5 +1,5 @@
-//! Packs of records (block checksums, contents of small files), and the small table that says which packs a
-//! generation refers to.
+//! Packs, which hold records (block checksums and contents of small files), and the table of packs that a generation
+//! refers to.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,39 +18,38 @@ use crate::records;
 
 const PACK_MAGIC: [u8; 8] = *b"SMPACK\r\n";
 const USES_MAGIC: [u8; 8] = *b"SMUSES\r\n";
-/// Of a pack.
 const PACK_VERSION: u16 = 2;
-/// Of a table of packs.
+/// The format version of the table of packs.
 const USES_VERSION: u16 = 1;
-/// Bytes before the first record.
+/// The size of a pack's header, in bytes. The first record follows.
 pub(crate) const HEADER_BYTES: u64 = 64;
-/// Records begin at multiples of this, so that their columns can be read in place.
+/// Records begin at multiples of this many bytes, so that their columns can be read in place.
 const ALIGN: u64 = 8;
 
 /// What a generation uses of one pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackUse {
-    /// The pack's number: that of the generation it was written for.
+    /// The pack's number, which is the number of the generation that it was written for.
     pub pack: u32,
-    /// Bytes of the records that files of this generation refer to; one that several files share counts
-    /// once for each.
+    /// Total size of the records that files of this generation refer to, in bytes. A record that several files share
+    /// counts once for each.
     pub live: u64,
 }
 
-/// Files up to this size (bytes) are kept with their content by default: a fifth of a package archive's files, and a
-/// thousandth of its bytes.
+/// Files up to this size (in bytes) are kept with their content by default. In a package archive these are a fifth of
+/// the files, and a thousandth of the bytes.
 pub const KEEP_CONTENTS: u64 = 16 << 10;
 
-/// What a pack keeps of a file.
+/// A file's part of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record<'a> {
-    /// Its block checksum record; empty for none.
+    /// The encoded block checksums. Empty if there are none.
     pub sums: &'a [u8],
-    /// All of its content, up to [`stillmirror_protocol::limits::KEPT_CONTENT`]; empty for none.
+    /// The whole content, up to [`stillmirror_protocol::limits::KEPT_CONTENT`] bytes. Empty if it is not kept.
     pub content: &'a [u8],
 }
 
-/// A pack, mapped.
+/// A mapped pack.
 #[derive(Debug)]
 pub struct Pack {
     map: Map,
@@ -60,25 +59,25 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// Opens the pack's file once more, for who reads contents in a way of its own. Fails when it was collected
-    /// since, or another file has its name.
+    /// Opens the pack's file once more, for callers that do not read contents through the map. Fails if the pack has been
+    /// removed, or if another file has its name now.
     pub fn open(&self) -> io::Result<File> {
         let file = File::open(&self.path)?;
         if inode(&file)? == self.inode { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
-    /// All of the pack, mapped.
+    /// The bytes of the whole pack.
     pub fn bytes(&self) -> &[u8] {
         self.map.bytes()
     }
 }
 
-/// The name of a pack's file in `sums/`.
+/// Returns the name of a pack's file in `sums/`.
 pub(crate) fn file_name(pack: u32) -> String {
     format!("{pack}.pack")
 }
 
-/// The number in a pack's file name.
+/// Parses the name of a pack's file. `None` if the name is not a pack's.
 pub(crate) fn number_of(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".pack")?;
     digits.parse().ok().filter(|number| file_name(*number) == name)
@@ -106,7 +105,7 @@ impl PackWriter {
         Ok(writer)
     }
 
-    /// Appends a record of the file with that digest, with its checks.
+    /// Appends the record of the file with digest `file`, and its checks. Returns the record's location.
     pub(crate) fn append(&mut self, file: Digest, record: Record<'_>) -> Result<RecordAt, StoreError> {
         let Record { sums, content } = record;
         let offset = self.end.next_multiple_of(ALIGN);
@@ -139,13 +138,13 @@ impl PackWriter {
     }
 }
 
-/// The path of a pack.
+/// Returns the path of a pack in the directory `sums`.
 pub(crate) fn path(sums: &Path, pack: u32) -> PathBuf {
     sums.join(file_name(pack))
 }
 
-/// An open pack; none when the file is absent or no pack of that number: block checksums are a hint that a
-/// receiver does without, and contents are in the tree too.
+/// Opens a pack. `None` if the file is missing or is not a valid pack with that number. That is no error, because
+/// receivers can do without block checksums, and contents are in the tree too.
 pub(crate) fn open(sums: &Path, pack: u32) -> Option<Pack> {
     let path = path(sums, pack);
     let file = File::open(&path).ok()?;
@@ -163,7 +162,7 @@ fn inode(file: &File) -> io::Result<(u64, u64)> {
     file.metadata().map(|facts| (facts.dev(), facts.ino()))
 }
 
-/// Counts what a generation's files refer to.
+/// Determines which packs a generation's files refer to.
 pub(crate) fn count_uses(local: LocalRef<'_>, files: u32) -> Vec<PackUse> {
     let mut live = BTreeMap::new();
     for at in (0..files).filter_map(|file| local.record(file)) {
@@ -173,7 +172,7 @@ pub(crate) fn count_uses(local: LocalRef<'_>, files: u32) -> Vec<PackUse> {
     live.into_iter().map(|(pack, live)| PackUse { pack, live }).collect()
 }
 
-/// The content of a generation's file `packs`.
+/// Encodes the table of packs, which is the content of a generation's file `packs`.
 pub(crate) fn encode_uses(uses: &[PackUse]) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend_from_slice(&USES_MAGIC);
@@ -196,7 +195,7 @@ pub(crate) fn decode_uses(bytes: &[u8]) -> Result<Vec<PackUse>, Damage> {
         return Err(Damage::Other("not a table of packs (wrong magic)"));
     }
     if reader.u16("version").ok() != Some(USES_VERSION) {
-        return Err(Damage::Other("a table of packs of another format version"));
+        return Err(Damage::Other("the table of packs has another format version"));
     }
     if XxHash3_128::oneshot(fields).to_le_bytes() != *checksum {
         return Err(damaged);
@@ -215,7 +214,7 @@ pub(crate) fn decode_uses(bytes: &[u8]) -> Result<Vec<PackUse>, Damage> {
     }
 }
 
-/// Reads a small file whole.
+/// Reads a small file, up to `limit` + 1 bytes: a longer file is then invalid because of its length.
 pub(crate) fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! One file of a generation: how it is read or mapped, and what to say when it is damaged.
+//! Helpers for the files of a generation: reading, mapping, rechecking, and reporting damage.
 
 use std::fs::File;
 use std::io;
@@ -13,32 +13,33 @@ use crate::error::{At, Damage, StoreError};
 use crate::map::Map;
 use crate::packs;
 
-/// A file that is sent as it is mapped, and has no checksum that could be compared on the way.
+/// A mapped file that is sent as it is, and is rechecked each time because no checksum of it is stored.
 #[derive(Debug)]
-pub(crate) struct Watched {
+pub(crate) struct RecheckedMap {
     map: Map,
-    /// Its checksum, once it was found to be right; none inside when it was found not to be.
-    right: OnceLock<Option<u64>>,
+    /// The checksum of the file when it was first checked. `None` if it was wrong then.
+    checksum: OnceLock<Option<u64>>,
 }
 
-impl Watched {
+impl RecheckedMap {
     pub(crate) fn of(map: Map) -> Self {
-        Self { map, right: OnceLock::new() }
+        Self { map, checksum: OnceLock::new() }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         self.map.bytes()
     }
 
-    /// Whether it is right, and was not changed since that was found by `check`.
+    /// Returns whether the file is right. The first call asks `check`; later calls compare the file with its checksum
+    /// at that time.
     pub(crate) fn is_right(&self, check: impl FnOnce(&[u8]) -> bool) -> bool {
         let bytes = self.bytes();
-        let right = *self.right.get_or_init(|| check(bytes).then(|| XxHash3_64::oneshot(bytes)));
-        right.is_some_and(|right| right == XxHash3_64::oneshot(bytes))
+        let checksum = *self.checksum.get_or_init(|| check(bytes).then(|| XxHash3_64::oneshot(bytes)));
+        checksum.is_some_and(|checksum| checksum == XxHash3_64::oneshot(bytes))
     }
 }
 
-/// Reads and decodes a head.
+/// Reads and decodes a head. Returns it with its encoded bytes.
 pub(crate) fn read_head(path: &Path) -> Result<(Head, Vec<u8>), StoreError> {
     let bytes = packs::read_small(path, limits::HEAD as u64).at("read", path)?;
     let head = Head::decode(&bytes).map_err(|error| damaged(path, error))?;
@@ -49,7 +50,7 @@ pub(crate) fn map(path: &Path) -> Result<Map, StoreError> {
     File::open(path).and_then(|file| Map::of(&file)).at("open", path)
 }
 
-/// A file that need not be there.
+/// Turns a "not found" error into `None`, for a file that may be absent.
 pub(crate) fn optional<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -62,7 +63,7 @@ pub(crate) fn damaged(path: &Path, damage: impl Into<Damage>) -> StoreError {
     StoreError::Damaged { path: path.to_owned(), damage: damage.into(), remedy: remedy(path) }
 }
 
-/// What to do about a damaged file of a generation.
+/// Returns the remedy for a damaged file of a generation.
 pub(crate) fn remedy(path: &Path) -> String {
     let current = path.ancestors().nth(3).map(|store| store.join("current"));
     let current = current.unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The checks of a record: that what a pack holds of a file is what was written of that very file.
+//! The checks of a record. They show whether a pack still holds what was written for this very file.
 //!
-//! Each check is seeded by the file's digest. So a record in the place of another one is as wrong as a flipped
-//! byte, whether the pack, the table of places or the list has rotted.
+//! Each check is seeded with the file's digest. So a record that belongs to another file fails its check like one
+//! with a flipped byte, whether the pack, the table of local facts or the list has rotted.
 
 use std::path::PathBuf;
 
@@ -10,32 +10,33 @@ use stillmirror_protocol::local::{CHECK_BYTES, SUMS_PER_CHECK};
 use thiserror::Error;
 use twox_hash::XxHash3_64;
 
-/// A record that is not what was written, or is not there any more.
+/// A record that is missing or is not what was written.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}: the record at byte {offset} is damaged", .path.display())]
 pub struct BadRecord {
     /// The pack.
     pub path: PathBuf,
-    /// Where the record should be.
+    /// The record's offset in the pack, in bytes.
     pub offset: u64,
 }
 
-/// The check of a content.
+/// Returns the check of a small file's content.
 pub(crate) fn of_content(file: Digest, content: &[u8]) -> [u8; CHECK_BYTES as usize] {
     check(file, 0, content)
 }
 
-/// The checks of block checksums, in order.
+/// Returns the checks of a file's block checksums, one for each [`SUMS_PER_CHECK`] bytes, in order.
 pub(crate) fn of_sums(file: Digest, sums: &[u8]) -> impl Iterator<Item = [u8; CHECK_BYTES as usize]> {
     (1..).zip(sums.chunks(SUMS_PER_CHECK as usize)).map(move |(part, bytes)| check(file, part, bytes))
 }
 
-/// Whether a content, with its check behind it, is the one of that file.
+/// Returns whether `bytes`, a content followed by its check, belong to the file.
 pub(crate) fn is_content(file: Digest, bytes: &[u8]) -> bool {
     bytes.split_last_chunk().is_some_and(|(content, found)| of_content(file, content) == *found)
 }
 
-/// Whether a range of block checksums, which has `checks` behind it, is that file's.
+/// Returns whether a byte range of block checksums belongs to the file. `sums` are all block checksums of the record;
+/// `checks` are the bytes behind them, which begin with their checks.
 pub(crate) fn are_sums(file: Digest, sums: &[u8], checks: &[u8], range: std::ops::Range<u64>) -> bool {
     let (checks, _) = checks.as_chunks();
     let (first, end) = (range.start / SUMS_PER_CHECK, range.end.div_ceil(SUMS_PER_CHECK));
@@ -57,7 +58,7 @@ mod tests {
     const FILE: Digest = Digest([7; 32]);
 
     #[test]
-    fn a_content_with_any_bit_flipped_or_of_another_file_is_refused() {
+    fn content_with_a_flipped_bit_or_of_another_file_is_refused() {
         let mut bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
         bytes.extend(of_content(FILE, &bytes));
         assert!(is_content(FILE, &bytes) && !is_content(Digest([8; 32]), &bytes) && !is_content(FILE, &bytes[..7]));
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_byte_of_block_checksums_makes_the_ranges_that_share_its_part_wrong_and_no_others() {
+    fn a_flipped_byte_only_fails_ranges_that_share_its_check() {
         let part = SUMS_PER_CHECK;
         let mut sums = vec![5; 2 * part as usize + 100];
         let checks: Vec<u8> = of_sums(FILE, &sums).flatten().collect();

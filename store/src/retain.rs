@@ -1,4 +1,4 @@
-//! Which generations stay, and the packs that go with the others.
+//! Removes old generations, and the packs that no remaining generation uses.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,16 +11,17 @@ use crate::layout::{names, sync_dir};
 use crate::packs;
 use crate::store::{Store, StoreLock};
 
-/// How long generations are kept. The current one always is.
+/// How many generations are kept, and for how long. The current one is always kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// At most so many generations, the current one included.
+    /// The maximum number of generations, including the current one.
     pub count: u32,
-    /// Those published longer ago than this go even when the count would keep them.
+    /// The maximum time since publication. Older generations are removed even if `count` would keep them. `None` for
+    /// no limit.
     pub age: Option<Duration>,
 }
 
-/// What [`Store::retain`] removed.
+/// What [`Store::retain`] has removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Retained {
     /// Numbers of the removed generations.
@@ -30,8 +31,8 @@ pub struct Retained {
 }
 
 impl Store {
-    /// Removes the generations that `keep` does not keep, then the packs that no remaining one refers to.
-    /// Processes that have a removed generation open go on reading it.
+    /// Removes the generations that `keep` does not keep, then the packs that no remaining generation refers to.
+    /// Processes that have a removed generation open can still read it.
     pub fn retain(&self, _lock: &StoreLock, keep: Retention) -> Result<Retained, StoreError> {
         kill_point("before-retention");
         let kept = self.generations()?;
@@ -66,7 +67,7 @@ impl Store {
         Ok(read_uses(&self.layout.generation_dir(number))?.iter().map(|uses| uses.pack).collect())
     }
 
-    /// Whether a generation was published longer than `age` ago; its directory's time tells.
+    /// Returns whether a generation was published longer than `age` ago, by its directory's modification time.
     fn is_older(&self, number: u64, age: Option<Duration>) -> Result<bool, StoreError> {
         let Some(age) = age else { return Ok(false) };
         let dir = self.layout.generation_dir(number);

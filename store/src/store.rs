@@ -1,4 +1,4 @@
-//! A store's directory: which generation is current, who may write.
+//! A store's directory: finds the current generation, and locks the store for its one writer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use crate::layout::{Layout, names, number_of, sync_dir};
 use crate::packs;
 use crate::part::{read_head, remedy};
 
-/// First line of the file `repository`.
+/// The first line of the file `repository`.
 const FORMAT: &str = "stillmirror store 1";
 
 /// The generations of one repository.
@@ -26,29 +26,29 @@ pub struct Store {
     repository: String,
 }
 
-/// What is current, from the small files alone.
+/// The heads of the current generation, read without opening its list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CurrentHead {
-    /// The store's number of the generation.
+    /// The generation's number in the store.
     pub number: u64,
-    /// Its head.
+    /// The generation's head.
     pub head: Head,
-    /// The origin's head, for a pulled generation that is not all of its origin's.
+    /// The origin's head, if the generation was pulled and is only a part of its origin's.
     pub origin: Option<Head>,
 }
 
-/// Tells the current generation from any other, of a store that was made anew too, whose numbers begin again.
+/// Identifies a generation, even if the store was deleted and created anew, so that its numbers began again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    /// The store's number of the generation.
+    /// The generation's number in the store.
     pub number: u64,
     device: u64,
     inode: u64,
-    /// When its directory got its name: nothing changes it after that.
-    named: (i64, i64),
+    /// When the directory was renamed to its number (its ctime). Nothing changes it after that.
+    renamed: (i64, i64),
 }
 
-/// The right to write a store, given up on drop.
+/// The exclusive right to write to a store, released on drop.
 #[derive(Debug)]
 pub struct StoreLock {
     _flock: Flock<File>,
@@ -69,19 +69,20 @@ impl Store {
             damage: Damage::Other(damage),
             remedy: "delete the whole store and index (or pull) again".to_owned(),
         };
-        let text = std::str::from_utf8(&text).map_err(|_| damaged("not a store's first file"))?;
+        let text = std::str::from_utf8(&text).map_err(|_| a store's first file") damaged("not a valid repository file") a store's first file"))?;
         let name = match text.split_once('\n') {
             Some((FORMAT, name)) => name.strip_suffix('\n').filter(|name| check_repository_name(name).is_ok()),
             Some((line, _)) if line.starts_with("stillmirror store ") => {
-                return Err(damaged("a store of another format version"));
+                return Err(damaged("the store has another format version"));
             }
             _ => None,
         };
-        let repository = name.ok_or_else(|| damaged("not a store's first file"))?.to_owned();
+        let repository = name.ok_or_else(|| a store's first file") damaged("not a valid repository file") a store's first file"))?.to_owned();
         Ok(Self { layout: Layout::of(dir), repository })
     }
 
-    /// Makes a store for `repository`, or opens the one that is there.
+    /// Opens the store in `dir`, or creates it for `repository`. Fails if the store belongs to another repository, or if
+    /// the directory contains other files.
     pub fn create(dir: &Path, repository: &str) -> Result<Self, StoreError> {
         check_repository_name(repository)?;
         match Self::open(dir) {
@@ -109,7 +110,7 @@ impl Store {
             let path = dir.join(name);
             fs::create_dir_all(&path).at("create", &path)?;
         }
-        // The file that makes it a store comes last.
+        // This file makes the directory a store, so it comes last.
         let (path, draft) = (dir.join("repository"), dir.join("repository.tmp"));
         let mut file = File::create(&draft).at("create", &draft)?;
         file.write_all(format!("{FORMAT}\n{repository}\n").as_bytes()).at("write", &draft)?;
@@ -124,7 +125,7 @@ impl Store {
         self.layout.dir()
     }
 
-    /// The store's directory, open.
+    /// Opens the store's directory.
     pub fn open_dir(&self) -> Result<File, StoreError> {
         File::open(self.dir()).at("open", self.dir())
     }
@@ -134,7 +135,8 @@ impl Store {
         &self.repository
     }
 
-    /// The number of the current generation. Reads one symlink: cheap enough to poll.
+    /// Returns the number of the current generation. `None` if there is none. Reads one symlink, so it is cheap enough
+    /// to poll.
     pub fn current_number(&self) -> Result<Option<u64>, StoreError> {
         let path = self.layout.current();
         let target = match fs::read_link(&path) {
@@ -149,17 +151,18 @@ impl Store {
         number.map(Some).ok_or_else(|| self.bad_current("not a symlink to a generation"))
     }
 
-    /// The current generation's mark. Reads one symlink and looks at one directory: cheap enough to poll.
+    /// Returns the current generation's mark. `None` if there is no generation. Reads one symlink and stats one
+    /// directory, so it is cheap enough to poll.
     pub fn current_mark(&self) -> Result<Option<Mark>, StoreError> {
         self.with_current(|number| {
             let dir = self.layout.generation_dir(number);
             let found = fs::metadata(&dir).at("read", &dir)?;
-            let named = (found.ctime(), found.ctime_nsec());
-            Ok(Mark { number, device: found.dev(), inode: found.ino(), named })
+            let renamed = (found.ctime(), found.ctime_nsec());
+            Ok(Mark { number, device: found.dev(), inode: found.ino(), renamed })
         })
     }
 
-    /// What is current, from the small files alone.
+    /// Reads the heads of the current generation without opening its list. `None` if there is no generation.
     pub fn current_head(&self) -> Result<Option<CurrentHead>, StoreError> {
         self.with_current(|number| {
             let dir = self.layout.generation_dir(number);
@@ -173,12 +176,12 @@ impl Store {
         })
     }
 
-    /// The current generation, opened and checked.
+    /// Opens and checks the current generation. `None` if there is none.
     pub fn current(&self) -> Result<Option<Generation>, StoreError> {
         self.with_current(|number| self.open_generation(number))
     }
 
-    /// A generation that is kept.
+    /// Opens and checks the generation with this number. Fails if the store no longer has it.
     pub fn generation(&self, number: u64) -> Result<Generation, StoreError> {
         if !self.generations()?.contains(&number) {
             return Err(StoreError::NoGeneration { dir: self.dir().to_owned(), number });
@@ -186,7 +189,8 @@ impl Store {
         self.open_generation(number)
     }
 
-    /// The delta of a generation that is kept; none in a first one. Reads its head, and nothing of its list.
+    /// Opens the delta of the generation with this number. `None` if it has no delta. Reads the generation's head, but
+    /// not its list.
     pub fn delta(&self, number: u64) -> Result<Option<Delta>, StoreError> {
         let dir = self.layout.generation_dir(number);
         let (head, _) = read_head(&dir.join("head"))?;
@@ -194,7 +198,7 @@ impl Store {
         Delta::open(&dir, &head)
     }
 
-    /// The numbers of all generations that were published and are kept, ascending.
+    /// Returns the numbers of all published generations that the store still has, in ascending order.
     pub fn generations(&self) -> Result<Vec<u64>, StoreError> {
         let current = self.current_number()?.unwrap_or(0);
         let mut numbers = self.layout.generations()?;
@@ -202,7 +206,7 @@ impl Store {
         Ok(numbers)
     }
 
-    /// Takes the right to write. Does not wait.
+    /// Locks the store for writing. Does not wait: fails with [`StoreError::Locked`] if another process has the lock.
     pub fn lock(&self) -> Result<StoreLock, StoreError> {
         let path = self.dir().join("lock");
         let file =
@@ -212,13 +216,13 @@ impl Store {
             let holder = text.and_then(|text| text.trim().parse().ok());
             return Err(StoreError::Locked { dir: self.dir().to_owned(), holder });
         };
-        // For the message above, and nothing else.
+        // Only used in the error above.
         let mut file = flock.file();
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).at("write", &path)?;
         Ok(StoreLock { _flock: flock, dir: self.dir().to_owned() })
     }
 
-    /// Begins a new generation. Clears away what a killed run left.
+    /// Begins a new generation. Removes what a killed run has left behind.
     pub fn begin(&self, lock: &StoreLock) -> Result<Draft, StoreError> {
         debug_assert_eq!(lock.dir, self.dir(), "a lock of another store");
         let current = self.current_number()?;
@@ -228,7 +232,7 @@ impl Store {
         Draft::make(&self.layout, next)
     }
 
-    /// Removes generations and packs beyond the current one, and temporary names: nobody refers to them.
+    /// Removes temporary files, and generations and packs with a number above the current one. Nothing refers to them.
     fn clear_leftovers(&self, numbers: &[u64], current: u64) -> Result<(), StoreError> {
         for &number in numbers.iter().filter(|&&number| number > current) {
             self.remove_generation(number)?;
@@ -246,7 +250,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes one generation: renamed first, so that a half removed one has no number.
+    /// Removes one generation. Renames it first, so that a half-removed generation has no number.
     pub(crate) fn remove_generation(&self, number: u64) -> Result<(), StoreError> {
         let (dir, doomed) =
             (self.layout.generation_dir(number), self.layout.generations_dir().join(format!(".old-{number}")));
@@ -261,7 +265,7 @@ impl Store {
         Ok(generation)
     }
 
-    /// Refuses what belongs to another repository.
+    /// Fails if a head belongs to another repository.
     fn check_name(&self, head: &Head) -> Result<(), StoreError> {
         if head.repository != self.repository {
             return Err(StoreError::OtherRepository {
@@ -273,7 +277,8 @@ impl Store {
         Ok(())
     }
 
-    /// Runs `read` on the current generation; again when that was replaced and collected meanwhile.
+    /// Runs `read` with the number of the current generation, and again if that generation was replaced and removed
+    /// meanwhile.
     fn with_current<T>(&self, read: impl Fn(u64) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         let Some(mut number) = self.current_number()? else { return Ok(None) };
         loop {
@@ -296,7 +301,7 @@ impl Store {
     }
 }
 
-/// A file of the current generation that is not there is damage, not a plain "not found".
+/// Turns "not found" for a file of the current generation into damage.
 fn missing_part(error: StoreError) -> StoreError {
     let StoreError::Io { path, .. } = error else { return error };
     StoreError::Damaged { remedy: remedy(&path), path, damage: Damage::Other("the file is missing") }
