@@ -60,7 +60,7 @@ pub(crate) struct Ticket {
 /// What happens to one who waits.
 pub(crate) enum Turn {
     /// A session.
-    Come(Slot),
+    Admitted(Slot),
     /// Still so many before this one: told at once, and every [`NEWS`].
     Waiting(u64),
     /// Its place in the queue went to a network that has fewer there.
@@ -75,7 +75,7 @@ impl Ticket {
         tokio::select! {
             biased;
             grant = self.claim.granted() => match grant {
-                Some(grant) => Turn::Come(Slot { _grant: grant }),
+                Some(grant) => Turn::Admitted(Slot { _grant: grant }),
                 None => Turn::Displaced,
             },
             () = stopping.cancelled() => Turn::Stopping,
@@ -86,20 +86,20 @@ impl Ticket {
 
 /// How long a session may be idle: shorter while others wait for its place.
 #[derive(Clone)]
-pub(crate) struct Patience {
-    pub(crate) most: Duration,
+pub(crate) struct IdleTimeout {
+    pub(crate) max: Duration,
     pub(crate) in_demand: Duration,
     pub(crate) admission: Arc<Admission>,
 }
 
-impl Patience {
+impl IdleTimeout {
     /// Waits until a session that does nothing from now on has been idle for too long.
-    pub(crate) async fn over(&self) {
-        let least = self.in_demand.min(self.most);
+    pub(crate) async fn expired(&self) {
+        let least = self.in_demand.min(self.max);
         sleep(least).await;
         tokio::select! {
             () = self.admission.sessions.is_short() => {}
-            () = sleep(self.most - least) => {}
+            () = sleep(self.max - least) => {}
         }
     }
 }
@@ -120,9 +120,9 @@ mod tests {
         let mut many: Vec<_> = (0..50).filter_map(|_| queued(admission.arrive(network(1)))).collect();
         let mut one = queued(admission.arrive(network(2))).unwrap();
         drop(held);
-        let Turn::Come(first) = many[0].turn(&stopping).await else { panic!("it was the first to wait") };
+        let Turn::Admitted(first) = many[0].turn(&stopping).await else { panic!("it was the first to wait") };
         drop(first);
-        assert!(matches!(one.turn(&stopping).await, Turn::Come(_)));
+        assert!(matches!(one.turn(&stopping).await, Turn::Admitted(_)));
     }
 
     #[tokio::test]
@@ -141,11 +141,11 @@ mod tests {
     async fn an_idle_session_is_waited_for_less_while_others_wait_for_its_place() {
         let admission = Admission::new(1, 10);
         let _held = admission.arrive(network(1));
-        let (most, in_demand) = (Duration::from_secs(3600), Duration::from_millis(1));
-        let patience = Patience { most, in_demand, admission: Arc::clone(&admission) };
-        let is_over = tokio::time::timeout(Duration::from_millis(50), patience.over()).await;
+        let (max, in_demand) = (Duration::from_secs(3600), Duration::from_millis(1));
+        let idle_timeout = IdleTimeout { max, in_demand, admission: Arc::clone(&admission) };
+        let is_over = tokio::time::timeout(Duration::from_millis(50), idle_timeout.expired()).await;
         assert!(is_over.is_err(), "nobody waits");
         let _waits = admission.arrive(network(2));
-        tokio::time::timeout(Duration::from_secs(60), patience.over()).await.expect("somebody waits");
+        tokio::time::timeout(Duration::from_secs(60), idle_timeout.expired()).await.expect("somebody waits");
     }
 }

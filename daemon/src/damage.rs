@@ -24,21 +24,21 @@ pub(crate) enum Part {
 
 /// How often damage was met in each part of one generation.
 #[derive(Debug, Default)]
-pub(crate) struct Damages {
+pub(crate) struct DamageLog {
     contents: AtomicU64,
     sums: AtomicU64,
     lists: AtomicU64,
     deltas: AtomicU64,
-    /// Rows of files that were told, at most [`Damages::FILES`] of them.
+    /// Rows of files that were told, at most [`DamageLog::FILES`] of them.
     files: Mutex<HashSet<u32>>,
 }
 
-impl Damages {
+impl DamageLog {
     /// Files of which is told: with as many of them the disk is beyond doubt.
     const FILES: usize = 1024;
 
     /// Says, once for each file, that its content is not what was indexed, though its state is.
-    pub(crate) fn met_file(&self, repository: &str, generation: &Generation, row: u32) {
+    pub(crate) fn record_file(&self, repository: &str, generation: &Generation, row: u32) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if files.len() >= Self::FILES || !files.insert(row) {
             return;
@@ -54,7 +54,7 @@ impl Damages {
     }
 
     /// Counts damage, and says at the first of its kind where it is and what to do.
-    pub(crate) fn met(&self, part: Part, repository: &str, generation: &Generation, place: impl Display) {
+    pub(crate) fn record(&self, part: Part, repository: &str, generation: &Generation, place: impl Display) {
         let (counter, what) = match part {
             Part::Content => (
                 &self.contents,

@@ -13,7 +13,7 @@ use stillmirror_protocol::wire::ListForm;
 use stillmirror_store::{Generation, Mark, Store};
 
 use crate::choosing::Choosing;
-use crate::damage::Damages;
+use crate::damage::DamageLog;
 use crate::extents::READS;
 use crate::fair::Pot;
 use crate::file::Tree;
@@ -45,9 +45,9 @@ pub(crate) struct Edition {
     /// The directory of its store.
     store_dir: File,
     /// Which filter rules of stock clients hide nothing of it.
-    pub(crate) voids: Voids,
+    pub(crate) no_op_rules: NoOpRules,
     /// What turned out to be damaged of it.
-    pub(crate) damages: Damages,
+    pub(crate) damage_log: DamageLog,
 }
 
 /// The gates of one repository: what hangs in one of them holds up nothing that goes through another.
@@ -80,15 +80,15 @@ impl Gates {
 
 impl Drop for Edition {
     fn drop(&mut self) {
-        self.damages.report(&self.generation);
+        self.damage_log.report(&self.generation);
     }
 }
 
 /// What was found of filter rules, each named by a digest: most clients come with the same few.
 #[derive(Default)]
-pub(crate) struct Voids(Mutex<HashMap<Digest, bool>>);
+pub(crate) struct NoOpRules(Mutex<HashMap<Digest, bool>>);
 
-impl Voids {
+impl NoOpRules {
     /// Answers kept. Beyond them all are forgotten.
     const MOST: usize = 1024;
 
@@ -135,8 +135,8 @@ impl Edition {
             tree,
             gates,
             sub_lists: OnceLock::new(),
-            voids: Voids::default(),
-            damages: Damages::default(),
+            no_op_rules: NoOpRules::default(),
+            damage_log: DamageLog::default(),
         }
     }
 
@@ -154,12 +154,12 @@ impl Edition {
 
     /// How the list comes to a receiver that has the one with digest `have`. Reads the deltas through.
     pub(crate) fn list_form(&self, have: Digest) -> ListForm {
-        self.list_forms.form(&self.generation, have, &self.damages)
+        self.list_forms.form(&self.generation, have, &self.damage_log)
     }
 
     /// Whether there is a right compressed list to send. Reads it through.
     pub(crate) fn check_compressed(&self) -> bool {
-        self.list_forms.check_compressed(&self.generation, &self.damages)
+        self.list_forms.check_compressed(&self.generation, &self.damage_log)
     }
 
     /// The compressed list, which is right after [`Edition::check_compressed`] said so.

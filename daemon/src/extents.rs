@@ -79,7 +79,7 @@ enum Slot {
 }
 
 /// An extent that is there, or about to be.
-pub(crate) enum Coming {
+pub(crate) enum PendingExtent {
     /// It is there.
     Ready(Extent),
     /// Somebody reads it.
@@ -89,22 +89,22 @@ pub(crate) enum Coming {
 /// What became of asking for an extent.
 pub(crate) enum Begun {
     /// Somebody has it or reads it.
-    Coming(Coming),
+    Found(PendingExtent),
     /// The caller is to read it.
-    Mine(Lead),
+    Mine(ReadTask),
 }
 
 /// The task of reading an extent for all that want it. Others wait until it is finished or dropped.
-pub(crate) struct Lead {
+pub(crate) struct ReadTask {
     extents: Arc<Extents>,
     key: Key,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
-impl Lead {
+impl ReadTask {
     /// What others that want the extent wait for.
-    pub(crate) fn coming(&self) -> Coming {
-        Coming::Reading(self.outcome.subscribe())
+    pub(crate) fn pending(&self) -> PendingExtent {
+        PendingExtent::Reading(self.outcome.subscribe())
     }
 
     /// Has `read` fill the buffer and say where in it the extent lies. Who waits gets it in any case;
@@ -120,7 +120,7 @@ impl Lead {
     }
 }
 
-impl Coming {
+impl PendingExtent {
     /// The extent, once it is there.
     pub(crate) async fn wait(self) -> Outcome {
         match self {
@@ -151,7 +151,7 @@ impl Extents {
     }
 
     /// An extent that is there or being read already.
-    pub(crate) fn find(&self, key: Key) -> Option<Coming> {
+    pub(crate) fn find(&self, key: Key) -> Option<PendingExtent> {
         self.lock().find(key)
     }
 
@@ -189,12 +189,12 @@ impl Extents {
     /// An extent, or the task of reading it.
     pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Begun {
         let mut slots = self.lock();
-        if let Some(coming) = slots.find(key) {
-            return Begun::Coming(coming);
+        if let Some(pending) = slots.find(key) {
+            return Begun::Found(pending);
         }
         let (sender, receiver) = watch::channel(None);
         slots.by_key.insert(key, Slot::Reading(receiver));
-        Begun::Mine(Lead { extents: Arc::clone(self), key, outcome: sender })
+        Begun::Mine(ReadTask { extents: Arc::clone(self), key, outcome: sender })
     }
 
     fn settle(&self, key: Key, extent: Option<&Extent>) {
@@ -214,12 +214,12 @@ impl Extents {
 }
 
 impl Slots {
-    fn find(&self, key: Key) -> Option<Coming> {
+    fn find(&self, key: Key) -> Option<PendingExtent> {
         match self.by_key.get(&key)? {
-            Slot::Ready(extent) => Some(Coming::Ready(extent.clone())),
+            Slot::Ready(extent) => Some(PendingExtent::Ready(extent.clone())),
             // A reader that died leaves no outcome and no sender.
             Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
-            Slot::Reading(outcome) => Some(Coming::Reading(outcome.clone())),
+            Slot::Reading(outcome) => Some(PendingExtent::Reading(outcome.clone())),
         }
     }
 

@@ -137,11 +137,11 @@ pub(crate) struct Claim {
 impl Pot {
     /// A full one. One network may have all of it.
     pub(crate) fn new(units: u64) -> Arc<Self> {
-        Self::with_most(units, units)
+        Self::with_limit(units, units)
     }
 
     /// A full one, of which one network may have at most so much.
-    pub(crate) fn with_most(units: u64, most: u64) -> Arc<Self> {
+    pub(crate) fn with_limit(units: u64, most: u64) -> Arc<Self> {
         let state = State { free: units, held: HashMap::new(), claims: Rotation::default() };
         Arc::new(Self { most, state: Mutex::new(state), waiting: watch::Sender::new(0) })
     }
@@ -355,7 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_all_that_one_network_may_have_waits_and_others_do_not() {
-        let pot = Pot::with_most(100, 50);
+        let pot = Pot::with_limit(100, 50);
         let mut held = pot.take(network(1), 50).await.unwrap();
         let mut more = pot.claim(network(1), 10, 10).unwrap();
         assert!(pot.take(network(1), 51).await.is_none(), "that will never be");

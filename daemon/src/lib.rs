@@ -34,6 +34,7 @@
 
 mod access;
 mod admission;
+mod background;
 mod bandwidth;
 mod choosing;
 mod config;
@@ -90,7 +91,7 @@ use edition::Gates;
 use listener::Port;
 use registry::Registry;
 use repository::Repository;
-use shared::Shared;
+use shared::ServerState;
 
 /// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
@@ -136,7 +137,7 @@ impl From<TcpListener> for Listeners {
 
 /// A daemon that is ready to serve.
 pub struct Daemon {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     reload: Reload,
     config: Config,
 }
@@ -151,7 +152,7 @@ impl Daemon {
         };
         access::tell_of_root(config.serve_private);
         registry.open().await?;
-        let shared = Shared::new(&config, registry);
+        let shared = ServerState::new(&config, registry);
         Ok(Self { shared: Arc::new(shared), reload: Reload::default(), config })
     }
 
@@ -199,7 +200,7 @@ impl Daemon {
 
 async fn accept_rsync(
     listener: Option<TcpListener>,
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     sessions: &TaskTracker,
 ) -> Result<(), DaemonError> {
     match listener {
@@ -221,7 +222,7 @@ impl Reload {
 
 /// Looks for a new edition of one repository again and again. A look that hangs holds up no other repository's.
 async fn keep_up(
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     repository: Arc<Repository>,
     mut asked: watch::Receiver<u64>,
     interval: Duration,

@@ -7,7 +7,7 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::ListForm;
 use stillmirror_store::{Delta, Generation, Store};
 
-use crate::damage::{Damages, Part};
+use crate::damage::{DamageLog, Part};
 
 /// What a generation's list is sent from.
 pub(crate) struct ListForms {
@@ -24,7 +24,7 @@ impl ListForms {
     }
 
     /// How the list of `generation` comes to a receiver that has the one with digest `have`. Reads the deltas through.
-    pub(crate) fn form(&self, generation: &Generation, have: Digest, damages: &Damages) -> ListForm {
+    pub(crate) fn form(&self, generation: &Generation, have: Digest, damage_log: &DamageLog) -> ListForm {
         let head = generation.head();
         if have == head.list_digest {
             return ListForm::Unchanged;
@@ -34,7 +34,7 @@ impl ListForms {
         let mut lens = Vec::with_capacity(deltas.len());
         for delta in deltas {
             if !delta.is_right() {
-                damages.met(Part::Delta, &head.repository, generation, delta.path().display());
+                damage_log.record(Part::Delta, &head.repository, generation, delta.path().display());
                 return whole;
             }
             lens.push(delta.bytes().len() as u64);
@@ -50,12 +50,12 @@ impl ListForms {
 
     /// Whether there is a right compressed list to send. Reads it through; one that is damaged is made again, and
     /// that one is kept. False when the list itself is damaged too.
-    pub(crate) fn check_compressed(&self, generation: &Generation, damages: &Damages) -> bool {
+    pub(crate) fn check_compressed(&self, generation: &Generation, damage_log: &DamageLog) -> bool {
         if self.compressed.get().is_some_and(Option::is_some) || generation.list_zst_is_right() {
             return true;
         }
         let place = generation.dir().join("list.zst");
-        damages.met(Part::List, &generation.head().repository, generation, place.display());
+        damage_log.record(Part::List, &generation.head().repository, generation, place.display());
         self.compressed.get_or_init(|| generation.compress_list().ok()).is_some()
     }
 

@@ -43,7 +43,7 @@ impl ListMemory {
     fn with_patience(bytes: u64, patience: Duration) -> Arc<Self> {
         // One step in any case, so that short lists are always served.
         let most = if bytes == 0 { u64::MAX / PART } else { (bytes / PART / STEP).max(1) * STEP };
-        Arc::new(Self { pot: Pot::with_most(most.saturating_mul(PART), most), most, patience })
+        Arc::new(Self { pot: Pot::with_limit(most.saturating_mul(PART), most), most, patience })
     }
 
     /// Nothing of it, for a session of that network.

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::DaemonError;
 use crate::networks::Connection;
 use crate::session;
-use crate::shared::Shared;
+use crate::shared::ServerState;
 use crate::strangers::Stranger;
 
 /// A pause after a failed accept: what is short then (descriptors, memory) comes back with time.
@@ -30,7 +30,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(crate) async fn accept(
     listener: TcpListener,
     port: Port,
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     sessions: &TaskTracker,
 ) -> Result<(), DaemonError> {
     listener.local_addr().map_err(DaemonError::Listener)?;
@@ -43,7 +43,7 @@ pub(crate) async fn accept(
                 sessions.spawn(async move {
                     let _place = place;
                     tokio::select! {
-                        () = too_late(&shared) => {}
+                        () = grace_period_over(&shared) => {}
                         () = connection(&shared, socket, peer, port, &entered, stranger) => {}
                     }
                 });
@@ -57,7 +57,7 @@ pub(crate) async fn accept(
 }
 
 /// Once the daemon ends, sessions have a moment to say so.
-async fn too_late(shared: &Shared) {
+async fn grace_period_over(shared: &ServerState) {
     shared.ending.cancelled().await;
     sleep(session::LAST_WORDS + FAREWELL).await;
 }
@@ -87,7 +87,7 @@ enum Dialect {
 }
 
 async fn connection(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     mut socket: TcpStream,
     peer: SocketAddr,
     port: Port,
@@ -145,7 +145,7 @@ fn too_many(dialect: &Dialect, most: usize) -> Vec<u8> {
     }
 }
 
-async fn dialect(shared: &Shared, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
+async fn dialect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
     if port == Port::Rsync {
         return Ok(Dialect::Rsync { begun: Vec::new(), greeted: false });
     }

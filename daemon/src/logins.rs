@@ -11,7 +11,7 @@ const FREE: u32 = 2;
 /// What the first one costs that does; each further one costs twice as much.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 /// The longest delay of one login.
-pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(32);
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(32);
 /// The longest wait of a login for its turn: beyond that it is refused.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// How long failures are remembered after the last one.
@@ -35,7 +35,7 @@ impl Failures {
     fn delay(&self) -> Duration {
         let costly = self.count.saturating_sub(FREE);
         let doublings = costly.saturating_sub(1).min(16);
-        if costly == 0 { Duration::ZERO } else { (FIRST_DELAY * (1 << doublings)).min(LONGEST_DELAY) }
+        if costly == 0 { Duration::ZERO } else { (FIRST_DELAY * (1 << doublings)).min(MAX_DELAY) }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::strangers::Strangers;
 const MESSAGES: usize = 4;
 
 /// What all sessions share.
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) registry: Registry,
     pub(crate) limits: Limits,
     pub(crate) pool: Arc<Pool>,
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) ending: CancellationToken,
 }
 
-impl Shared {
+impl ServerState {
     /// As a configuration has it.
     pub(crate) fn new(config: &Config, registry: Registry) -> Self {
         let extents = Extents::new(config.memory.cache);

@@ -6,19 +6,19 @@ use crate::pool::Pool;
 async fn one_read_serves_all_that_want_an_extent() {
     let (extents, pool) = (Extents::new(4 * EXTENT), Pool::new(8 * EXTENT));
     let key = Key { file: state(1), number: 0 };
-    let Begun::Mine(lead) = extents.begin(key) else { panic!("nobody else reads") };
+    let Begun::Mine(task) = extents.begin(key) else { panic!("nobody else reads") };
     let waiting: Vec<_> = (0..20).map(|_| extents.begin(key)).collect();
     let buffer = pool.take().await;
     let read = |buffer: &mut [u8]| {
         buffer[10..15].copy_from_slice(b"bytes");
         Ok(10..15)
     };
-    assert_eq!(&*lead.read(buffer, true, read).unwrap(), b"bytes");
+    assert_eq!(&*task.read(buffer, true, read).unwrap(), b"bytes");
     for begun in waiting {
-        let Begun::Coming(coming) = begun else { panic!("read twice") };
-        assert_eq!(&*coming.wait().await.unwrap(), b"bytes");
+        let Begun::Found(pending) = begun else { panic!("read twice") };
+        assert_eq!(&*pending.wait().await.unwrap(), b"bytes");
     }
-    assert!(matches!(extents.begin(key), Begun::Coming(Coming::Ready(_))));
+    assert!(matches!(extents.begin(key), Begun::Found(PendingExtent::Ready(_))));
 }
 
 #[tokio::test]
@@ -26,8 +26,8 @@ async fn the_oldest_extents_go_first_and_give_their_buffers_back() {
     let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
     let key = |number| Key { file: state(1), number };
     for number in 0..5 {
-        let Begun::Mine(lead) = extents.begin(key(number)) else { panic!("nobody else reads") };
-        lead.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
+        let Begun::Mine(task) = extents.begin(key(number)) else { panic!("nobody else reads") };
+        task.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
     }
     let there: Vec<_> = (0..5).filter(|&number| extents.find(key(number)).is_some()).collect();
     assert_eq!((there, pool.available()), (vec![3, 4], 6));
@@ -38,14 +38,14 @@ async fn a_failed_or_abandoned_read_fails_who_waits_and_nobody_later() {
     let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
     let key = Key { file: state(1), number: 0 };
     for abandon in [false, true] {
-        let Begun::Mine(lead) = extents.begin(key) else { panic!("nobody else reads") };
-        let Begun::Coming(coming) = extents.begin(key) else { panic!("read twice") };
+        let Begun::Mine(task) = extents.begin(key) else { panic!("nobody else reads") };
+        let Begun::Found(pending) = extents.begin(key) else { panic!("read twice") };
         if abandon {
-            drop(lead);
-            assert_eq!(coming.wait().await.err(), Some(ItemFailure::Unreadable));
+            drop(task);
+            assert_eq!(pending.wait().await.err(), Some(ItemFailure::Unreadable));
         } else {
-            let _ = lead.read(pool.take().await, true, |_| Err(ItemFailure::Stale));
-            assert_eq!(coming.wait().await.err(), Some(ItemFailure::Stale));
+            let _ = task.read(pool.take().await, true, |_| Err(ItemFailure::Stale));
+            assert_eq!(pending.wait().await.err(), Some(ItemFailure::Stale));
         }
     }
     assert!(matches!(extents.begin(key), Begun::Mine(_)));
@@ -98,8 +98,8 @@ async fn small_files_and_large_ones_leave_each_other_their_share() {
     read_twice(0..40);
     assert_eq!(shelves(0..40), 7.0, "beside the one in hand, with nothing else in the cache");
     for number in 0..20 {
-        let Begun::Mine(lead) = extents.begin(large(number)) else { panic!("nobody else reads") };
-        lead.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
+        let Begun::Mine(task) = extents.begin(large(number)) else { panic!("nobody else reads") };
+        task.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
     }
     assert_eq!((shelves(0..40), larges()), (1.0, (14..20).collect()));
     read_twice(40..80);
