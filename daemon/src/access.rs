@@ -1,4 +1,4 @@
-//! Who may have a repository: addresses, and users with passwords.
+//! Access control for repositories: client addresses, and users with passwords.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -12,46 +12,46 @@ use thiserror::Error;
 
 use crate::operator_file;
 
-/// Bytes of a secrets file: tens of thousands of users.
+/// Maximum size of a secrets file, in bytes: enough for tens of thousands of users.
 const SECRETS_BYTES: u64 = 1 << 20;
 
-/// Addresses that may have a repository, and that may not, as in rsyncd.conf: `allow` is asked first, then
-/// `deny`; who matches neither is let in, unless there is an `allow` and no `deny`.
+/// The addresses that may access a repository and those that may not, as in rsyncd.conf. `allow` is checked first,
+/// then `deny`. An address that matches neither is admitted, unless `allow` is set and `deny` is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hosts {
-    /// Who is let in whatever `deny` says.
+    /// Addresses that are admitted whatever `deny` says.
     pub allow: Vec<HostPattern>,
-    /// Who is kept out.
+    /// Addresses that are refused.
     pub deny: Vec<HostPattern>,
 }
 
 impl Hosts {
-    /// Whether a client at this address is let in.
+    /// Returns whether a client at this address is admitted.
     pub(crate) fn admit(&self, address: IpAddr) -> bool {
         let matches = |patterns: &[HostPattern]| patterns.iter().any(|pattern| pattern.matches(address));
         matches(&self.allow) || if self.deny.is_empty() { self.allow.is_empty() } else { !matches(&self.deny) }
     }
 }
 
-/// One address, a network of them, or (`*`) all.
+/// A single address, a network, or all addresses (`*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostPattern {
-    /// `None` for all.
+    /// `None` for all addresses.
     network: Option<Network>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Network {
     is_v4: bool,
-    /// The bits of `mask` are those that decide.
+    /// The network's address, with all bits outside `mask` cleared.
     bits: u128,
     mask: u128,
 }
 
-/// A pattern of hosts that is none.
+/// An invalid host pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "'{0}' is neither an address nor a network (10.0.0.0/8, 10.0.0.0/255.0.0.0, 2001:db8::/32) nor '*'; host names are not looked up"
+    "'{0}' is not an address, a network (10.0.0.0/8, 10.0.0.0/255.0.0.0, 2001:db8::/32) or '*'; host names are not looked up"
 )]
 pub struct HostPatternError(String);
 
@@ -97,7 +97,8 @@ fn parse_network(text: &str) -> Option<Network> {
     Some(Network { is_v4, bits: bits_of & mask, mask })
 }
 
-/// An address as bits, the first one topmost; an IPv4 client of an IPv6 socket is an IPv4 client.
+/// Returns whether an address is IPv4, and its bits, left-aligned. An IPv4 client of an IPv6 socket counts as an IPv4
+/// client.
 fn bits(address: IpAddr) -> (bool, u128) {
     match address.to_canonical() {
         IpAddr::V4(address) => (true, u128::from(address.to_bits()) << 96),
@@ -105,38 +106,38 @@ fn bits(address: IpAddr) -> (bool, u128) {
     }
 }
 
-/// Whether only that is served which everybody on this host may read: to root the kernel refuses nothing, and what root
-/// may read is not meant for strangers.
+/// Returns whether the daemon serves only what everybody on this host may read. The kernel refuses nothing to root, and
+/// what root may read is not meant for strangers.
 pub(crate) fn is_public_only(serve_private: bool) -> bool {
     geteuid().is_root() && !serve_private
 }
 
-/// Says in the log what a daemon serves that runs as root.
-pub(crate) fn tell_of_root(serve_private: bool) {
+/// Logs what the daemon serves if it runs as root.
+pub(crate) fn warn_if_root(serve_private: bool) {
     if !geteuid().is_root() {
         return;
     }
     if serve_private {
-        tracing::warn!("runs as root with `serve_private`: files that nobody but root may read are served too");
+        tracing::warn!("running as root with `serve_private`: files that only root may read are served too");
     } else {
         tracing::warn!(
-            "runs as root: only what everybody on this host may read is served; name a `user` in [daemon] to run as, or \
-             set `serve_private`"
+            "running as root: only files that everybody on this host may read are served; set `user` in [daemon] to \
+             run as another user, or set `serve_private`"
         );
     }
 }
 
-/// Users who may have a repository. None: everybody may.
+/// The users who may access a repository. If there are none, everybody may.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Users {
     /// Their names.
     pub names: Vec<String>,
-    /// The file with their passwords: a line `user:password` each, `#` begins a comment. It is read at
-    /// every login, and must not be accessible to everybody.
+    /// The file with their passwords. Each line is `user:password`; a line that begins with `#` is a comment. The file
+    /// is read at every login and must not be accessible to everybody.
     pub secrets: PathBuf,
 }
 
-/// A secrets file that is not used.
+/// A secrets file that cannot be used.
 #[derive(Debug, Error)]
 #[error("secrets file {}: {problem}", .path.display())]
 pub struct SecretsError {
@@ -148,17 +149,16 @@ pub struct SecretsError {
 enum SecretsProblem {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("everybody may read or write it; `chmod o-rwx` it")]
+    #[error("it is accessible to everybody; run `chmod o-rwx` on it")]
     Open,
-    #[error("larger than {SECRETS_BYTES} bytes")]
+    #[error("it is larger than {SECRETS_BYTES} bytes")]
     TooLarge,
 }
 
-/// A user's password, which is not shown.
+/// A user's password. Its `Debug` output hides it.
 pub(crate) struct Password(Vec<u8>);
 
 impl Password {
-    /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -171,17 +171,18 @@ impl fmt::Debug for Password {
 }
 
 impl Users {
-    /// Whether everybody may have the repository.
+    /// Returns whether everybody may access the repository.
     pub(crate) fn is_everybody(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// Whether the secrets file can be used.
+    /// Checks that the secrets file can be used.
     pub(crate) fn check(&self) -> Result<(), SecretsError> {
         if self.is_everybody() { Ok(()) } else { self.read().map(drop) }
     }
 
-    /// The password of a user who may have the repository; none for anybody else. Reads a file.
+    /// Returns the password of a user who may access the repository, or `None` for any other user. Reads the secrets
+    /// file.
     pub(crate) fn password(&self, user: &[u8]) -> Result<Option<Password>, SecretsError> {
         let secrets = self.read()?;
         if !self.names.iter().any(|name| name.as_bytes() == user) {
@@ -208,7 +209,7 @@ fn read_secrets(path: &Path) -> Result<Vec<u8>, SecretsProblem> {
     Ok(bytes)
 }
 
-/// The password of the first line with that user.
+/// Returns the password on the first line for that user.
 fn find_password<'a>(secrets: &'a [u8], user: &[u8]) -> Option<&'a [u8]> {
     secrets.split(|&byte| byte == b'\n').find_map(|line| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_holds_its_addresses_however_its_mask_is_written() {
+    fn a_network_matches_its_addresses_however_its_mask_is_written() {
         for network in ["10.1.0.0/16", "10.1.2.3/255.255.0.0"] {
             assert!(admitted(&[network], &[], "10.1.255.1"));
             assert!(admitted(&[network], &[], "::ffff:10.1.255.1"), "an IPv4 client of an IPv6 socket");
@@ -243,16 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn allow_is_asked_before_deny_and_deny_decides_on_the_rest() {
+    fn allow_is_checked_before_deny_and_deny_decides_the_rest() {
         assert!(admitted(&[], &[], "10.0.0.1"));
-        assert!(!admitted(&["10.0.0.2"], &[], "10.0.0.1"), "only who is allowed");
+        assert!(!admitted(&["10.0.0.2"], &[], "10.0.0.1"), "only allowed addresses");
         assert!(!admitted(&[], &["10.0.0.0/8"], "10.0.0.1") && admitted(&[], &["10.0.0.0/8"], "11.0.0.1"));
         assert!(admitted(&["10.0.0.1"], &["*"], "10.0.0.1") && !admitted(&["10.0.0.1"], &["*"], "10.0.0.2"));
-        assert!(admitted(&["10.0.0.1"], &["10.0.0.2"], "10.0.0.3"), "in neither");
+        assert!(admitted(&["10.0.0.1"], &["10.0.0.2"], "10.0.0.3"), "matches neither");
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_refused() {
         for text in
             ["", "example.org", "10.0.0.0/33", "::/129", "10.0.0.0/ffff::", "10.0.0", "10.0.0.0/8/8", "fe80::1%eth0"]
         {
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_come_from_a_file_that_is_not_for_everybody() {
+    fn passwords_come_from_a_file_that_only_some_may_read() {
         let dir = tempfile::tempdir().unwrap();
         let secrets = dir.path().join("secrets");
         std::fs::write(&secrets, "# people\nannabel:x\nanna:two words: and a colon\r\neve:z\n#eve:y\n").unwrap();
@@ -274,7 +275,7 @@ mod tests {
         let password = |user: &[u8]| users.password(user).unwrap().map(|password| password.0);
         assert_eq!(password(b"anna").as_deref(), Some(&b"two words: and a colon"[..]));
         assert_eq!(password(b"bob"), None, "has no password");
-        assert_eq!(password(b"eve"), None, "is not asked in");
+        assert_eq!(password(b"eve"), None, "is not listed");
         assert_eq!(password(b"#eve"), None, "is a comment");
     }
 }

@@ -1,4 +1,4 @@
-//! Who may have a session, and who waits for one.
+//! Admission of sessions: a fixed number run at once, and a bounded queue holds those that wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,37 +9,37 @@ use tokio_util::sync::CancellationToken;
 use crate::fair::{Claim, Grant, Pot};
 use crate::networks::Network;
 
-/// How often a waiting connection is told its place.
+/// How often a waiting connection is told its position in the queue.
 const NEWS: Duration = Duration::from_secs(10);
 
-/// A fixed number of sessions, and a bounded queue for them in which networks take turns.
+/// A fixed number of session slots, and a bounded queue for them in which networks take turns.
 pub(crate) struct Admission {
     sessions: Arc<Pot>,
     queue_limit: usize,
 }
 
-/// A session's slot. Dropping it lets the next one in.
+/// A session's slot. Dropping it admits the next one in the queue.
 pub(crate) struct Slot {
     _grant: Grant,
 }
 
-/// What an arrival gets.
+/// The outcome for a client that asks for a session.
 pub(crate) enum Arrival {
-    /// A session.
+    /// It has a slot.
     Admitted(Slot),
-    /// A place in the queue.
+    /// It has a place in the queue.
     Queued(Ticket),
-    /// Neither.
+    /// The queue is full.
     Refused,
 }
 
 impl Admission {
-    /// `sessions` at once, at most `queue` waiting.
+    /// Admits up to `sessions` at once (at least one), and queues up to `queue` more.
     pub(crate) fn new(sessions: usize, queue: usize) -> Arc<Self> {
         Arc::new(Self { sessions: Pot::new(sessions.max(1) as u64), queue_limit: queue })
     }
 
-    /// Asks for a session.
+    /// Asks for a session slot.
     pub(crate) fn arrive(&self, network: Network) -> Arrival {
         if let Some(grant) = self.sessions.try_take(network, 1) {
             return Arrival::Admitted(Slot { _grant: grant });
@@ -57,20 +57,20 @@ pub(crate) struct Ticket {
     news: Interval,
 }
 
-/// What happens to one who waits.
+/// An event for a client in the queue.
 pub(crate) enum Turn {
-    /// A session.
+    /// It has a slot.
     Admitted(Slot),
-    /// Still so many before this one: told at once, and every [`NEWS`].
+    /// It still waits behind this many others. Reported at once, and then every [`NEWS`].
     Waiting(u64),
-    /// Its place in the queue went to a network that has fewer there.
+    /// Its place in the queue went to a network that has fewer places there.
     Displaced,
-    /// The daemon stops.
+    /// The daemon is stopping.
     Stopping,
 }
 
 impl Ticket {
-    /// Waits for what happens next.
+    /// Waits for the next event.
     pub(crate) async fn turn(&mut self, stopping: &CancellationToken) -> Turn {
         tokio::select! {
             biased;
@@ -84,7 +84,7 @@ impl Ticket {
     }
 }
 
-/// How long a session may be idle: shorter while others wait for its place.
+/// How long a session may be idle. The timeout is shorter while others wait for a slot.
 #[derive(Clone)]
 pub(crate) struct IdleTimeout {
     pub(crate) max: Duration,
@@ -93,13 +93,13 @@ pub(crate) struct IdleTimeout {
 }
 
 impl IdleTimeout {
-    /// Waits until a session that does nothing from now on has been idle for too long.
+    /// Waits until a session that is idle from now on has been idle for too long.
     pub(crate) async fn expired(&self) {
-        let least = self.in_demand.min(self.max);
-        sleep(least).await;
+        let min = self.in_demand.min(self.max);
+        sleep(min).await;
         tokio::select! {
             () = self.admission.sessions.is_short() => {}
-            () = sleep(self.max - least) => {}
+            () = sleep(self.max - min) => {}
         }
     }
 }
@@ -114,19 +114,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_network_that_waits_in_many_connections_is_not_served_before_one_that_waits_in_one() {
+    async fn a_network_with_many_waiting_connections_gets_no_more_turns_than_one_with_a_single_one() {
         let (admission, stopping) = (Admission::new(1, 100), CancellationToken::new());
-        let Arrival::Admitted(held) = admission.arrive(network(1)) else { panic!("the first is let in") };
+        let Arrival::Admitted(held) = admission.arrive(network(1)) else { panic!("the first is admitted") };
         let mut many: Vec<_> = (0..50).filter_map(|_| queued(admission.arrive(network(1)))).collect();
         let mut one = queued(admission.arrive(network(2))).unwrap();
         drop(held);
-        let Turn::Admitted(first) = many[0].turn(&stopping).await else { panic!("it was the first to wait") };
+        let Turn::Admitted(first) = many[0].turn(&stopping).await else { panic!("it is the first in the queue") };
         drop(first);
         assert!(matches!(one.turn(&stopping).await, Turn::Admitted(_)));
     }
 
     #[tokio::test]
-    async fn a_full_queue_of_one_network_has_room_for_another() {
+    async fn a_queue_filled_by_one_network_has_room_for_another() {
         let (admission, stopping) = (Admission::new(1, 10), CancellationToken::new());
         let _held = admission.arrive(network(1));
         let mut many: Vec<_> = (0..10).filter_map(|_| queued(admission.arrive(network(1)))).collect();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_idle_session_is_waited_for_less_while_others_wait_for_its_place() {
+    async fn the_idle_timeout_is_shorter_while_others_wait_for_a_slot() {
         let admission = Admission::new(1, 10);
         let _held = admission.arrive(network(1));
         let (max, in_demand) = (Duration::from_secs(3600), Duration::from_millis(1));

@@ -1,49 +1,50 @@
-//! How fast bytes may leave: one bucket for a connection, one for a repository, one for the whole daemon.
+//! Rate limits as token buckets: one for a connection, one for a repository, one for the whole daemon.
 //!
-//! A session asks bucket after bucket for a slice, and sends it when the last one says so. Who asks first is
-//! served first, so those who share a bucket take turns, slice by slice. Time comes in from outside: nothing
-//! here waits.
+//! A session asks its buckets one after the other for a slice, and sends the slice when the last bucket allows it.
+//! Buckets serve requests in order, so sessions that share a bucket take turns, slice by slice. The caller passes in the
+//! time; nothing here waits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Billionths in one: of a second in a second, of a byte in a byte.
+/// Nanoseconds in a second, and billionths of a byte in a byte.
 const BILLION: u128 = 1_000_000_000;
 /// Bytes that may leave at once after a pause, however low the rate.
-const LEAST_BURST: u64 = 64 << 10;
-/// Bytes of a slice, unless a second's or what is to be sent is less: few enough for many to take turns, and enough to be worth
-/// reading a file again for, when memory had to be given back meanwhile.
+const MIN_BURST: u64 = 64 << 10;
+/// Minimum and maximum size of a slice, in bytes, unless one second's worth or the data to send is less. Slices are small
+/// enough for many sessions to take turns. They are large enough to be worth reading a file again for, if memory had to
+/// be given back meanwhile.
 const SLICE: (u64, u64) = (32 << 10, 1 << 20);
-/// Slices in a second, for rates at which they are of neither size.
+/// Slices per second, for rates that lead to a size between the two.
 const SLICES: u64 = 128;
 
-/// A bound on what all who draw on it send together: in any time no more than the rate allows, and a burst of
-/// an eighth of a second (at least [`LEAST_BURST`]).
+/// A limit on what all sessions that draw on it send together. In any period they send no more than the rate allows, plus
+/// a burst of an eighth of a second (at least [`MIN_BURST`]).
 pub(crate) struct Bucket {
-    /// Bytes a second.
+    /// In bytes per second.
     rate: u64,
     burst: u64,
     slice: u64,
     level: Mutex<Level>,
 }
 
-/// What was handed out and is not worked off by time yet.
+/// The bytes that were handed out and that time has not paid off yet.
 struct Level {
-    /// Billionths of a byte: a nanosecond works off `rate` of them, so nothing is ever rounded.
+    /// In billionths of a byte. A nanosecond pays off `rate` of them, so nothing is ever rounded.
     owed: u128,
     at: Instant,
 }
 
 impl Bucket {
-    /// A full one of so many bytes a second; none for a rate of 0, which is no limit.
+    /// Creates a full bucket of `rate` bytes per second, or `None` for a rate of 0, which means no limit.
     pub(crate) fn new(rate: u64) -> Option<Arc<Self>> {
-        let (least, most) = SLICE;
-        let (burst, slice) = ((rate / 8).max(LEAST_BURST), (rate / SLICES).clamp(least, most).min(rate));
+        let (min, max) = SLICE;
+        let (burst, slice) = ((rate / 8).max(MIN_BURST), (rate / SLICES).clamp(min, max).min(rate));
         let level = Mutex::new(Level { owed: 0, at: Instant::now() });
         (rate > 0).then(|| Arc::new(Self { rate, burst, slice, level }))
     }
 
-    /// Hands out bytes, and says from when on they may leave.
+    /// Hands out bytes, and returns the time from which they may be sent.
     fn hand_out(&self, bytes: u64, now: Instant) -> Instant {
         let mut level = self.level();
         let passed = now.saturating_duration_since(level.at).as_nanos();
@@ -55,7 +56,7 @@ impl Bucket {
         level.at + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
     }
 
-    /// Takes back bytes that never left.
+    /// Takes back bytes that were never sent.
     fn take_back(&self, bytes: u64) {
         let mut level = self.level();
         level.owed = level.owed.saturating_sub(u128::from(bytes) * BILLION);
@@ -66,26 +67,26 @@ impl Bucket {
     }
 }
 
-/// What one session may send. Without a bucket, everything at once.
+/// The bytes that one session may send. Without a bucket there is no limit.
 #[derive(Default)]
 pub(crate) struct Allowance {
     buckets: Vec<Arc<Bucket>>,
     /// Bytes that every bucket has handed out.
     granted: u64,
-    coming: Option<Coming>,
+    pending: Option<PendingSlice>,
 }
 
 /// A slice on its way through the buckets.
-struct Coming {
+struct PendingSlice {
     bytes: u64,
-    /// Buckets that were asked.
+    /// The number of buckets that have been asked.
     asked: usize,
-    /// When the last of them lets it go.
+    /// When the last one of them releases the slice.
     until: Instant,
 }
 
 impl Allowance {
-    /// From now on `bucket` is asked too, if it is not already.
+    /// Draws on `bucket` too from now on, unless it does already.
     pub(crate) fn draw_on(&mut self, bucket: &Arc<Bucket>) {
         if !self.buckets.iter().any(|known| Arc::ptr_eq(known, bucket)) {
             self.give_back();
@@ -93,53 +94,53 @@ impl Allowance {
         }
     }
 
-    /// Whether everything may leave at any time.
+    /// Returns whether there is no limit.
     pub(crate) fn is_unlimited(&self) -> bool {
         self.buckets.is_empty()
     }
 
-    /// How many of so many bytes may leave now; 0 when none may before [`Self::until`].
-    pub(crate) fn of(&mut self, wanted: usize, now: Instant) -> usize {
+    /// Returns how many of `wanted` bytes may be sent now: 0 if none may before [`Self::until`].
+    pub(crate) fn available(&mut self, wanted: usize, now: Instant) -> usize {
         if self.is_unlimited() {
             return wanted;
         }
-        if self.granted == 0 && self.coming.is_none() {
+        if self.granted == 0 && self.pending.is_none() {
             let slice = self.buckets.iter().map(|bucket| bucket.slice).min().unwrap_or(u64::MAX);
-            self.coming = Some(Coming { bytes: slice.min(wanted as u64), asked: 0, until: now });
+            self.pending = Some(PendingSlice { bytes: slice.min(wanted as u64), asked: 0, until: now });
         }
         self.until(now);
         usize::try_from(self.granted).unwrap_or(usize::MAX).min(wanted)
     }
 
-    /// Bytes have left.
+    /// Notes that bytes were sent.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.granted = self.granted.saturating_sub(bytes as u64);
     }
 
-    /// When to ask again; none when nothing holds the session up.
+    /// Returns when to ask again, or `None` if no bucket delays the session.
     pub(crate) fn until(&mut self, now: Instant) -> Option<Instant> {
-        while let Some(coming) = &mut self.coming {
-            if coming.until > now {
-                return Some(coming.until);
+        while let Some(pending) = &mut self.pending {
+            if pending.until > now {
+                return Some(pending.until);
             }
-            match self.buckets.get(coming.asked) {
+            match self.buckets.get(pending.asked) {
                 Some(bucket) => {
-                    coming.until = bucket.hand_out(coming.bytes, now);
-                    coming.asked += 1;
+                    pending.until = bucket.hand_out(pending.bytes, now);
+                    pending.asked += 1;
                 }
                 None => {
-                    self.granted += coming.bytes;
-                    self.coming = None;
+                    self.granted += pending.bytes;
+                    self.pending = None;
                 }
             }
         }
         None
     }
 
-    /// Nobody is to wait for bytes that do not leave.
+    /// Returns unsent bytes to the buckets, so that no session waits for them.
     fn give_back(&mut self) {
         let granted = std::mem::take(&mut self.granted);
-        let (bytes, asked) = self.coming.take().map_or((0, 0), |coming| (coming.bytes, coming.asked));
+        let (bytes, asked) = self.pending.take().map_or((0, 0), |pending| (pending.bytes, pending.asked));
         for (place, bucket) in self.buckets.iter().enumerate() {
             bucket.take_back(granted + if place < asked { bytes } else { 0 });
         }
@@ -158,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// Sends for that long, as each of the sessions may and wants: what left, and when.
+    /// Lets each session send as much as it wants and may, for `time`. Returns each session, time and number of bytes.
     fn run(sessions: &mut [(Allowance, usize)], time: Duration) -> Vec<(usize, Duration, u64)> {
         let began = Instant::now();
         let mut left = Vec::new();
@@ -166,7 +167,7 @@ mod tests {
         loop {
             for (number, (allowance, wanted)) in sessions.iter_mut().enumerate() {
                 loop {
-                    let bytes = allowance.of(*wanted, now);
+                    let bytes = allowance.available(*wanted, now);
                     if bytes == 0 {
                         break;
                     }
@@ -193,16 +194,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_leaves_in_any_time_is_within_rate_and_burst(
+        fn no_period_exceeds_rate_and_burst(
             rate in 1_u64 << 10..1 << 28,
             wanted in prop::collection::vec(4 << 10..4_usize << 20, 1..6),
             slow in 1_u64 << 10..1 << 28,
         ) {
             let (shared, own) = (bucket(rate), bucket(slow));
             let mut sessions: Vec<_> = wanted.iter().map(|&wanted| drawing(&[&shared], wanted)).collect();
-            // One of them is held up by another bucket first.
+            // One of them is delayed by another bucket first.
             sessions.push(drawing(&[&own, &shared], 1 << 20));
-            // What the rate does not account for, in that stretch of time up to now in which it is the most.
+            // The excess over the rate, in the period up to now in which it is largest.
             let (mut ahead, mut before) = (0, Duration::ZERO);
             for (_, at, bytes) in run(&mut sessions, Duration::from_millis(400)) {
                 let due = (at - before).as_nanos() * u128::from(rate);
@@ -213,7 +214,7 @@ mod tests {
         }
 
         #[test]
-        fn no_rate_and_no_time_overflows(
+        fn extreme_rates_and_times_do_not_overflow(
             rate in prop_oneof![Just(1), Just(u64::MAX), 1..=u64::MAX],
             asks in prop::collection::vec((any::<u64>(), 0..u64::MAX / 512), 1..20),
         ) {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_the_rate_is_used() {
+    fn the_whole_rate_is_used() {
         for rate in [10 << 10, 1 << 20, 1 << 30] {
             let left = run(&mut [drawing(&[&bucket(rate)], 1 << 20)], Duration::from_secs(20));
             let sum = left.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_a_bucket_takes_turns() {
+    fn sessions_that_share_a_bucket_take_turns() {
         let shared = bucket(1 << 20);
         let mut sessions: Vec<_> = (0..5).map(|_| drawing(&[&shared], 1 << 20)).collect();
         let left = run(&mut sessions, Duration::from_secs(10));
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_held_up_elsewhere_leaves_the_rest_to_others() {
+    fn a_session_that_another_bucket_delays_leaves_the_rest_to_others() {
         let (shared, own) = (bucket(1 << 20), bucket(100 << 10));
         let mut sessions = [drawing(&[&own, &shared], 1 << 20), drawing(&[&shared], 1 << 20)];
         let left = run(&mut sessions, Duration::from_secs(20));
@@ -260,19 +261,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_session_did_not_send_is_there_for_others() {
+    fn unsent_bytes_are_available_to_others() {
         let shared = bucket(100 << 10);
         let now = Instant::now();
         for _ in 0..100 {
             let (mut allowance, wanted) = drawing(&[&shared], 1 << 20);
-            allowance.of(wanted, now);
+            allowance.available(wanted, now);
         }
-        assert_eq!(drawing(&[&shared], 1 << 20).0.of(1000, now), 1000);
+        assert_eq!(drawing(&[&shared], 1 << 20).0.available(1000, now), 1000);
     }
 
     #[test]
-    fn without_a_bucket_everything_may_leave() {
+    fn without_a_bucket_there_is_no_limit() {
         assert!(Bucket::new(0).is_none());
-        assert_eq!(Allowance::default().of(usize::MAX, Instant::now()), usize::MAX);
+        assert_eq!(Allowance::default().available(usize::MAX, Instant::now()), usize::MAX);
     }
 }

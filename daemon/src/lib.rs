@@ -1,35 +1,37 @@
-//! The daemon: serves generations to any number of receivers, and does no work for any one of them that
-//! the index has done for all.
+//! The daemon serves generations to any number of receivers. It does no work for a single receiver that the
+//! index has already done for all of them.
 //!
 //! ```text
-//! listener    accepts, tells the dialect by the first bytes, admits or queues
-//! pinned      the edition that a session keeps
-//! shared      what all sessions share; strangers: connections that have not said what they are
+//! listener    accepts connections and detects the dialect from the first bytes
+//! admission   the session limit and the queue
+//! pinned      the edition that a session holds
+//! shared      the state that all sessions share
+//! strangers   the limit on connections that have not identified themselves yet
 //! session     native: one reader of requests, a lane of answers from the index, a lane of data
-//! stream      the data lane of every dialect: read ahead, sent in order, never copied
+//! stream      the data lane of every dialect: reads ahead, sends in order, never copies
 //! registry    the repositories that are served
-//! repository  who may have it, and its edition, which is replaced while sessions go on
-//! edition     a generation and its tree, opened together, with the gates of the work on them
-//! visible     what a client sees of them
-//! logins      those that failed, and how long the next one waits
+//! repository  access rules of one repository, and its edition, which is replaced while sessions run
+//! edition     a generation and its tree, opened together, with the gates for work on them
+//! visible     the repositories as one client sees them
+//! logins      failed logins, and the delay that they impose on the next one
 //! lists       encoded file lists for stock clients, built once and mapped
-//! list_memory what lists of single clients may take together
+//! list_memory the memory budget for lists of single clients
 //! networks    which addresses count as one client, and how many connections each has
-//! fair        what there is only so much of, in turns by network: sessions' places, threads, memory
-//! choosing    work of cores for single stock clients: rules, names, their own lists
-//! pace        turns of tasks that always find something to do
-//! gate        work that blocks, on threads of its own
-//! extents     parts of files in memory, read once for all that want them
-//! pack        keeps together who wants the same file at the same time
-//! file, pool  opening beneath the root, direct reads, the bounded buffers they go to
+//! fair        limited resources, shared in turns by network: session slots, threads, memory
+//! choosing    CPU-bound work for single stock clients: rules, names, their own lists
+//! pace        cooperative yielding for tasks that always find something to do
+//! gate        blocking work, on its own threads
+//! extents     cached parts of files, read once for all sessions that want them
+//! convoy      keeps sessions together that stream the same file
+//! file, pool  opening beneath the root, direct reads, and the bounded buffers for them
 //! pipe        pages on their way from the page cache to a socket
-//! bandwidth   how fast bytes may leave: a connection's, a repository's, all together
-//! direct      the one module with `unsafe`: aligned memory, and questions to the kernel
+//! bandwidth   rate limits: per connection, per repository, overall
+//! direct      the one module with `unsafe`: aligned memory, and system calls for direct I/O
 //! ```
 //!
 //! The protocol is described in `docs/native-protocol.md`.
 #![deny(unsafe_code)]
-// What a peer, a disk or a user can reach must not panic; tests may.
+// Code that a peer, a disk or a user can reach must not panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod access;
@@ -93,19 +95,20 @@ use registry::Registry;
 use repository::Repository;
 use shared::ServerState;
 
-/// Stores are not looked at more often than this, however short [`Config::reload_interval`] is.
-const LEAST_INTERVAL: Duration = Duration::from_millis(10);
-/// Threads for all that is no repository's: messages, lists that are encoded, name lookups.
+/// The shortest interval between checks of a store, however short [`Config::reload_interval`] is.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+/// Threads for work that belongs to no repository: messages of the day, list encoding, name lookups.
 const OTHER_THREADS: usize = 64;
-/// How long sessions that are cut off, and threads that hang, are waited for in all.
-const LAST_PATIENCE: Duration = Duration::from_millis(4500);
+/// How long to wait, in all, for sessions that were cut off and for threads that hang.
+const FINAL_TIMEOUT: Duration = Duration::from_millis(4500);
 
-/// Threads for work that may block, when all of it hangs in each of so many repositories.
+/// Returns how many threads blocking work can occupy if all of it hangs in every one of `repositories`
+/// repositories.
 pub fn blocking_threads(repositories: usize) -> usize {
     repositories.saturating_mul(Gates::THREADS).saturating_add(OTHER_THREADS)
 }
 
-/// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
+/// Serves until `shutdown` completes, then lets running requests finish within [`Limits::drain`].
 pub async fn run(
     listeners: impl Into<Listeners>,
     config: Config,
@@ -123,9 +126,9 @@ pub async fn run(
 /// The sockets that a daemon listens on.
 #[derive(Debug)]
 pub struct Listeners {
-    /// For clients of every kind.
+    /// The socket for clients of every kind.
     pub all: TcpListener,
-    /// For stock rsync clients alone.
+    /// An optional socket for stock rsync clients only.
     pub rsync: Option<TcpListener>,
 }
 
@@ -143,30 +146,30 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the repositories' trees, stores and current generations. A repository of which something cannot be
-    /// opened is logged, and unavailable until it can.
+    /// Opens the repositories' trees, stores and current generations. A repository that cannot be opened
+    /// completely is logged, and is unavailable until it can be opened.
     pub async fn open(config: Config) -> Result<Self, DaemonError> {
         let registry = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || Registry::new(&config)).await.map_err(DaemonError::Worker)??
         };
-        access::tell_of_root(config.serve_private);
+        access::warn_if_root(config.serve_private);
         registry.open().await?;
         let shared = ServerState::new(&config, registry);
         Ok(Self { shared: Arc::new(shared), reload: Reload::default(), config })
     }
 
-    /// A handle that makes the daemon look for new generations and roots at once.
+    /// Returns a handle that makes the daemon check for new generations and roots at once.
     pub fn reload_handle(&self) -> Reload {
         self.reload.clone()
     }
 
-    /// The same, with a handle that was there before the daemon.
+    /// Replaces the reload handle by one that was created before the daemon.
     fn reloaded_by(self, reload: Reload) -> Self {
         Self { reload, ..self }
     }
 
-    /// Serves until `shutdown` is done, then lets what runs finish within [`Limits::drain`].
+    /// Serves until `shutdown` completes, then lets running requests finish within [`Limits::drain`].
     pub async fn run(
         self,
         listeners: impl Into<Listeners>,
@@ -177,7 +180,7 @@ impl Daemon {
         let mut watchers = JoinSet::new();
         for repository in self.shared.registry.all() {
             let (shared, repository) = (Arc::clone(&self.shared), Arc::clone(repository));
-            watchers.spawn(keep_up(shared, repository, self.reload.0.subscribe(), self.config.reload_interval));
+            watchers.spawn(watch(shared, repository, self.reload.0.subscribe(), self.config.reload_interval));
         }
         let result = tokio::select! {
             result = listener::accept(all, Port::Any, &self.shared, &sessions) => result,
@@ -188,10 +191,10 @@ impl Daemon {
         watchers.abort_all();
         sessions.close();
         if timeout(self.shared.limits.drain, sessions.wait()).await.is_err() {
-            tracing::warn!(sessions = sessions.len(), "ending sessions that did not finish in time");
+            tracing::warn!(sessions = sessions.len(), "cutting off sessions that did not finish in time");
             self.shared.ending.cancel();
-            if timeout(LAST_PATIENCE, sessions.wait()).await.is_err() {
-                tracing::warn!(sessions = sessions.len(), "some sessions hang, and are left behind");
+            if timeout(FINAL_TIMEOUT, sessions.wait()).await.is_err() {
+                tracing::warn!(sessions = sessions.len(), "some sessions hang and are abandoned");
             }
         }
         result
@@ -209,38 +212,39 @@ async fn accept_rsync(
     }
 }
 
-/// Makes a daemon look for new generations and roots at once.
+/// A handle that makes a daemon check for new generations and roots at once.
 #[derive(Debug, Clone, Default)]
 pub struct Reload(watch::Sender<u64>);
 
 impl Reload {
-    /// Does so.
+    /// Checks for new generations and roots now.
     pub fn reload(&self) {
-        self.0.send_modify(|asked| *asked += 1);
+        self.0.send_modify(|requests| *requests += 1);
     }
 }
 
-/// Looks for a new edition of one repository again and again. A look that hangs holds up no other repository's.
-async fn keep_up(
+/// Checks one repository for a new edition periodically. Each repository has its own task, so a check that hangs
+/// does not delay the others.
+async fn watch(
     shared: Arc<ServerState>,
     repository: Arc<Repository>,
-    mut asked: watch::Receiver<u64>,
+    mut reloads: watch::Receiver<u64>,
     interval: Duration,
 ) {
-    let (mut is_first, mut is_asked) = (true, false);
+    let (mut is_first, mut is_forced) = (true, false);
     loop {
-        let look = {
+        let refresh = {
             let (shared, repository, is_first) = (Arc::clone(&shared), Arc::clone(&repository), is_first);
             move || {
-                if matches!(repository.look(is_asked), Ok(true)) || is_first {
+                if matches!(repository.refresh(is_forced), Ok(true)) || is_first {
                     shared.lists.sweep(&repository);
                 }
             }
         };
-        if tokio::task::spawn_blocking(look).await.is_err() {
-            tracing::error!(repository = repository.name, "looking for a new generation failed");
+        if tokio::task::spawn_blocking(refresh).await.is_err() {
+            tracing::error!(repository = repository.name, "the check for a new generation panicked");
         }
         is_first = false;
-        is_asked = matches!(timeout(interval.max(LEAST_INTERVAL), asked.changed()).await, Ok(Ok(())));
+        is_forced = matches!(timeout(interval.max(MIN_INTERVAL), reloads.changed()).await, Ok(Ok(())));
     }
 }

@@ -1,4 +1,4 @@
-//! The sending half of a connection: keeps to the limits of bandwidth, and notices a peer that does not read.
+//! The sending half of a connection: keeps to the bandwidth limits, and notices a peer that does not read.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -14,34 +14,37 @@ use crate::bandwidth::{Allowance, Bucket};
 use crate::direct::unacknowledged;
 use crate::ended::Ended;
 use crate::pipe::Pipe;
-use crate::shared::Shared;
+use crate::shared::ServerState;
 
-/// How often a writer that waits for its peer looks up.
-const LOOK_UP: Duration = Duration::from_millis(500);
+/// How often a writer that waits checks whether it should go on waiting.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Ends the session of a peer that takes less than the minimum rate while there
-/// is something to send; only the time spent waiting for it counts, and none that a limit of bandwidth takes.
+/// The sending half of a connection.
+///
+/// It ends the session of a peer that takes less than the minimum rate while there is something to send. Only the time
+/// spent waiting for the peer counts; a delay by a bandwidth limit does not.
 pub(crate) struct Writer {
     socket: OwnedWriteHalf,
     minimum_rate: u64,
     window: Duration,
     allowance: Allowance,
     sent: u64,
-    /// Time spent waiting in the current window, and what the peer had taken when it began.
+    /// Time spent waiting for the peer in the current window.
     waited: Duration,
+    /// Bytes that the peer had taken when the current window began.
     taken_before: u64,
 }
 
-/// Bytes that go out, wherever they lie.
+/// Bytes to send, in memory or in a pipe.
 pub(crate) trait Source {
-    /// Whether all are out.
+    /// Returns whether all bytes are sent.
     fn is_empty(&self) -> bool;
 
-    /// Bytes that are left.
+    /// Returns the number of bytes that are left.
     fn len(&self) -> usize;
 
-    /// Writes at most `most` of them without waiting; says how many, and takes them off.
-    fn write_to(&mut self, socket: &TcpStream, most: usize) -> io::Result<usize>;
+    /// Writes up to `limit` bytes without waiting, and removes them from the source. Returns their number.
+    fn write_to(&mut self, socket: &TcpStream, limit: usize) -> io::Result<usize>;
 }
 
 impl Source for &mut [IoSlice<'_>] {
@@ -53,10 +56,10 @@ impl Source for &mut [IoSlice<'_>] {
         self.iter().map(|slice| slice.len()).sum()
     }
 
-    fn write_to(&mut self, socket: &TcpStream, most: usize) -> io::Result<usize> {
-        let written = match most {
+    fn write_to(&mut self, socket: &TcpStream, limit: usize) -> io::Result<usize> {
+        let written = match limit {
             usize::MAX => socket.try_write_vectored(self),
-            most => socket.try_write_vectored(&beginning(self, most)),
+            limit => socket.try_write_vectored(&prefix(self, limit)),
         }?;
         IoSlice::advance_slices(self, written);
         Ok(written)
@@ -72,14 +75,14 @@ impl Source for Pipe {
         Self::len(self)
     }
 
-    fn write_to(&mut self, socket: &TcpStream, most: usize) -> io::Result<usize> {
-        socket.try_io(Interest::WRITABLE, || self.pour(socket, most))
+    fn write_to(&mut self, socket: &TcpStream, limit: usize) -> io::Result<usize> {
+        socket.try_io(Interest::WRITABLE, || self.pour(socket, limit))
     }
 }
 
 impl Writer {
-    /// Within the limits of a connection and of all together.
-    pub(crate) fn new(socket: OwnedWriteHalf, shared: &Shared) -> Self {
+    /// Creates a writer that keeps to the bandwidth limits of one connection and of all connections together.
+    pub(crate) fn new(socket: OwnedWriteHalf, shared: &ServerState) -> Self {
         let limits = &shared.limits;
         let mut writer = Self {
             socket,
@@ -95,14 +98,14 @@ impl Writer {
         writer
     }
 
-    /// From now on keeps within this limit too.
+    /// Adds another bandwidth limit, from now on.
     pub(crate) fn draw_on(&mut self, limit: Option<&Arc<Bucket>>) {
         if let Some(bucket) = limit {
             self.allowance.draw_on(bucket);
         }
     }
 
-    /// Whether the peer says no more. An error when it does not listen either.
+    /// Returns whether the peer has closed its sending half. Fails if the peer does not receive any more either.
     pub(crate) fn has_peer_left(&self) -> io::Result<bool> {
         let mut socket = [PollFd::new(self.socket.as_ref(), PollFlags::RDHUP)];
         poll(&mut socket, Some(&Timespec::default()))?;
@@ -113,23 +116,23 @@ impl Writer {
         Ok(state.contains(PollFlags::RDHUP))
     }
 
-    /// Bytes sent so far.
+    /// Returns the number of bytes sent so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Sends bytes.
+    /// Sends all of `bytes`.
     pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), Ended> {
         self.send(&mut [IoSlice::new(bytes)]).await
     }
 
-    /// Sends what is in the slices.
+    /// Sends all of the slices.
     pub(crate) async fn send(&mut self, mut slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
         self.send_while(&mut slices, || true).await.map(drop)
     }
 
-    /// Sends for as long as `patient`, which is asked whenever the peer has taken nothing for a while, or a
-    /// limit holds this up. Says how many bytes went out.
+    /// Sends until all is sent or `patient` returns false. `patient` is called whenever the peer has taken nothing for a
+    /// while, or a bandwidth limit delays the writer. Returns the number of bytes sent.
     pub(crate) async fn send_while<S: Source>(
         &mut self,
         source: &mut S,
@@ -147,7 +150,8 @@ impl Writer {
         }
     }
 
-    /// Sends what the limits allow and the socket takes without waiting, and takes it off the source.
+    /// Sends what the limits allow and the socket takes without waiting, and removes it from the source. Returns the
+    /// number of bytes sent.
     pub(crate) fn send_now<S: Source>(&mut self, source: &mut S) -> Result<usize, Ended> {
         let mut sent = 0;
         while !source.is_empty() {
@@ -165,24 +169,24 @@ impl Writer {
         Ok(sent)
     }
 
-    /// Writes once, if that is allowed now.
+    /// Writes once, if the limits allow that now. Fails with `WouldBlock` otherwise.
     fn write<S: Source>(&mut self, source: &mut S) -> io::Result<usize> {
         if self.allowance.is_unlimited() {
             return source.write_to(self.socket.as_ref(), usize::MAX);
         }
         let wanted = source.len();
-        match self.allowance.of(wanted, Instant::now().into_std()) {
+        match self.allowance.available(wanted, Instant::now().into_std()) {
             0 if wanted > 0 => Err(io::ErrorKind::WouldBlock.into()),
-            most => source.write_to(self.socket.as_ref(), most),
+            limit => source.write_to(self.socket.as_ref(), limit),
         }
     }
 
-    /// When a limit lets more out, if one holds this up.
+    /// Returns when more can be sent. `None` if no bandwidth limit delays the writer.
     fn held_until(&mut self) -> Option<Instant> {
         self.allowance.until(Instant::now().into_std()).map(Instant::from_std)
     }
 
-    /// Says that nothing more comes.
+    /// Closes the sending half of the connection.
     pub(crate) async fn close(&mut self) {
         let _ = self.socket.shutdown().await;
     }
@@ -193,17 +197,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits a while; whether more can be sent.
+    /// Waits for a while. Returns whether more can be sent. Fails if the peer is too slow.
     async fn wait(&mut self) -> Result<bool, Ended> {
         if let Some(until) = self.held_until() {
-            sleep_until(until.min(Instant::now() + LOOK_UP)).await;
+            sleep_until(until.min(Instant::now() + CHECK_INTERVAL)).await;
             return Ok(self.held_until().is_none());
         }
         let began = Instant::now();
-        let ready = timeout(LOOK_UP.min(self.window), self.socket.writable()).await;
+        let ready = timeout(CHECK_INTERVAL.min(self.window), self.socket.writable()).await;
         self.waited += began.elapsed();
         if self.waited >= self.window {
-            self.judge()?;
+            self.check_rate()?;
         }
         match ready {
             Ok(result) => result.map(|()| true).map_err(Ended::from),
@@ -211,12 +215,13 @@ impl Writer {
         }
     }
 
-    /// What the kernel still holds was sent but not taken: a full socket buffer hides a stalled peer.
-    fn judge(&mut self) -> Result<(), Ended> {
-        let held = unacknowledged(self.socket.as_ref()).unwrap_or(0);
-        let taken = self.sent.saturating_sub(held);
-        let least = (self.minimum_rate as f64 * self.waited.as_secs_f64()) as u64;
-        if taken.saturating_sub(self.taken_before) < least {
+    /// Fails if the peer took less than the minimum rate in the current window; otherwise begins a new window. Bytes in
+    /// the kernel's socket buffer do not count as taken, since a full buffer would hide a stalled peer.
+    fn check_rate(&mut self) -> Result<(), Ended> {
+        let buffered = unacknowledged(self.socket.as_ref()).unwrap_or(0);
+        let taken = self.sent.saturating_sub(buffered);
+        let required = (self.minimum_rate as f64 * self.waited.as_secs_f64()) as u64;
+        if taken.saturating_sub(self.taken_before) < required {
             return Err(Ended::TooSlow);
         }
         self.waited = Duration::ZERO;
@@ -225,19 +230,19 @@ impl Writer {
     }
 }
 
-/// The first `most` bytes of the slices.
-fn beginning<'a>(slices: &'a [IoSlice<'_>], most: usize) -> Vec<IoSlice<'a>> {
-    let mut room = most;
-    let mut beginning = Vec::new();
+/// Returns the first `limit` bytes of the slices.
+fn prefix<'a>(slices: &'a [IoSlice<'_>], limit: usize) -> Vec<IoSlice<'a>> {
+    let mut room = limit;
+    let mut prefix = Vec::new();
     for slice in slices {
         let part = &slice[..slice.len().min(room)];
         room -= part.len();
-        beginning.push(IoSlice::new(part));
+        prefix.push(IoSlice::new(part));
         if room == 0 {
             break;
         }
     }
-    beginning
+    prefix
 }
 
 #[cfg(test)]
@@ -248,7 +253,7 @@ mod tests {
     use crate::{Config, Daemon};
 
     #[tokio::test]
-    async fn a_peer_that_says_no_more_may_still_listen_and_one_that_is_gone_does_not() {
+    async fn a_half_closed_peer_still_receives_and_a_closed_one_does_not() {
         let daemon = Daemon::open(Config::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -268,6 +273,6 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(60), gone).await.expect("the kernel says so");
+        timeout(Duration::from_secs(60), gone).await.expect("the kernel reports the closed connection");
     }
 }

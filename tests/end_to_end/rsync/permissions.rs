@@ -142,14 +142,14 @@ fn what_root_alone_may_read_goes_to_no_native_client_unless_the_operator_says_so
     }
     let world = world();
     let of_root = serve(&world, &[]);
-    let warned = of_root.logged("runs as root");
+    let warned = of_root.logged("running as root");
     assert!(warned.contains("only what everybody") && warned.contains("serve_private"), "{warned}");
     assert_exit(&world.pull_command(&of_root).output().expect("pull runs"), 23);
     let pulled = files(&world.dest());
     let names: Vec<_> = pulled.keys().filter_map(|path| path.to_str()).filter(|name| !name.starts_with('.')).collect();
     assert_eq!(names, ["all", "names", "open/a", "unlisted/n"]);
     let private = serve(&world, &["--serve-private"]);
-    assert!(private.logged("runs as root").contains("serve_private"));
+    assert!(private.logged("running as root").contains("serve_private"));
     world.pull(&private);
     assert_same_tree(&world.src(), &world.dest());
 }
