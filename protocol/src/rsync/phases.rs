@@ -1,44 +1,45 @@
-//! What answers a client's ends of lists and phases.
+//! The replies to a client's `done`s, which end lists and phases.
 //!
-//! A client says `done` once for every list (or sub-list), then as often as its version has phases behind
-//! the lists; [`super::version::Facts::closing`] has the answers to those.
+//! A client sends `done` once for every list or sub-list, then once for each phase that its version has after
+//! the lists. [`super::version::Facts::closing`] holds the replies to the latter.
 
 use crate::rsync::fault::Fault;
 use crate::rsync::version::{Closing, Version};
 
-/// Counts lists and `done`s of one session.
+/// Counts the lists and `done`s of one session.
 #[derive(Debug, Clone)]
 pub struct Phases {
     closing: &'static [Closing],
-    /// Lists begun that the client has not ended.
+    /// The number of lists that were begun and that the client has not ended.
     open: u64,
-    ended: bool,
+    /// Whether all lists have been sent.
+    lists_ended: bool,
 }
 
 impl Phases {
-    /// At the start; no list is sent yet.
+    /// Starts with no list sent.
     pub fn new(version: Version) -> Self {
-        Self { closing: version.facts().closing, open: 0, ended: false }
+        Self { closing: version.facts().closing, open: 0, lists_ended: false }
     }
 
-    /// So many more lists (or sub-lists) go out.
+    /// Records that `lists` more lists or sub-lists are being sent.
     pub fn lists_begun(&mut self, lists: u64) {
         self.open = self.open.saturating_add(lists);
     }
 
-    /// All lists are out (the end mark of an incremental list included).
+    /// Records that all lists have been sent, including the end mark of an incremental list.
     pub fn lists_ended(&mut self) {
-        self.ended = true;
+        self.lists_ended = true;
     }
 
-    /// The answer to the client's next `done`. A client that ends what was not begun is at fault.
+    /// Returns the reply to the client's next `done`. Fails if the client ends a list that was not begun.
     pub fn done(&mut self) -> Result<Closing, Fault> {
         if self.open > 0 {
             self.open -= 1;
             return Ok(Closing::Done);
         }
         match self.closing {
-            [answer, rest @ ..] if self.ended => {
+            [answer, rest @ ..] if self.lists_ended => {
                 self.closing = rest;
                 Ok(*answer)
             }

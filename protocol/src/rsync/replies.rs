@@ -1,8 +1,8 @@
-//! What goes to the client after the setup: list data, echoes, files, ends of phases, messages.
+//! Writes what the client receives after the setup: list data, echoes, files, ends of phases, messages.
 //!
-//! [`Replies`] writes frames into its own buffer, which the caller takes and sends. A file's content never
-//! goes through it: [`Replies::literal`] writes what goes before one slice of it, and the caller sends the
-//! buffer, then the slice.
+//! [`Replies`] writes frames into its own buffer, which the caller takes and sends. The content of a file
+//! never passes through it: [`Replies::literal`] writes only what precedes one slice of the content. The
+//! caller sends the buffer, then the slice.
 
 mod tokens;
 
@@ -17,37 +17,37 @@ use crate::rsync::requests::Request;
 use crate::rsync::setup::Setup;
 use crate::rsync::version::Version;
 
-/// Bytes of small replies that are gathered in one frame.
+/// Target length of a frame that collects small replies, in bytes.
 const FRAME: usize = 64 << 10;
 
-/// What the client prints with `--stats`.
+/// The statistics that a client prints with `--stats`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Statistics {
     /// Bytes received.
     pub read: u64,
     /// Bytes sent.
     pub written: u64,
-    /// Bytes of all files in the list.
+    /// Total size of all files in the list, in bytes.
     pub total: u64,
-    /// Milliseconds to make the list.
+    /// Time to build the list, in milliseconds.
     pub list_made_ms: u64,
-    /// Milliseconds to send the list.
+    /// Time to send the list, in milliseconds.
     pub list_sent_ms: u64,
 }
 
-/// Writes a sender's half of a session.
+/// Writes the sender's side of a session.
 #[derive(Debug, Clone)]
 pub struct Replies {
     version: Version,
     ndx: NdxEncoder,
     tokens: Tokens,
     out: Vec<u8>,
-    /// Where the header of the data frame under way stands.
+    /// The offset of the current data frame's header in `out`. `None` if no data frame is open.
     frame: Option<usize>,
 }
 
 impl Replies {
-    /// After the setup. The list writes its own indices; those of the replies follow upon them.
+    /// Starts after the setup. The list writes its own indices, and the indices of the replies continue from them.
     pub fn new(setup: &Setup) -> Self {
         let mut ndx = NdxEncoder::new(setup.version);
         if setup.incremental {
@@ -56,7 +56,7 @@ impl Replies {
         Self { version: setup.version, ndx, tokens: Tokens::new(setup.compression), out: Vec::new(), frame: None }
     }
 
-    /// The bytes to send. The caller sends them all, and clears them before it has more written.
+    /// Returns the buffer of bytes to send. The caller must send and clear all of it before more is written.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.close(0);
         &mut self.out
@@ -67,14 +67,15 @@ impl Replies {
         std::mem::take(self.buffer())
     }
 
-    /// Bytes of the list.
+    /// Appends bytes of the list.
     pub fn list(&mut self, bytes: &[u8]) {
         for piece in bytes.chunks(FRAME) {
             self.data(|out, _| out.extend_from_slice(piece));
         }
     }
 
-    /// `len` bytes of the list, at most [`super::mux::PAYLOAD`], that the caller sends behind the buffer.
+    /// Appends the header for `len` bytes of the list, at most [`super::mux::PAYLOAD`], which the caller
+    /// sends after the buffer.
     pub fn list_head(&mut self, len: usize) {
         self.close(0);
         self.frame = Some(self.out.len());
@@ -100,7 +101,7 @@ impl Replies {
         });
     }
 
-    /// Begins the file that a request asked for. Slices of it follow, then [`Replies::end`].
+    /// Begins the file of this request. Slices follow with [`Replies::literal`], then [`Replies::end`].
     pub fn file(&mut self, request: &Request) {
         self.echo(request);
         let sums = request.sums.unwrap_or_default();
@@ -111,13 +112,14 @@ impl Replies {
         });
     }
 
-    /// The most bytes of one slice of a file.
+    /// Returns the maximum length of one slice of a file, in bytes.
     pub fn slice(&self) -> usize {
         self.tokens.slice()
     }
 
-    /// The next `len` bytes of the file, 1 to [`Replies::slice`], which the caller sends behind the buffer. Or later,
-    /// with other slices in one vectored write: then at the place in the buffer that is given back.
+    /// Appends what precedes the next `len` bytes of the file, 1 to [`Replies::slice`]. The caller sends
+    /// those bytes after the buffer. Alternatively it can send several slices in one vectored write: each
+    /// slice belongs at the offset in the buffer that this function returns.
     pub fn literal(&mut self, len: usize) -> usize {
         let mut tokens = self.tokens;
         self.data(|out, _| tokens.literal(out, len));
@@ -136,7 +138,8 @@ impl Replies {
         self.tokens = tokens;
     }
 
-    /// A file that was asked for will not come. Before protocol 30 nothing is said: a message must do.
+    /// Announces that a requested file will not be sent. Before protocol 30 this writes nothing, and only a
+    /// message can tell the client.
     pub fn no_send(&mut self, ndx: i32) {
         if self.version.facts().graded_messages {
             self.frame(tag::NO_SEND, &ndx.to_le_bytes());
@@ -148,7 +151,7 @@ impl Replies {
         self.data(|out, ndx| ndx.put(out, NDX_DONE));
     }
 
-    /// The statistics, behind that `done` which asks for them.
+    /// Appends the statistics. They follow the reply to the `done` that asks for them.
     pub fn statistics(&mut self, statistics: &Statistics) {
         let Statistics { read, written, total, list_made_ms, list_sent_ms } = *statistics;
         let version = self.version;
@@ -161,7 +164,7 @@ impl Replies {
         });
     }
 
-    /// Echoes what the client deleted.
+    /// Echoes the client's deletion counts.
     pub fn deleted(&mut self, counts: &[i32; 5]) {
         self.data(|out, ndx| {
             ndx.put(out, NDX_DEL_STATS);
@@ -169,32 +172,32 @@ impl Replies {
         });
     }
 
-    /// Files could not be sent, see [`io_error`]; nothing before protocol 30.
+    /// Reports that files could not be sent, see [`crate::rsync::exit::io_error`]. Writes nothing before protocol 30.
     pub fn io_error(&mut self, bits: i32) {
         if self.version.facts().graded_messages {
             self.frame(tag::IO_ERROR, &bits.to_le_bytes());
         }
     }
 
-    /// A line of text, with its end or without.
+    /// Appends a line of text. It may end with a newline or not.
     pub fn message(&mut self, severity: Severity, text: impl AsRef<[u8]>) {
         self.close(0);
         put_message(&mut self.out, self.version, severity, text.as_ref());
     }
 
-    /// A sign of life.
+    /// Appends a keep-alive.
     pub fn keep_alive(&mut self) {
         self.frame(tag::DATA, &[]);
     }
 
-    /// Answers the client's own exit; nothing before protocol 31.
+    /// Acknowledges the client's exit. Writes nothing before protocol 31.
     pub fn exit_seen(&mut self) {
         if self.version.facts().exit_messages {
             self.frame(tag::ERROR_EXIT, &[]);
         }
     }
 
-    /// The end because of an error: the text, and the exit code for clients that can take it.
+    /// Ends the session with an error: the text, and the exit code for clients that understand it.
     pub fn fatal(&mut self, text: impl AsRef<[u8]>, exit: Exit) {
         self.close(0);
         fatal(&mut self.out, self.version, text, exit);
@@ -217,7 +220,7 @@ impl Replies {
         write(&mut self.out, &mut self.ndx);
     }
 
-    /// Ends the data frame under way, whose last `beyond` bytes the caller sends itself.
+    /// Ends the current data frame. The caller sends the frame's last `beyond` bytes itself.
     fn close(&mut self, beyond: usize) {
         if let Some(at) = self.frame.take() {
             let header = header(tag::DATA, self.out.len() - at - HEADER + beyond);
@@ -226,7 +229,7 @@ impl Replies {
     }
 }
 
-/// As [`Replies::fatal`], for a session that has no more than its setup block out.
+/// Like [`Replies::fatal`], for a session that has sent nothing after its setup block.
 pub fn fatal(out: &mut Vec<u8>, version: Version, text: impl AsRef<[u8]>, exit: Exit) {
     put_message(out, version, Severity::Error, text.as_ref());
     if version.facts().exit_messages {

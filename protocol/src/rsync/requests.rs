@@ -1,4 +1,7 @@
-//! What the client sends after the setup: filter rules, names of `--files-from`, requests, ends of phases.
+//! Reads what a client sends after the setup.
+//!
+//! [`Requests`] turns the stream into [`Event`]s: filter rules, then the names of `--files-from`, then
+//! requests and ends of phases. Messages may arrive between them at any time.
 
 mod request;
 #[cfg(test)]
@@ -15,15 +18,15 @@ use crate::rsync::mux::{Demux, Part, tag};
 use crate::rsync::setup::Setup;
 use crate::rsync::version::Version;
 
-/// Bytes of a strong sum when a file is asked for again, unless the session's digest has fewer.
-const REDO_SUM: usize = 16;
+/// Length of a strong checksum when a file is requested again, in bytes, unless the session's digest is shorter.
+const REDO_STRONG_LEN: usize = 16;
 
-/// What the filter rules of one client may come to: the server keeps them for the whole session.
+/// Limits for one client's filter rules, which the server keeps for the whole session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuleLimits {
-    /// Their number. The longest scripts of public mirrors have dozens, generated lists thousands.
+    /// Maximum number of rules. The longest scripts of public mirrors have dozens, generated lists thousands.
     pub count: usize,
-    /// Bytes of all of them.
+    /// Maximum total length of the rules, in bytes.
     pub bytes: usize,
 }
 
@@ -33,53 +36,53 @@ impl Default for RuleLimits {
     }
 }
 
-/// What came.
+/// One event in a client's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A filter rule in the version's own words.
+    /// A filter rule in the syntax of the negotiated version.
     Rule(Vec<u8>),
-    /// No more rules.
+    /// The end of the rules.
     RulesEnd,
-    /// A name of `--files-from=-`. Their number is the caller's to bound.
+    /// A name of `--files-from=-`. The caller must limit their number.
     Name(Vec<u8>),
-    /// No more names.
+    /// The end of the names.
     NamesEnd,
     /// A request for one entry.
     Request(Request),
-    /// The end of a list or phase: ask [`super::phases::Phases::done`] for the answer.
+    /// The end of a list or phase. [`super::phases::Phases::done`] returns the answer.
     Done,
-    /// What the client deleted; to be echoed with [`super::replies::Replies::deleted`].
+    /// The client's deletion counts. Echo them with [`super::replies::Replies::deleted`].
     Deleted([i32; 5]),
-    /// A sign of life without meaning.
+    /// A keep-alive.
     KeepAlive,
-    /// The client ends with this exit code; answer with [`super::replies::Replies::exit_seen`] and close.
+    /// The client exits with this code. Answer with [`super::replies::Replies::exit_seen`] and close.
     Exit(Option<i32>),
-    /// The client has this file (`--remove-source-files`, which is refused here).
+    /// The client has received this file (`--remove-source-files`, which is refused here).
     Success(i32),
-    /// Text of the client, for the log.
+    /// Text from the client, for the log.
     Text(Vec<u8>),
 }
 
-/// Reads a client's stream. It holds what was received and not yet asked for; block sums are dropped as
-/// they come.
+/// Parses a client's stream. It buffers input that has not been returned as an event yet, but discards block
+/// checksums as they arrive.
 #[derive(Debug)]
 pub struct Requests {
     version: Version,
-    names: bool,
+    expects_names: bool,
     append: bool,
     dry_run: bool,
     xattrs: XattrRequests,
-    /// Bytes of a strong sum when a file is asked for again.
-    redo_sum: i32,
+    /// Length of a strong checksum when a file is requested again, in bytes.
+    redo_strong_len: i32,
     strong_limit: i32,
     demux: Demux,
-    /// Bytes as received, from `taken` on.
+    /// Received bytes. Those before `input_pos` have been consumed.
     input: Vec<u8>,
-    taken: usize,
-    /// The data stream, from `read` on.
+    input_pos: usize,
+    /// The data stream. The bytes before `data_pos` have been consumed.
     data: Vec<u8>,
-    read: usize,
-    /// Bytes of the data stream to drop.
+    data_pos: usize,
+    /// Number of bytes of the data stream that are still to be discarded.
     skip: u64,
     ndx: NdxDecoder,
     rule_limits: RuleLimits,
@@ -93,17 +96,17 @@ enum Stage {
     Entries,
 }
 
-/// When a request with [`item::XATTR`] has a list of the attributes whose values are wanted.
+/// When a request with [`item::XATTR`] carries a list of the attributes whose values the client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum XattrRequests {
     Never,
     Always,
-    /// Not when the entry becomes a link to another that the client has.
+    /// Not if the entry becomes a link to another entry that the client has.
     ExceptLinks,
 }
 
 impl Requests {
-    /// At the first byte after the setup.
+    /// Creates a reader at the first byte after the setup.
     pub fn new(setup: &Setup, options: &Options) -> Self {
         let facts = setup.version.facts();
         let xattrs = match (options.xattrs && !options.dry_run, facts.exit_messages) {
@@ -113,17 +116,17 @@ impl Requests {
         };
         Self {
             version: setup.version,
-            names: options.files_from == FilesFrom::Client,
+            expects_names: options.files_from == FilesFrom::Client,
             append: options.append != Append::No,
             dry_run: options.dry_run,
             xattrs,
-            redo_sum: setup.transfer.bytes().min(REDO_SUM) as i32,
-            strong_limit: setup.transfer.bytes().max(REDO_SUM) as i32,
+            redo_strong_len: setup.transfer.bytes().min(REDO_STRONG_LEN) as i32,
+            strong_limit: setup.transfer.bytes().max(REDO_STRONG_LEN) as i32,
             demux: Demux::new(facts.framed_requests),
             input: Vec::new(),
-            taken: 0,
+            input_pos: 0,
             data: Vec::new(),
-            read: 0,
+            data_pos: 0,
             skip: 0,
             ndx: NdxDecoder::new(setup.version),
             rule_limits: RuleLimits::default(),
@@ -131,37 +134,37 @@ impl Requests {
         }
     }
 
-    /// The same, with other limits for the filter rules.
+    /// Replaces the limits for the filter rules.
     #[must_use]
     pub fn limit_rules(self, rule_limits: RuleLimits) -> Self {
         Self { rule_limits, ..self }
     }
 
-    /// Takes bytes of the client. Ask for all events before more is given, and memory stays bounded by what is given
-    /// and one rule, name or request.
+    /// Takes bytes from the client. Call [`Self::next`] until it returns `None` before passing more bytes.
+    /// Memory then stays bounded by the bytes passed and one rule, name or request.
     pub fn receive(&mut self, bytes: &[u8]) {
-        self.input.drain(..self.taken);
-        self.taken = 0;
+        self.input.drain(..self.input_pos);
+        self.input_pos = 0;
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next event; none until more bytes come. A fault is final.
-    #[allow(clippy::should_implement_trait, reason = "an event may follow after none")]
+    /// Returns the next event. `None` until more bytes arrive. A fault is final.
+    #[allow(clippy::should_implement_trait, reason = "an event may follow after `None`")]
     pub fn next(&mut self) -> Result<Option<Event>, Fault> {
         loop {
             if let Some(event) = self.parse()? {
                 return Ok(Some(event));
             }
-            let mut rest = &self.input[self.taken..];
+            let mut rest = &self.input[self.input_pos..];
             let part = self.demux.next(&mut rest)?;
-            self.taken = self.input.len() - rest.len();
+            self.input_pos = self.input.len() - rest.len();
             match part {
                 None => return Ok(None),
                 Some(Part::Data(bytes)) => {
                     let dropped = self.skip.min(bytes.len() as u64);
                     self.skip -= dropped;
-                    self.data.drain(..self.read);
-                    self.read = 0;
+                    self.data.drain(..self.data_pos);
+                    self.data_pos = 0;
                     self.data.extend_from_slice(&bytes[dropped as usize..]);
                 }
                 Some(Part::Message { tag, payload }) => return message(tag, payload).map(Some),
@@ -169,9 +172,9 @@ impl Requests {
         }
     }
 
-    /// The next event that is complete in the data stream.
+    /// Parses the next event in the data stream. `None` if it is not complete.
     fn parse(&mut self) -> Result<Option<Event>, Fault> {
-        let mut cursor = Cursor::new(&self.data[self.read..]);
+        let mut cursor = Cursor::new(&self.data[self.data_pos..]);
         if cursor.remaining() == 0 || self.skip > 0 {
             return Ok(None);
         }
@@ -182,7 +185,7 @@ impl Requests {
             }),
             Stage::Names => name(&mut cursor),
             Stage::Entries => {
-                // The state of the indices must not run ahead of a request that is not complete.
+                // The state of the indices must not advance beyond an incomplete request.
                 let mut ndx = self.ndx.clone();
                 let event = self.entry(&mut cursor, &mut ndx);
                 if event.is_ok() {
@@ -195,17 +198,17 @@ impl Requests {
             Err(Fault::Decode(DecodeError::Short(_))) => return Ok(None),
             event => event?,
         };
-        self.read += cursor.position();
-        self.after(&event)?;
+        self.data_pos += cursor.position();
+        self.update_state(&event)?;
         Ok(Some(event))
     }
 
-    /// What an event means for what follows it.
-    fn after(&mut self, event: &Event) -> Result<(), Fault> {
+    /// Updates the state for what follows this event.
+    fn update_state(&mut self, event: &Event) -> Result<(), Fault> {
         match event {
-            Event::RulesEnd if self.names => {
+            Event::RulesEnd if self.expects_names => {
                 self.stage = Stage::Names;
-                if self.version.facts().raw_names && (self.read < self.data.len() || !self.demux.set_raw(true)) {
+                if self.version.facts().raw_names && (self.data_pos < self.data.len() || !self.demux.set_raw(true)) {
                     return Err(Fault::NamesInFrame);
                 }
             }
@@ -213,17 +216,17 @@ impl Requests {
             Event::NamesEnd => {
                 self.stage = Stage::Entries;
                 if self.version.facts().raw_names {
-                    // What was taken for names beyond their end is frames.
-                    self.input.splice(..self.taken, self.data.drain(self.read..));
-                    self.taken = 0;
+                    // Bytes after the end of the names, which were read as raw data, are frames.
+                    self.input.splice(..self.input_pos, self.data.drain(self.data_pos..));
+                    self.input_pos = 0;
                     self.demux.set_raw(false);
                 }
             }
             Event::Request(Request { sums: Some(sums), .. }) if !self.appends(sums) => {
-                let sums = sums.sums();
-                let here = sums.min((self.data.len() - self.read) as u64);
-                self.read += here as usize;
-                self.skip = sums - here;
+                let bytes = sums.checksum_bytes();
+                let here = bytes.min((self.data.len() - self.data_pos) as u64);
+                self.data_pos += here as usize;
+                self.skip = bytes - here;
             }
             _ => {}
         }
@@ -259,10 +262,11 @@ impl Requests {
         Ok(Request { ndx, flags, basis, name, xattrs, sums, from })
     }
 
-    /// Whether this head tells how much of the file the client has, and no sums follow. A file that is asked for
-    /// again comes whole, even with `--append`: such a request is known by the length of its sums.
+    /// Returns whether the head only tells how much of the file the client has, so that no block checksums
+    /// follow. Even with `--append`, a file that is requested again is sent whole. The length of the strong
+    /// checksums distinguishes such a request.
     fn appends(&self, sums: &SumHead) -> bool {
-        self.append && sums.strong_len < self.redo_sum
+        self.append && sums.strong_len < self.redo_strong_len
     }
 
     fn has_xattrs(&self, flags: u16) -> bool {

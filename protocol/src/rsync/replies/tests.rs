@@ -31,7 +31,7 @@ fn request(ndx: i32, flags: u16) -> Request {
     Request { ndx, flags, basis: None, name: None, xattrs: false, sums, from: 0 }
 }
 
-/// Frames as (tag, payload).
+/// Splits bytes into frames of (tag, payload).
 fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut frames = Vec::new();
     while let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() {
@@ -44,7 +44,7 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     frames
 }
 
-/// All bytes for one file, as they would go out.
+/// Returns all bytes that are sent for one file.
 fn send(replies: &mut Replies, request: &Request, content: &[u8], digest: &[u8]) -> Vec<u8> {
     replies.file(request);
     let mut sent = Vec::new();
@@ -63,7 +63,7 @@ fn stream(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_small_file_is_one_frame_up_to_its_bytes_and_one_behind() {
+fn a_small_file_is_one_frame_that_ends_with_its_content_and_one_frame_after_it() {
     let mut replies = replies(32, Compression::None, false);
     let sent = send(&mut replies, &request(3, 0xa000), b"abc", &[9; 16]);
     let head = [&[4, 0x00, 0xa0][..], &[0; 16], &[3, 0, 0, 0], b"abc"].concat();
@@ -72,7 +72,7 @@ fn a_small_file_is_one_frame_up_to_its_bytes_and_one_behind() {
 }
 
 #[test]
-fn slices_belong_at_the_places_that_were_given() {
+fn slices_belong_at_the_returned_offsets() {
     let content: Vec<u8> = (0..100_000).map(|at| at as u8).collect();
     for compression in Compression::NAMED {
         let expected = send(&mut replies(32, compression, false), &request(0, item::TRANSFER), &content, &[1; 16]);
@@ -106,14 +106,14 @@ fn replies_without_content_share_a_frame() {
 }
 
 #[test]
-fn an_echo_before_29_is_an_index_alone() {
+fn an_echo_before_29_is_only_an_index() {
     let mut replies = replies(28, Compression::None, false);
     replies.echo(&request(7, item::TRANSFER));
     assert_eq!(stream(&replies.take()), [7, 0, 0, 0]);
 }
 
 #[test]
-fn counts_of_deletions_follow_upon_the_lists_own_indices() {
+fn deletion_counts_continue_the_lists_indices() {
     for (incremental, expected) in [(false, [0xff, 2, 1, 2, 3, 4, 5]), (true, [0xff, 1, 1, 2, 3, 4, 5])] {
         let mut replies = replies(31, Compression::None, incremental);
         replies.deleted(&[1, 2, 3, 4, 5]);
@@ -138,7 +138,7 @@ fn statistics_have_the_fields_of_their_version() {
 }
 
 #[test]
-fn messages_stand_between_frames_and_have_the_tags_of_their_version() {
+fn messages_stand_between_data_frames_with_the_tags_of_their_version() {
     let tags = |number| {
         let mut replies = replies(number, Compression::None, false);
         replies.done();
@@ -155,14 +155,14 @@ fn messages_stand_between_frames_and_have_the_tags_of_their_version() {
 }
 
 #[test]
-fn long_text_is_cut_off() {
+fn long_text_is_truncated() {
     let mut replies = replies(32, Compression::None, false);
     replies.message(Severity::Info, [b'x'; 5000]);
     assert_eq!(frames(&replies.take())[0].1.len(), TEXT + 1);
 }
 
 #[test]
-fn the_end_by_an_error_is_text_and_then_a_code_for_those_who_can_take_it() {
+fn a_fatal_error_is_text_followed_by_a_code_if_the_version_has_one() {
     let end = |number| {
         let mut out = Vec::new();
         fatal(&mut out, version(number), "no", Exit::Unsupported);
@@ -174,7 +174,7 @@ fn the_end_by_an_error_is_text_and_then_a_code_for_those_who_can_take_it() {
 }
 
 #[test]
-fn old_clients_are_spared_the_messages_that_they_do_not_know() {
+fn old_clients_do_not_receive_messages_that_they_do_not_know() {
     let bytes = |number| {
         let mut replies = replies(number, Compression::None, false);
         replies.no_send(5);
@@ -188,7 +188,7 @@ fn old_clients_are_spared_the_messages_that_they_do_not_know() {
 }
 
 #[test]
-fn list_bytes_go_in_frames_of_the_callers_or_of_ours() {
+fn list_bytes_may_be_framed_by_the_caller_or_by_replies() {
     let mut replies = replies(32, Compression::None, true);
     replies.list_head(5);
     let mut sent = replies.take();
@@ -203,7 +203,7 @@ fn list_bytes_go_in_frames_of_the_callers_or_of_ours() {
     assert!(frames.iter().all(|(_, payload)| payload.len() < 3 * FRAME));
 }
 
-/// Reads one file's tokens as a client does; gives the content and what follows.
+/// Reads one file's tokens as a client does. Returns the content and the rest of the stream.
 fn receive(compression: Compression, mut stream: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut content = Vec::new();
     if compression == Compression::None {
@@ -240,7 +240,7 @@ fn receive(compression: Compression, mut stream: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (content, stream[1..].to_vec())
 }
 
-/// A deflate stream of stored blocks.
+/// Decodes a deflate stream of stored blocks.
 fn stored(mut deflate: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     while let [0, a, b, c, d, rest @ ..] = deflate {
@@ -273,7 +273,7 @@ fn lz4_literals(block: &[u8]) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn every_wrapping_gives_the_files_back(
+    fn every_compression_returns_the_files_content(
         number in 27u32..=32,
         compression in proptest::sample::select(&Compression::NAMED[..]),
         lengths in proptest::collection::vec(prop_oneof![0usize..600, 14usize..17, 16_200usize..16_300, 0usize..100_000], 1..4),

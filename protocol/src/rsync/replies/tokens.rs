@@ -1,26 +1,28 @@
-//! How literal data is wrapped: plain tokens, or a compressor's format that holds the data as it is.
+//! The encoding of literal data: plain tokens, or a compressor's format that stores the data uncompressed.
 //!
-//! A compressed session is served with stored deflate blocks, raw Zstandard blocks or LZ4 blocks of literals
-//! alone: what a client that asked for `-z` can read, at no cost in CPU and hardly any in bytes. Sources:
-//! RFC 1951, RFC 8878, the LZ4 block format; clients 2.6.0 to 3.5.0.
+//! A session with compression gets stored deflate blocks, raw Zstandard blocks, or LZ4 blocks that hold only
+//! literals. Clients that asked for `-z` can read them; they cost no CPU time and hardly any bytes.
+//!
+//! Sources: RFC 1951, RFC 8878, the LZ4 block format; clients 2.6.0 to 3.5.0.
 
 use crate::rsync::arguments::Compression;
 use crate::rsync::codec::put_i32;
 
-/// Bytes of one plain token. Several releases (3.4.3, 3.4.4, Debian's 3.2.7) end at a larger one.
+/// Maximum length of a plain token, in bytes. Several releases (3.4.3, 3.4.4, Debian's 3.2.7) abort on a longer one.
 const PLAIN: usize = 32 << 10;
-/// Bytes of data in one compressed token: its 14 bits of length leave room for every head below.
+/// Maximum data length of a compressed token, in bytes. A token has a 14-bit length, which leaves room for
+/// each format's header below.
 const WRAPPED: usize = (16 << 10) - 128;
-/// Opens a Zstandard frame: magic number, no size, no checksum, and a window of 128 KiB.
+/// The header of a Zstandard frame: magic number, no size, no checksum, and a window of 128 KiB.
 const ZSTD_FRAME: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0, 0x38];
-/// An empty raw block that is the last of a frame.
+/// An empty raw block that is the last one of a frame.
 const ZSTD_LAST: [u8; 3] = [1, 0, 0];
 
 /// Writes the tokens of one file after another.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tokens {
     compression: Compression,
-    /// Data has gone out for the file under way.
+    /// Whether data has been written for the current file.
     begun: bool,
 }
 
@@ -29,19 +31,19 @@ impl Tokens {
         Self { compression, begun: false }
     }
 
-    /// The most bytes of one token.
+    /// Returns the maximum data length of one token, in bytes.
     pub(super) fn slice(self) -> usize {
         if self.compression == Compression::None { PLAIN } else { WRAPPED }
     }
 
-    /// What goes before `len` bytes.
+    /// Appends what precedes `len` bytes of data.
     pub(super) fn literal(&mut self, out: &mut Vec<u8>, len: usize) {
         debug_assert!((1..=self.slice()).contains(&len), "a token of {len} bytes");
         let first = !std::mem::replace(&mut self.begun, true);
         match self.compression {
             Compression::None => put_i32(out, len as i32),
             Compression::Zlib | Compression::Zlibx => {
-                // A stored block: no compression, length, and its complement.
+                // The header of a stored block: no compression, the length and its complement.
                 put_wrapped(out, 5 + len);
                 let len = len as u16;
                 out.push(0);
@@ -52,7 +54,7 @@ impl Tokens {
                 let frame = if first { &ZSTD_FRAME[..] } else { &[] };
                 put_wrapped(out, frame.len() + 3 + len);
                 out.extend_from_slice(frame);
-                // A raw block that is not the last.
+                // A raw block that is not the last one.
                 out.extend_from_slice(&((len as u32) << 3).to_le_bytes()[..3]);
             }
             Compression::Lz4 => {
@@ -67,12 +69,12 @@ impl Tokens {
         }
     }
 
-    /// What goes behind a file's last byte.
+    /// Appends what follows the last byte of a file.
     pub(super) fn end(&mut self, out: &mut Vec<u8>) {
         let begun = std::mem::take(&mut self.begun);
         match self.compression {
             Compression::None => return put_i32(out, 0),
-            // The first byte of an empty stored block; clients add the four others of it themselves.
+            // The first byte of an empty stored block. Clients append its other four bytes themselves.
             Compression::Zlib | Compression::Zlibx if begun => {
                 put_wrapped(out, 1);
                 out.push(0);
@@ -87,7 +89,7 @@ impl Tokens {
     }
 }
 
-/// The head of a token of compressed bytes.
+/// Appends the header of a token with `len` compressed bytes.
 fn put_wrapped(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(&(0x4000 | len as u16).to_be_bytes());
 }

@@ -1,4 +1,4 @@
-//! One request.
+//! A single request and the head of its block checksums.
 
 use crate::codec::DecodeError;
 use crate::rsync::codec::Cursor;
@@ -9,51 +9,51 @@ use crate::rsync::fault::Fault;
 pub struct Request {
     /// The entry's index, not negative.
     pub ndx: i32,
-    /// What is to be done, see [`item`].
+    /// The item flags, see [`item`].
     pub flags: u16,
-    /// What kind of basis the client has (with [`item::BASIS`]).
+    /// The kind of basis file that the client has, with [`item::BASIS`].
     pub basis: Option<u8>,
-    /// The basis' name (with [`item::NAME`]).
+    /// The name of the basis file, with [`item::NAME`].
     pub name: Option<Box<[u8]>>,
-    /// An empty list of extended attributes came and goes back.
+    /// Whether the request carries an empty list of extended attributes, to be echoed.
     pub xattrs: bool,
-    /// The head of the block sums, when content is wanted.
+    /// The head of the block checksums. `None` if no content is wanted.
     pub sums: Option<SumHead>,
-    /// Where the content is to begin: with `--append` behind what the client has, else 0.
+    /// The offset at which the content begins. With `--append` it is the length that the client has, otherwise 0.
     pub from: u64,
 }
 
-/// Bits of a request's flags.
+/// Item flags.
 pub mod item {
-    /// A byte follows: the kind of basis.
+    /// A byte with the kind of basis follows.
     pub const BASIS: u16 = 0x0800;
-    /// A vstring follows: the basis' name.
+    /// A vstring with the name of the basis follows.
     pub const NAME: u16 = 0x1000;
-    /// Extended attributes differ.
+    /// The extended attributes differ.
     pub const XATTR: u16 = 0x0100;
-    /// The client has no such entry yet.
+    /// The client does not have this entry yet.
     pub const NEW: u16 = 0x2000;
-    /// The client does this one by itself.
+    /// The client makes this change by itself.
     pub const LOCAL_CHANGE: u16 = 0x4000;
-    /// Content is wanted.
+    /// The client wants the content.
     pub const TRANSFER: u16 = 0x8000;
 }
 
-/// The head of a client's block sums.
+/// The head of a client's block checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SumHead {
-    /// Blocks.
+    /// The number of blocks.
     pub count: i32,
-    /// Bytes in a block.
+    /// The block length, in bytes.
     pub block_len: i32,
-    /// Bytes of each block's strong sum.
+    /// The length of each strong checksum, in bytes.
     pub strong_len: i32,
-    /// Bytes in the last block, 0 when it is whole.
+    /// The length of the last block, in bytes. 0 if it is a full block.
     pub remainder: i32,
 }
 
 impl SumHead {
-    /// Bytes of the client's old file.
+    /// Returns the length of the client's old file, in bytes.
     pub fn bytes(&self) -> u64 {
         let [count, block, remainder] =
             [self.count, self.block_len, self.remainder].map(|n| u64::from(n.max(0) as u32));
@@ -70,7 +70,8 @@ impl SumHead {
         })
     }
 
-    /// The number of blocks has no limit of its own: they are dropped as they come.
+    /// Validates the fields. The number of blocks has no limit of its own, because their checksums are
+    /// discarded as they arrive.
     pub(super) fn check(self, block_limit: i32, strong_limit: i32) -> Result<Self, Fault> {
         let least_block = i32::from(self.count > 0);
         for (field, value, allowed) in [
@@ -86,21 +87,21 @@ impl SumHead {
         Ok(self)
     }
 
-    /// Bytes of the sums behind the head.
-    pub(super) fn sums(&self) -> u64 {
+    /// Returns the length of the block checksums after the head, in bytes.
+    pub(super) fn checksum_bytes(&self) -> u64 {
         const ROLLING: u64 = 4;
         u64::from(self.count as u32) * (ROLLING + u64::from(self.strong_len as u32))
     }
 }
 
 impl Request {
-    /// Whether content is wanted (never in a dry run).
+    /// Returns whether the client wants the content. It never does in a dry run.
     pub fn wants_data(&self) -> bool {
         self.sums.is_some()
     }
 
-    /// Whether this is protocol 29's sign of life: it names the entry behind the last of `len`, and wants
-    /// nothing.
+    /// Returns whether this is protocol 29's keep-alive for a list of `len` entries: a request that names the
+    /// entry after the last one and wants nothing.
     pub fn is_keep_alive(&self, len: u32) -> bool {
         self.flags == item::NEW && u32::try_from(self.ndx) == Ok(len)
     }

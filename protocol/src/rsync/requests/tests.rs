@@ -28,7 +28,7 @@ fn events(requests: &mut Requests, input: &[u8], piece: usize) -> Result<Vec<Eve
     Ok(events)
 }
 
-/// What a client sends for these events, in frames of `frame` bytes where its version has frames.
+/// Encodes these events as a client does, in frames of `frame` bytes if the version has frames.
 fn stream(options: &Options, events: &[Event], frame: usize) -> Vec<u8> {
     let facts = options.version.facts();
     let mut out = Vec::new();
@@ -101,7 +101,7 @@ fn put_request(data: &mut Vec<u8>, ndx: &mut NdxEncoder, options: &Options, requ
     if let Some(sums) = &request.sums {
         put_head(data, sums);
         if options.append == Append::No || sums.strong_len == 16 {
-            // Sums that would be taken for anything else.
+            // Checksums whose bytes would be misread as something else if they were not skipped.
             data.resize(data.len() + sums.count as usize * (4 + sums.strong_len as usize), 0xfe);
         }
     }
@@ -192,7 +192,7 @@ fn any_session() -> impl Strategy<Value = (Options, Vec<Event>)> {
 
 proptest! {
     #[test]
-    fn what_a_client_means_is_read_from_any_frames_in_any_pieces(
+    fn events_are_the_same_for_any_frames_and_pieces(
         (options, expected) in any_session(),
         frame in 1usize..600,
         piece in 1usize..300,
@@ -202,7 +202,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_mean_the_same_in_any_pieces(
+    fn any_bytes_give_the_same_result_in_any_pieces(
         options in any_options(),
         input in vec(prop_oneof![Just(0u8), Just(7), Just(0xfe), Just(0xff), any::<u8>()], 0..200),
         piece in 1usize..20,
@@ -212,7 +212,7 @@ proptest! {
     }
 }
 
-/// A client's stream behind an empty list of rules.
+/// Reads a client's stream that follows an empty list of rules.
 fn entries(options: &Options, data: &[u8]) -> Result<Vec<Event>, Fault> {
     let mut input = Vec::new();
     let data = [&[0; 4], data].concat();
@@ -225,7 +225,7 @@ fn entries(options: &Options, data: &[u8]) -> Result<Vec<Event>, Fault> {
 }
 
 #[test]
-fn block_sums_are_dropped_as_they_come() {
+fn block_checksums_are_discarded_as_they_arrive() {
     let options = Options::new(version(29));
     let mut requests = requests(&options);
     let head = SumHead { count: 1_000_000, block_len: 700, strong_len: 16, remainder: 0 };
@@ -247,7 +247,7 @@ fn block_sums_are_dropped_as_they_come() {
 }
 
 #[test]
-fn heads_of_sums_that_no_client_can_mean_are_refused() {
+fn invalid_heads_of_block_checksums_are_refused() {
     for (number, fields, field, value) in [
         (30, [-1, 700, 2, 0], "number of blocks", -1),
         (30, [1, (128 << 10) + 1, 2, 0], "block length", (128 << 10) + 1),
@@ -267,7 +267,7 @@ fn heads_of_sums_that_no_client_can_mean_are_refused() {
 }
 
 #[test]
-fn with_append_the_head_says_where_to_go_on() {
+fn with_append_the_head_gives_the_offset_of_the_content() {
     let from = |count, block_len, remainder| SumHead { count, block_len, strong_len: 2, remainder }.bytes();
     assert_eq!(from(13, 700, 601), 9001);
     assert_eq!(from(10, 700, 0), 7000);
@@ -276,7 +276,7 @@ fn with_append_the_head_says_where_to_go_on() {
 }
 
 #[test]
-fn indices_that_nobody_requests_are_refused() {
+fn indices_that_cannot_be_requested_are_refused() {
     let put = |ndx: i32| {
         let mut data = Vec::new();
         NdxEncoder::new(Version::NEWEST).put(&mut data, ndx);
@@ -285,7 +285,7 @@ fn indices_that_nobody_requests_are_refused() {
     let options = Options::new(Version::NEWEST);
     assert_eq!(entries(&options, &put(-2)), Err(Fault::Index(-2)));
     assert_eq!(entries(&options, &put(-101)), Err(Fault::Index(-101)));
-    // Counts of deletions came with protocol 31.
+    // Deletion counts exist from protocol 31 on.
     assert_eq!(entries(&Options::new(version(30)), &put(-3)), Err(Fault::Index(-3)));
 }
 
@@ -304,7 +304,7 @@ fn rules_are_limited_in_number_and_bytes() {
 }
 
 #[test]
-fn a_name_is_no_longer_than_a_path() {
+fn a_name_cannot_be_longer_than_a_path() {
     let options = Options { files_from: FilesFrom::Client, ..Options::new(version(29)) };
     let run = |len: usize, end: &[u8]| {
         let input = [&[0; 4], &vec![b'x'; len][..], end].concat();
@@ -315,7 +315,7 @@ fn a_name_is_no_longer_than_a_path() {
 }
 
 #[test]
-fn nor_is_the_name_of_a_basis() {
+fn the_name_of_a_basis_cannot_be_longer_than_a_path() {
     let run = |len: usize| {
         let mut data = Vec::new();
         NdxEncoder::new(Version::NEWEST).put(&mut data, 1);
@@ -334,7 +334,7 @@ fn raw_names_must_begin_between_frames() {
 }
 
 #[test]
-fn values_of_extended_attributes_are_not_to_be_had() {
+fn a_request_for_values_of_extended_attributes_is_refused() {
     let options = Options { xattrs: true, ..Options::new(Version::NEWEST) };
     assert_eq!(entries(&options, &[1, 0, 1, 1]), Err(Fault::Xattrs));
     assert!(matches!(entries(&options, &[1, 0, 1, 0]).as_deref(), Ok([_, Event::Request(request)]) if request.xattrs));
@@ -354,7 +354,7 @@ fn messages_that_no_client_sends_are_refused() {
 }
 
 #[test]
-fn the_digest_in_force_decides_how_long_sums_may_be() {
+fn the_digest_limits_the_length_of_strong_checksums() {
     let options = Options { checksum_choice: Some((Algorithm::Sha1, Algorithm::Sha1)), ..Options::new(version(30)) };
     let offer = Offer { digests: &[Algorithm::Sha1], compressions: &[], seed: 0, incremental: false, timeout: None };
     let setup = Setup::begin(&options, &offer).1.next().expect("no fault").expect("nothing by name");
@@ -362,7 +362,7 @@ fn the_digest_in_force_decides_how_long_sums_may_be() {
 }
 
 #[test]
-fn a_sign_of_life_at_29_names_the_entry_behind_the_last() {
+fn a_keep_alive_of_protocol_29_names_the_entry_after_the_last() {
     let request = Request { ndx: 9, flags: item::NEW, basis: None, name: None, xattrs: false, sums: None, from: 0 };
     assert!(request.is_keep_alive(9));
     assert!(!request.is_keep_alive(10));
