@@ -1,8 +1,9 @@
-//! What differs between two lists, and how one becomes the other.
+//! The difference between two lists, and how to turn one list into another.
 //!
-//! The indexer, the list delta on the wire and the receiver all speak of change in these terms, and
-//! [`apply`] is the only thing that builds a list: so a list rebuilt from its predecessor and a delta
-//! is byte for byte the one that the origin wrote.
+//! The indexer, the list delta on the wire and the receiver all describe change as [`Changes`]. [`diff`] finds the
+//! changes between two lists, and [`apply`] makes the new list from the old one and the changes. [`apply`] is the
+//! only code that builds a list, so a list rebuilt from its predecessor and a delta is byte for byte the one that
+//! the origin wrote.
 
 mod build;
 mod wire;
@@ -18,41 +19,41 @@ use crate::path;
 pub use build::{Applied, ApplyError, Source, apply, apply_below};
 pub use wire::{DeltaError, EntryDecoder, EntryEncoder, check};
 
-/// Changes by directory (path relative to the root, which is the empty path).
+/// A set of changes, grouped by directory. Paths are relative to the root, which is the empty path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The root directory's own entry, when it changed.
+    /// The root directory's own entry, if it changed.
     pub root: Option<Put>,
-    /// Changes to the children of each directory that has any.
+    /// For each directory with changed children: the changes by name.
     pub dirs: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Op>>,
 }
 
-/// What happens to one name.
+/// A change to one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// The name goes, with everything below it.
+    /// The name is removed, with everything below it.
     Remove,
-    /// The name is this entry from now on. A directory that was one before keeps its children; whatever
-    /// else had the name goes.
+    /// The name becomes this entry. If it was a directory and still is, it keeps its children; any other entry of
+    /// that name is replaced.
     Put(Put),
 }
 
 /// A new or changed entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Put {
-    /// The entry. Link groups: the members of a changed group are all put, with one `link` number.
+    /// The entry. If a link group changes, all of its members are put, with the same `link` number.
     pub entry: Entry,
-    /// A number of the caller's own, given back by [`Applied::sources`]. It does not travel.
+    /// A number chosen by the caller and returned in [`Applied::sources`]. It is not encoded.
     pub tag: u32,
 }
 
 impl Changes {
-    /// Whether nothing changes.
+    /// Returns whether there are no changes.
     pub fn is_empty(&self) -> bool {
         self.root.is_none() && self.dirs.is_empty()
     }
 
-    /// Names put or removed.
+    /// The number of names put or removed.
     pub fn len(&self) -> usize {
         usize::from(self.root.is_some()) + self.dirs.values().map(BTreeMap::len).sum::<usize>()
     }
@@ -62,7 +63,7 @@ impl Changes {
         self.set(dir, name, Op::Put(Put { entry, tag }));
     }
 
-    /// Records that `dir/name` goes.
+    /// Records that `dir/name` is removed.
     pub fn remove(&mut self, dir: &[u8], name: &[u8]) {
         self.set(dir, name, Op::Remove);
     }
@@ -76,7 +77,7 @@ impl Changes {
     }
 }
 
-/// The changes that make `new` of `old`: `apply(old, diff(old, new))` is `new`.
+/// Returns the changes that turn `old` into `new`: `apply(old, diff(old, new))` is `new`.
 pub fn diff(old: ListRef<'_>, new: ListRef<'_>) -> Changes {
     let mut changes = Changes::default();
     let regrouped = Regrouped::find(old, new);
@@ -113,19 +114,19 @@ pub fn diff(old: ListRef<'_>, new: ListRef<'_>) -> Changes {
     changes
 }
 
-/// One name of two directories that are compared.
+/// One name found when two directories are compared.
 #[derive(Debug)]
 pub enum Pair<'a, 'b> {
-    /// In the old directory alone.
+    /// The name is in the old directory only.
     Old(&'a [u8], Row<'a>),
-    /// In the new directory alone.
+    /// The name is in the new directory only.
     New(&'b [u8], Row<'b>),
-    /// In both, possibly as different types.
+    /// The name is in both directories, possibly with different types.
     Both(&'b [u8], Row<'a>, Row<'b>),
 }
 
-/// Walks two directories side by side. A name that was a file and is a directory, or the other way,
-/// comes once, as `Both`.
+/// Compares two directories name by name. A name that changed between directory and non-directory is returned once,
+/// as [`Pair::Both`].
 pub fn merge<'a, 'b>(old: Option<Dir<'a>>, new: Dir<'b>) -> Vec<Pair<'a, 'b>> {
     let mut was = old.into_iter().flat_map(Dir::children).peekable();
     let mut is = new.children().peekable();
@@ -143,7 +144,7 @@ pub fn merge<'a, 'b>(old: Option<Dir<'a>>, new: Dir<'b>) -> Vec<Pair<'a, 'b>> {
             }
         } else if order.is_lt() {
             let Some((name, row)) = was.next() else { continue };
-            // A change of type stands elsewhere in the new directory's order, and is told there.
+            // A name whose type changed has another position in the new directory's order, and is reported there.
             if new.child(name).is_none() {
                 pairs.push(Pair::Old(name, row));
             }
@@ -157,7 +158,7 @@ pub fn merge<'a, 'b>(old: Option<Dir<'a>>, new: Dir<'b>) -> Vec<Pair<'a, 'b>> {
     }
 }
 
-/// Whether two rows are equal in everything that a list says of them, their link groups aside.
+/// Returns whether two rows are equal in every column except the link group.
 pub fn same_entry(a: Row<'_>, b: Row<'_>) -> bool {
     a.mode() == b.mode()
         && a.mtime() == b.mtime()
@@ -166,7 +167,8 @@ pub fn same_entry(a: Row<'_>, b: Row<'_>) -> bool {
         && a.owner() == b.owner()
 }
 
-/// The rows of the new list whose link group is not simply the remains of an old one.
+/// The rows of the new list that must be put because their link group changed. A group that is only what remains of
+/// an old one needs no put.
 struct Regrouped(std::collections::HashSet<u32>);
 
 impl Regrouped {
@@ -175,11 +177,11 @@ impl Regrouped {
     }
 
     fn find(old: ListRef<'_>, new: ListRef<'_>) -> Self {
-        // For every name in a group on either side: its old leader and its new one, if any.
+        // For every name that is in a group in either list: its old leader and its new leader, if any.
         let mut names: HashMap<Vec<u8>, (Option<u32>, Option<u32>)> = HashMap::new();
         for (row, leader) in old.links() {
             let path = old.path(row);
-            // Only a name that stays what it was carries its old group along.
+            // Only a name whose entry is unchanged carries its old group into the new list.
             if new.find(&path).is_some_and(|now| same_entry(now, old.row(row))) {
                 names.entry(path).or_default().0 = Some(leader);
             }
@@ -197,8 +199,8 @@ impl Regrouped {
                 groups.entry(is).or_default().push(was);
             }
         }
-        // A group is carried when all its names come from one old group, and what remains of that group
-        // is all here. A single remaining name has no group on either reading.
+        // `apply` reproduces a group by itself if all its names come from one old group, and if everything that
+        // remains of that group is in it. A group of which a single name remains is dissolved either way.
         let whole = |was: u32| {
             let now = &carried[&was];
             now.len() == 1 || now.iter().all(|is| *is == now[0])
@@ -219,7 +221,8 @@ impl Regrouped {
     }
 }
 
-/// The largest link number in a set of changes, so that a caller can number further groups.
+/// Returns the largest link number in a set of changes, so that a caller can number further groups. `None` if no
+/// entry has one.
 pub fn largest_link(changes: &Changes) -> Option<u64> {
     let puts = changes.dirs.values().flat_map(BTreeMap::values);
     puts.filter_map(|op| match op {

@@ -1,11 +1,12 @@
-//! Wire primitives: one reader, one writer, one error.
+//! The primitives of the native wire and of the index formats: a [`Reader`], `put_…` functions that append to a
+//! buffer, and one [`DecodeError`].
 //!
-//! Fixed integers are little-endian. A *varint* is LEB128: seven bits a byte, low bits first, at most
-//! ten bytes, in its shortest form.
+//! Fixed-width integers are little-endian. A *varint* is LEB128: seven bits a byte, low bits first, at most ten bytes,
+//! in its shortest form.
 
 use thiserror::Error;
 
-/// Bytes that do not decode. Names the field, so that a log line says what a peer got wrong.
+/// Why bytes do not decode. Each variant names the field, so that a log line says what a peer got wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// The input ends inside the field.
@@ -16,15 +17,15 @@ pub enum DecodeError {
     TooLarge {
         /// The field's name.
         field: &'static str,
-        /// What the input claims.
+        /// The value in the input.
         value: u64,
-        /// The most that is allowed.
+        /// The largest allowed value.
         limit: u64,
     },
-    /// A value that the field cannot have.
+    /// The field has an invalid value.
     #[error("{0}: invalid value")]
     Invalid(&'static str),
-    /// Bytes follow the last field.
+    /// More bytes follow the last field.
     #[error("{0}: bytes follow the end")]
     Trailing(&'static str),
 }
@@ -36,51 +37,51 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader at the start of `bytes`.
+    /// Creates a reader at the start of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// Bytes not read yet.
+    /// Returns the number of bytes not read yet.
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// The next `len` bytes.
+    /// Reads the next `len` bytes.
     pub fn take(&mut self, field: &'static str, len: usize) -> Result<&'a [u8], DecodeError> {
         let (head, rest) = self.rest.split_at_checked(len).ok_or(DecodeError::Short(field))?;
         self.rest = rest;
         Ok(head)
     }
 
-    /// The next `N` bytes as an array.
+    /// Reads the next `N` bytes as an array.
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
         let (head, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Short(field))?;
         self.rest = rest;
         Ok(*head)
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.array::<1>(field).map(|[byte]| byte)
     }
 
-    /// A `u16`.
+    /// Reads a `u16`.
     pub fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
         self.array(field).map(u16::from_le_bytes)
     }
 
-    /// A `u32`.
+    /// Reads a `u32`.
     pub fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         self.array(field).map(u32::from_le_bytes)
     }
 
-    /// A `u64`.
+    /// Reads a `u64`.
     pub fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         self.array(field).map(u64::from_le_bytes)
     }
 
-    /// A varint.
+    /// Reads a varint. Fails if it is not in its shortest form or does not fit a `u64`.
     pub fn varint(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -97,7 +98,7 @@ impl<'a> Reader<'a> {
         Err(DecodeError::Invalid(field))
     }
 
-    /// A varint that is at most `limit`.
+    /// Reads a varint. Fails if it is greater than `limit`.
     pub fn varint_to(&mut self, field: &'static str, limit: u64) -> Result<u64, DecodeError> {
         let value = self.varint(field)?;
         if value > limit {
@@ -106,34 +107,34 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
-    /// A varint that fits a `u32`.
+    /// Reads a varint. Fails if it does not fit a `u32`.
     pub fn varint_u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         u32::try_from(self.varint(field)?).map_err(|_| DecodeError::Invalid(field))
     }
 
-    /// A signed varint (zigzag).
+    /// Reads a signed (zigzag) varint.
     pub fn signed(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         let raw = self.varint(field)?;
         Ok((raw >> 1).cast_signed() ^ -(raw & 1).cast_signed())
     }
 
-    /// A varint length of at most `limit`, then that many bytes.
+    /// Reads a varint length and that many bytes. Fails if the length is greater than `limit`.
     pub fn bytes(&mut self, field: &'static str, limit: usize) -> Result<&'a [u8], DecodeError> {
         let len = self.varint_to(field, limit as u64)?;
         self.take(field, len as usize)
     }
 
-    /// As [`Reader::bytes`], as UTF-8 text.
+    /// Like [`Reader::bytes`], but returns UTF-8 text.
     pub fn text(&mut self, field: &'static str, limit: usize) -> Result<&'a str, DecodeError> {
         std::str::from_utf8(self.bytes(field, limit)?).map_err(|_| DecodeError::Invalid(field))
     }
 
-    /// Everything that is left.
+    /// Reads everything that is left.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    /// Succeeds when nothing is left.
+    /// Fails if there are bytes left.
     pub fn finish(&self, what: &'static str) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing(what)) }
     }
@@ -148,7 +149,7 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Appends a signed varint (zigzag).
+/// Appends a signed (zigzag) varint.
 pub fn put_signed(out: &mut Vec<u8>, value: i64) {
     put_varint(out, ((value << 1) ^ (value >> 63)).cast_unsigned());
 }
@@ -166,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_integer_comes_back_from_its_varint(value: u64, signed: i64) {
+        fn integers_survive_a_round_trip_through_a_varint(value: u64, signed: i64) {
             let mut out = Vec::new();
             put_varint(&mut out, value);
             put_signed(&mut out, signed);

@@ -1,17 +1,17 @@
-//! The receiver's search: which parts of a new file lie in local files already.
+//! The receiver's search: finds the parts of a new file that local files already contain.
 //!
-//! The sender did its part when it indexed the file ([`crate::sums`]). A [`Search`] asks for ranges of block
-//! checksums, coarse levels first, looks for these blocks at every offset of the local *bases*, asks for finer
-//! checksums only where blocks were not found and finer ones promise more than they cost, and ends in an
-//! [`Assembly`]: copies from bases, and literal ranges to fetch. It does no I/O of its own but through [`Basis`].
+//! The sender computed the block checksums when it indexed the file ([`crate::sums`]). A [`Search`] asks for ranges
+//! of them, coarse levels first, and looks for these blocks at every offset of the local *bases*. It asks for finer
+//! checksums only where blocks were not found and the finer ones promise to save more than they cost. The result is
+//! an [`Assembly`]: copies from bases, and literal ranges to fetch. The search does no I/O except through [`Basis`].
 //!
-//! What counts is the sum of literal data and checksums. Three rules keep it small:
+//! The cost of an update is the sum of literal data and checksums. Three rules keep it small:
 //!
-//! - A stretch that was found at a coarse level costs nothing at the finer ones.
-//! - Where a whole group of 512 fine blocks is unmatched, a sample of it is tried before its fine checksums are
-//!   fetched: a file that shares nothing with its bases costs less than 0.1 % of its size.
-//! - Fine checksums are too short to stand alone. A lone match is believed only where few others were possible,
-//!   or near a match that is sure.
+//! - A stretch that is found at a coarse level costs nothing at the finer levels.
+//! - If a whole group of 512 fine blocks is unmatched, a sample of it is tried before its fine checksums are fetched.
+//!   A file that shares nothing with its bases therefore costs less than 0.1 % of its size.
+//! - Fine checksums are too short to be trusted alone. A lone match is accepted only if random matches are improbable,
+//!   or if it lies near a sure match.
 //!
 //! ```text
 //! let mut search = Search::new(layout);
@@ -33,15 +33,15 @@ use plan::Plan;
 pub use plan::{Assembly, Piece};
 use scan::Wanted;
 
-/// A local file that may hold parts of the new one.
+/// A local file that may contain parts of the new one.
 pub trait Basis: Sync {
-    /// Length in bytes. Must not change during a search.
+    /// Returns the length in bytes. It must not change during a search.
     fn len(&self) -> u64;
 
-    /// Fills `buf` from `offset`. The search never asks for bytes past [`Basis::len`].
+    /// Fills `buf` with the bytes from `offset` on. The search never asks for bytes past [`Basis::len`].
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// Whether there is nothing in it.
+    /// Returns whether the file is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -70,52 +70,53 @@ impl Basis for Vec<u8> {
     }
 }
 
-/// A contiguous range of the items of one level. [`Layout::items`] says where it lies in the record.
+/// A contiguous range of items of one level. [`Layout::items`] returns its place in the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SumsRange {
-    /// 0 is the coarsest level.
+    /// The level; 0 is the coarsest.
     pub level: u8,
     /// The first block.
     pub first: u64,
-    /// Number of blocks, at least one.
+    /// The number of blocks, at least one.
     pub count: u64,
 }
 
-/// What the search needs next.
+/// The next step of a search.
 #[derive(Debug)]
 pub enum Step {
-    /// Items to fetch, at least one range. Pass each to [`Search::supply`], then call [`Search::advance`].
+    /// Fetch the items of these ranges (at least one), pass each to [`Search::supply`], then call [`Search::advance`].
     NeedSums(Vec<SumsRange>),
-    /// The search has ended.
+    /// The search has ended with this result.
     Done(Assembly),
 }
 
-/// The search for one new file. See the module for the loop that drives it.
+/// The search for one new file. The module's documentation shows the loop that drives it.
 #[derive(Debug)]
 pub struct Search {
     layout: Layout,
     plan: Plan,
-    /// Ranges asked for and, once supplied, their items.
+    /// The ranges asked for, each with its items once they are supplied.
     pending: BTreeMap<SumsRange, Option<Vec<u8>>>,
     sums_bytes: u64,
     lookups: u64,
 }
 
 impl Search {
-    /// A search for the file whose checksums have this layout.
+    /// Creates a search for the file whose checksums have this layout.
     pub fn new(layout: Layout) -> Search {
         Search { plan: Plan::new(layout.clone()), layout, pending: BTreeMap::new(), sums_bytes: 0, lookups: 0 }
     }
 
-    /// The first step: the whole coarsest level, or the end when the file has no checksums.
+    /// Returns the first step: fetch the coarsest level, or the end if the file has no checksums.
     pub fn start(&mut self) -> Step {
         self.next_step()
     }
 
-    /// Takes the items of a range that the last step asked for.
+    /// Accepts the items of a range that the last step asked for.
     ///
     /// # Errors
-    /// [`DeltaError::UnexpectedSums`] and [`DeltaError::WrongLength`] are the sender's fault, or the caller's.
+    /// [`DeltaError::UnexpectedSums`] if the last step did not ask for this range, or if it was supplied already;
+    /// [`DeltaError::WrongLength`] if the number of bytes is wrong. Either the sender or the caller made a mistake.
     pub fn supply(&mut self, range: SumsRange, items: &[u8]) -> Result<(), DeltaError> {
         let slot = self.pending.get_mut(&range).filter(|items| items.is_none());
         let slot = slot.ok_or(DeltaError::UnexpectedSums(range))?;
@@ -128,11 +129,12 @@ impl Search {
         Ok(())
     }
 
-    /// Searches the bases for the blocks supplied. Takes CPU time in proportion to the bases' length, on all
-    /// threads of the current rayon pool. `bases` must be the same at every call; pieces refer to its indices.
+    /// Searches the bases for the supplied blocks and returns the next step. Takes CPU time in proportion to the
+    /// length of the bases, on all threads of the current rayon pool. `bases` must be the same in every call, because
+    /// pieces refer to its indices.
     ///
     /// # Errors
-    /// [`DeltaError::Missing`] before all ranges are supplied, [`DeltaError::Basis`] when a basis cannot be read.
+    /// [`DeltaError::Missing`] if a range has not been supplied, [`DeltaError::Basis`] if a basis cannot be read.
     pub fn advance(&mut self, bases: &[&dyn Basis]) -> Result<Step, DeltaError> {
         if let Some((range, _)) = self.pending.iter().find(|(_, items)| items.is_none()) {
             return Err(DeltaError::Missing(*range));
@@ -156,7 +158,8 @@ impl Search {
         Ok(self.next_step())
     }
 
-    /// How often a checksum of the bases was looked up among those supplied: what the search costs beside reading.
+    /// Returns how often a checksum of the bases was looked up among the supplied ones. This is the cost of the search
+    /// besides reading the bases.
     pub fn lookups(&self) -> u64 {
         self.lookups
     }
@@ -171,30 +174,30 @@ impl Search {
     }
 }
 
-/// Why a search could not go on.
+/// Why a search cannot continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeltaError {
     /// Items arrived that the search did not ask for.
-    #[error("block checksums that were not asked for: {0:?}")]
+    #[error("unexpected block checksums: {0:?}")]
     UnexpectedSums(SumsRange),
     /// Items of the wrong length arrived.
     #[error("{found} bytes of block checksums for {range:?}, expected {expected}")]
     WrongLength {
-        /// What was asked for.
+        /// The range that was asked for.
         range: SumsRange,
-        /// Bytes that it must have.
+        /// The length of its items in bytes.
         expected: u64,
-        /// Bytes that came.
+        /// The number of bytes supplied.
         found: u64,
     },
-    /// [`Search::advance`] was called too early.
+    /// [`Search::advance`] was called before this range was supplied.
     #[error("block checksums are missing: {0:?}")]
     Missing(SumsRange),
     /// A basis cannot be read.
-    #[error("basis {basis}: {source}")]
+    #[error("cannot read basis {basis}: {source}")]
     Basis {
-        /// Its index.
+        /// The index of the basis.
         basis: u32,
         /// The cause.
         source: io::Error,

@@ -2,15 +2,15 @@
 
 use std::fmt;
 
-/// SHA-256, 32 bytes, of a file's content or of an encoded list.
+/// The SHA-256 digest of a file's content or of an encoded list.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// All zero bytes: "none". No known content has it.
+    /// All zero bytes, which stand for "no digest". No known content has this digest.
     pub const NONE: Digest = Digest([0; 32]);
 
-    /// Whether this is a digest at all.
+    /// Returns whether this is a digest, and not [`Digest::NONE`].
     pub fn is_some(&self) -> bool {
         *self != Self::NONE
     }
@@ -28,55 +28,55 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A point in time: seconds since 1970 (negative before), nanoseconds 0..=999,999,999.
+/// A point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time {
-    /// Seconds since 1970-01-01 00:00:00 UTC.
+    /// Seconds since 1970-01-01 00:00:00 UTC, negative before.
     pub sec: i64,
-    /// Nanoseconds within the second.
+    /// Nanoseconds within the second, 0 to 999,999,999.
     pub nsec: u32,
 }
 
-/// User and group, by number and, where the sender knows it, by name (else empty).
+/// A user and a group, by number and by name. A name is empty if the sender does not know it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Owner {
-    /// User number.
+    /// The user's number.
     pub uid: u32,
-    /// Group number.
+    /// The group's number.
     pub gid: u32,
-    /// User name, at most [`crate::limits::OWNER_NAME`] bytes.
+    /// The user's name, up to [`crate::limits::OWNER_NAME`] bytes.
     pub user: Vec<u8>,
-    /// Group name, likewise.
+    /// The group's name, up to [`crate::limits::OWNER_NAME`] bytes.
     pub group: Vec<u8>,
 }
 
-/// The digests of one regular file's whole content.
+/// The digests of the whole content of one regular file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Digests {
-    /// SHA-256: decides what content is.
+    /// SHA-256. Two contents are equal if their SHA-256 is.
     pub sha256: Digest,
-    /// XXH128 (low 64 bits little-endian, then the high ones), for stock clients; zero when the list
-    /// does not carry it.
+    /// XXH128 (the low 64 bits, then the high 64 bits, each little-endian), for stock clients. Zero if the list does
+    /// not carry it.
     pub xxh128: [u8; 16],
-    /// MD5, for stock clients; zero when the list does not carry it.
+    /// MD5, for stock clients. Zero if the list does not carry it.
     pub md5: [u8; 16],
 }
 
-/// What an entry is: its type and its content.
+/// The type of an entry, with the data that belongs to the type.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A regular file.
     File {
-        /// Bytes.
+        /// The size in bytes.
         size: u64,
-        /// Digests of the content.
+        /// The digests of the content.
         digests: Digests,
     },
     /// A directory.
     Directory,
     /// A symbolic link.
     Symlink {
-        /// The target's bytes, 1 to [`crate::limits::TARGET`].
+        /// The target, 1 to [`crate::limits::TARGET`] bytes.
         target: Vec<u8>,
     },
     /// A character device.
@@ -89,24 +89,24 @@ pub enum Kind {
     Socket,
 }
 
-/// A device's number.
+/// A device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Device {
-    /// Major number.
+    /// The major number.
     pub major: u32,
-    /// Minor number.
+    /// The minor number.
     pub minor: u32,
 }
 
-/// Mode bits beside the type: permissions, setuid, setgid, sticky.
+/// The mode bits other than the type: permissions, setuid, setgid, sticky.
 pub const PERMISSIONS: u16 = 0o7777;
-/// Everybody may read the file.
+/// The mode bit that allows everybody to read a file.
 pub const READ_BY_OTHERS: u16 = 0o004;
-/// Everybody may go through the directory.
+/// The mode bit that allows everybody to traverse a directory.
 pub const PASSED_BY_OTHERS: u16 = 0o001;
 
 impl Kind {
-    /// The `S_IFMT` bits of `st_mode`.
+    /// Returns the `S_IFMT` bits of `st_mode`.
     pub fn type_bits(&self) -> u16 {
         match self {
             Kind::File { .. } => 0o100_000,
@@ -119,7 +119,7 @@ impl Kind {
         }
     }
 
-    /// Whether this is a directory.
+    /// Returns whether this is a directory.
     pub fn is_dir(&self) -> bool {
         matches!(self, Kind::Directory)
     }
@@ -128,15 +128,15 @@ impl Kind {
 /// One entry, without its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Permission bits only ([`PERMISSIONS`]).
+    /// The permission bits only ([`PERMISSIONS`]).
     pub mode: u16,
-    /// Modification time.
+    /// The modification time.
     pub mtime: Time,
-    /// Owner.
+    /// The owner.
     pub owner: Owner,
-    /// The link group, when this inode has more than one name in the repository; never of a directory. The
-    /// number only joins the names within one set of changes; it is not kept.
+    /// The link group, if this inode has more than one name in the repository. `None` for directories. The number only
+    /// joins the names within one set of changes; it is not kept.
     pub link: Option<u64>,
-    /// Type, and what belongs to it.
+    /// The type, with the data that belongs to it.
     pub kind: Kind,
 }

@@ -1,14 +1,18 @@
-//! Include and exclude patterns, with rsync's meaning.
+//! Include and exclude patterns, with the meaning that they have in rsync.
 //!
-//! The first rule that matches decides; a name that no rule matches is kept, and what lies below an
-//! excluded directory is excluded with it. A pattern that begins with `/` is anchored at the root; one
-//! with another `/` is compared with as many of the path's last names, one with a `**` with the end of
-//! the path, from a name's beginning; any other with the last name. A trailing `/` restricts it to
-//! directories. `*` and `?` stop at `/`, `**` does not, `[…]` is a class, `dir/***` is the directory and
-//! all below it. In a pattern with one of these, `\` takes the next byte literally; in others it is a byte
-//! like any other.
+//! The first rule that matches decides. A name that no rule matches is kept. Everything below an excluded directory is
+//! excluded with it. What a pattern is compared with depends on its form:
 //!
-//! Facts: rsync's manual page, and rsync 3.5.0 asked about what that leaves open.
+//! - A pattern that begins with `/` is anchored at the root.
+//! - A pattern with a `**` is compared with the end of the path, starting at the beginning of any name.
+//! - A pattern with another `/` is compared with as many of the path's last names as it has itself.
+//! - Any other pattern is compared with the last name.
+//!
+//! A trailing `/` restricts a pattern to directories. `*` and `?` do not match `/`, `**` does. `[…]` is a class.
+//! `dir/***` matches the directory and everything below it. In a pattern with any of these, `\` takes the next byte
+//! literally; in other patterns it is an ordinary byte.
+//!
+//! Sources: rsync's manual page, and the behaviour of rsync 3.5.0 where the page leaves something open.
 
 mod chain;
 mod glob;
@@ -21,49 +25,50 @@ use crate::limits;
 pub(crate) use chain::{Chain, Link};
 pub(crate) use pattern::{Pattern, Subject};
 
-/// Rules of one filter, in order.
+/// An ordered list of rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     rules: Chain,
 }
 
-/// A pattern that is refused.
+/// Why a pattern is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FilterError {
-    /// Nothing to match.
-    #[error("an empty pattern")]
+    /// The pattern is empty, `/` or `//`.
+    #[error("empty pattern")]
     Empty,
-    /// Longer than any path.
-    #[error("a pattern of {0} bytes")]
+    /// The pattern is longer than any path. The field is its length in bytes.
+    #[error("pattern of {0} bytes is longer than any path")]
     TooLong(usize),
-    /// `[` without its `]`, or a named class that is none. Rsync takes it, and it matches nothing.
-    #[error("the pattern '{0}' has an unclosed '['")]
+    /// The pattern has a `[` without its `]`, an unknown named class, or a `\` without its byte. Rsync accepts such a
+    /// pattern, but it matches nothing.
+    #[error("pattern '{0}' never matches: unclosed '[', unknown class name or trailing '\\'")]
     Class(String),
 }
 
 impl Filter {
-    /// Whether there is no rule: everything is kept.
+    /// Returns whether there are no rules. Everything is kept then.
     pub fn is_empty(&self) -> bool {
         self.rules.links().is_empty()
     }
 
-    /// Appends a rule that keeps what it matches.
+    /// Appends a rule that keeps the names it matches. Fails if the pattern is refused.
     pub fn include(&mut self, pattern: &[u8]) -> Result<(), FilterError> {
         self.push(pattern, true)
     }
 
-    /// Appends a rule that leaves out what it matches.
+    /// Appends a rule that excludes the names it matches. Fails if the pattern is refused.
     pub fn exclude(&mut self, pattern: &[u8]) -> Result<(), FilterError> {
         self.push(pattern, false)
     }
 
-    /// Whether the entry at `path` (relative to the root) is kept, its ancestors being kept. A walk
-    /// asks on its way down, so an excluded directory's contents never come to be asked about.
+    /// Returns whether the entry at `path` (relative to the root) is kept, provided that its ancestors are. A walk calls
+    /// this on its way down, so it never gets to the contents of an excluded directory.
     pub fn keeps(&self, path: &[u8], is_dir: bool) -> bool {
         self.rules.decide(&Subject::new(path, 0, is_dir), &mut 0, u64::MAX).unwrap_or(true)
     }
 
-    /// As [`Filter::keeps`], for a path of which no ancestor has been asked about.
+    /// Like [`Filter::keeps`], but checks the ancestors too.
     pub fn keeps_below_root(&self, path: &[u8], is_dir: bool) -> bool {
         let ancestors = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| &path[..at]);
         self.is_empty() || (ancestors.into_iter().all(|dir| self.keeps(dir, true)) && self.keeps(path, is_dir))
@@ -96,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_mean_what_they_mean_to_rsync() {
+    fn patterns_match_as_in_rsync() {
         for (pattern, hit, miss) in [
             ("*.o", "a/b.o", "a/b.oo"),
             ("/foo", "foo", "a/foo"),
@@ -136,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_pattern_takes_no_longer_than_its_length_times_the_names() {
+    fn a_hostile_pattern_takes_bounded_time() {
         let mut filter = Filter::default();
         filter.exclude("*a".repeat(1000).as_bytes()).unwrap();
         assert!(filter.keeps(&[b'a'; 900], false));

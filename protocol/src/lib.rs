@@ -1,9 +1,9 @@
-//! The sans-IO core: index schema, native wire, checksums and delta matching.
+//! The sans-IO core: index schema, native and rsync wire protocols, checksums and delta matching.
 //!
-//! Nothing here opens a socket or a file, reads a clock or starts a runtime: bytes and time come in,
-//! bytes and actions go out. So every exchange can be tested in memory, replayed and fuzzed.
+//! Nothing in this crate opens a socket or a file, reads a clock or starts a runtime. Callers pass in bytes and
+//! times and get back bytes and actions. Every exchange can therefore be tested in memory, replayed and fuzzed.
 #![forbid(unsafe_code)]
-// What a peer, a disk or a user can reach must not panic; tests may.
+// Code that processes input from a peer, a disk or a user must not panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 pub mod changes;

@@ -1,4 +1,7 @@
-//! Applying changes: the only builder of lists.
+//! Applies changes to a list. No other code builds lists.
+//!
+//! The new list is built breadth first. A directory at and below which nothing changes is copied column by column;
+//! a changed one is merged from its old children and the changes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -9,46 +12,46 @@ use crate::entry::{Device, Digests, Entry, Kind, Owner, Time};
 use crate::list::{Dir, FLAG_LINKED, FileList, FileType, ListRef, Row};
 use crate::{limits, order, path};
 
-/// A list built by [`apply`], and where each of its rows came from.
+/// A list built by [`apply`], and the source of each of its rows.
 #[derive(Debug)]
 pub struct Applied {
     /// The new list.
     pub list: FileList,
-    /// One element per row.
+    /// The source of each row of the new list, in row order.
     pub sources: Vec<Source>,
 }
 
-/// Where a row of a new list came from.
+/// The source of a row of a new list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Unchanged, from this row of the old list.
+    /// This row of the old list, unchanged.
     Old(u32),
-    /// From the [`Put`] of this tag.
+    /// The [`Put`] with this tag.
     Put(u32),
 }
 
-/// Changes that do not fit the list they are applied to, or make an impossible one.
+/// Why changes cannot be applied to a list.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ApplyError {
-    /// Changes below a directory that is not there.
-    #[error("changes below '{}', which is no directory", path::Escaped(.0))]
+    /// There are changes below a path that is not a directory.
+    #[error("changes below '{}', which is not a directory", path::Escaped(.0))]
     NoDirectory(Vec<u8>),
-    /// There is no root: neither an old list nor a put of it.
+    /// There is neither an old list nor a put of the root.
     #[error("no root directory")]
     NoRoot,
-    /// More entries or bytes than a list may have.
+    /// The new list would have more entries than [`limits::ENTRIES`], or more than 4 GiB of names in one directory.
     #[error("the list grows beyond its limits")]
     TooLarge,
 }
 
-/// Builds the list that `old` becomes by `changes`. Without `old`, the changes must put the root.
+/// Builds the list that results from applying `changes` to `old`. Without `old`, the changes must put the root.
 ///
-/// Costs time linear in the list (unchanged directories are copied as columns) and memory for one list.
+/// Takes time linear in the length of the list and memory for one list.
 pub fn apply(old: Option<ListRef<'_>>, changes: &Changes) -> Result<Applied, ApplyError> {
     apply_at(old.map(|list| list.dir(0)), old, changes)
 }
 
-/// As [`apply`], with a directory of `old` as the new root.
+/// Like [`apply`], with a directory of `old` as the new root.
 pub fn apply_below(old: ListRef<'_>, root: Dir<'_>, changes: &Changes) -> Result<Applied, ApplyError> {
     apply_at(Some(old.dir(root.number())), Some(old), changes)
 }
@@ -88,7 +91,7 @@ fn apply_at<'a>(root: Option<Dir<'a>>, old: Option<ListRef<'a>>, changes: &'a Ch
 /// A directory of the new list whose children are not built yet.
 struct Pending<'a> {
     old: Option<Dir<'a>>,
-    /// Its node among the changes, when anything at or below it changes.
+    /// Its node in the trie, if anything at or below it changes.
     changed: Option<usize>,
 }
 
@@ -100,7 +103,7 @@ struct Trie<'a> {
 #[derive(Default)]
 struct Node<'a> {
     path: &'a [u8],
-    /// The node's own number: its place in the trie.
+    /// The node's index in [`Trie::nodes`].
     number: usize,
     ops: Option<&'a BTreeMap<Vec<u8>, Op>>,
     below: HashMap<&'a [u8], usize>,
@@ -126,15 +129,17 @@ impl<'a> Trie<'a> {
         Self { nodes }
     }
 
+    /// Returns the path of a directory that has changes but was not built.
     fn unvisited(&self, visited: &[bool]) -> Option<Vec<u8>> {
         let node = self.nodes.iter().find(|node| node.ops.is_some() && !visited[node.number])?;
         Some(node.path.to_vec())
     }
 }
 
-/// One child of a directory that is merged.
+/// One child of a directory that is being merged.
 enum Child<'a> {
     Old(Row<'a>),
+    /// A put entry, and the old directory whose children it keeps.
     Put(&'a Put, Option<Dir<'a>>),
 }
 
@@ -142,13 +147,14 @@ struct Builder<'a> {
     list: FileList,
     sources: Vec<Source>,
     old: Option<ListRef<'a>>,
-    /// New numbers of the old list's owners, once used.
+    /// The new number of each owner of the old list, once it is used.
     old_owners: Vec<Option<u32>>,
     owners: HashMap<Owner, u32>,
     carry_xxh128: bool,
     carry_md5: bool,
-    /// Rows of each link group: old ones by leader, put ones by number.
+    /// The rows of each link group. The key is `(false, leader)` for old groups and `(true, link number)` for put ones.
     groups: HashMap<(bool, u64), Vec<u32>>,
+    /// By node number: whether the directory was built.
     visited: Vec<bool>,
 }
 
@@ -175,7 +181,7 @@ impl<'a> Builder<'a> {
         self.list.dir_names.push(self.list.names.len() as u64);
     }
 
-    /// Copies the children of a directory at and below which nothing changes.
+    /// Copies the children of a directory if nothing changes at or below it.
     fn copy_dir(&mut self, number: u32, dir: Dir<'a>, queue: &mut VecDeque<Pending<'a>>) {
         let Some(old) = self.old else { return };
         let names = self.list.names.len();
@@ -197,7 +203,7 @@ impl<'a> Builder<'a> {
         self.list.dir_dirs.push(dir.subdirs().len() as u32);
     }
 
-    /// Builds the children of a directory from its old ones and the changes.
+    /// Builds the children of a directory from its old children and the changes.
     fn merge_dir(
         &mut self,
         number: u32,
@@ -350,7 +356,7 @@ impl<'a> Builder<'a> {
         number
     }
 
-    /// Writes the link table. A group of which one name is left is none.
+    /// Writes the link table. A group of which only one name is left is dropped.
     fn group_links(&mut self) {
         let mut links = Vec::new();
         for rows in self.groups.values().filter(|rows| rows.len() > 1) {
@@ -366,8 +372,8 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Which optional digests the new list carries: those that every file in it has. The digests of a put
-/// file say whether the writer computes them; without one, the old list says.
+/// Returns whether the new list carries XXH128 and MD5 digests. It carries a digest if every put file has it, and the
+/// old list has it too, if there is an old list with files.
 fn carried(old: Option<ListRef<'_>>, changes: &Changes) -> (bool, bool) {
     let mut put_files = changes.dirs.values().flat_map(BTreeMap::values).filter_map(|op| match op {
         Op::Put(Put { entry: Entry { kind: Kind::File { digests, .. }, .. }, .. }) => Some(digests),

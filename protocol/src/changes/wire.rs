@@ -1,5 +1,5 @@
-//! A delta: changes between two named lists, encoded and compressed. The layout is in
-//! `docs/index-format.md`.
+//! The encoded list delta: the changes between two lists, named by their digests, as one zstd frame. The layout is
+//! described in `docs/index-format.md`.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -14,13 +14,13 @@ use crate::{limits, path};
 
 const MAGIC: [u8; 8] = *b"SMDELTA\n";
 const VERSION: u16 = 1;
-/// Changes are written once and read by every mirror.
+/// A high level, because a delta is written once and read by every mirror.
 const ZSTD_LEVEL: i32 = 9;
 
-/// A delta that is of no use.
+/// Why an encoded delta is invalid.
 #[derive(Debug, Error)]
 pub enum DeltaError {
-    /// Not a delta, or one of another format version.
+    /// The bytes are not a delta, or one of another format version.
     #[error("not a list delta of format {VERSION}")]
     Format,
     /// The compressed body is damaged.
@@ -29,13 +29,13 @@ pub enum DeltaError {
     /// A field does not decode.
     #[error("list delta: {0}")]
     Decode(#[from] DecodeError),
-    /// A name that no tree may have.
+    /// A name or path is invalid.
     #[error("list delta: {0}")]
     Name(#[from] path::PathError),
 }
 
 impl Changes {
-    /// Encodes a delta that makes the list with digest `to` of the one with digest `from`.
+    /// Encodes the changes as a delta from the list with digest `from` to the list with digest `to`.
     pub fn encode(&self, from: Digest, to: Digest) -> Vec<u8> {
         let body = encode_body(self);
         let mut out = Vec::new();
@@ -48,7 +48,7 @@ impl Changes {
         out
     }
 
-    /// Decodes a delta; gives the digests of the lists that it leads from and to.
+    /// Decodes a delta. Returns the digests of the lists that it leads from and to, and the changes.
     pub fn decode(bytes: &[u8]) -> Result<(Digest, Digest, Self), DeltaError> {
         let (from, to, len, packed) = header(bytes)?;
         let mut body = Vec::new();
@@ -57,15 +57,15 @@ impl Changes {
     }
 }
 
-/// Checks that an encoded delta has the bytes that were written, by the checksum of its compressed body. Gives the
-/// digests of the lists that it leads from and to.
+/// Checks that an encoded delta is undamaged, by the checksum of its compressed body. Returns the digests of the lists
+/// that it leads from and to.
 pub fn check(bytes: &[u8]) -> Result<(Digest, Digest), DeltaError> {
     let (from, to, len, packed) = header(bytes)?;
     decompress(packed, len, &mut io::sink())?;
     Ok((from, to))
 }
 
-/// The fields before the compressed body: digests, the body's length; and that body.
+/// Reads the header. Returns the two digests, the body's length before compression, and the compressed body.
 fn header(bytes: &[u8]) -> Result<(Digest, Digest, u64, &[u8]), DeltaError> {
     let mut reader = Reader::new(bytes);
     if reader.array("magic")? != MAGIC || reader.u16("version")? != VERSION {
@@ -81,15 +81,15 @@ fn header(bytes: &[u8]) -> Result<(Digest, Digest, u64, &[u8]), DeltaError> {
     Ok((from, to, len, reader.rest()))
 }
 
-/// One frame with a checksum, which every reader compares.
+/// Compresses the body to one frame with a checksum, which every reader verifies.
 fn compress(body: &[u8]) -> io::Result<Vec<u8>> {
     let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
     compressor.include_checksum(true)?;
     compressor.compress(body)
 }
 
-/// Decompresses what must be exactly `len` bytes; memory grows with what really comes out, not with
-/// what the header claims.
+/// Decompresses a body that must have exactly `len` bytes. Memory grows with the bytes that really come out, not with
+/// the length that the header claims.
 fn decompress(packed: &[u8], len: u64, out: &mut impl io::Write) -> Result<(), DeltaError> {
     let broken = |error: io::Error| DeltaError::Compression(error.to_string());
     let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
@@ -108,7 +108,7 @@ const TAG_CHAR: u8 = 4;
 const TAG_BLOCK: u8 = 5;
 const TAG_FIFO: u8 = 6;
 const TAG_SOCKET: u8 = 7;
-/// Beside the type: the number of a link group follows.
+/// Flag beside the type: the number of a link group follows.
 const HAS_LINK: u8 = 0x80;
 
 const HAS_XXH128: u8 = 2;
@@ -166,7 +166,7 @@ fn decode_body(bytes: &[u8]) -> Result<Changes, DeltaError> {
     Ok(changes)
 }
 
-/// Writes entries; an owner is written out at its first use and numbered from then on.
+/// Encodes entries one after the other. An owner is written in full at its first use, and by number from then on.
 #[derive(Debug, Default)]
 pub struct EntryEncoder {
     owners: HashMap<Owner, u64>,
@@ -188,12 +188,12 @@ impl EntryEncoder {
         put_varint(out, u64::from(entry.mode));
         put_signed(out, entry.mtime.sec);
         put_varint(out, u64::from(entry.mtime.nsec));
-        self.owner(out, &entry.owner);
+        self.encode_owner(out, &entry.owner);
         if let Some(link) = entry.link {
             put_varint(out, link);
         }
         match &entry.kind {
-            Kind::File { size, digests } => file(out, *size, digests),
+            Kind::File { size, digests } => encode_file(out, *size, digests),
             Kind::Symlink { target } => put_bytes(out, target),
             Kind::CharDevice(device) | Kind::BlockDevice(device) => {
                 put_varint(out, u64::from(device.major));
@@ -203,7 +203,7 @@ impl EntryEncoder {
         }
     }
 
-    fn owner(&mut self, out: &mut Vec<u8>, owner: &Owner) {
+    fn encode_owner(&mut self, out: &mut Vec<u8>, owner: &Owner) {
         if let Some(&number) = self.owners.get(owner) {
             put_varint(out, number);
             return;
@@ -218,10 +218,10 @@ impl EntryEncoder {
     }
 }
 
-fn file(out: &mut Vec<u8>, size: u64, digests: &Digests) {
+fn encode_file(out: &mut Vec<u8>, size: u64, digests: &Digests) {
     let (xxh128, md5) = (digests.xxh128 != [0; 16], digests.md5 != [0; 16]);
-    let has = |there, bit| if there { bit } else { 0 };
-    out.push(has(xxh128, HAS_XXH128) | has(md5, HAS_MD5));
+    let flag = |is_set, bit| if is_set { bit } else { 0 };
+    out.push(flag(xxh128, HAS_XXH128) | flag(md5, HAS_MD5));
     put_varint(out, size);
     out.extend_from_slice(&digests.sha256.0);
     if xxh128 {
@@ -232,14 +232,14 @@ fn file(out: &mut Vec<u8>, size: u64, digests: &Digests) {
     }
 }
 
-/// Reads what [`EntryEncoder`] wrote.
+/// Decodes the entries that an [`EntryEncoder`] wrote.
 #[derive(Debug, Default)]
 pub struct EntryDecoder {
     owners: Vec<Owner>,
 }
 
 impl EntryDecoder {
-    /// Reads one entry; `None` where the encoder's user wrote a removal.
+    /// Decodes one entry. `None` if the encoder's user wrote a removal there.
     pub fn decode(&mut self, reader: &mut Reader<'_>) -> Result<Option<Entry>, DecodeError> {
         let tag = reader.u8("type")?;
         if tag == TAG_REMOVE {
@@ -248,7 +248,7 @@ impl EntryDecoder {
         let mode = reader.varint_to("mode", u64::from(PERMISSIONS))? as u16;
         let sec = reader.signed("mtime")?;
         let nsec = reader.varint_to("mtime nanoseconds", 999_999_999)? as u32;
-        let owner = self.owner(reader)?;
+        let owner = self.decode_owner(reader)?;
         let link = if tag & HAS_LINK == 0 { None } else { Some(reader.varint("link")?) };
         let kind = match tag & !HAS_LINK {
             TAG_FILE => decode_file(reader)?,
@@ -260,8 +260,8 @@ impl EntryDecoder {
                 }
                 Kind::Symlink { target: target.to_vec() }
             }
-            TAG_CHAR => Kind::CharDevice(device(reader)?),
-            TAG_BLOCK => Kind::BlockDevice(device(reader)?),
+            TAG_CHAR => Kind::CharDevice(decode_device(reader)?),
+            TAG_BLOCK => Kind::BlockDevice(decode_device(reader)?),
             TAG_FIFO => Kind::Fifo,
             TAG_SOCKET => Kind::Socket,
             _ => return Err(DecodeError::Invalid("type")),
@@ -269,7 +269,7 @@ impl EntryDecoder {
         Ok(Some(Entry { mode, mtime: Time { sec, nsec }, owner, link, kind }))
     }
 
-    fn owner(&mut self, reader: &mut Reader<'_>) -> Result<Owner, DecodeError> {
+    fn decode_owner(&mut self, reader: &mut Reader<'_>) -> Result<Owner, DecodeError> {
         let number = reader.varint_to("owner", self.owners.len() as u64)? as usize;
         if let Some(owner) = self.owners.get(number) {
             return Ok(owner.clone());
@@ -289,21 +289,21 @@ impl EntryDecoder {
 }
 
 fn decode_file(reader: &mut Reader<'_>) -> Result<Kind, DecodeError> {
-    let has = reader.u8("file flags")?;
-    if has & !(HAS_XXH128 | HAS_MD5) != 0 {
+    let flags = reader.u8("file flags")?;
+    if flags & !(HAS_XXH128 | HAS_MD5) != 0 {
         return Err(DecodeError::Invalid("file flags"));
     }
     let size = reader.varint_to("size", limits::FILE_SIZE)?;
     let mut digests = Digests { sha256: Digest(reader.array("sha256")?), ..Digests::default() };
-    if has & HAS_XXH128 != 0 {
+    if flags & HAS_XXH128 != 0 {
         digests.xxh128 = reader.array("xxh128")?;
     }
-    if has & HAS_MD5 != 0 {
+    if flags & HAS_MD5 != 0 {
         digests.md5 = reader.array("md5")?;
     }
     Ok(Kind::File { size, digests })
 }
 
-fn device(reader: &mut Reader<'_>) -> Result<Device, DecodeError> {
+fn decode_device(reader: &mut Reader<'_>) -> Result<Device, DecodeError> {
     Ok(Device { major: reader.varint_u32("major")?, minor: reader.varint_u32("minor")? })
 }

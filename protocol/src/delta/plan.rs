@@ -1,4 +1,7 @@
-//! What a search knows so far, what it asks for next, and what comes of it.
+//! The state of a search: what is matched so far, which checksums to ask for next, and the resulting assembly.
+//!
+//! A pass is [`Plan::next_ranges`], then [`Plan::accept`] for each level searched, then [`Plan::settle`].
+//! [`Plan::assembly`] returns the result.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,43 +10,43 @@ use super::scan::{BasisOffset, Hit, MAX_PLACES, Wanted};
 use super::{Basis, DeltaError, SumsRange};
 use crate::sums::Layout;
 
-/// Fine blocks of a group: where all of it is unmatched, a sample decides about its fine checksums.
+/// Size of a group in fine blocks. If a whole group is unmatched, a sample decides whether to fetch its fine checksums.
 const GROUP: u64 = 512;
-/// Fine blocks of each of the two stretches of a sample.
+/// Length of each of the two stretches of a sample, in fine blocks.
 const STRETCH: u64 = 16;
-/// Levels whose checksums cost less than this part of the file are fetched without a sample.
+/// Levels whose checksums cost at most this fraction of the file are fetched without a sample.
 const CHEAP: f64 = 1.0 / 2048.0;
-/// Weight of what all samples say against what the sample of one group says, in blocks.
+/// Weight of the result of all samples when it is combined with the sample of one group, in blocks.
 const PRIOR: f64 = 32.0;
 /// Groups shorter than this, in fine blocks, are not worth a sample.
 const MIN_GROUP: u64 = 64;
-/// Items after which no more are asked for in one step: bounds memory to about 300 MB.
+/// Limit on the items asked for in one step. It bounds memory to about 300 MB.
 const MAX_ITEMS: u64 = 1 << 22;
-/// Random matches that one pass is expected to let through at most.
+/// Limit on the number of random matches that one pass is expected to accept.
 const RISK: f64 = 1.0 / 128.0;
-/// All of the bases is searched for finer blocks, and not only what no match used, while the new file lacks at
-/// least this part of their length, or where they are small.
+/// The bases are searched as a whole for finer blocks while the unmatched part of the new file is at least their total
+/// length divided by this. After that, only the parts of the bases that no match used are searched.
 const WHOLE_BASIS: u64 = 2;
-/// Bases that are small together, in bytes: searched within 50 ms.
+/// Bases of up to this total size, in bytes, are always searched as a whole, which takes less than 50 ms.
 const SMALL_BASIS: u64 = 32 << 20;
-/// How far a lone match may lie from where its sure neighbour leads, in bytes, to be believed.
+/// A lone match is accepted if it lies within this distance, in bytes, of where a sure neighbour predicts it.
 const NEAR: u64 = 16 << 10;
 
 /// A part of the new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece {
-    /// To be copied from a basis.
+    /// Copied from a basis.
     Copy {
         /// Offset in the new file, in bytes.
         target: u64,
         /// Length in bytes.
         len: u64,
-        /// Index of the basis.
+        /// The index of the basis.
         basis: u32,
         /// Offset in the basis, in bytes.
         offset: u64,
     },
-    /// To be fetched.
+    /// Fetched from the sender.
     Literal {
         /// Offset in the new file, in bytes.
         target: u64,
@@ -53,20 +56,20 @@ pub enum Piece {
 }
 
 impl Piece {
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         match *self {
             Piece::Copy { len, .. } | Piece::Literal { len, .. } => len,
         }
     }
 
-    /// Always `false`: a piece has at least one byte.
+    /// Returns `false`: a piece has at least one byte.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// How to make the new file.
+/// The pieces that make up the new file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Assembly {
     pieces: Vec<Piece>,
@@ -74,12 +77,12 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// The pieces in order. They tile the new file exactly.
+    /// Returns the pieces in order. They tile the new file exactly.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
-    /// The ranges of the new file to fetch, in order, none touching the next.
+    /// Returns the ranges of the new file to fetch, in order. No range touches the next.
     pub fn literals(&self) -> impl Iterator<Item = Range<u64>> {
         self.pieces.iter().filter_map(|piece| match *piece {
             Piece::Literal { target, len } => Some(target..target + len),
@@ -87,23 +90,23 @@ impl Assembly {
         })
     }
 
-    /// Bytes to fetch.
+    /// Returns the number of bytes to fetch.
     pub fn literal_bytes(&self) -> u64 {
         self.literals().map(|range| range.end - range.start).sum()
     }
 
-    /// Bytes that come from bases.
+    /// Returns the number of bytes copied from bases.
     pub fn matched_bytes(&self) -> u64 {
         self.pieces.iter().map(Piece::len).sum::<u64>() - self.literal_bytes()
     }
 
-    /// Bytes of block checksums that the search took.
+    /// Returns the number of bytes of block checksums that the search used.
     pub fn sums_bytes(&self) -> u64 {
         self.sums_bytes
     }
 }
 
-/// A part of the new file that lies in a basis.
+/// A part of the new file that was found in a basis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Match {
     target: u64,
@@ -125,30 +128,30 @@ impl Match {
 #[derive(Debug, Clone)]
 struct Region {
     range: Range<u64>,
-    /// The level to try next, or being tried.
+    /// The level that is tried next or being tried.
     level: usize,
     sampling: Sampling,
 }
 
-/// What a region has to do with samples.
+/// How a region relates to samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sampling {
-    /// Nothing so far.
+    /// No sample of its group was taken.
     No,
-    /// It is a stretch of a sample.
+    /// The region is a stretch of a sample.
     Sample,
-    /// A sample of its group was taken.
+    /// A sample of its group was taken, and the region is not part of it.
     Done,
 }
 
-/// Blocks looked at and found.
+/// The number of blocks tried and found.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
     tried: f64,
     found: f64,
 }
 
-/// What the sample of a group, or all samples, found: at the finest level and at the one above it.
+/// The result of a group's sample, or of all samples, at the finest level and at the level above it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sample {
     fine: Tally,
@@ -158,13 +161,13 @@ struct Sample {
 #[derive(Debug)]
 pub(super) struct Plan {
     layout: Layout,
-    /// Ascending by target, disjoint.
+    /// Disjoint, in ascending order of target.
     matches: Vec<Match>,
-    /// Unmatched regions, about which nothing was decided yet.
+    /// Unmatched regions that wait for a decision.
     open: Vec<Region>,
     /// Regions whose checksums were asked for.
     asked: Vec<Region>,
-    /// By group number.
+    /// The samples by group number.
     samples: BTreeMap<u64, Sample>,
     all_samples: Sample,
 }
@@ -175,7 +178,7 @@ impl Plan {
         Plan { layout, matches: vec![], open, asked: vec![], samples: BTreeMap::new(), all_samples: Sample::default() }
     }
 
-    /// Decides about the open regions. Returns what to fetch, ascending; nothing when the search has ended.
+    /// Decides about the open regions. Returns the ranges to fetch, in ascending order, or none if the search has ended.
     pub(super) fn next_ranges(&mut self) -> Vec<SumsRange> {
         let mut items = 0;
         for mut region in std::mem::take(&mut self.open) {
@@ -202,21 +205,21 @@ impl Plan {
         ranges
     }
 
-    /// Where the part of a region ends that is decided about on its own: at the end of a group when a sample may
-    /// be taken, else where it has too many blocks for one step.
+    /// Returns the end of the next part of a region to decide about. A part ends with its group if a sample may be
+    /// taken, else after as many blocks as fit in one step.
     fn end_of_part(&self, region: &Region) -> u64 {
         let Some(level) = self.layout.levels().get(region.level) else { return region.range.end };
-        let grouped = region.sampling == Sampling::No && self.is_dear(region.level);
+        let grouped = region.sampling == Sampling::No && self.is_expensive(region.level);
         let unit = if grouped { self.group_len() } else { MAX_ITEMS * u64::from(level.block_size) };
         (region.range.start / unit + 1).saturating_mul(unit).min(region.range.end)
     }
 
-    /// Asks for the next checksums of a region, if any promise to pay. Returns their number.
+    /// Asks for the next checksums of a region, if they promise to save more than they cost. Returns their number.
     fn decide(&mut self, mut region: Region) -> u64 {
         if region.level >= self.layout.levels().len() {
             return 0;
         }
-        if region.sampling == Sampling::No && self.is_dear(region.level) && self.is_whole_group(&region.range) {
+        if region.sampling == Sampling::No && self.is_expensive(region.level) && self.is_whole_group(&region.range) {
             return self.ask_sample(&region);
         }
         if region.sampling == Sampling::Done {
@@ -234,7 +237,7 @@ impl Plan {
         count
     }
 
-    /// Asks for a sample of a group: two stretches. The rest of the group waits.
+    /// Asks for a sample of a group, which consists of two stretches. The rest of the group stays open.
     fn ask_sample(&mut self, group: &Region) -> u64 {
         let finest = self.layout.levels().len() - 1;
         let stretch_len = STRETCH * u64::from(self.layout.levels()[finest].block_size);
@@ -251,7 +254,7 @@ impl Plan {
         2 * STRETCH
     }
 
-    /// Turns what was asked for into what is still open, and counts what the samples found.
+    /// Ends a pass: counts the results of the samples, and opens what is still unmatched at the next finer level.
     pub(super) fn settle(&mut self) {
         for region in std::mem::take(&mut self.asked) {
             let unmatched = self.unmatched(&region.range);
@@ -279,21 +282,22 @@ impl Plan {
         }
     }
 
-    /// The part of blocks that would be found in a group, in `found`.
+    /// Estimates the fraction of a group's blocks that a search would find. The fractions are in `found`.
     fn estimate(&self, group: u64) -> Sample {
         let sample = self.samples.get(&group).copied().unwrap_or_default();
-        let part = |own: Tally, all: Tally, prior: f64| {
+        let fraction = |own: Tally, all: Tally, prior: f64| {
             let mean = if all.tried > 0.0 { all.found / all.tried } else { 0.0 };
             Tally { tried: 1.0, found: (own.found + prior * mean) / (own.tried + prior) }
         };
         Sample {
-            fine: part(sample.fine, self.all_samples.fine, PRIOR),
-            above: part(sample.above, self.all_samples.above, PRIOR / 8.0),
+            fine: fraction(sample.fine, self.all_samples.fine, PRIOR),
+            above: fraction(sample.above, self.all_samples.above, PRIOR / 8.0),
         }
     }
 
-    /// Turns hits into matches. A lone hit is taken only if random ones are improbable, or near a sure match. `is_at`
-    /// says whether an item's block lies at a place that was not noted; it is asked twice for a block at most.
+    /// Turns hits into matches. A lone hit is accepted only if random hits are improbable, or if it lies near a sure
+    /// match. `is_at` returns whether an item's block lies at a place that was not recorded as a hit; it is called up
+    /// to twice per block.
     pub(super) fn accept(
         &mut self,
         wanted: &Wanted,
@@ -307,7 +311,7 @@ impl Plan {
         for (index, &(block, item)) in wanted.blocks().iter().enumerate() {
             let Some(first) = hits_of(hits, item).first() else { continue };
             let target = block * len;
-            let supported = match self.unnoted(wanted, hits, index, sure.last(), &is_at)? {
+            let supported = match self.unrecorded(wanted, hits, index, sure.last(), &is_at)? {
                 Some(place) => Some(place),
                 None => self.supported(wanted, hits, index, sure.last()),
             };
@@ -327,9 +331,10 @@ impl Plan {
         Ok(())
     }
 
-    /// Where a block lies that lies in more places than were noted, like one of zeros: after what precedes it, or
-    /// where the new file has it. So a long run of equal blocks is one match, and not many of the same few places.
-    fn unnoted(
+    /// Finds a place for a block that occurs in more places than are recorded, such as a block of zeros. Tries the
+    /// place after the preceding match, then the offset that the block has in the new file. A long run of equal blocks
+    /// thus becomes one match instead of many matches with the same few places.
+    fn unrecorded(
         &self,
         wanted: &Wanted,
         hits: &[Hit],
@@ -356,14 +361,14 @@ impl Plan {
         Ok(None)
     }
 
-    /// Where the match leads that ends at `target`. `last` is the last match of this pass.
+    /// Returns the basis offset at which the match that ends at `target` ends. `last` is the last match of this pass.
     fn place_before(&self, target: u64, last: Option<&Match>) -> Option<BasisOffset> {
         let before = last.copied().filter(|m| m.end() == target).or_else(|| self.match_ending(target));
         before.map(|m| m.place_of_end())
     }
 
-    /// Where a block was found such that it continues what precedes it, or leads to what follows it.
-    /// `last` is the last match of this pass.
+    /// Returns a hit of a block that continues the preceding match or leads on to what follows. `last` is the last match
+    /// of this pass.
     fn supported(&self, wanted: &Wanted, hits: &[Hit], index: usize, last: Option<&Match>) -> Option<BasisOffset> {
         let (block, item) = wanted.blocks()[index];
         let (start, len) = (block * wanted.block_size(), wanted.block_size());
@@ -379,14 +384,14 @@ impl Plan {
         places.clone().find(|place| Some(*place) == before).or_else(|| places.find(leads_on))
     }
 
-    /// Adds the short last block.
+    /// Adds a match of the short last block.
     pub(super) fn accept_tail(&mut self, wanted: &Wanted, place: BasisOffset) {
         if let Some((block, len)) = wanted.tail() {
             self.insert(vec![Match { target: block * wanted.block_size(), len, place }]);
         }
     }
 
-    /// Where the short last block is likely to lie: after what precedes it, and at the end of each basis.
+    /// Returns the likely places of the short last block: after the preceding match, and at the end of each basis.
     pub(super) fn tail_places(&self, wanted: &Wanted, bases: &[&dyn Basis]) -> Vec<BasisOffset> {
         let Some((block, len)) = wanted.tail() else { return Vec::new() };
         let follows = self.match_ending(block * wanted.block_size()).map(|m| m.place_of_end());
@@ -396,8 +401,8 @@ impl Plan {
         follows.into_iter().chain(ends).collect()
     }
 
-    /// Which ranges of the bases may hold what is still unmatched: what no match used, or all of it while much is
-    /// missing in comparison.
+    /// Returns the ranges of the bases to search: everything while much of the new file is unmatched or the bases are
+    /// small, later only what no match used, extended by `margin` bytes on both sides.
     pub(super) fn places_to_search(&self, bases: &[&dyn Basis], margin: u64) -> Vec<(u32, Range<u64>)> {
         let total: u64 = bases.iter().map(|basis| basis.len()).sum();
         let matched: u64 = self.matches.iter().map(|m| m.len).sum();
@@ -428,7 +433,7 @@ impl Plan {
         places
     }
 
-    /// The pieces of the new file as known now.
+    /// Returns the pieces of the new file as known now.
     pub(super) fn assembly(&self, sums_bytes: u64) -> Assembly {
         let mut pieces = Vec::with_capacity(2 * self.matches.len() + 1);
         let mut target = 0;
@@ -445,7 +450,7 @@ impl Plan {
         Assembly { pieces, sums_bytes }
     }
 
-    /// Adds matches, ascending by target, but for what is matched already.
+    /// Adds matches, which are in ascending order of target. Parts that are matched already are left out.
     fn insert(&mut self, found: Vec<Match>) {
         let mut new = Vec::with_capacity(found.len());
         for m in found {
@@ -469,7 +474,7 @@ impl Plan {
         });
     }
 
-    /// The parts of `range` that no match covers.
+    /// Returns the parts of `range` that no match covers.
     fn unmatched(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let (mut free, mut start) = (Vec::new(), range.start);
         let first = self.matches.partition_point(|m| m.end() <= range.start);
@@ -495,12 +500,12 @@ impl Plan {
         self.matches.get(index).copied().filter(|m| m.target == target)
     }
 
-    /// Whether `place` is about where the neighbouring matches lead.
+    /// Returns whether `place` is close to where a neighbouring match predicts it.
     fn is_near(&self, target: u64, place: BasisOffset) -> bool {
         let next = self.matches.partition_point(|m| m.target < target);
         let neighbours = self.matches[next.saturating_sub(1)..].iter().take(2);
         neighbours.filter(|m| m.place.basis == place.basis).any(|m| {
-            // How far the basis is ahead of the new file, here and there.
+            // By how much the offset in the basis exceeds the one in the new file; compared here and at the neighbour.
             let ahead = |place: BasisOffset, target: u64| place.offset.wrapping_sub(target);
             let drift = ahead(place, target).wrapping_sub(ahead(m.place, m.target)) as i64;
             let distance = target.abs_diff(target.clamp(m.target, m.end()));
@@ -514,14 +519,15 @@ impl Plan {
         SumsRange { level: region.level as u8, first, count: region.range.end.div_ceil(block) - first }
     }
 
-    /// Bytes of checksums per byte of the file.
+    /// Returns the bytes of checksums per byte of the file.
     fn rate(&self, level: usize) -> f64 {
         let level = self.layout.levels()[level];
         level.item_len() as f64 / f64::from(level.block_size)
     }
 
-    /// Whether a level is fetched only where a sample says so: a costly one, or any when nothing was found yet.
-    fn is_dear(&self, level: usize) -> bool {
+    /// Returns whether a level is fetched only where a sample justifies it. The coarsest level is always fetched; a
+    /// finer one needs a sample if it is not [`CHEAP`] or if nothing has been found yet.
+    fn is_expensive(&self, level: usize) -> bool {
         level > 0 && (self.rate(level) > CHEAP || self.matches.is_empty())
     }
 
@@ -536,7 +542,7 @@ impl Plan {
     }
 }
 
-/// The hits of an item. `hits` are ascending.
+/// Returns the hits of an item. `hits` must be sorted.
 fn hits_of(hits: &[Hit], item: u32) -> &[Hit] {
     let start = hits.partition_point(|hit| hit.item < item);
     let count = hits[start..].iter().take_while(|hit| hit.item == item).count();

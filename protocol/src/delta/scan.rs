@@ -1,7 +1,8 @@
-//! One pass over the bases: where do the wanted blocks of one level lie?
+//! One pass over the bases, which finds the places of the wanted blocks of one level.
 //!
-//! The weak checksum rolls over every offset; a bitmap tells most offsets that no wanted block has it; a strong
-//! checksum is computed only where a weak one was found.
+//! The weak checksum rolls over every offset. A bitmap rules out most offsets, and a strong checksum is computed only
+//! where a wanted block has the same weak checksum. [`Wanted`] is the index of the blocks, [`search`] scans the bases
+//! for full blocks on all threads, and [`find_tail`] looks for the short last block.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -11,27 +12,27 @@ use rayon::prelude::*;
 use super::{Basis, DeltaError, SumsRange};
 use crate::sums::{Layout, Level, MULTIPLIER, Scheme, power, weak};
 
-/// Different strong checksums kept per weak one. More come from a hostile sender only.
+/// Limit on distinct strong checksums per weak checksum. Only a hostile sender exceeds it.
 const MAX_CHAIN: usize = 8;
-/// Places kept per distinct block, so that runs of equal blocks (zeros) stay small.
+/// Limit on recorded places per distinct block, so that runs of equal blocks (zeros) stay small.
 pub(super) const MAX_PLACES: u32 = 8;
-/// Items that may share a bit of the bitmap for it to be taken away: honest ones are few, and a hostile sender's are
-/// not gone through again and again.
+/// A bit of the bitmap is cleared only if at most this many items share it. Honest senders stay below; for a hostile
+/// one, the limit avoids going through many items again and again.
 const MAX_SHARING: usize = 16;
-/// Bytes of strong checksums computed in vain, per byte searched: random weak matches stay below 1, a hostile
-/// sender who knows the basis is stopped here.
+/// Limit on bytes hashed with the strong checksum in vain, per byte searched. Random weak matches stay below 1; the
+/// limit stops a hostile sender who knows the basis.
 const MAX_WASTE: usize = 8;
-/// Independent rolling checksums per thread: one alone waits for its multiplication.
+/// Independent rolling checksums per thread. A single one would stall on its multiplication.
 const LANES: usize = 4;
-/// Offsets that lanes roll over before their candidates are looked at. Their checksums stay in the L1 cache.
+/// Offsets that lanes roll over before their candidates are examined. Their checksums stay in the L1 cache.
 const STRIP: usize = 1024;
-/// Words of the bitmap for few, many and very many blocks: within the L2 cache where that is possible.
+/// Sizes of the bitmap in words for few, many and very many blocks. It stays within the L2 cache where possible.
 const BITMAPS: [usize; 3] = [1 << 13, 1 << 16, 1 << 20];
 
 /// A place where a wanted block was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hit {
-    /// Which distinct block, see [`Wanted::blocks`].
+    /// The number of the distinct block, see [`Wanted::blocks`].
     pub(super) item: u32,
     pub(super) place: BasisOffset,
 }
@@ -49,27 +50,27 @@ struct Item {
     strong: u64,
 }
 
-/// Blocks of one level to look for, and the index that finds them.
+/// The blocks of one level to look for, and the index that finds them.
 #[derive(Debug)]
 pub(super) struct Wanted {
     scheme: Scheme,
     level: usize,
     block_size: usize,
-    /// Numbers of the blocks of full length, ascending, each with the index of its item.
+    /// The blocks of full length in ascending order: block number and index of the item.
     blocks: Vec<(u64, u32)>,
-    /// The file's last block when it is short, with its length: looked for at a few places only.
+    /// The file's last block if it is short: block number, item and length. It is looked for at a few places only.
     tail: Option<(u64, Item, usize)>,
-    /// Distinct items, ascending, but for those that [`MAX_CHAIN`] removed.
+    /// The distinct items in ascending order, except those that [`MAX_CHAIN`] removed.
     items: Vec<Item>,
-    /// `items` by the top bits of the weak checksum: bucket `b` is `starts[b]..starts[b + 1]`.
+    /// `items` in buckets by the top bits of the weak checksum: bucket `b` is `starts[b]..starts[b + 1]`.
     starts: Vec<u32>,
     bucket_shift: u32,
-    /// One bit per value of the weak checksum's top bits: one of [`BITMAPS`] words.
+    /// One bit per value of the weak checksum's top bits. The length is one of [`BITMAPS`].
     bitmap: Vec<u64>,
 }
 
 impl Wanted {
-    /// `ranges` are of `level`, ascending, each with its items.
+    /// Builds the index from ranges of `level` in ascending order, each with its items.
     pub(super) fn new(layout: &Layout, level: usize, ranges: &[(SumsRange, &[u8])]) -> Wanted {
         let Level { block_size, strong_len } = layout.levels()[level];
         let item_len = layout.levels()[level].item_len();
@@ -120,27 +121,27 @@ impl Wanted {
         self.block_size as u64
     }
 
-    /// The blocks of full length, each with its item.
+    /// Returns the blocks of full length in ascending order: block number and index of the item.
     pub(super) fn blocks(&self) -> &[(u64, u32)] {
         &self.blocks
     }
 
-    /// The short last block and its length.
+    /// Returns the number and the length of the short last block, if it is wanted.
     pub(super) fn tail(&self) -> Option<(u64, u64)> {
         self.tail.map(|(block, _, len)| (block, len as u64))
     }
 
-    /// Number of distinct items.
+    /// Returns the number of distinct items.
     pub(super) fn distinct(&self) -> usize {
         self.items.len()
     }
 
-    /// Number of values that an item can have.
+    /// Returns the number of values that an item can have.
     pub(super) fn item_values(&self) -> f64 {
         2f64.powi(32 + 8 * i32::from(self.scheme.levels()[self.level].strong_len))
     }
 
-    /// Indices of the items with this weak checksum.
+    /// Returns the indices of the items with this weak checksum.
     fn with_weak(&self, weak: u32) -> Range<usize> {
         let bucket = (weak >> self.bucket_shift) as usize;
         let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
@@ -150,8 +151,8 @@ impl Wanted {
         start + first..start + first + count
     }
 
-    /// Indices of the items that share their bit of a bitmap of so many words with this weak checksum, [`MAX_SHARING`]
-    /// and one more at most.
+    /// Returns the indices of the items that share a bit with this weak checksum in a bitmap of `words` words. At most
+    /// [`MAX_SHARING`] + 1 of them are returned.
     fn with_bit_of(&self, weak: u32, words: usize) -> Range<usize> {
         let shift = 26 - words.ilog2();
         let start = self.items.partition_point(|item| item.weak >> shift < weak >> shift);
@@ -159,7 +160,7 @@ impl Wanted {
         start..start + rest.take_while(|item| item.weak >> shift == weak >> shift).count()
     }
 
-    /// Whether a block has the checksums of an item.
+    /// Returns whether a block has the checksums of an item.
     pub(super) fn is_item(&self, item: u32, block: &[u8]) -> bool {
         let Some(item) = self.items.get(item as usize) else { return false };
         weak(block) == item.weak && self.strong(block) == item.strong
@@ -170,7 +171,7 @@ impl Wanted {
     }
 }
 
-/// Word and bit of a weak checksum in a bitmap of so many words, a power of two.
+/// Returns the word and the bit of a weak checksum in a bitmap of `words` words, which is a power of two.
 #[inline(always)]
 fn bitmap_position(weak: u32, words: usize) -> (usize, u32) {
     let bits = words.ilog2();
@@ -187,21 +188,21 @@ fn truncate(strong: u64, len: u8) -> u64 {
     strong & u64::MAX.checked_shr(64 - 8 * u32::from(len)).unwrap_or(0)
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// By item, then by place.
+    /// Sorted by item, then by place.
     pub(super) hits: Vec<Hit>,
     /// How often a weak checksum was looked up.
     pub(super) lookups: u64,
 }
 
-/// What all threads of a search know together.
+/// State shared by all threads of a search.
 struct Known {
-    /// Per item, how many places are known.
+    /// The number of known places per item.
     places: Vec<AtomicU32>,
-    /// The bitmap of the items of which more places are wanted. What is found everywhere, like blocks of zeros, then
-    /// costs no more than what is found nowhere.
+    /// The bitmap of the items of which more places are wanted. It makes a block that is found everywhere, such as one
+    /// of zeros, as cheap as one that is found nowhere.
     bitmap: Vec<AtomicU64>,
 }
 
@@ -217,7 +218,7 @@ impl Known {
         self.places[item].load(Ordering::Relaxed) >= MAX_PLACES
     }
 
-    /// Ends the search for a weak checksum whose items have all their places, unless others share its bit.
+    /// Clears the bit of a weak checksum if all items that share it have all their places.
     fn forget(&self, wanted: &Wanted, weak: u32) {
         let words = self.bitmap.len();
         let mut sharing = wanted.with_bit_of(weak, words);
@@ -227,7 +228,7 @@ impl Known {
         }
     }
 
-    /// Collects the indices of the weak checksums that a wanted block may have. Returns their number.
+    /// Writes the indices of those weak checksums that a wanted block may have to `candidates`. Returns their number.
     fn candidates(&self, rolled: &[u32], candidates: &mut [u16; STRIP]) -> usize {
         if let Ok(bitmap) = self.bitmap.as_slice().try_into() {
             candidates_of::<{ BITMAPS[0] }>(rolled, bitmap, candidates)
@@ -240,13 +241,13 @@ impl Known {
     }
 }
 
-/// Looks for the wanted blocks in `places` of the bases.
+/// Looks for the wanted blocks in `places`, which are ranges of the bases.
 pub(super) fn search(wanted: &Wanted, bases: &[&dyn Basis], places: &[(u32, Range<u64>)]) -> Result<Found, DeltaError> {
     if wanted.items.is_empty() {
         return Ok(Found::default());
     }
     let block_size = wanted.block_size as u64;
-    // Long enough that the first checksum of every lane is cheap in comparison.
+    // Long enough that computing the first checksum of every lane is cheap in comparison.
     let segment_len = (1 << 20).max(16 * block_size);
     let segments: Vec<(u32, Range<u64>)> = places
         .iter()
@@ -272,7 +273,7 @@ pub(super) fn search(wanted: &Wanted, bases: &[&dyn Basis], places: &[(u32, Rang
         }
         Ok(found)
     };
-    // One buffer per thread, not per segment.
+    // One worker per thread reuses its buffer for all its segments.
     let workers = rayon::current_num_threads().min(segments.len());
     let found: Result<Vec<Found>, DeltaError> = (0..workers).into_par_iter().map(worker).collect();
     let mut all = Found::default();
@@ -284,7 +285,7 @@ pub(super) fn search(wanted: &Wanted, bases: &[&dyn Basis], places: &[(u32, Rang
     Ok(all)
 }
 
-/// Whether a block of full length with the checksums of `item` lies at `place`.
+/// Returns whether a block of full length with the checksums of `item` lies at `place`.
 pub(super) fn is_at(wanted: &Wanted, bases: &[&dyn Basis], item: u32, place: BasisOffset) -> Result<bool, DeltaError> {
     let BasisOffset { basis, offset } = place;
     let Some(file) = bases.get(basis as usize) else { return Ok(false) };
@@ -296,7 +297,7 @@ pub(super) fn is_at(wanted: &Wanted, bases: &[&dyn Basis], item: u32, place: Bas
     Ok(wanted.is_item(item, &block))
 }
 
-/// Whether the short last block lies at one of `places`; the first such.
+/// Returns the first of `places` at which the short last block lies.
 pub(super) fn find_tail(
     wanted: &Wanted,
     bases: &[&dyn Basis],
@@ -325,20 +326,20 @@ struct Scan<'a> {
     start: BasisOffset,
     found: Found,
     known: &'a Known,
-    /// A weak checksum of which no more places are wanted: the last one looked up.
+    /// The last weak checksum looked up of which no more places are wanted.
     full: Option<u32>,
-    /// Bytes of strong checksums that may still be computed in vain.
+    /// The number of bytes that may still be hashed with the strong checksum in vain.
     waste: usize,
-    /// What the byte that leaves the window contributes.
+    /// The contribution of each byte value to the checksum when it leaves the window.
     leaving: [u32; 256],
 }
 
 /// A rolling window over a part of a segment.
 #[derive(Default, Clone, Copy)]
 struct Lane {
-    /// Offset of the window, whose block was looked up already.
+    /// The offset of the window. Its block was looked up already.
     pos: usize,
-    /// Offsets of the part end here.
+    /// The end of the part's offsets.
     end: usize,
     weak: u32,
 }
@@ -377,7 +378,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Steps over blocks that are found one right after another, until one is not found.
+    /// Skips adjacent blocks as long as they are found, and stops at the first that is not.
     fn settle(&mut self, lane: &mut Lane) {
         let block_size = self.wanted.block_size;
         let mut common = None;
@@ -391,12 +392,13 @@ impl<'a> Scan<'a> {
             lane.pos += block_size;
         }
         if let Some(last) = common {
-            // A block of which nothing was noted hides none that begins within it: a run of zeros ends somewhere.
+            // The last block was not recorded, so it must not hide a block that begins within it. For example, a run of
+            // zeros ends somewhere.
             *lane = last;
         }
     }
 
-    /// Rolls all lanes by the same number of offsets, then looks at their candidates.
+    /// Rolls all lanes by the same number of offsets, then examines their candidates.
     fn roll<const N: usize>(&mut self, lanes: &mut [Lane; N]) {
         let block_size = self.wanted.block_size;
         let count = lanes.iter().map(|lane| lane.end - lane.pos - 1).min().unwrap_or(0).min(STRIP);
@@ -409,12 +411,13 @@ impl<'a> Scan<'a> {
         roll_lanes(windows, &self.leaving, &mut sums, &mut rolled);
         for i in 0..N {
             lanes[i].weak = sums[i];
-            self.look_at(&mut lanes[i], &rolled[i][..count]);
+            self.examine(&mut lanes[i], &rolled[i][..count]);
         }
     }
 
-    /// Looks up what a lane rolled over and leaves it after the last block found, or at the last offset.
-    fn look_at(&mut self, lane: &mut Lane, rolled: &[u32]) {
+    /// Looks up the checksums that a lane rolled over. Leaves the lane after the last block found, or at the last
+    /// offset.
+    fn examine(&mut self, lane: &mut Lane, rolled: &[u32]) {
         let mut candidates = [0; STRIP];
         let count = self.known.candidates(rolled, &mut candidates);
         let mut next = lane.pos;
@@ -431,7 +434,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Whether a block lies at `pos` that is found so often that no more places are noted.
+    /// Returns whether the block at `pos` was found so often that no more places are recorded.
     fn is_common(&mut self, pos: usize, weak: u32) -> bool {
         let same_weak = self.same_weak(weak);
         let are_full = !same_weak.is_empty() && same_weak.clone().all(|item| self.known.is_full(item));
@@ -443,7 +446,7 @@ impl<'a> Scan<'a> {
         self.wanted.with_weak(weak)
     }
 
-    /// Which of these items lies at `pos`, by its strong checksum.
+    /// Returns which of these items lies at `pos`, by its strong checksum.
     fn item_at(&mut self, pos: usize, mut items: Range<usize>) -> Option<usize> {
         if items.is_empty() || self.waste < self.wanted.block_size {
             return None;
@@ -456,7 +459,7 @@ impl<'a> Scan<'a> {
         item
     }
 
-    /// Whether a wanted block lies at `pos`; notes it.
+    /// Looks up the block at `pos` and records a hit. Returns whether the scan may skip the block.
     fn lookup(&mut self, pos: usize, weak: u32) -> bool {
         if self.full == Some(weak) {
             return false;
@@ -480,7 +483,8 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Rolls every lane over as many offsets as its windows have bytes: those that leave, those that enter.
+/// Rolls every lane over as many offsets as its windows have bytes. A window is a pair: the bytes that leave, and the
+/// bytes that enter.
 fn roll_lanes<const N: usize>(
     windows: [(&[u8], &[u8]); N],
     leaving: &[u32; 256],
@@ -500,7 +504,7 @@ fn roll_lanes<const N: usize>(
     }
 }
 
-/// Collects the indices of the checksums whose bit is set. Returns their number.
+/// Writes the indices of the checksums whose bit is set to `candidates`. Returns their number.
 fn candidates_of<const WORDS: usize>(
     rolled: &[u32],
     bitmap: &[AtomicU64; WORDS],

@@ -1,31 +1,35 @@
-//! Patterns in order, of which the first that matches decides.
+//! An ordered list of patterns, of which the first that matches decides.
 
 use super::pattern::{Pattern, Subject};
 
-/// Patterns in order. A name's first and last byte leave few of them to be compared.
+/// An ordered list of patterns. Blocks of bit sets select the few patterns that can match a name, by the name's first and
+/// last byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Chain {
     links: Vec<Link>,
     blocks: Vec<Block>,
 }
 
-/// A pattern and what becomes of a name that it matches.
+/// A pattern, and what happens to a name that it matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) pattern: Pattern,
-    /// Kept, not left out.
+    /// Whether the name is kept, rather than excluded.
     pub(crate) include: bool,
-    /// Decides on all that the pattern does not match.
+    /// Whether the link decides about names that the pattern does not match, rather than those that it matches.
     pub(crate) negated: bool,
-    /// Compared with the path relative to the module, wherever the transfer begins.
+    /// Whether the pattern is compared with the path relative to the module, even if the transfer begins below it.
     pub(crate) absolute: bool,
 }
 
-/// Which of 64 links can decide on a name, by bytes of the name; a bit a link.
+/// Up to 64 consecutive links: bit sets of the links that can decide about a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Block {
+    /// By the first byte of the name.
     first: Box<[u64; 256]>,
+    /// By the last byte of the name.
     last: Box<[u64; 256]>,
+    /// The links that can decide about non-directories.
     files: u64,
 }
 
@@ -51,9 +55,9 @@ impl Chain {
         &self.links
     }
 
-    /// Whether the subject is kept, by the first link that decides; none when none does. Adds what it cost
-    /// to `work`, and gives up when that is more than `most`.
-    pub(crate) fn decide(&self, subject: &Subject<'_>, work: &mut u64, most: u64) -> Option<bool> {
+    /// Returns whether the first link that decides keeps the subject. `None` if no link decides. Adds the number of
+    /// matching steps to `work` and gives up, with `None`, when that exceeds `limit`.
+    pub(crate) fn decide(&self, subject: &Subject<'_>, work: &mut u64, limit: u64) -> Option<bool> {
         let name = &subject.path[subject.name..];
         let (first, last) = (usize::from(*name.first()?), usize::from(*name.last()?));
         for (block, links) in self.blocks.iter().zip(self.links.chunks(64)) {
@@ -64,7 +68,7 @@ impl Chain {
             while candidates != 0 {
                 let link = &links[candidates.trailing_zeros() as usize];
                 candidates &= candidates - 1;
-                if *work > most {
+                if *work > limit {
                     return None;
                 }
                 if link.pattern.matches(subject, link.absolute, work) != link.negated {

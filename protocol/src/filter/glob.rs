@@ -1,7 +1,9 @@
-//! Shell patterns: `*`, `?`, `**`, classes, and `\` before what is meant literally.
+//! Shell patterns with `*`, `?`, `**`, classes and `\` escapes.
 
-/// A compiled pattern. Matching keeps the set of places in the pattern that are reached, so it takes
-/// pattern × subject steps at the worst, whatever the pattern, and allocates nothing.
+/// A compiled pattern.
+///
+/// Matching tracks the set of positions in the pattern that are reached. It takes at most pattern × subject steps for
+/// any pattern, and allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Glob {
     tokens: Box<[Token]>,
@@ -17,32 +19,33 @@ pub(super) enum Token {
     Many,
     /// `**`
     Deep,
-    /// `[…]`, by its number.
+    /// `[…]`: the index of the class.
     Class(u16),
-    /// What no byte matches: a class without its end, a `\` at the end.
+    /// Matches no byte. Stands for an invalid class and for a `\` at the end.
     Never,
 }
 
-/// Some of the 256 bytes.
+/// A set of byte values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ByteSet([u64; 4]);
 
 /// Where in the subject a match may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Starts {
-    /// At its first byte.
+    /// At the first byte.
     Beginning,
-    /// At its first byte and after every `/`.
+    /// At the first byte and after every `/`.
     Elements,
-    /// At a `/` that is thought before its first byte: so `**/a` matches `a`.
+    /// At an imaginary `/` before the first byte, so that `**/a` matches `a`.
     SlashBefore,
 }
 
-/// Places of the longest pattern, as words of 64: one place per token and the end.
+/// The size of a set of positions in the longest pattern, in words of 64 bits. There is one position per token and one
+/// for the end.
 const WORDS: usize = crate::limits::PATH / 64 + 1;
 
 impl Glob {
-    /// Compiles a pattern. What is longer than any path, or no proper pattern, matches nothing.
+    /// Compiles a pattern. An invalid pattern, or one that is longer than any path, matches nothing.
     pub(super) fn new(pattern: &[u8]) -> Self {
         let (mut tokens, mut classes) = (Vec::new(), Vec::new());
         let mut rest = pattern;
@@ -60,7 +63,7 @@ impl Glob {
                 }
                 b'[' => class(&mut rest).map_or(Token::Never, |class| {
                     classes.push(class);
-                    // A class takes three bytes of the pattern, so there are never too many.
+                    // A class takes at least three bytes of the pattern, so the number of classes fits.
                     Token::Class((classes.len() - 1) as u16)
                 }),
                 byte => Token::Byte(byte),
@@ -73,22 +76,22 @@ impl Glob {
         &self.tokens
     }
 
-    /// Whether some part of the pattern matches nothing, and so the whole.
+    /// Returns whether the pattern matches nothing, because a part of it does not.
     pub(super) fn never_matches(&self) -> bool {
         self.tokens.contains(&Token::Never)
     }
 
-    /// Bytes that what the pattern matches may begin with.
+    /// Returns the possible first bytes of a match.
     pub(super) fn first_bytes(&self) -> ByteSet {
         self.bytes_at(0)
     }
 
-    /// Bytes that may be the last.
+    /// Returns the possible last bytes of a match.
     pub(super) fn last_bytes(&self) -> ByteSet {
         self.bytes_at(self.tokens.len().wrapping_sub(1))
     }
 
-    /// Bytes that may stand where the token of that number is reached.
+    /// Returns the bytes that the token with this index can match first.
     pub(super) fn bytes_at(&self, token: usize) -> ByteSet {
         match self.tokens.get(token) {
             Some(&Token::Byte(byte)) => ByteSet::of(byte),
@@ -98,10 +101,10 @@ impl Glob {
         }
     }
 
-    /// Whether the pattern matches the subject to its end; `slash_after` has a `/` follow it. Adds its
-    /// steps to `work`.
+    /// Returns whether the pattern matches the subject to its end. With `slash_after`, the subject is followed by a `/`.
+    /// Adds the number of steps to `work`.
     pub(super) fn matches(&self, subject: &[u8], slash_after: bool, starts: Starts, work: &mut u64) -> bool {
-        // Most patterns are short, and clearing the longest one's sets would cost more than matching.
+        // Most patterns are short. For these, clearing the sets for the longest pattern would cost more than matching.
         if self.tokens.len() < 64 {
             Comparison::<1>::new(self).matches(subject, slash_after, starts, work)
         } else {
@@ -110,20 +113,21 @@ impl Glob {
     }
 }
 
-/// One comparison: the places that are reached, a bit each, and room for the next ones.
+/// The state of one comparison: the set of reached positions, one bit each.
 struct Comparison<'a, const N: usize> {
     glob: &'a Glob,
-    reach: [u64; N],
+    reached: [u64; N],
+    /// The positions reached after the current byte, while they are collected.
     next: [u64; N],
-    /// The last `**` that was reached. It stays reached, so nothing before it matters any more.
+    /// The last `**` that was reached. It stays reached, so positions before it no longer matter.
     deep: Option<usize>,
 }
 
 impl<'a, const N: usize> Comparison<'a, N> {
     fn new(glob: &'a Glob) -> Self {
-        let mut run = Self { glob, reach: [0; N], next: [0; N], deep: None };
+        let mut run = Self { glob, reached: [0; N], next: [0; N], deep: None };
         run.add(0);
-        run.reach = run.next;
+        run.reached = run.next;
         run
     }
 
@@ -137,7 +141,7 @@ impl<'a, const N: usize> Comparison<'a, N> {
             if self.deep.is_some_and(|deep| deep + 1 == end) {
                 return true;
             }
-            if let Some(wanted) = self.only_waits_for() {
+            if let Some(wanted) = self.only_way_on() {
                 *work += 1;
                 let Some(at) = memchr::memchr(wanted, rest) else { break };
                 self.step(wanted, work);
@@ -147,9 +151,9 @@ impl<'a, const N: usize> Comparison<'a, N> {
             let may_start = starts == Starts::Elements && self.deep.is_none();
             let alive = self.step(byte, work);
             if may_start && byte == b'/' {
-                self.next = self.reach;
+                self.next = self.reached;
                 self.add(0);
-                self.reach = self.next;
+                self.reached = self.next;
             } else if !alive && !may_start {
                 return false;
             }
@@ -158,24 +162,24 @@ impl<'a, const N: usize> Comparison<'a, N> {
         if slash_after {
             self.step(b'/', work);
         }
-        has(&self.reach, end)
+        has(&self.reached, end)
     }
 
-    /// The byte that must come, when all that is reached is a `**` and that byte behind it.
-    fn only_waits_for(&self) -> Option<u8> {
+    /// Returns the only byte that leads on, if the reached positions are just a `**` and a literal byte after it.
+    fn only_way_on(&self) -> Option<u8> {
         let deep = self.deep?;
         match self.glob.tokens.get(deep + 1) {
-            Some(&Token::Byte(byte)) if N == 1 && self.reach[0] == 0b11 << deep => Some(byte),
+            Some(&Token::Byte(byte)) if N == 1 && self.reached[0] == 0b11 << deep => Some(byte),
             _ => None,
         }
     }
 
-    /// Goes on by a byte. Whether any place is reached then.
+    /// Advances by one byte. Returns whether any position is reached after it.
     fn step(&mut self, byte: u8, work: &mut u64) -> bool {
         self.next = [0; N];
-        let (reach, mut alive) = (self.reach, false);
+        let (reached, mut alive) = (self.reached, false);
         *work += N as u64 / 8;
-        for at in places(&reach) {
+        for at in positions(&reached) {
             *work += 1;
             let to = match self.glob.tokens.get(at) {
                 Some(&Token::Byte(wanted)) if wanted == byte => at + 1,
@@ -188,29 +192,31 @@ impl<'a, const N: usize> Comparison<'a, N> {
             self.add(to);
             alive = true;
         }
-        self.reach = self.next;
+        self.reached = self.next;
         alive
     }
 
-    /// Adds a place to the next ones; a star also matches nothing. There are never two stars in a row.
-    fn add(&mut self, place: usize) {
-        let token = self.glob.tokens.get(place);
-        if token == Some(&Token::Deep) && self.deep.is_none_or(|deep| deep < place) {
-            self.deep = Some(place);
+    /// Adds a position to the next ones. If its token is a star, adds the following position too, because a star also
+    /// matches nothing; there are never two stars in a row.
+    fn add(&mut self, at: usize) {
+        let token = self.glob.tokens.get(at);
+        if token == Some(&Token::Deep) && self.deep.is_none_or(|deep| deep < at) {
+            self.deep = Some(at);
             self.next = [0; N];
         }
-        self.next[place / 64] |= 1 << (place % 64);
+        self.next[at / 64] |= 1 << (at % 64);
         if matches!(token, Some(Token::Many | Token::Deep)) {
-            self.next[(place + 1) / 64] |= 1 << ((place + 1) % 64);
+            self.next[(at + 1) / 64] |= 1 << ((at + 1) % 64);
         }
     }
 }
 
-fn has(set: &[u64], place: usize) -> bool {
-    set[place / 64] >> (place % 64) & 1 == 1
+fn has(set: &[u64], at: usize) -> bool {
+    set[at / 64] >> (at % 64) & 1 == 1
 }
 
-fn places(set: &[u64]) -> impl Iterator<Item = usize> {
+/// Returns the positions in a set, in ascending order.
+fn positions(set: &[u64]) -> impl Iterator<Item = usize> {
     set.iter().enumerate().flat_map(|(word, &bits)| {
         let mut bits = bits;
         std::iter::from_fn(move || {
@@ -221,8 +227,8 @@ fn places(set: &[u64]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Reads a class after its `[` to behind its `]`; none when there is no such end, or a name that is no
-/// class.
+/// Reads a class from after its `[` up to and including its `]`. `None` if there is no such end, or if a named class is
+/// unknown.
 fn class(rest: &mut &[u8]) -> Option<ByteSet> {
     let negated = matches!(rest.first()?, b'!' | b'^');
     if negated {
@@ -248,7 +254,7 @@ fn class(rest: &mut &[u8]) -> Option<ByteSet> {
                         high = take(rest)?;
                     }
                 }
-                // A range the wrong way round holds its first byte.
+                // A range in the wrong order contains its first byte only.
                 set.add(low, high.max(low));
             }
         }
@@ -261,7 +267,8 @@ fn class(rest: &mut &[u8]) -> Option<ByteSet> {
     Some(set)
 }
 
-/// The name in `:name:]`, and what follows. Up to the next `]`, or the `[` before stands for itself.
+/// Returns the name in `:name:]` and what follows the `]`. The name ends at the next `]`. `None` if there is no such
+/// name; the `[` before it is then an ordinary byte.
 fn named(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let body = rest.strip_prefix(b":")?;
     let end = body.iter().position(|&byte| byte == b']')?;
@@ -320,7 +327,7 @@ mod tests {
 
     use super::*;
 
-    /// What the tokens mean, in the plainest words.
+    /// The simplest implementation of the tokens' meaning.
     fn plainly(glob: &Glob, tokens: &[Token], subject: &[u8]) -> bool {
         let Some((token, after)) = tokens.split_first() else { return subject.is_empty() };
         let skips = |deep: bool| {
@@ -342,14 +349,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sets_of_places_say_what_the_pattern_says(
+        fn matching_agrees_with_the_simplest_implementation(
             pattern in prop::collection::vec(prop::sample::select(vec!["a", "b", "/", "*", "**", "?", "[ab]", "[!a]"]), 0..9),
             subject in prop::collection::vec(prop::sample::select(b"ab/".to_vec()), 0..10),
             slash_after: bool,
             starts in prop::sample::select(vec![Starts::Beginning, Starts::Elements, Starts::SlashBefore]),
         ) {
             let glob = Glob::new(pattern.concat().as_bytes());
-            let slash = |there: bool| if there { "/" } else { "" }.as_bytes();
+            let slash = |wanted: bool| if wanted { "/" } else { "" }.as_bytes();
             let whole = [slash(starts == Starts::SlashBefore), &subject, slash(slash_after)].concat();
             let begins = |at: usize| at == 0 || (starts == Starts::Elements && whole[at - 1] == b'/');
             let expected =

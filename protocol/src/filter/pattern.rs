@@ -1,4 +1,4 @@
-//! One pattern, with what it is compared to.
+//! One pattern, and the part of a path that it is compared with.
 
 use memchr::memmem::Finder;
 
@@ -12,33 +12,33 @@ pub(crate) struct Pattern {
     shape: Shape,
 }
 
-/// What part of a path a pattern is compared to.
+/// The part of a path that a pattern is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
-    /// All of it.
+    /// The whole path.
     Whole,
-    /// Its last name.
+    /// The last name.
     Name,
-    /// So many of its last names.
+    /// This number of last names.
     Last(usize),
-    /// All that follows any `/`.
+    /// The whole path, and the rest of it after any `/`.
     Anywhere,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Shape {
     Literal(Box<[u8]>),
-    /// `text*`, of a name.
+    /// `text*`, compared with a name.
     Prefix(Box<[u8]>),
-    /// `*text`, of a name.
+    /// `*text`, compared with a name.
     Suffix(Box<[u8]>),
     Glob {
         glob: Glob,
-        /// It begins with `**`.
+        /// Whether the pattern begins with `**`.
         deep: bool,
-        /// It ends with `***`: a directory is compared with a slash at its end.
+        /// Whether the pattern ends with `***`. A directory's path is then compared with a slash appended.
         slash_after: bool,
-        /// Text that all it matches contain: most names do not, and that is quickly seen.
+        /// Text that every match contains. It quickly rules out most names.
         needle: Needle,
     },
 }
@@ -54,16 +54,16 @@ impl PartialEq for Needle {
 
 impl Eq for Needle {}
 
-/// What is matched: a path relative to the transfer's root, which is maybe not the module's.
+/// The path that a pattern is matched against. The transfer's root may lie below the module's root.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject<'a> {
-    /// Relative to the module.
+    /// The path relative to the module.
     pub(crate) path: &'a [u8],
-    /// Where in it the path relative to the transfer's root begins.
+    /// The offset in `path` at which the path relative to the transfer's root begins.
     pub(crate) root: usize,
-    /// Where in it the last name begins.
+    /// The offset in `path` at which the last name begins.
     pub(crate) name: usize,
-    /// Whether it is a directory.
+    /// Whether the entry is a directory.
     pub(crate) is_dir: bool,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Subject<'a> {
 }
 
 impl Pattern {
-    /// Compiles a pattern of at most [`crate::limits::PATH`] bytes. What is no proper pattern matches nothing.
+    /// Compiles a pattern of up to [`crate::limits::PATH`] bytes. An invalid or longer pattern matches nothing.
     pub(crate) fn new(pattern: &[u8]) -> Self {
         let (body, directories_only) = match pattern.strip_suffix(b"/") {
             Some(shorter) if !shorter.is_empty() => (shorter, true),
@@ -95,7 +95,7 @@ impl Pattern {
         Self { directories_only, scope, shape: Shape::new(body, scope) }
     }
 
-    /// Whether no name at all matches.
+    /// Returns whether the pattern is invalid and thus matches nothing.
     pub(crate) fn never_matches(&self) -> bool {
         matches!(&self.shape, Shape::Glob { glob, .. } if glob.never_matches())
     }
@@ -104,12 +104,13 @@ impl Pattern {
         self.directories_only
     }
 
-    /// The whole path that is all this matches, relative to the transfer's root.
+    /// Returns the only path that the pattern matches, relative to the transfer's root. `None` if the pattern is not an
+    /// anchored literal.
     pub(crate) fn only_path(&self) -> Option<&[u8]> {
         self.literal(Scope::Whole)
     }
 
-    /// The last name that all it matches have.
+    /// Returns the last name that every match has. `None` if the pattern is not a literal name.
     pub(crate) fn only_name(&self) -> Option<&[u8]> {
         self.literal(Scope::Name)
     }
@@ -121,7 +122,8 @@ impl Pattern {
         }
     }
 
-    /// Whether it matches. `absolute` compares with the path relative to the module. Adds its steps to `work`.
+    /// Returns whether the pattern matches. With `absolute`, it is compared with the path relative to the module. Adds
+    /// the number of steps to `work`.
     pub(crate) fn matches(&self, subject: &Subject<'_>, absolute: bool, work: &mut u64) -> bool {
         *work += 1;
         if self.directories_only && !subject.is_dir {
@@ -144,7 +146,7 @@ impl Pattern {
             Shape::Prefix(text) => part.starts_with(text),
             Shape::Suffix(text) => part.ends_with(text),
             Shape::Glob { glob, deep, slash_after, needle } => {
-                // What looking for the text costs.
+                // The cost of searching for the needle.
                 *work += 4 + part.len() as u64 / 16;
                 if needle.0.find(part).is_none() {
                     return false;
@@ -160,7 +162,7 @@ impl Pattern {
         }
     }
 
-    /// Bytes that the last name of what it matches may begin with.
+    /// Returns the possible first bytes of a match's last name.
     pub(super) fn first_bytes(&self) -> ByteSet {
         match (&self.shape, self.scope) {
             (Shape::Literal(text) | Shape::Prefix(text), Scope::Name) => edge(text.first()),
@@ -171,7 +173,7 @@ impl Pattern {
         }
     }
 
-    /// Bytes that the last name of what it matches may end with.
+    /// Returns the possible last bytes of a match's last name.
     pub(super) fn last_bytes(&self) -> ByteSet {
         match &self.shape {
             Shape::Literal(text) | Shape::Suffix(text) => edge(text.last()),
@@ -184,7 +186,7 @@ impl Pattern {
 impl Shape {
     fn new(body: &[u8], scope: Scope) -> Self {
         let plain = |text: &[u8]| !text.iter().any(|byte| b"*?[".contains(byte));
-        // A backslash means something only beside a wildcard.
+        // A backslash is an escape only in a pattern with a wildcard.
         let text = |text: &[u8]| plain(text) && !text.contains(&b'\\');
         match body {
             body if plain(body) => Self::Literal(body.into()),
@@ -200,8 +202,8 @@ impl Shape {
     }
 }
 
-/// The longest text in a pattern. A slash behind a `**` at the beginning, or before one at the end, may
-/// be one that is only thought there.
+/// Returns the longest literal text in a pattern. Slashes at the edges are excluded, because a slash after a leading
+/// `**` or before a trailing one may match an imaginary slash that is not in the path.
 fn needle(glob: &Glob) -> Vec<u8> {
     let tokens = glob.tokens();
     let text = |at: usize| match tokens.get(at) {
@@ -219,12 +221,12 @@ fn needle(glob: &Glob) -> Vec<u8> {
     longest.filter_map(text).collect()
 }
 
-/// The bytes that can stand where a literal has this one; all, where it has none.
+/// Returns the set of just this byte. If there is none, returns the set of all bytes.
 fn edge(byte: Option<&u8>) -> ByteSet {
     byte.map_or(ByteSet::ALL, |&byte| ByteSet::of(byte))
 }
 
-/// What the last name begins with, when the pattern says: the last slash is not in reach of a `**`.
+/// Returns the possible first bytes of the last name. They are known if no `**` can match the path's last slash.
 fn last_name_begins(glob: &Glob) -> ByteSet {
     let tokens = glob.tokens();
     match tokens.iter().rposition(|token| matches!(token, Token::Byte(b'/') | Token::Deep)) {
@@ -234,7 +236,7 @@ fn last_name_begins(glob: &Glob) -> ByteSet {
     }
 }
 
-/// The last so many names of a path; none when it has fewer.
+/// Returns the last `names` names of a path. `None` if it has fewer.
 fn last_names(path: &[u8], names: usize) -> Option<&[u8]> {
     let mut slashes = path.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
     match slashes.nth(names - 1) {
