@@ -1,16 +1,16 @@
-//! Filter rules in a client's or a module's words: what a sender leaves out of the list.
+//! Filter rules of a client or a module: which names a sender leaves out of the list.
 //!
-//! The first rule that matches decides, and what is below a hidden directory is hidden with it. What a
-//! pattern matches is [`crate::filter`]'s to say. A client's rules are relative to the transfer's root, a
-//! module's to the module; both must let a name through.
+//! The first matching rule decides, and everything below a hidden directory is hidden too. [`crate::filter`]
+//! matches the patterns. A client's rules are relative to the transfer's root, a module's rules to the
+//! module. A name is listed only if both allow it.
 //!
-//! Rules about one side only count all the same when a client sends them (it keeps those about its own
-//! side to itself), as with a stock daemon. In a module's `filter`, those about the sender alone are void,
-//! as with a stock daemon: there `hide` is no way to hide.
+//! As in a stock daemon, rules for one side only count when a client sends them, because it does not send
+//! those for its own side. In a module's `filter`, rules for the sender only are ignored, as in a stock
+//! daemon: `hide` hides nothing there.
 
 mod grammar;
+mod hides_nothing;
 mod ordered;
-mod void;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,72 +24,71 @@ use crate::path::{join, split};
 use crate::rsync::exit::Exit;
 use crate::rsync::selection::Hides;
 use crate::rsync::version::Version;
-use grammar::{Rule, shown};
+use grammar::{Rule, escaped};
 use ordered::Ordered;
 
-/// Steps of comparison that a name may cost without being counted. A step is some two nanoseconds; names cost the filters
-/// of mirror scripts a few dozen.
+/// Comparison steps per name that are not counted. A step takes about two nanoseconds. The filters of mirror
+/// scripts take a few dozen steps per name.
 const FREE_STEPS: u64 = 2048;
-/// Steps beyond that in one session: some five seconds.
+/// Limit of counted steps in one session: about five seconds.
 const COUNTED_STEPS: u64 = 1 << 31;
 
-/// Steps that the client's rules may cost for one name: some eight milliseconds. More are counted as all that a session
-/// may have.
+/// Limit of steps that the client's rules may take for one name: about eight milliseconds. A name that
+/// exceeds it uses up the limit of the session.
 const NAME_STEPS: u64 = 1 << 22;
-/// Permissions of a directory.
 const READ_BY_OTHERS: u16 = 0o4;
 const SEARCHED_BY_OTHERS: u16 = 0o1;
 
-/// Whether everybody may list what is in a directory, by its own permissions.
+/// Returns whether a directory's own permissions allow everybody to list it.
 pub fn is_listed_to_others(dir: Row<'_>) -> bool {
     let both = READ_BY_OTHERS | SEARCHED_BY_OTHERS;
     dir.permissions() & both == both
 }
 
-/// What one client may not see: by its own rules, and by those of the module.
+/// The rules that hide names from one client: its own rules and those of the module.
 #[derive(Debug, Default)]
 pub struct Rules {
     client: Ordered,
     module: Arc<ModuleRules>,
-    /// Directories that not everybody may read are not gone into.
+    /// Whether directories that not everybody may read are left closed.
     is_public_only: bool,
-    /// Steps so far.
+    /// Number of comparison steps so far.
     steps: AtomicU64,
-    /// Those that are counted.
+    /// Number of counted steps so far, see [`FREE_STEPS`].
     counted: AtomicU64,
 }
 
-/// A module's `filter`, `include` and `exclude`. Compiled once; client rules come and go beside them.
+/// A module's `filter`, `include` and `exclude`. They are compiled once and shared by the clients' rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModuleRules(Ordered);
 
-/// The rules of a module, in the order in which they are asked; the first match decides. What is absent is empty.
+/// The texts of a module's rules, in the order in which they apply. The first match decides. A missing text is empty.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ModuleTexts<'a> {
     /// Rules, separated by white space.
     pub filter: &'a [u8],
-    /// What a file of patterns to keep holds: one a line, or a comment with `#` or `;`.
+    /// The content of a file of include patterns: one per line; `#` or `;` begins a comment.
     pub include_from: &'a [u8],
-    /// Patterns to keep, separated by white space.
+    /// Include patterns, separated by white space.
     pub include: &'a [u8],
-    /// What a file of patterns to hide holds.
+    /// The content of a file of exclude patterns.
     pub exclude_from: &'a [u8],
-    /// Patterns to hide.
+    /// Exclude patterns, separated by white space.
     pub exclude: &'a [u8],
 }
 
-/// A rule that is refused. The texts are stock rsync's, where it has one.
+/// An invalid or unsupported rule. The messages are those of stock rsync where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RuleError {
-    /// Not a rule.
+    /// Unknown rule.
     #[error("Unknown filter rule: {0}")]
     Unknown(String),
-    /// A modifier that the rule cannot have.
+    /// A modifier that is invalid for the rule.
     #[error("invalid modifier '{modifier}' at position {at} in filter rule: {rule}")]
     Modifier {
         /// The letter.
         modifier: char,
-        /// Its place in the rule, from 0.
+        /// Its offset in the rule, in bytes.
         at: usize,
         /// The rule.
         rule: String,
@@ -97,16 +96,16 @@ pub enum RuleError {
     /// A rule without a pattern.
     #[error("unexpected end of filter rule: {0}")]
     End(String),
-    /// A `!` with something after it.
+    /// A `!` with trailing characters.
     #[error("'!' rule has trailing characters: {0}")]
     Trailing(String),
-    /// A rule that would have the server read a file of rules. The index holds no contents.
+    /// A rule that makes the server read rules from a file. The index holds no contents.
     #[error("filter rule '{0}' is not supported: this server does not read rules from files")]
     Merge(String),
-    /// A per-directory rule whose file is there.
+    /// A per-directory merge rule whose file exists.
     #[error("filter rule ': {rule}' is not supported: '{file}' is in the repository, and this server does not read it")]
     DirMerge {
-        /// The name that the rule gives.
+        /// The file's name in the rule.
         rule: String,
         /// The first such file, relative to the module.
         file: String,
@@ -114,8 +113,8 @@ pub enum RuleError {
 }
 
 impl Rules {
-    /// From the texts that the client sent, in order, in the words of its version; `cvs_exclude` is its
-    /// option `-C`, whose rules follow the others.
+    /// Parses the rules that a client sent, in order, in the syntax of its version. `cvs_exclude` is the
+    /// client's option `-C`, whose rules follow the others.
     pub fn parse<'a>(
         texts: impl IntoIterator<Item = &'a [u8]>,
         version: Version,
@@ -125,7 +124,7 @@ impl Rules {
         let words = if version.facts().filter_modifiers { grammar::rule } else { grammar::old_rule };
         let ends: [&[u8]; 2] = [b":C", b"-C"];
         for text in texts {
-            // A stock daemon sees no further.
+            // A stock daemon ignores what follows a NUL.
             let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
             client.push(&words(&text[..end])?)?;
         }
@@ -135,24 +134,24 @@ impl Rules {
         Ok(Self { client, ..Self::default() })
     }
 
-    /// The same, of a client of that module.
+    /// Adds the rules of the client's module.
     pub fn within(self, module: Arc<ModuleRules>) -> Self {
         Self { module, ..self }
     }
 
-    /// The same, where directories show what is in them by their permissions for everybody else.
+    /// Sets whether directories that not everybody may read are closed.
     pub fn public_only(self, is_public_only: bool) -> Self {
         Self { is_public_only, ..self }
     }
 
-    /// Names of per-directory merge files (`.cvsignore`, `.rsync-filter`) that the rules ask for.
+    /// Returns the names of per-directory merge files (`.cvsignore`, `.rsync-filter`) that the rules refer to.
     pub fn merge_files(&self) -> impl Iterator<Item = &[u8]> {
         self.merges().map(|path| split(path).1)
     }
 
-    /// Refuses rules whose merge files stand in the list: in `under` or below it, or above it, where they may be looked
-    /// for too. The index has no contents, so what they say is not known. Empty files say nothing, and files that the
-    /// module's rules hide are not there.
+    /// Refuses per-directory merge rules whose files are in the list: in `under`, below it, or above it,
+    /// where they may be looked up too. The index holds no contents, so the rules in such a file are unknown.
+    /// Empty files have no rules, and files that the module's rules hide count as missing.
     pub fn check_merges(&self, list: ListRef<'_>, under: &[u8]) -> Result<(), RuleError> {
         let rules: BTreeMap<&[u8], &[u8]> = self.merges().map(|path| (split(path).1, path)).collect();
         for dir in list.dirs().filter(|_| !rules.is_empty()) {
@@ -161,19 +160,19 @@ impl Rules {
                 continue;
             }
             let path = dir.path();
-            if !related(&path, under) && !related(under, &path) {
+            if !is_at_or_below(&path, under) && !is_at_or_below(under, &path) {
                 continue;
             }
             let files = found.map(|(name, rule)| (join(&path, name), rule));
-            let is_there = |file: &[u8]| !self.module.hides_file(file) && self.may_reach(list, dir);
-            if let Some((file, rule)) = files.into_iter().find(|(file, _)| is_there(file)) {
-                return Err(RuleError::DirMerge { rule: shown(rule), file: shown(&file) });
+            let exists = |file: &[u8]| !self.module.hides_file(file) && self.may_reach(list, dir);
+            if let Some((file, rule)) = files.into_iter().find(|(file, _)| exists(file)) {
+                return Err(RuleError::DirMerge { rule: escaped(rule), file: escaped(&file) });
             }
         }
         Ok(())
     }
 
-    /// Whether what is in a directory may be named.
+    /// Returns whether the client may see the names in a directory.
     fn may_reach<'a>(&self, list: ListRef<'a>, mut dir: Dir<'a>) -> bool {
         while self.may_enter(list.row(dir.row())) {
             if dir.number() == 0 {
@@ -184,20 +183,21 @@ impl Rules {
         false
     }
 
-    /// Whether directories that not everybody may read are closed: the client is told of each in its list.
+    /// Returns whether directories that not everybody may read are closed. The client is notified of each of
+    /// them with its list.
     pub fn is_public_only(&self) -> bool {
         self.is_public_only
     }
 
-    /// Whether nothing below the root is hidden, so that a list made without rules serves. The module's
-    /// rules count.
+    /// Returns whether the rules, including the module's, hide nothing in the list, so that a list made
+    /// without rules can be sent.
     pub fn is_void_for(&self, list: ListRef<'_>) -> bool {
         self.is_void_below(list, b"", 0, || true).unwrap_or(false)
     }
 
-    /// As [`Rules::is_void_for`], of a transfer of one directory: `name` is where names in the list begin
-    /// within paths relative to the module, as in [`Hides::hides`]. So for `sub/`, it is 4, for `sub` 0.
-    /// `goes_on` is asked now and then; nothing is found out once it says no.
+    /// Like [`Rules::is_void_for`], for a transfer of one directory. `name` is the offset at which the listed
+    /// name begins within a path relative to the module, as in [`Hides::hides`]: 4 for `sub/`, 0 for `sub`.
+    /// Calls `goes_on` from time to time. `None` if it returns false before the result is known.
     pub fn is_void_below(
         &self,
         list: ListRef<'_>,
@@ -208,27 +208,27 @@ impl Rules {
         match () {
             () if self.nothing() => Some(true),
             () if self.is_public_only => Some(false),
-            () => void::is_void(self, list, dir, name, goes_on),
+            () => hides_nothing::hides_nothing(self, list, dir, name, goes_on),
         }
     }
 
-    /// Whether the rules have cost more than any honest ones do; from then on everything is hidden. To be
-    /// asked before a list is believed, and the session ends.
+    /// Returns whether the rules have cost more steps than any honest rules take. From then on they hide
+    /// everything, so check this before using a list, and end the session.
     pub fn exhausted(&self) -> bool {
         self.counted.load(Ordering::Relaxed) > COUNTED_STEPS
     }
 
-    /// Steps so far that no honest rules take. What a session has cost others beyond its share.
+    /// Returns the number of counted steps: work beyond the session's fair share, which no honest rules take.
     pub fn counted(&self) -> u64 {
         self.counted.load(Ordering::Relaxed)
     }
 
-    /// Whether the client has rules of its own that can hide something.
+    /// Returns whether the client has rules of its own that can hide something.
     pub fn are_own(&self) -> bool {
         self.client.excluding().next().is_some()
     }
 
-    /// Bytes that are equal for rules that hide the same. Part of the name of a cached list.
+    /// Returns bytes that are equal only for rules that hide the same names. They are part of a cached list's key.
     pub fn key(&self) -> Vec<u8> {
         let module = self.module.0.key();
         [&[u8::from(self.is_public_only)][..], &(module.len() as u64).to_le_bytes(), module, self.client.key()].concat()
@@ -249,17 +249,18 @@ impl Hides for Rules {
             return true;
         }
         let mut work = 0;
-        // The module's rules are the operator's, and hide whatever they cost.
+        // The module's rules come from the operator, so they hide names at any cost.
         let is_hidden_here = self.module.0.excludes(&Subject::new(path, 0, is_dir), &mut work, u64::MAX);
-        let most = work.saturating_add(NAME_STEPS);
-        let hidden = is_hidden_here || self.client.excludes(&Subject::new(path, name, is_dir), &mut work, most);
-        // One session asks at a time, and a few steps that are lost do not matter: so this need be no exact sum.
+        let limit = work.saturating_add(NAME_STEPS);
+        let hidden = is_hidden_here || self.client.excludes(&Subject::new(path, name, is_dir), &mut work, limit);
+        // Only one session uses this counter, and losing a few steps does not matter, so a plain load and
+        // store suffice.
         self.steps.store(self.steps.load(Ordering::Relaxed).wrapping_add(work), Ordering::Relaxed);
         if work > FREE_STEPS {
-            let counted = if work > most { COUNTED_STEPS + 1 } else { work - FREE_STEPS };
+            let counted = if work > limit { COUNTED_STEPS + 1 } else { work - FREE_STEPS };
             self.counted.fetch_add(counted, Ordering::Relaxed);
         }
-        hidden || work > most
+        hidden || work > limit
     }
 
     fn gave_up(&self) -> bool {
@@ -292,7 +293,7 @@ impl Hides for Rules {
 }
 
 impl ModuleRules {
-    /// From rules in rsyncd.conf's words.
+    /// Parses rules in the syntax of rsyncd.conf.
     pub fn parse(texts: &ModuleTexts<'_>) -> Result<Self, RuleError> {
         let mut rules = Ordered::default();
         let mut rest = texts.filter;
@@ -316,25 +317,25 @@ impl ModuleRules {
         Ok(Self(rules))
     }
 
-    /// Whether the module has no such name, though its directory be there.
+    /// Returns whether the module's rules hide this name itself. Directories above it are not considered.
     pub fn hides(&self, path: &[u8], is_dir: bool) -> bool {
         self.0.excludes(&Subject::new(path, 0, is_dir), &mut 0, u64::MAX)
     }
 
-    /// Whether the module has no file of that name, whatever is there: the rules hide it, or a directory on the way to it.
+    /// Returns whether the module's rules hide this file or a directory above it, whether or not it exists.
     pub fn hides_file(&self, path: &[u8]) -> bool {
         let dirs = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(end, _)| &path[..end]);
         self.may_hide() && (dirs.into_iter().any(|dir| self.hides(dir, true)) || self.hides(path, false))
     }
 
-    /// Whether there is anything that the rules could hide.
+    /// Returns whether the rules can hide anything.
     pub fn may_hide(&self) -> bool {
         self.0.excluding().next().is_some() || self.0.merges().next().is_some()
     }
 }
 
 impl RuleError {
-    /// The exit code that stock rsync has for it.
+    /// Returns the exit code that stock rsync uses for this error.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Merge(_) | Self::DirMerge { .. } => Exit::Unsupported,
@@ -343,26 +344,26 @@ impl RuleError {
     }
 }
 
-/// The files in the directory that some rule names and that have something to say, each with the rule. Rules can name
-/// more than there is.
+/// Returns the symlinks and non-empty files in the directory that a rule names, each with its rule. There may
+/// be more rules than files, so this iterates over the fewer of the two.
 fn merge_files<'a>(
     dir: Dir<'a>,
     rules: &'a BTreeMap<&'a [u8], &'a [u8]>,
 ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-    let says = |row: Row<'_>| match row.file_type() {
+    let has_rules = |row: Row<'_>| match row.file_type() {
         FileType::File => row.size() > 0,
         file_type => file_type == FileType::Symlink,
     };
     let are_few = rules.len() < dir.files().len();
-    let named = rules.iter().filter(move |(name, _)| dir.child(name).is_some_and(says));
+    let named = rules.iter().filter(move |(name, _)| dir.child(name).is_some_and(has_rules));
     let named = are_few.then(|| named.map(|(&name, &rule)| (name, rule)));
-    let there = dir.children().filter(move |&(_, row)| says(row));
+    let there = dir.children().filter(move |&(_, row)| has_rules(row));
     let there = (!are_few).then(|| there.filter_map(|(name, _)| Some((name, *rules.get(name)?))));
     named.into_iter().flatten().chain(there.into_iter().flatten())
 }
 
-/// Whether `path` is `dir` or below it.
-fn related(path: &[u8], dir: &[u8]) -> bool {
+/// Returns whether `path` is `dir` or below it.
+fn is_at_or_below(path: &[u8], dir: &[u8]) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 

@@ -1,46 +1,46 @@
-//! The words of rules: what a text says, before what it means.
+//! The syntax of rules.
 //!
-//! Facts: rsync's manual pages, and rsync 3.5.0 (client and daemon) asked about every prefix with every
-//! modifier.
+//! Sources: rsync's manual pages, and the behaviour of rsync 3.5.0 (client and daemon) for every prefix with
+//! every modifier.
 
 use super::RuleError;
 use crate::path::Escaped;
 
-/// What one text says.
+/// One parsed rule.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Rule<'a> {
-    /// Forget all rules so far.
+    /// Clears all rules so far.
     Clear,
-    /// Names that match a pattern.
+    /// A pattern to include or exclude.
     Match(Modifiers, &'a [u8]),
-    /// CVS's patterns.
+    /// CVS's exclude patterns.
     Cvs(Modifiers),
-    /// What a file of that name says, in every directory.
+    /// The rules in the file of this name in every directory.
     DirMerge(Modifiers, &'a [u8]),
-    /// What one file says, where it is named by this text.
+    /// The rules in a single file. The text is the whole rule.
     Merge(String),
 }
 
-/// What stands before a pattern.
+/// The modifiers before a pattern.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Modifiers {
-    /// `+`, not `-`.
+    /// `+` instead of `-`.
     pub(super) include: bool,
-    /// `/`: compared with the path relative to the module.
+    /// `/`: matches the path relative to the module.
     pub(super) absolute: bool,
-    /// `!`: decides on what does not match.
+    /// `!`: applies to names that do not match.
     pub(super) negated: bool,
-    /// `s`: the sender's side. Neither side named is both.
+    /// `s`: for the sender's side. A rule that names no side is for both.
     pub(super) sender: bool,
-    /// `r`: the receiver's side.
+    /// `r`: for the receiver's side.
     pub(super) receiver: bool,
-    /// `x`: about names of extended attributes.
+    /// `x`: for names of extended attributes.
     pub(super) xattr: bool,
-    /// `e`: leave out the merge file itself.
+    /// `e`: excludes the merge file itself.
     pub(super) exclude_self: bool,
 }
 
-/// Prefixes by their long names.
+/// The long names of the prefixes.
 const NAMES: [(&[u8], u8); 9] = [
     (b"exclude", b'-'),
     (b"include", b'+'),
@@ -53,23 +53,23 @@ const NAMES: [(&[u8], u8); 9] = [
     (b"clear", b'!'),
 ];
 
-/// Reads the rule that a text is, in the words of protocol 29 and later.
+/// Parses a rule in the syntax of protocol 29 and later.
 pub(super) fn rule(text: &[u8]) -> Result<Rule<'_>, RuleError> {
     let head = Head::read(text, false)?;
     match head.prefix {
         b'!' if head.rest.is_empty() => Ok(Rule::Clear),
-        b'!' => Err(RuleError::Trailing(shown(text))),
+        b'!' => Err(RuleError::Trailing(escaped(text))),
         _ => head.rule(head.rest, text),
     }
 }
 
-/// Reads the rule that a text is, in the words of protocols before 29: `+ ` and `- ` are all that may stand before a
-/// pattern, and without them it is excluded.
+/// Parses a rule in the syntax of protocols before 29: only `+ ` or `- ` may precede the pattern, and a bare
+/// pattern is an exclude.
 pub(super) fn old_rule(text: &[u8]) -> Result<Rule<'_>, RuleError> {
-    old(text, text, false)
+    plain_pattern(text, text, false)
 }
 
-/// Takes the next rule from a `filter` of rsyncd.conf, white space being the end of a pattern.
+/// Takes the next rule from a `filter` of rsyncd.conf, in which white space ends a pattern.
 pub(super) fn next_rule<'a>(rest: &mut &'a [u8]) -> Option<Result<Rule<'a>, RuleError>> {
     let text = skip_space(rest)?;
     let mut take = || {
@@ -77,7 +77,7 @@ pub(super) fn next_rule<'a>(rest: &mut &'a [u8]) -> Option<Result<Rule<'a>, Rule
         if head.prefix == b'!' {
             *rest = head.rest;
             let ends = head.rest.first().is_none_or(u8::is_ascii_whitespace);
-            return ends.then_some(Rule::Clear).ok_or_else(|| RuleError::Trailing(shown(text)));
+            return ends.then_some(Rule::Clear).ok_or_else(|| RuleError::Trailing(escaped(text)));
         }
         if head.cvs && head.prefix != b':' {
             *rest = head.rest;
@@ -96,16 +96,16 @@ pub(super) fn next_pattern<'a>(rest: &mut &'a [u8], include: bool) -> Option<Res
     let prefix = usize::from(text.starts_with(b"- ") || text.starts_with(b"+ ")) * 2;
     let (pattern, after) = word(&text[prefix..]);
     *rest = after;
-    Some(old(&text[..prefix + pattern.len()], text, include))
+    Some(plain_pattern(&text[..prefix + pattern.len()], text, include))
 }
 
-/// Reads the pattern that a line of an `include from` or `exclude from` is; none for one without.
+/// Parses the pattern in a line of an `include from` or `exclude from`. `None` if the line has no pattern.
 pub(super) fn line_pattern(line: &[u8], include: bool) -> Option<Result<Rule<'_>, RuleError>> {
-    let says = !matches!(line.first(), None | Some(b'#' | b';'));
-    says.then(|| old(line, line, include))
+    let has_pattern = !matches!(line.first(), None | Some(b'#' | b';'));
+    has_pattern.then(|| plain_pattern(line, line, include))
 }
 
-fn old<'a>(rule: &'a [u8], text: &[u8], include: bool) -> Result<Rule<'a>, RuleError> {
+fn plain_pattern<'a>(rule: &'a [u8], text: &[u8], include: bool) -> Result<Rule<'a>, RuleError> {
     let (include, pattern) = match rule {
         b"!" => return Ok(Rule::Clear),
         [b'-', b' ', pattern @ ..] => (false, pattern),
@@ -113,24 +113,24 @@ fn old<'a>(rule: &'a [u8], text: &[u8], include: bool) -> Result<Rule<'a>, RuleE
         pattern => (include, pattern),
     };
     if pattern.is_empty() {
-        return Err(RuleError::End(shown(text)));
+        return Err(RuleError::End(escaped(text)));
     }
     Ok(Rule::Match(Modifiers { include, ..Modifiers::default() }, pattern))
 }
 
-/// A rule up to its pattern.
+/// The part of a rule before its pattern.
 struct Head<'a> {
     prefix: u8,
     modifiers: Modifiers,
-    /// `C`.
+    /// Whether the modifier `C` is set.
     cvs: bool,
     rest: &'a [u8],
 }
 
 impl<'a> Head<'a> {
-    /// In `words`, any white space ends the modifiers.
+    /// Parses the prefix and the modifiers. If `words` is set, any white space ends the modifiers.
     fn read(text: &'a [u8], words: bool) -> Result<Self, RuleError> {
-        let (prefix, mut at) = prefix(text).ok_or_else(|| RuleError::Unknown(shown(text)))?;
+        let (prefix, mut at) = prefix(text).ok_or_else(|| RuleError::Unknown(escaped(text)))?;
         let mut head = Self { prefix, modifiers: Modifiers::default(), cvs: false, rest: &[] };
         head.modifiers.include = matches!(prefix, b'+' | b'S' | b'R');
         head.modifiers.sender = matches!(prefix, b'H' | b'S');
@@ -139,11 +139,11 @@ impl<'a> Head<'a> {
             at += 1;
         }
         if prefix != b'!' {
-            // `-`, `+` and `C` say that a merge file holds patterns, and may be said once.
+            // `-`, `+` and `C` mean that a merge file holds plain patterns. Only one of them is allowed.
             let mut plain = !matches!(prefix, b'.' | b':');
             while let Some(&modifier) = text.get(at).filter(|&&byte| !ends_modifiers(byte, words)) {
                 if !head.modify(modifier, &mut plain) {
-                    return Err(RuleError::Modifier { modifier: char::from(modifier), at, rule: shown(text) });
+                    return Err(RuleError::Modifier { modifier: char::from(modifier), at, rule: escaped(text) });
                 }
                 at += 1;
             }
@@ -153,7 +153,7 @@ impl<'a> Head<'a> {
         Ok(head)
     }
 
-    /// Whether the modifier may stand here.
+    /// Applies a modifier. Returns whether it is valid here.
     fn modify(&mut self, modifier: u8, plain: &mut bool) -> bool {
         let merge = matches!(self.prefix, b'.' | b':');
         let sided = matches!(self.prefix, b'H' | b'S' | b'P' | b'R');
@@ -176,17 +176,17 @@ impl<'a> Head<'a> {
 
     fn rule(&self, pattern: &'a [u8], text: &[u8]) -> Result<Rule<'a>, RuleError> {
         match (self.prefix, self.cvs) {
-            (b'.', _) => Ok(Rule::Merge(shown(text))),
+            (b'.', _) => Ok(Rule::Merge(escaped(text))),
             (b':', true) if pattern.is_empty() => Ok(Rule::DirMerge(self.modifiers, b".cvsignore")),
             (b'-' | b'+', true) => Ok(Rule::Cvs(self.modifiers)),
-            _ if pattern.is_empty() => Err(RuleError::End(shown(text))),
+            _ if pattern.is_empty() => Err(RuleError::End(escaped(text))),
             (b':', _) => Ok(Rule::DirMerge(self.modifiers, pattern)),
             _ => Ok(Rule::Match(self.modifiers, pattern)),
         }
     }
 }
 
-/// The prefix that a rule begins with, as its letter, and its length.
+/// Returns the letter of the prefix at the beginning of a rule, and the prefix's length.
 fn prefix(text: &[u8]) -> Option<(u8, usize)> {
     let long = NAMES.iter().find(|(name, _)| {
         text.strip_prefix(*name).is_some_and(|rest| rest.first().is_none_or(|byte| b", _".contains(byte)))
@@ -202,18 +202,18 @@ fn ends_modifiers(byte: u8, words: bool) -> bool {
     matches!(byte, b' ' | b'_') || (words && byte.is_ascii_whitespace())
 }
 
-/// What follows white space; none when nothing does.
+/// Skips white space. `None` if nothing follows it.
 fn skip_space<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     *rest = rest.trim_ascii_start();
     (!rest.is_empty()).then_some(*rest)
 }
 
-/// The bytes before white space, and the rest.
+/// Splits the text at the first white space.
 fn word(text: &[u8]) -> (&[u8], &[u8]) {
     text.split_at(text.iter().position(u8::is_ascii_whitespace).unwrap_or(text.len()))
 }
 
-/// A rule in an error, not longer than a message should be.
-pub(super) fn shown(text: &[u8]) -> String {
+/// Formats a rule for an error, truncated to a reasonable length.
+pub(super) fn escaped(text: &[u8]) -> String {
     Escaped(&text[..text.len().min(200)]).to_string()
 }

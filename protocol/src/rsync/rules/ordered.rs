@@ -1,11 +1,11 @@
-//! Rules in order, compiled.
+//! A compiled, ordered sequence of rules.
 
 use super::RuleError;
 use super::grammar::{Modifiers, Rule};
 use crate::filter::{Chain, Link, Pattern, Subject};
 use crate::limits;
 
-/// CVS's patterns, as `-C` has them in the manual page of rsync.
+/// CVS's exclude patterns, as the manual page of rsync lists them for `-C`.
 const CVS: &str = "RCS SCCS CVS CVS.adm RCSLOG cvslog.* tags TAGS .make.state .nse_depinfo *~ #* .#* ,* _$* *$ \
     *.old *.bak *.BAK *.orig *.rej .del-* *.a *.olb *.o *.obj *.so *.exe *.Z *.elc *.ln core \
     .svn/ .git/ .hg/ .bzr/";
@@ -14,19 +14,19 @@ const CVS: &str = "RCS SCCS CVS CVS.adm RCSLOG cvslog.* tags TAGS .make.state .n
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ordered {
     chain: Chain,
-    /// Files of rules that may stand in every directory: paths relative to any; with a slash before it, one is also
-    /// looked for above the transfer's root.
+    /// Per-directory files of rules: paths relative to any directory. If a path begins with a slash, the file
+    /// is also looked up above the transfer's root.
     merges: Vec<Vec<u8>>,
     key: Vec<u8>,
-    /// How CVS's patterns were first asked for. It stays so, whatever later rules say: stock rsync makes them
-    /// once.
+    /// The modifiers of the first rule that adds CVS's patterns. Later rules do not change them: stock rsync
+    /// creates these patterns once.
     cvs: Option<Modifiers>,
-    /// They are among the links. A second time they could decide on nothing that is left.
+    /// Whether CVS's patterns are among the links. Adding them a second time could decide nothing.
     has_cvs: bool,
 }
 
 impl Ordered {
-    /// Appends a rule. Both sides' rules count.
+    /// Appends a rule. Rules for either side count.
     pub(super) fn push(&mut self, rule: &Rule<'_>) -> Result<(), RuleError> {
         match rule {
             Rule::Clear => *self = Self { cvs: self.cvs, ..Self::default() },
@@ -43,7 +43,7 @@ impl Ordered {
                 if modifiers.exclude_self {
                     self.link(Modifiers::default(), crate::path::split(path).1);
                 }
-                self.note(b':', path);
+                self.add_to_key(b':', path);
                 self.merges.push(path.to_vec());
             }
             Rule::Merge(text) => return Err(RuleError::Merge(text.clone())),
@@ -52,27 +52,28 @@ impl Ordered {
     }
 
     fn link(&mut self, modifiers: Modifiers, pattern: &[u8]) {
-        // As stock rsync, which drops such a rule: no path is as long.
+        // Like stock rsync, which drops such a rule. No path is that long.
         if pattern.len() > limits::PATH {
             return;
         }
         let Modifiers { include, negated, absolute, .. } = modifiers;
-        self.note(u8::from(include) | u8::from(negated) << 1 | u8::from(absolute) << 2, pattern);
+        self.add_to_key(u8::from(include) | u8::from(negated) << 1 | u8::from(absolute) << 2, pattern);
         self.chain.push(Link { pattern: Pattern::new(pattern), include, negated, absolute });
     }
 
-    fn note(&mut self, kind: u8, text: &[u8]) {
+    fn add_to_key(&mut self, kind: u8, text: &[u8]) {
         self.key.push(kind);
         self.key.extend_from_slice(&(text.len() as u32).to_le_bytes());
         self.key.extend_from_slice(text);
     }
 
-    /// Whether the subject is left out. Adds what it cost to `work`, and gives up when that is more than `most`.
-    pub(super) fn excludes(&self, subject: &Subject<'_>, work: &mut u64, most: u64) -> bool {
-        self.chain.decide(subject, work, most) == Some(false)
+    /// Returns whether the rules exclude the subject. Adds the cost to `work`, and gives up when that exceeds
+    /// `limit`.
+    pub(super) fn excludes(&self, subject: &Subject<'_>, work: &mut u64, limit: u64) -> bool {
+        self.chain.decide(subject, work, limit) == Some(false)
     }
 
-    /// The links that leave something out.
+    /// Returns the links that exclude something.
     pub(super) fn excluding(&self) -> impl Iterator<Item = &Link> {
         self.chain.links().iter().filter(|link| !link.include)
     }

@@ -14,7 +14,7 @@ fn hides(rules: &Rules, path: &str) -> bool {
     rules.hides(path.trim_end_matches('/').as_bytes(), 0, path.ends_with('/'))
 }
 
-/// The list of a tree of these files, with their sizes.
+/// Returns the list of a tree with these files, each with its size.
 fn list_of(files: &[(&str, u64)]) -> rkyv::util::AlignedVec {
     let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let mut changes = Changes { root: Some(Put { entry: entry(Kind::Directory), tag: 0 }), ..Changes::default() };
@@ -30,7 +30,7 @@ fn list_of(files: &[(&str, u64)]) -> rkyv::util::AlignedVec {
 }
 
 #[test]
-fn what_is_no_rule_is_refused_in_rsyncs_words() {
+fn an_invalid_rule_is_refused_in_rsyncs_words() {
     for (text, message) in [
         ("foo", "Unknown filter rule: foo"),
         ("-n foo", "invalid modifier 'n' at position 1 in filter rule: -n foo"),
@@ -54,7 +54,7 @@ fn a_rule_that_would_read_a_file_is_refused_by_name() {
 }
 
 #[test]
-fn old_clients_say_only_plus_minus_and_bang() {
+fn old_clients_have_only_plus_minus_and_bang() {
     let old = old_rules(&["+ keep", "kee?", "-s x", ":C"]).unwrap();
     assert!(
         !hides(&old, "keep") && hides(&old, "keen") && !hides(&old, "x") && hides(&old, "-s x") && hides(&old, ":C")
@@ -64,7 +64,7 @@ fn old_clients_say_only_plus_minus_and_bang() {
 }
 
 #[test]
-fn the_modifier_of_a_slash_looks_at_the_path_in_the_module() {
+fn the_slash_modifier_matches_the_path_in_the_module() {
     let rules = rules(&["-/ /sub/foo", "- /bar"]).unwrap();
     assert!(rules.hides(b"sub/foo", 4, false) && !rules.hides(b"foo", 0, false));
     assert!(rules.hides(b"sub/bar", 4, false) && !rules.hides(b"sub/bar", 0, false));
@@ -79,22 +79,22 @@ fn cvs_excludes_follow_the_clients_rules() {
 }
 
 #[test]
-fn a_merge_file_that_stands_where_it_would_be_read_is_refused() {
+fn an_existing_merge_file_in_reach_is_refused() {
     let bytes = list_of(&[("a/.rules", 5), ("b/.rules", 0), ("c/x/y", 1)]);
     let list = crate::list::open(&bytes).unwrap();
     let merging = rules(&["dir-merge,n- /.rules"]).unwrap();
     let error = merging.check_merges(list, b"").unwrap_err();
     assert!(matches!(&error, RuleError::DirMerge { file, .. } if file == "a/.rules"), "{error}");
     assert!(merging.check_merges(list, b"a").is_err());
-    assert_eq!(merging.check_merges(list, b"b"), Ok(()), "an empty file says nothing");
-    assert_eq!(merging.check_merges(list, b"c"), Ok(()), "nothing is there");
+    assert_eq!(merging.check_merges(list, b"b"), Ok(()), "an empty file has no rules");
+    assert_eq!(merging.check_merges(list, b"c"), Ok(()), "there is no such file");
     assert_eq!(rules(&[": .none"]).unwrap().check_merges(list, b""), Ok(()));
     let above = list_of(&[(".rules", 5), ("c/x/y", 1)]);
     assert!(merging.check_merges(crate::list::open(&above).unwrap(), b"c/x").is_err());
 }
 
 #[test]
-fn a_merge_file_that_the_module_hides_is_not_there() {
+fn a_merge_file_that_the_module_hides_counts_as_missing() {
     let bytes = list_of(&[("a/.rules", 5), ("b/c/.rules", 5), ("d/.rules", 5), ("d/.more", 5)]);
     let list = crate::list::open(&bytes).unwrap();
     let module = |exclude: &str| {
@@ -108,12 +108,12 @@ fn a_merge_file_that_the_module_hides_is_not_there() {
     assert_eq!(told(".rules", &[": .rules"]), None);
     assert_eq!(told("/a /b/ /d", &[": .rules"]), None);
     assert!(told("/a /b", &[": .rules"]).unwrap().contains("'d/.rules'"));
-    // Another one in the same directory is.
+    // Another merge file in the same directory is not hidden.
     assert!(told(".rules", &[": .rules", ": .more"]).unwrap().contains("'d/.more'"));
 }
 
 #[test]
-fn rules_may_name_more_files_than_there_are() {
+fn there_may_be_more_rules_than_files() {
     let bytes = list_of(&[("a/.rules", 5), ("a/b", 1)]);
     let list = crate::list::open(&bytes).unwrap();
     let many = |prefix: &str, last: &str| {
@@ -129,7 +129,7 @@ fn rules_may_name_more_files_than_there_are() {
 }
 
 #[test]
-fn who_will_not_wait_for_a_hidden_name_is_asked_while_it_is_searched() {
+fn a_search_for_a_hidden_name_stops_when_the_caller_gives_up() {
     let names: Vec<String> = (0..1000).map(|number| format!("{}/{number}", number % 10)).collect();
     let bytes = list_of(&names.iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>());
     let list = crate::list::open(&bytes).unwrap();
@@ -144,12 +144,12 @@ fn who_will_not_wait_for_a_hidden_name_is_asked_while_it_is_searched() {
     assert_eq!(search("- *.none", 3), (None, 4));
     let (found, asked) = search("- *.none", u32::MAX);
     assert!(found == Some(true) && asked > 1000 / 40, "asked {asked} times");
-    assert_eq!(search("- none/", 0), (Some(true), 0), "little is to be looked at");
-    assert_eq!(rules(&["- 7"]).unwrap().is_void_below(list, b"", 0, || false), Some(false), "found before it is asked");
+    assert_eq!(search("- none/", 0), (Some(true), 0), "there is little to check");
+    assert_eq!(rules(&["- 7"]).unwrap().is_void_below(list, b"", 0, || false), Some(false), "found before asking");
 }
 
 #[test]
-fn the_patterns_of_cvs_are_there_once() {
+fn cvs_patterns_are_added_once() {
     let links = |texts: &[&str]| rules(texts).unwrap().client.excluding().count();
     assert_eq!(links(&["-C"; 1000]), links(&["-C"]));
     assert_eq!(links(&["-C", "- x", "!", "-C"]), links(&["-C"]));
@@ -160,7 +160,7 @@ fn parse(filter: &[u8], include: &[u8], exclude: &[u8]) -> Result<ModuleRules, R
 }
 
 #[test]
-fn a_modules_files_of_patterns_are_read_by_lines_between_its_other_rules() {
+fn a_modules_pattern_files_are_read_by_line_and_rank_before_its_patterns() {
     let texts = ModuleTexts {
         filter: b"- one",
         include_from: b"# comment\nkeep me\r\n; comment\n\n- not me\n",
@@ -177,11 +177,11 @@ fn a_modules_files_of_patterns_are_read_by_lines_between_its_other_rules() {
 }
 
 #[test]
-fn a_module_and_its_client_must_both_let_a_name_through() {
+fn a_name_must_be_allowed_by_both_module_and_client() {
     let module = parse(b"- /private/ + *.iso  H void", b"secret.txt", b"secret* !x").unwrap();
     assert!(module.hides(b"private", true) && module.hides(b"secret.key", false));
     assert!(!module.hides(b"secret.txt", false) && !module.hides(b"secret.iso", false));
-    assert!(!module.hides(b"void", false), "a stock daemon's module does not hide by 'hide'");
+    assert!(!module.hides(b"void", false), "'hide' does not hide in a stock daemon's module");
     assert!(module.hides(b"!x", false));
     let rules = rules(&["+ private/", "- *.txt"]).unwrap().within(Arc::new(module));
     assert!(hides(&rules, "private/") && hides(&rules, "a/b.txt") && !hides(&rules, "a/b.iso"));
@@ -189,7 +189,7 @@ fn a_module_and_its_client_must_both_let_a_name_through() {
 }
 
 #[test]
-fn a_modules_filter_has_to_be_rules() {
+fn a_module_filter_that_is_invalid_is_refused() {
     for filter in [&b"foo"[..], b"- foo bar", b"-", b"-  foo", b". rules", b":C - b"] {
         assert!(parse(filter, b"", b"").is_err(), "{}", filter.escape_ascii());
     }
@@ -217,11 +217,11 @@ fn rules_that_cost_too_much_are_cut_short() {
     rules.counted.store(COUNTED_STEPS - a_name, Ordering::Relaxed);
     assert!(!hides(&rules, &name) && !rules.exhausted());
     assert!(!hides(&rules, &name) && rules.exhausted());
-    assert!(hides(&rules, &name), "from then on nothing is looked at");
+    assert!(hides(&rules, &name), "from then on nothing is compared");
 }
 
 #[test]
-fn a_name_that_costs_more_than_any_honest_one_is_not_compared_to_the_end() {
+fn matching_a_single_name_stops_at_its_limit() {
     let hostile = format!("- {}", "*[!~]".repeat(800));
     let rules = rules(&vec![hostile.as_str(); 1000]).unwrap();
     assert!(hides(&rules, &"a".repeat(255)) && rules.exhausted());
@@ -229,7 +229,7 @@ fn a_name_that_costs_more_than_any_honest_one_is_not_compared_to_the_end() {
     assert!(rules.steps() <= NAME_STEPS + a_rule, "{} steps", rules.steps());
 }
 
-/// Rules that cost some hundred thousand steps a name, and the list of as many files with such names.
+/// Returns rules that cost some hundred thousand steps per name, and a list of `files` files with such names.
 fn costly(files: usize) -> (Rules, rkyv::util::AlignedVec) {
     let hostile = format!("- {}", "*[!~]".repeat(800));
     let names: Vec<String> = (0..files).map(|at| format!("{at:04}{}", "a".repeat(200))).collect();
@@ -258,7 +258,7 @@ fn a_piece_of_a_list_ends_when_its_names_have_cost_enough() {
 }
 
 #[test]
-fn a_search_asks_whether_to_go_on_when_it_has_cost_something() {
+fn an_expensive_search_asks_often_whether_to_continue() {
     let (rules, bytes) = costly(100);
     let list = crate::list::open(&bytes).unwrap();
     let (mut asked, mut most, mut before) = (0, 0, rules.steps());

@@ -1,68 +1,68 @@
-//! Whether rules hide anything of a list, without looking at all of it where the rules allow.
+//! Decides whether rules hide nothing in a list, looking at as few entries as the rules allow.
 
 use super::Rules;
 use crate::filter::Link;
 use crate::list::{Dir, ListRef};
 use crate::rsync::selection::Hides as _;
 
-/// Names and directories after which it is asked whether to go on. A rule can cost a microsecond, and a page of the
-/// list that is not in memory a hundred.
-const ASKED_EVERY: u32 = 32;
-/// Steps of comparison after which it is asked too.
-const ASKED_AFTER: u64 = 1 << 16;
+/// Number of names and directories after which the caller is asked whether to continue. A rule can cost a
+/// microsecond, and a page of the list that is not in memory a hundred.
+const CHECK_INTERVAL: u32 = 32;
+/// Number of comparison steps after which the caller is asked as well.
+const CHECK_STEPS: u64 = 1 << 16;
 
-/// Entries that rules may hide beside directories, which are always looked at: a list has few of them.
-enum Reach<'a> {
-    /// These names, in any directory.
+/// The files that rules may hide. Directories are always checked: a list has few of them.
+enum Candidates<'a> {
+    /// Files of these names, in any directory.
     Names(Vec<&'a [u8]>),
-    /// All.
+    /// All files.
     All,
 }
 
-/// Why a search ends before all is looked at.
-enum End {
+/// Why a search stops early.
+enum Stop {
     /// Something is hidden.
     Hidden,
-    /// Whoever asks will not wait.
+    /// The caller does not wait any longer.
     GivenUp,
 }
 
-/// The search for a name that is hidden.
+/// A search for a hidden name.
 struct Search<'a, G> {
     rules: &'a Rules,
-    /// Where names begin in paths.
+    /// The offset of the listed name in a path.
     root: usize,
-    /// Asked now and then.
+    /// Returns whether to continue.
     goes_on: G,
-    looked_at: u32,
-    /// Steps when it was asked last.
+    checked: u32,
+    /// The number of steps at the last call of `goes_on`.
     asked_at: u64,
 }
 
-/// Whether nothing of the directory `dir` is hidden; `root` is where names begin in paths. Nothing, when `goes_on` said
-/// no before that was clear.
-pub(super) fn is_void(
+/// Returns whether nothing in the directory `dir` is hidden. `root` is the offset of the listed name in a
+/// path. `None` if `goes_on` returned false before the result was known.
+pub(super) fn hides_nothing(
     rules: &Rules,
     list: ListRef<'_>,
     dir: &[u8],
     root: usize,
     goes_on: impl FnMut() -> bool,
 ) -> Option<bool> {
-    match (Search { rules, root, goes_on, looked_at: 0, asked_at: rules.steps() }).all(list, dir) {
+    match (Search { rules, root, goes_on, checked: 0, asked_at: rules.steps() }).all(list, dir) {
         Ok(()) => Some(true),
-        Err(End::Hidden) => Some(false),
-        Err(End::GivenUp) => None,
+        Err(Stop::Hidden) => Some(false),
+        Err(Stop::GivenUp) => None,
     }
 }
 
-impl<'a> Reach<'a> {
+impl<'a> Candidates<'a> {
     fn add(&mut self, link: &'a Link, paths: &mut Vec<(&'a [u8], bool)>) {
         if link.negated {
             *self = Self::All;
         } else if link.pattern.directories_only() || link.pattern.never_matches() {
-            // Directories are looked at anyhow.
+            // Directories are always checked.
         } else if let Some(path) = link.pattern.only_path() {
-            // What is no proper path is nobody's.
+            // A path that is not in canonical form matches no entry.
             if crate::path::check_relative(path) == Ok(path) {
                 paths.push((path, link.absolute));
             }
@@ -75,31 +75,31 @@ impl<'a> Reach<'a> {
 }
 
 impl<G: FnMut() -> bool> Search<'_, G> {
-    fn all(&mut self, list: ListRef<'_>, dir: &[u8]) -> Result<(), End> {
+    fn all(&mut self, list: ListRef<'_>, dir: &[u8]) -> Result<(), Stop> {
         let Some(top) = list.find(dir).and_then(|row| row.dir_number()) else { return Ok(()) };
         let root = self.root;
         let listed_itself = root < dir.len();
         if listed_itself {
-            self.look_at(dir, true)?;
+            self.check(dir, true)?;
         }
         let rules = self.rules;
-        let (mut reach, mut paths) = (Reach::Names(Vec::new()), Vec::new());
+        let (mut candidates, mut paths) = (Candidates::Names(Vec::new()), Vec::new());
         for link in rules.excluding() {
-            reach.add(link, &mut paths);
+            candidates.add(link, &mut paths);
         }
         for (path, absolute) in paths {
             let whole =
                 if absolute { path.to_vec() } else { [&dir[..root.min(dir.len())], slash(dir, root), path].concat() };
             if let Some(row) = list.find(&whole).filter(|_| below(dir, &whole)) {
-                self.look_at(&whole, row.is_dir())?;
+                self.check(&whole, row.is_dir())?;
             }
         }
-        self.walk(list, list.dir(top), dir, &reach)
+        self.walk(list, list.dir(top), dir, &candidates)
     }
 
-    fn walk(&mut self, list: ListRef<'_>, top: Dir<'_>, path: &[u8], reach: &Reach<'_>) -> Result<(), End> {
+    fn walk(&mut self, list: ListRef<'_>, top: Dir<'_>, path: &[u8], candidates: &Candidates<'_>) -> Result<(), Stop> {
         let mut path = path.to_vec();
-        // Directories to go into, with the length of their parent's path.
+        // The directories that are still to be walked, each with the length of its parent's path.
         let mut pending = vec![(top, None)];
         while let Some((dir, parent)) = pending.pop() {
             if let Some(len) = parent {
@@ -107,19 +107,19 @@ impl<G: FnMut() -> bool> Search<'_, G> {
                 push(&mut path, list.parent_of(dir.row()).name_of(dir.row()));
             }
             let len = path.len();
-            match reach {
-                Reach::Names(names) if names.len() < dir.files().len() => {
+            match candidates {
+                Candidates::Names(names) if names.len() < dir.files().len() => {
                     for name in names {
                         self.count()?;
                         if let Some(row) = dir.child(name) {
-                            self.look_at(with(&mut path, len, name), row.is_dir())?;
+                            self.check(with(&mut path, len, name), row.is_dir())?;
                         }
                     }
                 }
-                // Rules can name more than there is.
-                _ => dir.files().try_for_each(|row| self.look_at(with(&mut path, len, dir.name_of(row)), false))?,
+                // There may be more names than files.
+                _ => dir.files().try_for_each(|row| self.check(with(&mut path, len, dir.name_of(row)), false))?,
             }
-            dir.subdirs().try_for_each(|row| self.look_at(with(&mut path, len, dir.name_of(row)), true))?;
+            dir.subdirs().try_for_each(|row| self.check(with(&mut path, len, dir.name_of(row)), true))?;
             path.truncate(len);
             pending.extend(dir.subdirs().filter_map(|row| Some((list.dir(list.row(row).dir_number()?), Some(len)))));
             self.count()?;
@@ -127,23 +127,23 @@ impl<G: FnMut() -> bool> Search<'_, G> {
         Ok(())
     }
 
-    fn look_at(&mut self, path: &[u8], is_dir: bool) -> Result<(), End> {
+    fn check(&mut self, path: &[u8], is_dir: bool) -> Result<(), Stop> {
         self.count()?;
-        if self.rules.hides(path, self.root, is_dir) { Err(End::Hidden) } else { Ok(()) }
+        if self.rules.hides(path, self.root, is_dir) { Err(Stop::Hidden) } else { Ok(()) }
     }
 
-    fn count(&mut self) -> Result<(), End> {
-        self.looked_at = self.looked_at.wrapping_add(1);
+    fn count(&mut self) -> Result<(), Stop> {
+        self.checked = self.checked.wrapping_add(1);
         let steps = self.rules.steps();
-        let is_asked = self.looked_at.is_multiple_of(ASKED_EVERY) || steps.wrapping_sub(self.asked_at) > ASKED_AFTER;
+        let is_asked = self.checked.is_multiple_of(CHECK_INTERVAL) || steps.wrapping_sub(self.asked_at) > CHECK_STEPS;
         if is_asked {
             self.asked_at = steps;
         }
-        if is_asked && !(self.goes_on)() { Err(End::GivenUp) } else { Ok(()) }
+        if is_asked && !(self.goes_on)() { Err(Stop::GivenUp) } else { Ok(()) }
     }
 }
 
-/// The path of a name in the directory whose path is the first `len` bytes.
+/// Returns the path of a name in the directory whose path is the first `len` bytes of `path`.
 fn with<'a>(path: &'a mut Vec<u8>, len: usize, name: &[u8]) -> &'a [u8] {
     path.truncate(len);
     push(path, name);
@@ -157,7 +157,7 @@ fn push(path: &mut Vec<u8>, name: &[u8]) {
     path.extend_from_slice(name);
 }
 
-/// The slash between a transfer's root and what is below it, where the root's path does not end in one.
+/// Returns the slash between a transfer's root and the path below it, if the root's path does not end with one.
 fn slash(dir: &[u8], root: usize) -> &'static [u8] {
     if root > dir.len() { b"/" } else { b"" }
 }
