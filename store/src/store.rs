@@ -69,7 +69,7 @@ impl Store {
             damage: Damage::Other(damage),
             remedy: "delete the whole store and index (or pull) again".to_owned(),
         };
-        let text = std::str::from_utf8(&text).map_err(|_| a store's first file") damaged("not a valid repository file") a store's first file"))?;
+        let text = std::str::from_utf8(&text).map_err(|_| damaged("not a valid repository file"))?;
         let name = match text.split_once('\n') {
             Some((FORMAT, name)) => name.strip_suffix('\n').filter(|name| check_repository_name(name).is_ok()),
             Some((line, _)) if line.starts_with("stillmirror store ") => {
@@ -77,7 +77,7 @@ impl Store {
             }
             _ => None,
         };
-        let repository = name.ok_or_else(|| a store's first file") damaged("not a valid repository file") a store's first file"))?.to_owned();
+        let repository = name.ok_or_else(|| damaged("not a valid repository file"))?.to_owned();
         Ok(Self { layout: Layout::of(dir), repository })
     }
 
