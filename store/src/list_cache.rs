@@ -1,8 +1,11 @@
-//! File lists for stock clients, encoded once and mapped.
+//! Caches file lists for stock clients: each list is encoded once into a file, which is then mapped.
 //!
-//! One file for every (list, class, selection, rules) that clients ask for again, in `<store>/lists/`. Nothing
-//! depends on them: a file that is missing, damaged or of another version is built again, so they are not
-//! synced. The byte table is in `docs/index-format.md`.
+//! There is one file in `<store>/lists/` for each combination of list, class, selection and rules that clients request
+//! repeatedly. Nothing depends on these files. A file that is missing, damaged or of another version is built again, so
+//! they are not synced for durability. The byte table is in `docs/index-format.md`.
+//!
+//! A process has one [`ListCache`], and takes a [`Shelf`] from it for each repository. [`Shelf::sweep`] counts the files
+//! of earlier processes, [`Shelf::open`] looks a list up, and [`Shelf::build`] writes a missing one.
 
 mod build;
 mod file;
@@ -28,44 +31,44 @@ use self::space::{Budget, Space};
 
 pub use file::{CachedList, Mark};
 
-/// How often a file's time of last use is written down.
+/// How often a file's time of last use is updated on disk.
 const USE_INTERVAL: Duration = Duration::from_secs(60);
-/// A draft older than this belongs to nobody.
+/// A draft older than this was left behind by a crash.
 const DRAFT_AGE: Duration = Duration::from_secs(3600);
 
-/// The encoded lists of all repositories of a process, with one limit for all. Cheap to clone.
+/// The encoded lists of all repositories of a process, with one limit for all of them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ListCache(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    most_files: usize,
+    max_files: usize,
     budget: Arc<Budget>,
-    /// The files with a name, by path.
+    /// The finished files that have not been removed, by path.
     files: Mutex<HashMap<PathBuf, Kept>>,
 }
 
-/// How much encoded lists may take. Those that nobody reads make way, the one used least recently first.
+/// The limits of encoded lists. Lists that no session uses are evicted, the least recently used first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Files with a name.
+    /// The maximum number of finished files.
     pub files: usize,
-    /// Bytes of disk: files with a name, drafts, and removed files that are still mapped.
+    /// The maximum disk usage in bytes: finished files, drafts, and removed files that are still mapped.
     pub bytes: u64,
 }
 
-/// A file with a name.
+/// A finished file that has not been removed.
 #[derive(Debug)]
 struct Kept {
-    /// When it was used last.
+    /// The time of its last use.
     used: SystemTime,
     space: Arc<Space>,
-    /// None before its first use by this process.
+    /// `None` before the file's first use by this process.
     list: Option<Arc<CachedList>>,
 }
 
 impl Kept {
-    /// Whether a session has it, so that removing it would free nothing.
+    /// Returns whether a session uses the file, so that removing it would free nothing.
     fn is_in_use(&self) -> bool {
         let own = 1 + usize::from(self.list.is_some());
         Arc::strong_count(&self.space) > own || self.list.as_ref().is_some_and(|list| Arc::strong_count(list) > 1)
@@ -79,7 +82,7 @@ pub struct Shelf {
     dir: PathBuf,
 }
 
-/// What an encoded list is a list of.
+/// Identifies an encoded list by everything that determines its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     generation: u64,
@@ -87,8 +90,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// Of `generation`, whose list has the digest `list`; class, selection and rules in the bytes that are
-    /// equal for equal ones.
+    /// Creates the key for `generation`, whose list has the digest `list`. `selection` and `rules` are encoded so that
+    /// equal ones have equal bytes.
     pub fn new(generation: u64, list: Digest, class: &Class, selection: &[u8], rules: &[u8]) -> Self {
         let mut hash = Sha256::new();
         hash.update(list.0);
@@ -99,7 +102,7 @@ impl Key {
         Self { generation, digest: Digest(hash.finalize().into()) }
     }
 
-    /// The store's number of the generation.
+    /// The generation's number in the store.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -111,30 +114,30 @@ impl Key {
 }
 
 impl ListCache {
-    /// An empty one. It learns of the files of earlier processes when a shelf is swept.
+    /// Creates an empty cache. [`Shelf::sweep`] adds the files of earlier processes.
     pub fn new(limits: Limits) -> Self {
         let (files, budget) = (Mutex::default(), Budget::new(limits.bytes));
-        Self(Arc::new(Shared { most_files: limits.files, budget, files }))
+        Self(Arc::new(Shared { max_files: limits.files, budget, files }))
     }
 
-    /// The lists of one repository, kept in `dir`, which is made when there is something to keep.
+    /// Returns the shelf of one repository, whose files are in `dir`. The directory is created with the first file.
     pub fn shelf(&self, dir: PathBuf) -> Shelf {
         Shelf { cache: self.clone(), dir }
     }
 
-    /// Bytes of disk that are taken now: files with a name, removed ones that are still mapped, drafts.
+    /// Current disk usage in bytes: finished files, drafts, and removed files that are still mapped.
     pub fn taken(&self) -> u64 {
         self.0.budget.taken()
     }
 
-    /// Bytes that a new list could have: what is left, and what lists that nobody reads would make way for.
+    /// Bytes that a new list could take: what is free, and what evicting lists that no session uses would free.
     pub fn room(&self) -> u64 {
         let idle: u64 = self.lock().values().filter(|kept| !kept.is_in_use()).map(|kept| kept.space.bytes()).sum();
         (self.0.budget.limit() + idle).saturating_sub(self.taken())
     }
 
-    /// Takes more for a file that is being written; lists that nobody reads make way, the one used least recently
-    /// first. False when there is too little even then.
+    /// Reserves more bytes for a file that is being written. Evicts lists that no session uses, the least recently used
+    /// first. Returns false if there is too little room even then.
     fn grow(&self, space: &mut Space, bytes: u64) -> Result<bool, StoreError> {
         loop {
             if space.grow(bytes) {
@@ -146,24 +149,25 @@ impl ListCache {
         }
     }
 
-    /// Keeps the number and the bytes of files within the limits, as far as nobody reads them.
+    /// Brings the number and the bytes of files down to the limits, as far as that is possible by evicting lists that no
+    /// session uses.
     fn trim(&self) -> Result<(), StoreError> {
-        let files = self.lock().len().saturating_sub(self.0.most_files);
+        let files = self.lock().len().saturating_sub(self.0.max_files);
         match self.0.budget.excess() {
             0 if files == 0 => Ok(()),
             excess => self.make_room(excess, files).map(drop),
         }
     }
 
-    /// Removes files that nobody reads: so many bytes and so many files at least. False when there are none.
+    /// Evicts lists that no session uses, at least `bytes` bytes and `files` files. Returns false if there are none.
     fn make_room(&self, bytes: u64, files: usize) -> Result<bool, StoreError> {
         let doomed = self.take_oldest(bytes, files);
         let any = !doomed.is_empty();
-        // Without the lock: a disk that is slow to forget a file holds nobody up who looks for another.
+        // Files are removed without the lock, so that a slow disk does not delay lookups.
         let mut doomed = doomed.into_iter();
         while let Some((path, kept)) = doomed.next() {
             if let Err(error) = remove(&path) {
-                // What is still there still counts.
+                // The files that were not removed still count.
                 self.lock().extend(doomed.chain([(path, kept)]));
                 return Err(error);
             }
@@ -171,6 +175,8 @@ impl ListCache {
         Ok(any)
     }
 
+    /// Takes the least recently used of the lists that no session uses out of the map, at least `bytes` bytes and `files`
+    /// files.
     fn take_oldest(&self, bytes: u64, files: usize) -> Vec<(PathBuf, Kept)> {
         let mut kept = self.lock();
         let mut idle: Vec<_> =
@@ -195,8 +201,8 @@ impl ListCache {
 }
 
 impl Shelf {
-    /// An encoded list, mapped; none when it is not there. A damaged file is removed and reported. The first time
-    /// costs one pass over the file, for its checksum.
+    /// Returns an encoded list, mapped. `None` if it is not cached. Fails if the file is damaged, and removes it then.
+    /// The first call for a file reads all of it to check its checksum.
     pub fn open(&self, key: &Key) -> Result<Option<Arc<CachedList>>, StoreError> {
         let path = self.dir.join(key.file_name());
         if let Some(list) = self.mapped(&path) {
@@ -220,20 +226,20 @@ impl Shelf {
                 note_use(&file);
                 let list = Arc::new(list);
                 self.keep(path, space, Some(Arc::clone(&list)), SystemTime::now());
-                // This list is in use: others make way for it.
+                // This list is in use, so others are evicted for it.
                 self.cache.trim()?;
                 Ok(Some(list))
             }
             Err(damage) => {
                 remove(&path)?;
                 self.cache.lock().remove(&path);
-                let remedy = "it is removed and will be built again".to_owned();
+                let remedy = "it has been removed and will be built again".to_owned();
                 Err(StoreError::Damaged { path, damage: Damage::Other(damage), remedy })
             }
         }
     }
 
-    /// A list that is mapped already, unless something of it was found to be damaged.
+    /// Returns a list that is already mapped, unless it was found to be damaged.
     fn mapped(&self, path: &Path) -> Option<Arc<CachedList>> {
         let mut files = self.cache.lock();
         let kept = files.get_mut(path)?;
@@ -242,9 +248,9 @@ impl Shelf {
         Some(list)
     }
 
-    /// Writes the list that `writer` is at the start of, publishes it and opens it; others make way. None when there
-    /// is no room, because sessions read what the others take. Takes one core for as long as the list takes, and
-    /// little memory. One at a time is enough.
+    /// Writes a list, renames it to its final name and opens it. `writer` must be at the start of the list. Evicts other
+    /// lists to make room. `None` if there is no room because sessions use the other lists. Needs one core and little
+    /// memory while it runs. The caller need not run more than one build at a time.
     pub fn build(
         &self,
         key: &Key,
@@ -254,8 +260,8 @@ impl Shelf {
     ) -> Result<Option<Arc<CachedList>>, StoreError> {
         fs::create_dir_all(&self.dir).at("create", &self.dir)?;
         let path = self.dir.join(key.file_name());
-        let room = Room::new(&self.cache);
-        let Some((file, space)) = build::build(&self.dir, &path, key, list, writer, hides, room)? else {
+        let reservation = Reservation::new(&self.cache);
+        let Some((file, space)) = build::build(&self.dir, &path, key, list, writer, hides, reservation)? else {
             return Ok(None);
         };
         let space = Arc::new(space);
@@ -270,8 +276,8 @@ impl Shelf {
         Ok(Some(built))
     }
 
-    /// Removes the lists of generations that are gone, and drafts that a crash left. Sessions that have
-    /// one open go on reading it. The other files are counted from now on.
+    /// Removes the lists of generations that `is_kept` does not keep, and drafts that a crash has left behind. Sessions
+    /// that have a removed list open can still read it. From now on, the remaining files count towards the limits.
     pub fn sweep(&self, is_kept: impl Fn(u64) -> bool) -> Result<(), StoreError> {
         let mut there = HashSet::new();
         for (path, name) in self.files()? {
@@ -284,17 +290,17 @@ impl Shelf {
                 continue;
             }
             if generation_of(&name).is_some() {
-                self.learn(&path);
+                self.adopt(&path);
             }
             there.insert(path);
         }
-        // Those that others removed.
+        // Forget the files that someone else has removed.
         self.cache.lock().retain(|path, _| path.parent() != Some(&*self.dir) || there.contains(path));
         self.cache.trim()
     }
 
-    /// Counts a file that another process left.
-    fn learn(&self, path: &Path) {
+    /// Counts a file of an earlier process from now on.
+    fn adopt(&self, path: &Path) {
         let is_known = self.cache.lock().contains_key(path);
         if let (false, Ok(facts)) = (is_known, fs::metadata(path)) {
             let space = Arc::new(Space::of_file(&self.cache.0.budget, facts.len()));
@@ -306,7 +312,7 @@ impl Shelf {
         self.cache.lock().insert(path, Kept { used, space, list });
     }
 
-    /// Paths and names.
+    /// Returns the paths and names of all files in the directory.
     fn files(&self) -> Result<Vec<(PathBuf, String)>, StoreError> {
         if !self.dir.exists() {
             return Ok(Vec::new());
@@ -315,23 +321,23 @@ impl Shelf {
     }
 }
 
-/// The room for a file that is being written.
-pub(super) struct Room<'a> {
+/// The disk space reserved for a file that is being written.
+pub(super) struct Reservation<'a> {
     cache: &'a ListCache,
     space: Space,
-    /// Taken, and not yet needed.
+    /// Bytes that are reserved and not yet used.
     spare: u64,
 }
 
-impl<'a> Room<'a> {
-    /// Bytes that are taken at once.
+impl<'a> Reservation<'a> {
+    /// Space is reserved in multiples of this many bytes.
     const STEP: u64 = 64 << 10;
 
     fn new(cache: &'a ListCache) -> Self {
         Self { cache, space: Space::none(&cache.0.budget), spare: 0 }
     }
 
-    /// For so many bytes more. False when there is none.
+    /// Uses `bytes` of the reservation, and enlarges it where necessary. Returns false if there is no room.
     fn take(&mut self, bytes: u64) -> Result<bool, StoreError> {
         if self.spare < bytes {
             let wanted = (bytes - self.spare).next_multiple_of(Self::STEP);
@@ -344,24 +350,26 @@ impl<'a> Room<'a> {
         Ok(true)
     }
 
-    /// What the file of `len` bytes takes in the end.
-    fn settle(mut self, len: u64) -> Space {
+    /// Reduces the reservation to the `len` bytes of the finished file.
+    fn finish(mut self, len: u64) -> Space {
         self.space.shrink(len);
         self.space
     }
 }
 
-/// The generation in a file's name; none for a draft.
+/// Parses the generation's number from a file name. `None` for a draft.
 fn generation_of(name: &str) -> Option<u64> {
     name.split_once('-')?.0.parse().ok()
 }
 
-/// The time of last use, which is the file's time: reading a map changes none.
+/// Returns the time of a file's last use. It is stored as the modification time, because reading through a map updates
+/// no time.
 fn used(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|facts| facts.modified()).ok()
 }
 
-/// Only a hint for the next process: a store that cannot be written is served all the same.
+/// Updates a file's time of last use. It is only a hint for the next process, so errors are ignored: the directory may
+/// be read-only.
 fn note_use(file: &File) {
     let last = file.metadata().and_then(|facts| facts.modified());
     if last.is_ok_and(|last| is_older(last, USE_INTERVAL)) {

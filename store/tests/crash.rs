@@ -1,5 +1,5 @@
-//! A writer that is killed at any named point leaves the old generation or the new one, whole, and the next
-//! run finishes the job.
+//! A writer that is killed at any kill point leaves the old generation or the new one complete, and the next run
+//! publishes and cleans up as usual.
 
 mod common;
 
@@ -10,7 +10,8 @@ use std::process::Command;
 use common::{content, publish, record, store};
 use stillmirror_store::{KILL_POINTS, Retention, Store};
 
-/// Set for the writer: this test again, in a process of its own that is killed.
+/// The environment variable with the store's path. It is set for the writer, which is this test in a child process that
+/// gets killed.
 const STORE: &str = "STILLMIRROR_TEST_STORE";
 
 #[test]
@@ -38,7 +39,7 @@ fn a_kill_at_any_point_leaves_the_old_generation_or_the_new_one() {
             assert_eq!(content(&now), old, "{point}");
         }
         assert_eq!(now.sums(0), Some(&record(now.number())[..]), "{point}");
-        // The lock died with the process, and what was left behind is cleared away.
+        // The lock was released with the process, and what it left behind is removed.
         let next = publish(&store).unwrap_or_else(|error| panic!("after {point}: {error}"));
         let lock = store.lock().unwrap();
         store.retain(&lock, Retention { count: 1, age: None }).unwrap();
@@ -48,7 +49,7 @@ fn a_kill_at_any_point_leaves_the_old_generation_or_the_new_one() {
     }
 }
 
-/// Passes every point at which it may be killed.
+/// Publishes a generation and removes old ones, which passes every kill point.
 fn write(store: &Store) {
     publish(store).unwrap();
     let lock = store.lock().unwrap();

@@ -1,5 +1,5 @@
-//! Any byte of a store flipped, any file cut: an error that names the file and says what to do, or, where
-//! the file is only a hint, contained. Never a panic, never another content, never a write.
+//! Flips any byte of a store and truncates any file. The result is an error that names the file and says what to do, or
+//! no error if the file is only a hint. There is never a panic, a wrong content, or a write.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::{content, files, store};
 use stillmirror_protocol::changes::Changes;
 use stillmirror_store::{Record, Store, StoreError};
 
-/// Files that a receiver checks by itself: what is in them decides nothing.
+/// Returns whether a file is only a hint: receivers check it by themselves, and can do without it.
 fn is_hint(path: &Path) -> bool {
     matches!(path.file_name().and_then(|name| name.to_str()), Some("list.zst" | "delta"))
         || path.extension().is_some_and(|extension| extension == "pack")
@@ -32,7 +32,7 @@ fn check(store: &Store, path: &Path, whole: &impl Fn(&Store) -> Result<bool, Sto
 }
 
 #[test]
-fn no_flipped_byte_and_no_cut_is_taken_for_a_generation() {
+fn flipped_bytes_and_truncated_files_are_never_read_as_valid() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 2);
     let good = content(&store.current().unwrap().unwrap());
@@ -43,7 +43,7 @@ fn no_flipped_byte_and_no_cut_is_taken_for_a_generation() {
     let whole = |store: &Store| {
         let store = Store::open(store.dir())?;
         let generation = store.current()?.expect("a generation");
-        // Whatever is in a hint, every access stays within bounds, and nothing is taken for what it is not.
+        // Whatever a hint contains, every access stays within bounds, and no wrong content is accepted.
         let found = content(&generation);
         for (file, good) in (0..).zip(&records) {
             match generation.record(file) {
@@ -66,28 +66,28 @@ fn no_flipped_byte_and_no_cut_is_taken_for_a_generation() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << (at % 8);
             rewrite(&path, &damaged);
-            // Bytes that mean nothing may differ; no content does then.
+            // Reserved bytes may be flipped without an error, but then the content is the same.
             check(&store, &path, &whole, &format!("byte {at} of"));
         }
         for len in (0..bytes.len()).step_by(1 + bytes.len() / 64) {
             rewrite(&path, &bytes[..len]);
-            check(&store, &path, &whole, &format!("cut to {len}:"));
+            check(&store, &path, &whole, &format!("truncated to {len} bytes:"));
         }
         rewrite(&path, &[&bytes[..], b"x"].concat());
-        check(&store, &path, &whole, "a byte behind");
+        check(&store, &path, &whole, "with a byte appended:");
         rewrite(&path, &bytes);
     }
     assert!(whole(&store).unwrap());
 }
 
-/// Under a new inode, as a restored backup would be: a mapped file is never written.
+/// Replaces a file by one with a new inode, like a restored backup, because a mapped file is never written to.
 fn rewrite(path: &Path, bytes: &[u8]) {
     fs::remove_file(path).unwrap();
     fs::write(path, bytes).unwrap();
 }
 
 #[test]
-fn a_missing_file_is_damage_unless_it_may_be_missing() {
+fn a_missing_file_is_an_error_unless_it_is_optional() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 2);
     for path in files(&store).into_iter().filter(|path| !path.ends_with("repository")) {
@@ -102,7 +102,7 @@ fn a_missing_file_is_damage_unless_it_may_be_missing() {
 }
 
 #[test]
-fn a_current_that_points_nowhere_says_what_to_do() {
+fn the_error_for_a_dangling_current_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 2);
     fs::remove_dir_all(store.dir().join("generations/2")).unwrap();
@@ -116,7 +116,7 @@ fn a_current_that_points_nowhere_says_what_to_do() {
 }
 
 #[test]
-fn a_newer_format_is_told_apart_from_damage() {
+fn a_newer_format_is_distinguished_from_damage() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     for (name, what) in

@@ -1,6 +1,6 @@
-//! The bytes of a generation, for ever: files that an earlier build wrote are read, and written again alike.
-//! A change of format is a new version number and new golden files beside these. `STILLMIRROR_BLESS=1`
-//! writes them.
+//! Pins the bytes of a generation: files that an earlier build wrote can be read, and are written byte for byte the
+//! same. A change of format needs a new version number, and new golden files beside these. `STILLMIRROR_BLESS=1` writes
+//! the golden files.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::store;
 use stillmirror_protocol::{head::Head, list, local};
 
 #[test]
-fn a_generation_is_written_as_it_always_was() {
+fn a_generation_is_written_as_by_earlier_builds() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     for name in ["head", "list", "local", "packs", "1.pack"] {
@@ -25,7 +25,7 @@ fn a_generation_is_written_as_it_always_was() {
 }
 
 #[test]
-fn a_generation_of_an_earlier_build_is_read() {
+fn a_generation_of_an_earlier_build_can_be_read() {
     let head = Head::decode(&fs::read(golden("head")).unwrap()).unwrap();
     let encoded = aligned("list");
     let list = list::open(&encoded).unwrap();

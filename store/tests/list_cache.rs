@@ -1,4 +1,4 @@
-//! Encoded lists on disk: what was written is read, what is damaged or gone is built again.
+//! Encoded lists on disk: lists that were written can be read, and damaged or removed ones are built again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use stillmirror_store::list_cache::{CachedList, Key, Limits, ListCache, Shelf};
 
 const WIDE: Limits = Limits { files: 100, bytes: 1 << 30 };
 
-/// The encoded list of a tree with so many directories of ten files.
+/// The encoded list of a tree with `directories` directories of ten files each.
 fn tree(directories: u32) -> AlignedVec {
     let entry =
         |kind| Entry { mode: 0o755, mtime: Time { sec: 7, nsec: 1 }, owner: Owner::default(), link: None, kind };
@@ -64,7 +64,7 @@ fn shelf(dir: &Path, limits: Limits) -> Shelf {
     ListCache::new(limits).shelf(dir.join("lists"))
 }
 
-fn is_there(shelf: &Shelf, generation: u64) -> bool {
+fn is_cached(shelf: &Shelf, generation: u64) -> bool {
     shelf.open(&key(generation, &class(false))).expect("no error").is_some()
 }
 
@@ -76,7 +76,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_list_comes_back_with_its_rows_and_the_places_between_its_parts() {
+fn a_list_is_read_back_with_its_rows_and_marks() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(2000));
     let list = list::open(&bytes).expect("a built list is valid");
     let cache = shelf(dir.path(), WIDE);
@@ -95,7 +95,7 @@ fn a_list_comes_back_with_its_rows_and_the_places_between_its_parts() {
         assert!(marks.is_sorted_by(|a, b| a.offset < b.offset && a.lists <= b.lists && a.entries < b.entries));
         assert_eq!(marks.len() > 1, class.incremental);
         assert_eq!(cached.total(), plain.total());
-        assert_eq!(cached.row(0).is_none(), class.incremental, "rows of an incremental list are computed");
+        assert_eq!(cached.row(0).is_none(), class.incremental, "the rows of an incremental list are computed");
         if !class.incremental {
             let shared = Numbers::Shared(cached.clone());
             let table = Numbers::Table(rows);
@@ -104,11 +104,11 @@ fn a_list_comes_back_with_its_rows_and_the_places_between_its_parts() {
             assert!(cached.row(u32::MAX).is_none());
         }
     }
-    assert_eq!(files(dir.path()).len(), 2, "no drafts stay");
+    assert_eq!(files(dir.path()).len(), 2, "no drafts are left");
 }
 
 #[test]
-fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
+fn a_damaged_list_is_reported_and_removed_and_can_be_rebuilt() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
     let cache = shelf(dir.path(), WIDE);
     let class = class(false);
@@ -134,7 +134,7 @@ fn a_damaged_list_is_reported_and_removed_and_can_be_built_again() {
 }
 
 #[test]
-fn what_rots_under_a_mapped_list_is_found_where_it_is() {
+fn rot_under_a_mapped_list_is_found_in_the_blocks_it_affects() {
     use std::os::unix::fs::FileExt;
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(2000));
     let cache = shelf(dir.path(), WIDE);
@@ -146,10 +146,10 @@ fn what_rots_under_a_mapped_list_is_found_where_it_is() {
     let file = fs::File::options().read(true).write(true).open(&path).expect("it is there");
     let flip = |at: u64| {
         let mut byte = [0];
-        file.read_exact_at(&mut byte, at).expect("it is as long");
+        file.read_exact_at(&mut byte, at).expect("it is long enough");
         file.write_all_at(&[byte[0] ^ 1], at).expect("it is written");
     };
-    // In the stream, then in the last of the rows.
+    // Flip a byte in the stream, then one in the last row.
     flip(112 + 20_000);
     assert!(!list.is_right(0..len) && !list.is_right(20_000..20_001));
     assert!(list.is_right(0..10_000) && list.is_right(30_000..len));
@@ -161,7 +161,7 @@ fn what_rots_under_a_mapped_list_is_found_where_it_is() {
 }
 
 #[test]
-fn lists_go_with_their_generation_and_stay_readable_to_those_who_have_them() {
+fn lists_are_removed_with_their_generation_but_stay_readable_while_mapped() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
     let cache = shelf(dir.path(), WIDE);
     let open = build(&cache, 1, &bytes, class(false));
@@ -170,32 +170,32 @@ fn lists_go_with_their_generation_and_stay_readable_to_those_who_have_them() {
     let draft = dir.path().join("lists/.tmp-1-2-3.list");
     fs::write(&draft, b"left by a crash").expect("it is written");
     cache.sweep(|generation| generation == 2).expect("no error");
-    assert_eq!(files(dir.path()).len(), 2, "a draft may be another process's");
+    assert_eq!(files(dir.path()).len(), 2, "a recent draft may be another process's");
     let long_ago = SystemTime::now() - Duration::from_secs(7200);
     fs::File::options().write(true).open(&draft).expect("it is there").set_modified(long_ago).expect("a time");
     cache.sweep(|generation| generation == 2).expect("no error");
     assert!(cache.open(&key(1, &class(false))).expect("no error").is_none());
     assert!(cache.open(&key(2, &class(false))).expect("no error").is_some());
     assert_eq!(files(dir.path()).len(), 1);
-    assert!(open.stream() == before, "what is mapped stays");
+    assert!(open.stream() == before, "a mapped list stays readable");
 }
 
 #[test]
-fn the_list_used_least_recently_makes_way() {
+fn the_least_recently_used_list_is_evicted() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
     let cache = shelf(dir.path(), Limits { files: 2, ..WIDE });
     for generation in [1, 2] {
         build(&cache, generation, &bytes, class(false));
     }
-    // Being used makes the older one the younger.
-    assert!(is_there(&cache, 1));
+    // Use the older one, so that the other one is the least recently used.
+    assert!(is_cached(&cache, 1));
     build(&cache, 3, &bytes, class(false));
-    assert_eq!([1, 2, 3].map(|generation| is_there(&cache, generation)), [true, false, true]);
+    assert_eq!([1, 2, 3].map(|generation| is_cached(&cache, generation)), [true, false, true]);
     assert_eq!(files(dir.path()).len(), 2);
 }
 
 #[test]
-fn what_an_earlier_process_used_least_recently_makes_way() {
+fn the_list_least_recently_used_by_an_earlier_process_is_evicted() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(20));
     let before = shelf(dir.path(), WIDE);
     for generation in [1, 2, 3] {
@@ -207,40 +207,40 @@ fn what_an_earlier_process_used_least_recently_makes_way() {
     }
     let after = shelf(dir.path(), Limits { files: 2, ..WIDE });
     after.sweep(|_| true).expect("no error");
-    assert_eq!([1, 2, 3].map(|generation| is_there(&after, generation)), [true, false, true]);
+    assert_eq!([1, 2, 3].map(|generation| is_cached(&after, generation)), [true, false, true]);
 }
 
 #[test]
-fn lists_that_are_removed_count_for_as_long_as_they_are_mapped() {
+fn removed_lists_count_while_they_are_mapped() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(500));
     let one = build(&shelf(&dir.path().join("measured"), WIDE), 1, &bytes, class(false)).file_bytes();
-    // Four finished ones; a draft takes a quarter more than it will in the end, for its rows.
+    // Room for four finished lists, because a draft takes a quarter more than the finished file, for its rows.
     let limits = Limits { files: 100, bytes: 5 * one };
     let cache = ListCache::new(limits);
-    // Two repositories have one limit.
+    // Two repositories share one limit.
     let shelves = ["lists", "others"].map(|name| cache.shelf(dir.path().join(name)));
     let held: Vec<_> = (0..40).map_while(|n| build_if_it_fits(&shelves[n as usize % 2], n, &bytes)).collect();
     assert_eq!(held.len(), 4);
     assert!(cache.taken() <= limits.bytes && cache.room() < one, "{} of {}", cache.taken(), limits.bytes);
-    // Their generations are gone, and so are their names, but not what they take.
+    // Remove their generations and so their names. Their disk space still counts.
     let taken = cache.taken();
     shelves.iter().for_each(|shelf| shelf.sweep(|_| false).expect("no error"));
     assert!(files(dir.path()).is_empty());
     assert_eq!(cache.taken(), taken);
     assert!(build_if_it_fits(&shelves[0], 50, &bytes).is_none());
-    assert!(files(dir.path()).is_empty(), "a draft stays");
+    assert!(files(dir.path()).is_empty(), "no draft is left");
     drop(held);
     assert_eq!((cache.taken(), cache.room()), (0, limits.bytes));
-    // What nobody reads makes way for ever more lists.
+    // Lists that nobody uses are evicted for any number of new ones.
     for generation in 100..160 {
         assert!(build_if_it_fits(&shelves[generation as usize % 2], generation, &bytes).is_some());
         assert!(cache.taken() <= limits.bytes);
-        assert!(is_there(&shelves[generation as usize % 2], generation));
+        assert!(is_cached(&shelves[generation as usize % 2], generation));
     }
 }
 
 #[test]
-fn a_list_that_is_larger_than_all_room_is_not_kept() {
+fn a_list_larger_than_the_limit_is_not_cached() {
     let (dir, bytes) = (tempfile::tempdir().expect("a directory"), tree(500));
     let cache = shelf(dir.path(), Limits { files: 9, bytes: 100_000 });
     assert!(build_if_it_fits(&cache, 1, &bytes).is_none());

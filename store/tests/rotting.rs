@@ -1,5 +1,5 @@
-//! Any byte of a list changes on the disk while it is mapped: what is read then is wrong at worst, and never a panic, a
-//! loop without an end, or more work than the list is worth.
+//! Changes any byte of a list on disk while the list is mapped. At worst, wrong values are read. There is never a panic,
+//! an endless loop, or much more work than for a good list.
 
 mod common;
 
@@ -16,14 +16,15 @@ use stillmirror_protocol::rsync::selection::{Everything, Follow, Selection, Want
 use stillmirror_protocol::rsync::version::Version;
 use stillmirror_store::{Generation, Store};
 
-/// Files of the tree, and bytes of the list from one flip to the next: no multiple of a column's width.
+/// The number of files in the tree.
 const FILES: u32 = 800;
+/// Bytes from one flip in the list to the next. It is no multiple of any column's width.
 const STEP: usize = 19;
 
-/// Bytes of a list to be given up at: far beyond any that the tree of these tests has.
-const TOO_MUCH: u64 = 1 << 20;
+/// The test fails if an encoded list gets longer than this many bytes, which is far longer than that of the tree.
+const MAX_BYTES: u64 = 1 << 20;
 
-/// Reads all that there is to read.
+/// Reads every row with its local facts, and looks up some paths.
 fn read(generation: &Generation) {
     let list = generation.list();
     for row in 0..list.len() {
@@ -39,7 +40,7 @@ fn read(generation: &Generation) {
     }
 }
 
-/// Writes it for stock clients, in every order, and says whether an impossible entry was noticed.
+/// Encodes the list for stock clients in all orders. Returns whether an impossible entry was noticed.
 fn write(list: ListRef<'_>) -> bool {
     let mut is_damaged = false;
     let sub_lists = Arc::new(SubLists::of(list));
@@ -66,7 +67,7 @@ fn write(list: ListRef<'_>) -> bool {
         let mut writer = ListWriter::new(list, class, selection, &Everything);
         let (mut out, mut rows) = (Vec::new(), Vec::new());
         while !writer.write(list, &Everything, &mut out, &mut rows, 1 << 16).done {
-            assert!(writer.bytes() < TOO_MUCH, "a list without an end");
+            assert!(writer.bytes() < MAX_BYTES, "the list does not end");
             out.clear();
         }
         is_damaged |= writer.is_damaged();
@@ -74,7 +75,7 @@ fn write(list: ListRef<'_>) -> bool {
     is_damaged
 }
 
-/// The fixed tree and many files more: a list of many pages, as its last ones are copied when it is mapped.
+/// The fixed tree and many more files. The list must have many pages, because the last ones are copied when it is mapped.
 fn many_files() -> Changes {
     let mut changes = tree(1);
     let root = changes.root.as_ref().expect("a root").entry.clone();
@@ -87,7 +88,7 @@ fn many_files() -> Changes {
 }
 
 #[test]
-fn a_list_that_rots_while_it_is_mapped_is_read_without_a_panic() {
+fn reading_a_list_that_rots_while_mapped_never_panics() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::create(&dir.path().join("store"), NAME).expect("a store");
     let lock = store.lock().expect("a lock");
@@ -97,18 +98,18 @@ fn a_list_that_rots_while_it_is_mapped_is_read_without_a_panic() {
     let generation = store.current().expect("a store").expect("a generation");
     let path = generation.dir().join("list");
     let good = fs::read(&path).expect("the list");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a list that can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the list is writable");
     let file = File::options().write(true).open(&path).expect("the list");
-    assert!(!write(generation.list()), "a good list has no impossible entry");
+    assert!(!write(generation.list()), "a good list has no impossible entries");
     let mut noticed = 0;
     for (at, &byte) in good.iter().enumerate().step_by(STEP) {
         let bits = [0x01, 0x80, 0xff][at % 3];
         file.write_all_at(&[byte ^ bits], at as u64).expect("a flip");
         read(&generation);
         noticed += u32::from(write(generation.list()));
-        file.write_all_at(&[byte], at as u64).expect("as it was");
+        file.write_all_at(&[byte], at as u64).expect("flipped back");
     }
     assert_eq!(fs::read(&path).expect("the list"), good);
     assert!(noticed > 0, "impossible entries are noticed");
-    assert!(!write(generation.list()), "what is good again is taken again");
+    assert!(!write(generation.list()), "the restored list is good again");
 }

@@ -1,4 +1,4 @@
-//! What a store promises while nothing goes wrong, and what it says when it is asked for the impossible.
+//! A store in normal operation, its handling of rot in an open generation, and its errors for invalid requests.
 
 mod common;
 
@@ -13,7 +13,7 @@ use stillmirror_protocol::local::{self, LocalTable};
 use stillmirror_store::{Retained, Retention, Store, StoreError};
 
 #[test]
-fn a_published_generation_is_read_back() {
+fn a_published_generation_can_be_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 2);
     let generation = store.current().unwrap().unwrap();
@@ -31,7 +31,7 @@ fn a_published_generation_is_read_back() {
 }
 
 #[test]
-fn a_content_is_found_by_its_files_size_and_read_from_the_pack_itself() {
+fn content_is_located_by_file_and_size_and_read_from_the_pack() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
@@ -44,37 +44,37 @@ fn a_content_is_found_by_its_files_size_and_read_from_the_pack_itself() {
     file.read_exact_at(&mut bytes, place.start).unwrap();
     assert_eq!((&bytes[..common::CONTENT.len()], place.end - place.start), (common::CONTENT, bytes.len() as u64));
     assert!(generation.is_content(0, &bytes) && !generation.is_content(1, &bytes));
-    assert_eq!(generation.content(0, 1), None, "another size is another content");
+    assert_eq!(generation.content(0, 1), None, "a content of another size is not found");
     assert_eq!(generation.pack_uses()[0].live, 3 * (record.sums.len() + record.content.len() + 2 * 8) as u64);
 
     let path = store.dir().join("sums/1.pack");
     fs::copy(&path, dir.path().join("copy")).unwrap();
     fs::rename(dir.path().join("copy"), &path).unwrap();
-    assert!(generation.pack(pack).unwrap().open().is_err(), "a file of the same name is not the same file");
+    assert!(generation.pack(pack).unwrap().open().is_err(), "another file with the same name is refused");
     fs::write(&path, &fs::read(&path).unwrap()[..place.end as usize - 1]).unwrap();
     let cut = store.current().unwrap().unwrap();
-    assert_eq!(cut.content(0, common::CONTENT.len() as u64), None, "cut short");
+    assert_eq!(cut.content(0, common::CONTENT.len() as u64), None, "truncated");
     assert_eq!(cut.record(0).unwrap_err().path, path);
 }
 
 #[test]
-fn local_facts_with_device_numbers_are_read() {
+fn local_facts_with_device_numbers_can_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let path = store.dir().join("generations/1/local");
-    let is = store.current().unwrap().unwrap();
+    let new = store.current().unwrap().unwrap();
     let mut older = fs::read(&path).unwrap();
     older[8] = local::ABSOLUTE_DEVICES as u8;
     fs::write(&path, older).unwrap();
-    let was = store.current().unwrap().unwrap();
-    for row in 0..is.list().len() {
-        assert_eq!(was.local().identity(row), is.local().identity(row));
-        assert_eq!((was.local().links(row), is.local().links(row)), (None, Some(1)));
+    let old = store.current().unwrap().unwrap();
+    for row in 0..new.list().len() {
+        assert_eq!(old.local().identity(row), new.local().identity(row));
+        assert_eq!((old.local().links(row), new.local().links(row)), (None, Some(1)));
     }
 }
 
 #[test]
-fn a_record_in_the_place_of_another_one_is_refused() {
+fn a_record_of_another_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let first = store.current().unwrap().unwrap();
@@ -95,11 +95,11 @@ fn a_record_in_the_place_of_another_one_is_refused() {
     let error = second.record(0).unwrap_err();
     assert_eq!((error.path, error.offset), (store.dir().join("sums/1.pack"), facts.record(2).unwrap().offset));
     assert!(second.check_sums(2, 0..1).is_err());
-    assert!(second.record(1).is_ok(), "files of one content share a record");
+    assert!(second.record(1).is_ok(), "files of equal content share a record");
 }
 
 #[test]
-fn a_compressed_list_that_rotted_is_not_taken_over_by_the_next_generation() {
+fn a_rotten_compressed_list_is_not_linked_into_the_next_generation() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let path = store.dir().join("generations/1/list.zst");
@@ -120,7 +120,7 @@ fn a_compressed_list_that_rotted_is_not_taken_over_by_the_next_generation() {
 }
 
 #[test]
-fn where_the_columns_of_an_open_list_are_does_not_rot() {
+fn the_column_offsets_of_an_open_list_do_not_rot() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
@@ -128,7 +128,7 @@ fn where_the_columns_of_an_open_list_are_does_not_rot() {
     let before = content(&generation);
     for name in ["list", "local"] {
         let file = fs::File::options().write(true).open(generation.dir().join(name)).unwrap();
-        // The last field of a list is a vector: where it is, and how long.
+        // The file ends with the offsets and lengths of the columns.
         file.write_all_at(&[0xff; 100], file.metadata().unwrap().len() - 100).unwrap();
     }
     assert_eq!(content(&generation), before);
@@ -138,7 +138,7 @@ fn where_the_columns_of_an_open_list_are_does_not_rot() {
 }
 
 #[test]
-fn what_rots_after_it_was_found_right_is_found_wrong() {
+fn rot_after_a_successful_check_is_found_by_the_next_one() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 2);
@@ -159,7 +159,7 @@ fn what_rots_after_it_was_found_right_is_found_wrong() {
 }
 
 #[test]
-fn a_list_is_mapped_once_for_who_reads_all_and_once_for_who_reads_little() {
+fn a_list_has_one_mapping_with_read_ahead_and_one_without() {
     let dir = tempfile::tempdir().unwrap();
     let generation = store(dir.path(), 1).current().unwrap().unwrap();
     assert_eq!(generation.list_sparsely().find(b"README").unwrap().size(), 1);
@@ -177,7 +177,7 @@ fn a_list_is_mapped_once_for_who_reads_all_and_once_for_who_reads_little() {
 }
 
 #[test]
-fn a_store_is_opened_and_shared_between_threads() {
+fn a_store_can_be_reopened_and_its_generations_shared_between_threads() {
     fn shared<T: Send + Sync>(_: &T) {}
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
@@ -188,7 +188,7 @@ fn a_store_is_opened_and_shared_between_threads() {
 }
 
 #[test]
-fn a_partial_generation_tells_its_origin() {
+fn a_partial_generation_knows_its_origin() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let whole = store.current().unwrap().unwrap();
@@ -204,7 +204,7 @@ fn a_partial_generation_tells_its_origin() {
 }
 
 #[test]
-fn an_unchanged_list_is_linked_not_written_again() {
+fn an_unchanged_list_is_hard_linked() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let first = store.current().unwrap().unwrap();
@@ -222,7 +222,7 @@ fn an_unchanged_list_is_linked_not_written_again() {
 }
 
 #[test]
-fn two_writers_do_not_meet() {
+fn a_second_writer_is_refused_while_the_store_is_locked() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let lock = store.lock().unwrap();
@@ -234,7 +234,7 @@ fn two_writers_do_not_meet() {
 }
 
 #[test]
-fn a_store_of_another_repository_is_left_alone() {
+fn a_store_of_another_repository_is_refused_and_left_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let before = content(&store.current().unwrap().unwrap());
@@ -244,7 +244,7 @@ fn a_store_of_another_repository_is_left_alone() {
 }
 
 #[test]
-fn what_is_no_store_is_said_and_left_alone() {
+fn a_directory_that_is_not_a_store_is_refused_and_left_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
     assert!(matches!(Store::open(&missing).unwrap_err(), StoreError::Missing(path) if path == missing));
@@ -257,7 +257,7 @@ fn what_is_no_store_is_said_and_left_alone() {
 }
 
 #[test]
-fn a_store_that_cannot_be_made_names_the_directory() {
+fn the_error_for_a_store_that_cannot_be_created_names_its_directory() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "x").unwrap();
     let error = Store::create(&dir.path().join("file/store"), NAME).unwrap_err();
@@ -274,7 +274,7 @@ fn an_empty_store_has_no_generation() {
 }
 
 #[test]
-fn a_draft_that_is_dropped_leaves_nothing() {
+fn a_dropped_draft_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let lock = store.lock().unwrap();
@@ -286,7 +286,7 @@ fn a_draft_that_is_dropped_leaves_nothing() {
 }
 
 #[test]
-fn retention_keeps_the_newest_and_collects_packs() {
+fn retention_keeps_the_newest_generations_and_removes_unused_packs() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 4);
     let lock = store.lock().unwrap();
@@ -295,16 +295,16 @@ fn retention_keeps_the_newest_and_collects_packs() {
     let removed = store.retain(&lock, Retention { count: 2, age: None }).unwrap();
     assert_eq!((removed.generations, removed.packs), (vec![1, 2], vec![1, 2]));
     assert_eq!(store.generations().unwrap(), [3, 4]);
-    // A session that has it open reads on.
+    // A removed generation stays readable while it is open.
     assert_eq!(content(&kept), before);
-    // Nothing to do, and the current one stays whatever is asked.
+    // A second run removes nothing, and the current generation is always kept.
     assert_eq!(store.retain(&lock, Retention { count: 2, age: None }).unwrap(), Retained::default());
     assert_eq!(store.retain(&lock, Retention { count: 0, age: Some(Duration::ZERO) }).unwrap().generations, [3]);
     assert_eq!(store.current().unwrap().unwrap().sums(0), Some(&record(4)[..]));
 }
 
 #[test]
-fn retention_by_age_goes_by_the_time_of_publication() {
+fn retention_by_age_uses_the_time_of_publication() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 3);
     let lock = store.lock().unwrap();
@@ -315,7 +315,7 @@ fn retention_by_age_goes_by_the_time_of_publication() {
 }
 
 #[test]
-fn a_pack_that_an_older_generation_needs_is_kept() {
+fn an_older_pack_that_is_still_in_use_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
     let first = store.current().unwrap().unwrap();
@@ -331,7 +331,7 @@ fn a_pack_that_an_older_generation_needs_is_kept() {
 }
 
 #[test]
-fn numbers_go_on_after_a_current_that_was_deleted() {
+fn numbering_continues_after_current_was_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 3);
     fs::remove_file(store.dir().join("current")).unwrap();
@@ -341,12 +341,12 @@ fn numbers_go_on_after_a_current_that_was_deleted() {
 }
 
 #[test]
-fn a_lock_ends_with_its_guard_although_a_child_is_being_started() {
+fn dropping_a_lock_releases_it_even_while_a_child_process_starts() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path(), NAME).unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Until it becomes another program, a child has all that its parent has open.
+        // Until it executes another program, a child process has all files of its parent open.
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 Command::new("true").status().unwrap();

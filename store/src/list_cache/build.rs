@@ -1,4 +1,4 @@
-//! Writing the file of an encoded list.
+//! Writes the file of an encoded list.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, Write};
@@ -14,14 +14,14 @@ use twox_hash::XxHash3_128;
 
 use super::file::{HEADER_BYTES, Header, Mark, padded};
 use super::space::Space;
-use super::{Key, Room};
+use super::{Key, Reservation};
 use crate::error::{At, StoreError};
 
-/// Bytes of the stream that are made at a time; a mark is made for each.
+/// Bytes of the stream that are encoded at a time. A mark is set in each piece where one list ends.
 const PIECE: usize = 16 << 10;
 
-/// Writes a list to a draft in `dir` and gives it its name. The file that is returned can be read; none when there is
-/// no room.
+/// Writes a list to a draft in `dir` and renames it to `path`. Returns the file, open for reading. `None` if there is no
+/// room.
 pub(super) fn build(
     dir: &Path,
     path: &Path,
@@ -29,11 +29,11 @@ pub(super) fn build(
     list: ListRef<'_>,
     writer: ListWriter,
     hides: &impl Hides,
-    room: Room<'_>,
+    reservation: Reservation<'_>,
 ) -> Result<Option<(File, Space)>, StoreError> {
     let draft = Draft::new(dir);
     let (file, rows) = (draft.create("list")?, draft.create("rows")?);
-    let body = Body { out: BufWriter::new(&file), hash: XxHash3_128::new(), len: HEADER_BYTES as u64, room };
+    let body = Body { out: BufWriter::new(&file), hash: XxHash3_128::new(), len: HEADER_BYTES as u64, reservation };
     let (header, space) = match body.write(key, list, writer, hides, &rows) {
         Ok(written) => written,
         Err(Failed::NoRoom) => return Ok(None),
@@ -41,16 +41,16 @@ pub(super) fn build(
         Err(Failed::Io(error)) => return Err(error).at("write", &draft.path("list")),
     };
     if hides.gave_up() {
-        return Err(io::Error::other("its filters cost too much")).at("write", &draft.path("list"));
+        return Err(io::Error::other("the filter rules cost too much")).at("write", &draft.path("list"));
     }
     file.write_all_at(&header.encode(), 0).at("write", &draft.path("list"))?;
-    // Pages of a map that are still to be written are held in memory; others the kernel takes back when it wants.
+    // The kernel keeps dirty pages of a map in memory, and can evict clean ones.
     file.sync_data().at("sync", &draft.path("list"))?;
     fs::rename(draft.path("list"), path).at("rename", &draft.path("list"))?;
     Ok(Some((file, space)))
 }
 
-/// Why a list is not written.
+/// Why a list was not written.
 enum Failed {
     NoRoom,
     Store(StoreError),
@@ -63,12 +63,12 @@ impl From<io::Error> for Failed {
     }
 }
 
-/// What is after the header, on its way to the file.
+/// Writes everything after the header.
 struct Body<'a> {
     out: BufWriter<&'a File>,
     hash: XxHash3_128,
     len: u64,
-    room: Room<'a>,
+    reservation: Reservation<'a>,
 }
 
 impl Body<'_> {
@@ -80,7 +80,7 @@ impl Body<'_> {
         hides: &impl Hides,
         spilled: &File,
     ) -> Result<(Header, Space), Failed> {
-        self.need(HEADER_BYTES)?;
+        self.reserve(HEADER_BYTES)?;
         self.out.write_all(&[0; HEADER_BYTES])?;
         let mut spill = BufWriter::new(spilled);
         let (mut stream, mut rows, mut marks) = (Vec::with_capacity(2 * PIECE), Vec::new(), Vec::new());
@@ -88,7 +88,7 @@ impl Body<'_> {
         loop {
             let written = writer.write(list, hides, &mut stream, &mut rows, PIECE);
             self.put(&stream)?;
-            self.need(4 * rows.len())?;
+            self.reserve(4 * rows.len())?;
             for row in rows.drain(..) {
                 spill.write_all(&u32::to_le_bytes(row))?;
                 row_count += 1;
@@ -104,7 +104,7 @@ impl Body<'_> {
             }
         }
         if writer.is_damaged() {
-            return Err(io::Error::other("the list of the generation is damaged").into());
+            return Err(io::Error::other("the generation's file list is damaged").into());
         }
         self.pad()?;
         for Mark { offset, lists, entries } in &marks {
@@ -126,16 +126,16 @@ impl Body<'_> {
             entries: writer.entries(),
             checksum: self.hash.finish_128(),
         };
-        Ok((header, self.room.settle(self.len)))
+        Ok((header, self.reservation.finish(self.len)))
     }
 
-    /// Takes room for so many bytes more, in one of the two files.
-    fn need(&mut self, bytes: usize) -> Result<(), Failed> {
-        if self.room.take(bytes as u64).map_err(Failed::Store)? { Ok(()) } else { Err(Failed::NoRoom) }
+    /// Takes `bytes` of the reservation, for either of the two files.
+    fn reserve(&mut self, bytes: usize) -> Result<(), Failed> {
+        if self.reservation.take(bytes as u64).map_err(Failed::Store)? { Ok(()) } else { Err(Failed::NoRoom) }
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Failed> {
-        self.need(bytes.len())?;
+        self.reserve(bytes.len())?;
         self.hash.write(bytes);
         self.len += bytes.len() as u64;
         Ok(self.out.write_all(bytes)?)
@@ -158,7 +158,7 @@ impl Body<'_> {
     }
 }
 
-/// Files under names that nobody reads, removed when it is dropped.
+/// Files with temporary names, which no reader opens. They are removed when the draft is dropped.
 struct Draft {
     stem: PathBuf,
 }
@@ -167,7 +167,7 @@ impl Draft {
     fn new(dir: &Path) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // The time, because in a container the process after a crash has the number of the one before.
+        // The process ID alone is not unique: in a container, the process after a crash often has the same one.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         Self { stem: dir.join(format!(".tmp-{}-{now}-{number}", std::process::id())) }
     }
@@ -178,7 +178,7 @@ impl Draft {
 
     fn create(&self, part: &str) -> Result<File, StoreError> {
         let path = self.path(part);
-        // Readable by its owner alone, like everything mapped: see `Map::of`.
+        // Only the owner may access the file, like everything that is mapped: see `Map::of`.
         let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
         options.open(&path).at("create", &path)
     }

@@ -15,22 +15,22 @@ use super::space::Space;
 use crate::map::Map;
 
 const MAGIC: [u8; 8] = *b"SMFLIST\n";
-/// Another layout, or another encoding of the same list, is another version.
+/// The format version. A change of the layout, or of the encoding of a list, needs a new one.
 const VERSION: u16 = 2;
 pub(super) const HEADER_BYTES: usize = 112;
 pub(super) const MARK_BYTES: usize = 16;
 
-/// The fixed header: what the file is and how long its parts are.
+/// The fixed header: the file's key and the lengths of its parts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Of the key.
+    /// The digest of the list's [`Key`](super::Key).
     pub(super) key: [u8; 32],
-    /// Bytes of the stream.
+    /// The length of the stream, in bytes.
     pub(super) stream: u64,
-    /// Bytes of the files and targets that are listed.
+    /// Total size of the listed files and symlink targets, in bytes.
     pub(super) total: u64,
     pub(super) marks: u32,
-    /// Rows by index; 0 when they are computed.
+    /// The number of rows in the table of rows by index. 0 if rows are computed.
     pub(super) rows: u32,
     pub(super) lists: u32,
     pub(super) entries: u32,
@@ -38,30 +38,30 @@ pub(super) struct Header {
     pub(super) checksum: u128,
 }
 
-/// A place in the stream at which one list ends.
+/// A position in the stream where one list ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    /// Bytes before it.
+    /// The position's offset in the stream, in bytes.
     pub offset: u64,
-    /// Lists before it.
+    /// The number of lists before this position.
     pub lists: u32,
-    /// Entries before it.
+    /// The number of entries before this position.
     pub entries: u32,
 }
 
-/// Bytes that share one checksum while the file is mapped. Looking up one row reads as many.
+/// Bytes that share one checksum while the file is mapped. Looking up one row reads this many bytes.
 const BLOCK: usize = 4096;
 
-/// An encoded list, mapped. It never changes, and stays readable after its file was removed.
+/// A mapped encoded list. It never changes, and stays readable after its file has been removed.
 #[derive(Debug)]
 pub struct CachedList {
     map: Map,
     header: Header,
     marks: Vec<Mark>,
-    /// The checksums of all blocks of the file when it was opened: a disk may rot under the map.
+    /// The checksums of the file's blocks when it was opened, because the disk may rot under the map.
     blocks: Vec<u64>,
     is_damaged: AtomicBool,
-    /// Taken for as long as it is mapped.
+    /// Counts the file's disk space while it is mapped.
     _space: Arc<Space>,
 }
 
@@ -102,7 +102,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Where the marks and the rows begin, and the file ends.
+    /// Returns the offsets where the marks begin, where the rows begin, and where the file ends. `None` if one of them
+    /// overflows.
     fn layout(&self) -> Option<[u64; 3]> {
         let marks = padded(self.stream.checked_add(HEADER_BYTES as u64)?)?;
         let rows = marks.checked_add(u64::from(self.marks) * MARK_BYTES as u64)?;
@@ -110,54 +111,55 @@ impl Header {
     }
 }
 
-/// The next multiple of 8.
+/// Rounds up to a multiple of 8. `None` if the result overflows.
 pub(super) fn padded(len: u64) -> Option<u64> {
     len.checked_next_multiple_of(8)
 }
 
 impl CachedList {
-    /// Maps a file and checks it wholly. The inner error says what is wrong with it.
+    /// Maps a file and checks all of it. The inner error says how the file is damaged.
     pub(super) fn open(file: &File, key: &Digest, space: Arc<Space>) -> io::Result<Result<Self, &'static str>> {
         let map = Map::of(file)?;
         let Some((head, body)) = map.bytes().split_at_checked(HEADER_BYTES) else {
-            return Ok(Err("the file is cut short"));
+            return Ok(Err("the file is truncated"));
         };
-        let Ok(header) = Header::decode(head) else { return Ok(Err("no encoded list of this version")) };
+        let Ok(header) = Header::decode(head) else { return Ok(Err("not an encoded list of this version")) };
         if header.key != key.0 {
-            return Ok(Err("another list than its name says"));
+            return Ok(Err("its key does not match its name"));
         }
         if header.layout().is_none_or(|[.., end]| end != map.bytes().len() as u64) {
-            return Ok(Err("the file's length is not what its header says"));
+            return Ok(Err("its length does not match its header"));
         }
         if XxHash3_128::oneshot(body) != header.checksum {
-            return Ok(Err("its checksum differs"));
+            return Ok(Err("its checksum does not match"));
         }
         let blocks = map.bytes().chunks(BLOCK).map(XxHash3_64::oneshot).collect();
         let marks = marks_of(&map, &header);
         let list = Self { map, header, marks, blocks, is_damaged: AtomicBool::new(false), _space: space };
         if !list.marks_are_right() {
-            return Ok(Err("its marks are not those of its stream"));
+            return Ok(Err("its marks do not match its stream"));
         }
         list.map.forget_pages();
         Ok(Ok(list))
     }
 
-    /// The whole list as it is sent.
+    /// The whole list, as it is sent.
     pub fn stream(&self) -> &[u8] {
         &self.map.bytes()[HEADER_BYTES..HEADER_BYTES + self.header.stream as usize]
     }
 
-    /// Whether a range of the stream is what it was when the file was opened. Reads it, and what shares a block.
+    /// Returns whether a range of the stream is what it was when the file was opened. Reads all blocks that the range
+    /// touches.
     pub fn is_right(&self, range: Range<usize>) -> bool {
         self.bytes(range.start + HEADER_BYTES..range.end + HEADER_BYTES).is_some()
     }
 
-    /// Whether something of it was found to be damaged since it was opened.
+    /// Returns whether damage was found since the file was opened.
     pub fn is_damaged(&self) -> bool {
         self.is_damaged.load(Ordering::Relaxed)
     }
 
-    /// A range of the file, if that is what it was when the file was opened.
+    /// Returns a range of the file. `None` if the range has changed since the file was opened.
     fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
         let bytes = self.map.bytes();
         let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
@@ -169,13 +171,13 @@ impl CachedList {
         bytes.get(range)
     }
 
-    /// Places in the stream at which lists end, some tens of KiB apart, ascending; the last is its end. Of a
-    /// list that is not incremental: its end alone.
+    /// The positions in the stream where lists end, some tens of KiB apart, in ascending order. The last one is the end
+    /// of the stream. A list that is not incremental has only that one.
     pub fn marks(&self) -> impl ExactSizeIterator<Item = Mark> {
         self.marks.iter().copied()
     }
 
-    /// Whether the marks ascend to the end of the stream.
+    /// Returns whether the marks ascend and the last one is the end of the stream.
     fn marks_are_right(&self) -> bool {
         let Header { stream, lists, entries, .. } = self.header;
         let numbers = |mark: Mark| [mark.offset, mark.lists.into(), mark.entries.into()];
@@ -184,28 +186,28 @@ impl CachedList {
             && self.marks().last() == Some(Mark { offset: stream, lists, entries })
     }
 
-    /// Lists in the stream.
+    /// The number of lists in the stream.
     pub fn lists(&self) -> u32 {
         self.header.lists
     }
 
-    /// Entries in the stream.
+    /// The number of entries in the stream.
     pub fn entries(&self) -> u32 {
         self.header.entries
     }
 
-    /// Bytes of the files and of the targets of symlinks that are listed.
+    /// Total size of the listed files and symlink targets, in bytes.
     pub fn total(&self) -> u64 {
         self.header.total
     }
 
-    /// Bytes of the file.
+    /// The size of the file, in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.map.bytes().len() as u64
     }
 }
 
-/// The marks in a file of that header, whose length is right.
+/// Decodes the marks of a file. The file's length must match its header.
 fn marks_of(map: &Map, header: &Header) -> Vec<Mark> {
     let [marks, rows, _] = header.layout().unwrap_or_default();
     let mark = |bytes: &[u8]| {

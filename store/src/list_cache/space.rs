@@ -1,12 +1,12 @@
-//! The disk that encoded lists take, counted for as long as they take it.
+//! Counts the disk space of encoded lists for as long as they take it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Files take whole blocks.
+/// Files take a multiple of this many bytes.
 const BLOCK: u64 = 4096;
 
-/// Bytes of disk for encoded lists, whether they have a name, are mapped, or are being written.
+/// The disk space, in bytes, for all encoded lists: finished ones, removed ones that are still mapped, and drafts.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: u64,
@@ -26,14 +26,14 @@ impl Budget {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Bytes taken beyond the limit: files that were there before this process.
+    /// Bytes taken beyond the limit. Files of earlier processes can exceed it.
     pub(super) fn excess(&self) -> u64 {
         self.taken().saturating_sub(self.limit)
     }
 }
 
-/// What one file takes of the budget. The file's name and everybody who maps it share it, so that a file that was
-/// removed counts until the last of them is done with it.
+/// One file's share of the budget. The cache's entry for the file and all its mappings hold a reference, so that a
+/// removed file counts until its last mapping is dropped.
 #[derive(Debug)]
 pub(super) struct Space {
     budget: Arc<Budget>,
@@ -41,12 +41,12 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// For a file that is still to be written.
+    /// Creates an empty share, for a file that is yet to be written.
     pub(super) fn none(budget: &Arc<Budget>) -> Self {
         Self { budget: Arc::clone(budget), bytes: 0 }
     }
 
-    /// Of a file that is there, whatever the limit.
+    /// Counts an existing file of `len` bytes, even beyond the limit.
     pub(super) fn of_file(budget: &Arc<Budget>, len: u64) -> Self {
         let bytes = len.next_multiple_of(BLOCK);
         budget.taken.fetch_add(bytes, Ordering::Relaxed);
@@ -57,7 +57,7 @@ impl Space {
         self.bytes
     }
 
-    /// Takes so much more, if there is as much left.
+    /// Takes `bytes` more of the budget. Returns false, and takes nothing, if there is not enough left.
     pub(super) fn grow(&mut self, bytes: u64) -> bool {
         let fits = |taken: u64| taken.checked_add(bytes).filter(|&taken| taken <= self.budget.limit);
         let has_grown = self.budget.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
@@ -67,7 +67,7 @@ impl Space {
         has_grown
     }
 
-    /// Gives back what a file of `len` bytes does not need.
+    /// Returns the bytes that a file of `len` bytes does not need to the budget.
     pub(super) fn shrink(&mut self, len: u64) {
         let spare = self.bytes.saturating_sub(len.next_multiple_of(BLOCK));
         self.budget.taken.fetch_sub(spare, Ordering::Relaxed);

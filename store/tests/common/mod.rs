@@ -1,5 +1,5 @@
-//! A small store to break.
-#![allow(dead_code, reason = "each test binary uses its part")]
+//! Creates a small store for the tests.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,12 +15,12 @@ use stillmirror_store::{Draft, Generation, Record, Store, StoreError};
 /// The repository of every test store.
 pub(crate) const NAME: &str = "debian";
 
-/// What stands for a block checksum record: the store looks into none.
+/// A stand-in for block checksums, whose content the store does not look at.
 pub(crate) fn record(generation: u64) -> Vec<u8> {
     (0..100 + generation as u8).collect()
 }
 
-/// What stands for the content of every file.
+/// A stand-in for the content of every file.
 pub(crate) const CONTENT: &[u8] = b"content";
 
 /// Publishes the next generation: a fixed small tree with one file whose size is the generation's number.
@@ -32,12 +32,12 @@ pub(crate) fn publish(store: &Store) -> Result<u64, StoreError> {
     draft.publish()
 }
 
-/// Writes all that a generation of the fixed small tree needs.
+/// Writes all files of a generation of the fixed small tree.
 pub(crate) fn fill(draft: &Draft, before: Option<&Generation>) -> Result<(), StoreError> {
     fill_with(draft, before, &tree(draft.number()))
 }
 
-/// Writes all that a generation of the tree `changes` needs.
+/// Writes all files of a generation whose tree is `changes`.
 pub(crate) fn fill_with(draft: &Draft, before: Option<&Generation>, changes: &Changes) -> Result<(), StoreError> {
     let number = draft.number();
     let applied = apply(None, changes).expect("a fixed tree");
@@ -81,7 +81,7 @@ pub(crate) fn fill_with(draft: &Draft, before: Option<&Generation>, changes: &Ch
     draft.write_head(&head.encode())
 }
 
-/// The tree of a generation.
+/// The tree of generation `number`.
 pub(crate) fn tree(number: u64) -> Changes {
     let owner = |uid, user: &str| Owner { uid, gid: uid, user: user.into(), group: user.into() };
     let entry = |mode, kind| Entry {
@@ -107,7 +107,7 @@ pub(crate) fn tree(number: u64) -> Changes {
     changes
 }
 
-/// A store with that many generations.
+/// Creates a store with this many generations.
 pub(crate) fn store(dir: &Path, generations: u64) -> Store {
     let store = Store::create(&dir.join("store"), NAME).expect("a new store");
     for _ in 0..generations {
@@ -116,7 +116,7 @@ pub(crate) fn store(dir: &Path, generations: u64) -> Store {
     store
 }
 
-/// Every file of a store, those of the current generation and all packs.
+/// Returns the paths of the current generation's files, of all packs, and of the file `repository`.
 pub(crate) fn files(store: &Store) -> Vec<PathBuf> {
     let generation = store.current().expect("a store").expect("a generation");
     let mut files: Vec<PathBuf> = [generation.dir(), &store.dir().join("sums")]
@@ -129,10 +129,10 @@ pub(crate) fn files(store: &Store) -> Vec<PathBuf> {
     files
 }
 
-/// Everything that a generation says: head and list, compressed list, delta, block checksums, local facts.
+/// A copy of a generation's content: head and list, compressed list, delta, block checksums, identities.
 pub(crate) type Content = (Vec<u8>, Vec<u8>, Option<Vec<u8>>, Vec<Option<Vec<u8>>>, Vec<Identity>);
 
-/// Copies it, so that two states can be compared.
+/// Copies the content of a generation, so that two states can be compared.
 pub(crate) fn content(generation: &Generation) -> Content {
     let list = generation.list();
     let sums = (0..list.files()).map(|file| generation.sums(file).map(<[u8]>::to_vec)).collect();
