@@ -102,9 +102,10 @@ struct Own {
 impl Pull<'_> {
     fn run(&self) -> Result<Report, PullError> {
         let started = Instant::now();
-        let own = self.open()?;
+        let mut own = self.open()?;
         self.progress.phase(Phase::List, 0, 0);
         let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
+        self.create_missing(&mut own)?;
         let mut report = Report { generation: pinned.head.generation, ..Report::default() };
         let result = if self.is_current(&own, &pinned)? {
             report.unchanged = true;
@@ -125,30 +126,56 @@ impl Pull<'_> {
         }
     }
 
-    /// Opens the tree and the store. A dry run makes neither.
+    /// Opens and locks the tree and the store, if they exist.
     fn open(&self) -> Result<Own, PullError> {
-        let Options { dest, store, dry_run, repository, .. } = self.options;
-        let store = match store {
+        let store = match &self.options.store {
             None => None,
-            Some(dir) if *dry_run => match Store::open(dir) {
+            Some(dir) => match Store::open(dir) {
                 Err(StoreError::Missing(_)) => None,
+                Ok(_) if !self.options.dry_run => Some(self.create_store(dir)?),
                 store => Some((store?, None)),
             },
-            Some(dir) => {
-                let store = Store::create(dir, repository)?;
-                let lock = store.lock()?;
-                Some((store, Some(lock)))
-            }
         };
-        let tree = open_tree(dest, !dry_run)?;
-        let lock = match &tree {
-            Some(tree) if !dry_run => {
-                let busy = || PullError::usage(format!("another pull into {} is running", dest.display()));
-                Some(tree.lock().at("lock", dest)?.ok_or_else(busy)?)
+        let tree = open_tree(&self.options.dest)?;
+        let tree_lock = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten();
+        Ok(Own { tree, _tree_lock: tree_lock, store })
+    }
+
+    /// Creates and locks what [`Pull::open`] did not find, except in a dry run. Called once the sender has the
+    /// repository: a store keeps the name that it is created with, and a misspelt name must not remain in it.
+    fn create_missing(&self, own: &mut Own) -> Result<(), PullError> {
+        let Options { dest, store, dry_run: false, .. } = self.options else { return Ok(()) };
+        if let (Some(dir), None) = (store, &own.store) {
+            own.store = Some(self.create_store(dir)?);
+        }
+        if own.tree.is_none() {
+            match std::fs::create_dir(dest) {
+                // Another first pull, perhaps, which then holds the lock.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                created => created.at("create", dest)?,
             }
-            _ => None,
-        };
-        Ok(Own { tree, _tree_lock: lock, store })
+            let tree = Tree::open(dest).at("open", dest)?;
+            own._tree_lock = self.lock(&tree)?;
+            own.tree = Some(tree);
+        }
+        Ok(())
+    }
+
+    /// Opens or creates the store, and locks it.
+    fn create_store(&self, dir: &Path) -> Result<(Store, Option<StoreLock>), PullError> {
+        let store = Store::create(dir, &self.options.repository)?;
+        let lock = store.lock()?;
+        Ok((store, Some(lock)))
+    }
+
+    /// Locks the tree. `None` for a dry run.
+    fn lock(&self, tree: &Tree) -> Result<Option<TreeLock>, PullError> {
+        if self.options.dry_run {
+            return Ok(None);
+        }
+        let dest = &self.options.dest;
+        let busy = || PullError::usage(format!("another pull into {} is running", dest.display()));
+        Ok(Some(tree.lock().at("lock", dest)?.ok_or_else(busy)?))
     }
 
     /// Whether the last pull took all of what is current, and that is to be believed. Reads small files only.
@@ -315,13 +342,18 @@ fn check_counts(list: ListRef<'_>, head: &Head) -> Result<(), PullError> {
     Err(PullError::offence("a head that counts other entries than its list has"))
 }
 
-fn open_tree(dest: &Path, make: bool) -> Result<Option<Tree>, PullError> {
-    match Tree::open(dest) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
-            std::fs::create_dir(dest).at("create", dest)?;
-            Tree::open(dest).map(Some).at("open", dest)
+/// Opens the tree. `None` if nothing has its name.
+fn open_tree(dest: &Path) -> Result<Option<Tree>, PullError> {
+    let error = match Tree::open(dest) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => error,
+        opened => return opened.map(Some).at("open", dest),
+    };
+    // A trailing slash would have the link followed.
+    match std::fs::read_link(dest.components().as_path()) {
+        Ok(target) => {
+            let reason = format!("it is a symlink to {}, which does not exist", target.display());
+            Err(io::Error::new(error.kind(), reason)).at("open", dest)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some).at("open", dest),
+        Err(_) => Ok(None),
     }
 }
