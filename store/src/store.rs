@@ -98,7 +98,7 @@ impl Store {
     }
 
     fn make(dir: &Path, repository: &str) -> Result<Self, StoreError> {
-        fs::create_dir_all(dir).at("create", dir)?;
+        fs::create_dir_all(dir).at("create the store", dir)?;
         let leftover =
             |name: &std::ffi::OsStr| ["generations", "sums", "repository.tmp"].iter().any(|own| name == *own);
         for entry in fs::read_dir(dir).at("read", dir)? {
@@ -209,8 +209,8 @@ impl Store {
     /// Locks the store for writing. Does not wait: fails with [`StoreError::Locked`] if another process has the lock.
     pub fn lock(&self) -> Result<StoreLock, StoreError> {
         let path = self.dir().join("lock");
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.at("write to the store", self.dir())?;
         let Some(flock) = Flock::take(file).at("lock", &path)? else {
             let text = packs::read_small(&path, 16).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let holder = text.and_then(|text| text.trim().parse().ok());
