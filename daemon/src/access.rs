@@ -139,7 +139,7 @@ pub struct Users {
 
 /// A secrets file that cannot be used.
 #[derive(Debug, Error)]
-#[error("secrets file {}: {problem}", .path.display())]
+#[error("cannot use the secrets file {}: {problem}", .path.display())]
 pub struct SecretsError {
     path: PathBuf,
     problem: SecretsProblem,
