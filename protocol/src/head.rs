@@ -1,4 +1,4 @@
-//! The head of a generation: the few hundred bytes that say what it is. The layout is in
+//! The head of a generation: a few hundred bytes that identify and summarize it. The layout is described in
 //! `docs/index-format.md`.
 
 use thiserror::Error;
@@ -13,26 +13,26 @@ const MAGIC: [u8; 8] = *b"SMHEAD\r\n";
 const VERSION: u16 = 1;
 const CHECKSUM_BYTES: usize = 16;
 
-/// What a generation is, without its list.
+/// The description of a generation, without its list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// The repository's name.
     pub repository: String,
-    /// The generation's number; the first is 1.
+    /// The generation's number. The first is 1.
     pub generation: u64,
-    /// When it was indexed.
+    /// The time at which it was indexed.
     pub created: Time,
-    /// SHA-256 of the encoded list. Two generations of one list digest are the same tree.
+    /// The SHA-256 of the encoded list. Two generations with equal list digests describe the same tree.
     pub list_digest: Digest,
-    /// Bytes of the encoded list.
+    /// The length of the encoded list in bytes.
     pub list_len: u64,
-    /// The list digest of the generation before; [`Digest::NONE`] for the first.
+    /// The list digest of the previous generation; [`Digest::NONE`] for the first.
     pub previous: Digest,
-    /// What the list holds.
+    /// The number of entries of each type, and their total size.
     pub counts: Counts,
 }
 
-/// Sums over a list.
+/// Totals over a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Regular files.
@@ -43,12 +43,12 @@ pub struct Counts {
     pub symlinks: u64,
     /// Devices, fifos and sockets.
     pub specials: u64,
-    /// Bytes in regular files, each link group counted once.
+    /// Total size of the regular files in bytes. Each link group is counted once.
     pub bytes: u64,
 }
 
 impl Counts {
-    /// What a list holds. Takes time linear in it.
+    /// Counts the entries of a list. Takes time linear in its length.
     pub fn of(list: ListRef<'_>) -> Self {
         let mut counts = Self::default();
         for row in (0..list.len()).map(|row| list.row(row)) {
@@ -56,7 +56,7 @@ impl Counts {
                 FileType::File => {
                     counts.files += 1;
                     if row.link_leader().is_none_or(|leader| leader == row.number()) {
-                        // Sizes may be a peer's word, and three of the largest are too much for a sum.
+                        // Sizes may come from a peer, and three of the largest possible ones overflow the sum.
                         counts.bytes = counts.bytes.saturating_add(row.size());
                     }
                 }
@@ -69,19 +69,19 @@ impl Counts {
     }
 }
 
-/// A head that cannot be used.
+/// Why an encoded head is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HeadError {
-    /// Not a head at all.
+    /// The bytes are not a head.
     #[error("not a generation's head (wrong magic)")]
     Magic,
-    /// Written by another version of the format.
+    /// The head has another version of the format.
     #[error("generation head format {found}; this program reads format {VERSION}")]
     Version {
         /// The version found.
         found: u16,
     },
-    /// Damaged.
+    /// The head is damaged.
     #[error("generation head is damaged (checksum differs)")]
     Checksum,
     /// A field does not decode.
@@ -90,7 +90,7 @@ pub enum HeadError {
 }
 
 impl Head {
-    /// Encodes the head, at most [`limits::HEAD`] bytes.
+    /// Encodes the head to at most [`limits::HEAD`] bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&MAGIC);
@@ -157,12 +157,12 @@ impl Head {
     }
 }
 
-/// A repository's name that is not allowed.
+/// The error for an invalid repository name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{0}' is no repository name: 1 to {max} of the characters A-Z a-z 0-9 . _ + -, not beginning with '.' or '-'", max = limits::REPOSITORY_NAME)]
+#[error("'{0}' is not a valid repository name: use 1 to {max} of the characters A-Z a-z 0-9 . _ + -, and do not begin with '.' or '-'", max = limits::REPOSITORY_NAME)]
 pub struct BadRepositoryName(String);
 
-/// Accepts a repository's name: it stands in URLs, in rsync's module lines and in paths.
+/// Checks a repository's name, which appears in URLs, in rsync's module lists and in paths.
 pub fn check_repository_name(name: &str) -> Result<(), BadRepositoryName> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'+' | b'-');
     let fits = (1..=limits::REPOSITORY_NAME).contains(&name.len());

@@ -1,13 +1,14 @@
-//! The file list: columns and arenas, read in place.
+//! The file list of a generation: columns that are read in place.
 //!
-//! One row per entry, row 0 the repository's root. Directories are numbered breadth first, and a
-//! directory's children are consecutive rows in [`crate::order`]. So the number of a row, plus one per
-//! list begun, is the index that rsync's incremental recursion gives it, and the depth-first order of
-//! its other mode is derived by walking.
+//! There is one row per entry; row 0 is the repository's root. Directories are numbered breadth first, and a
+//! directory's children are consecutive rows in the order of [`crate::order`]. The number of a row, plus one for each
+//! list begun, is therefore the index that rsync's incremental recursion gives it. The depth-first order of rsync's
+//! other mode is derived by walking.
 //!
-//! The encoded form, byte by byte, is in `docs/index-format.md`: a hand-written header that can be read
-//! without rkyv, then one archived [`FileList`]. It is a pure function of the tree it describes, so its
-//! SHA-256 names a generation on every mirror.
+//! A [`FileList`] is built by [`crate::changes::apply`] and encoded. [`open`] checks an encoded list and returns a
+//! [`ListRef`], which gives access to its [`Row`]s and [`Dir`]ectories. The encoded form is described byte by byte in
+//! `docs/index-format.md`: a hand-written header that can be read without rkyv, then one archived [`FileList`]. It is a
+//! pure function of the tree it describes, so its SHA-256 names a generation on every mirror.
 
 mod check;
 mod encoded;
@@ -21,11 +22,11 @@ pub use encoded::{HEADER_BYTES, Header, ListError, MAGIC, VERSION, digest, open,
 pub use row::{FileType, Row};
 pub use view::{Dir, ListRef};
 
-/// In the column of flags: the row is a member of a link group.
+/// Bit in the column of flags: the row is a member of a link group.
 pub const FLAG_LINKED: u8 = 1;
 
-/// A whole list, as columns. Built by [`crate::changes::apply`], serialized once, then only read in
-/// its archived form.
+/// A whole list as columns. [`crate::changes::apply`] builds it; it is serialized once, and from then on read in its
+/// archived form only.
 #[derive(Debug, Default, Archive, Serialize)]
 pub struct FileList {
     // One element per entry.
@@ -36,10 +37,10 @@ pub struct FileList {
     pub(crate) size: Vec<u64>,
     pub(crate) mtime_sec: Vec<i64>,
     pub(crate) mtime_nsec: Vec<u32>,
-    /// What the type needs: a file's number among the digests, a directory's among the directories, a
-    /// symlink's among the targets, a device's among the devices; 0 for the rest.
+    /// The index into the columns of the entry's type: a file's among the digests, a directory's among the directories,
+    /// a symlink's among the targets, a device's among the devices. 0 for other types.
     pub(crate) aux: Vec<u32>,
-    /// Names, one directory's children after the other's. `name_end` counts from the directory's start.
+    /// The names, directory by directory. `name_end` counts from the start of the directory's names.
     pub(crate) names: Vec<u8>,
     // One element per directory, breadth first.
     pub(crate) dir_row: Vec<u32>,
@@ -48,7 +49,7 @@ pub struct FileList {
     pub(crate) dir_files: Vec<u32>,
     pub(crate) dir_dirs: Vec<u32>,
     pub(crate) dir_names: Vec<u64>,
-    // One element per regular file; the second and third are empty when not carried.
+    // One element per regular file. The second and third are empty if they are not carried.
     pub(crate) sha256: Vec<[u8; 32]>,
     pub(crate) xxh128: Vec<[u8; 16]>,
     pub(crate) md5: Vec<[u8; 16]>,
@@ -58,18 +59,18 @@ pub struct FileList {
     // One element per device.
     pub(crate) major: Vec<u32>,
     pub(crate) minor: Vec<u32>,
-    // One element per distinct owner, in order of first use; two name ends each (user, group).
+    // One element per distinct owner, in order of first use. `owner_name_end` has two (user, group).
     pub(crate) uid: Vec<u32>,
     pub(crate) gid: Vec<u32>,
     pub(crate) owner_name_end: Vec<u32>,
     pub(crate) owner_names: Vec<u8>,
-    // One element per name in a link group, by row.
+    // One element per name in a link group, in row order.
     pub(crate) link_row: Vec<u32>,
     pub(crate) link_leader: Vec<u32>,
 }
 
 impl FileList {
-    /// An empty list with room for so many entries, which are mostly those of `old`.
+    /// Creates an empty list with room for `entries` entries, most of which come from `old`.
     pub(crate) fn with_capacity(entries: usize, old: Option<ListRef<'_>>) -> Self {
         let names = old.map_or(0, |old| old.archived().names.len());
         Self {
@@ -87,12 +88,12 @@ impl FileList {
         }
     }
 
-    /// Entries, the root included.
+    /// Returns the number of entries, including the root.
     pub fn len(&self) -> usize {
         self.mode.len()
     }
 
-    /// Never true of a built list: it has a root.
+    /// Returns whether there are no entries. A built list has at least the root.
     pub fn is_empty(&self) -> bool {
         self.mode.is_empty()
     }

@@ -1,7 +1,7 @@
-//! What a list must be beyond decoding: a tree of proper names in the one order.
+//! Validates that a decoded list is a tree of valid names in the right order.
 //!
-//! A list may come from anybody. After this check no accessor of [`super::ListRef`] can go out of
-//! bounds, no name can leave the root, no name stands twice, and every row hangs below the root.
+//! A list may come from anybody. After [`validate`], no accessor of [`super::ListRef`] can go out of bounds, no name can
+//! leave the root, no name occurs twice in a directory, and every row is below the root.
 
 use thiserror::Error;
 
@@ -9,24 +9,24 @@ use super::{ArchivedFileList, FLAG_LINKED, FileType, ListRef};
 use crate::path::{self, Escaped, PathError};
 use crate::{limits, order};
 
-/// What a list claims that no repository can be.
+/// Why a list is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Offence {
-    /// A column is shorter or longer than its rows, or a count is over its limit.
-    #[error("the column '{0}' has a wrong length")]
+    /// A column has a wrong length or invalid content, or a count is over its limit.
+    #[error("invalid column '{0}'")]
     Column(&'static str),
-    /// The tree is not laid out breadth first below one root.
-    #[error("the directories are not one tree, breadth first (directory {0})")]
+    /// The directories are not laid out breadth first as one tree.
+    #[error("the directories are not one breadth-first tree (directory {0})")]
     Tree(u32),
-    /// A name that could leave the root, or that no file system has.
+    /// A name could leave the root, or cannot exist in a file system.
     #[error("in directory '{}': {error}", Escaped(.dir))]
     Name {
         /// The directory's path.
         dir: Vec<u8>,
-        /// What is wrong.
+        /// The error.
         error: PathError,
     },
-    /// Two children of one name, or children out of order.
+    /// Two children have the same name, or the children are out of order.
     #[error("in directory '{}': duplicate or unordered name '{}'", Escaped(.dir), Escaped(.name))]
     Order {
         /// The directory's path.
@@ -34,21 +34,21 @@ pub enum Offence {
         /// The later name.
         name: Vec<u8>,
     },
-    /// A field of a row has a value that its type cannot have.
-    #[error("row {row}: impossible {field}")]
+    /// A field of a row has an invalid value for the row's type.
+    #[error("row {row}: invalid {field}")]
     Field {
         /// The row.
         row: u32,
-        /// The field.
+        /// The field's name.
         field: &'static str,
     },
-    /// A link group is not whole, or its names differ in type or content.
-    #[error("row {0}: broken link group")]
+    /// A link group is incomplete, or its names differ in type or content.
+    #[error("row {0}: invalid link group")]
     Link(u32),
 }
 
-/// Checks that a list describes a possible repository. Time is linear in the list, memory eight bytes a
-/// directory.
+/// Checks that a list describes a possible repository. Takes time linear in the length of the list, and eight bytes of
+/// memory per directory.
 pub fn validate(list: ListRef<'_>) -> Result<(), Offence> {
     let columns = list.archived();
     column_lengths(columns)?;
@@ -112,18 +112,18 @@ fn targets(list: &ArchivedFileList) -> Result<(), Offence> {
     arena("targets", ends, list.targets.len(), 1, limits::TARGET)
 }
 
-/// Checks that `ends` cut an arena of `len` bytes into pieces of `least..=most` bytes.
+/// Checks that `ends` cut an arena of `len` bytes into pieces of `min..=max` bytes.
 fn arena(
     column: &'static str,
     ends: impl Iterator<Item = u64>,
     len: usize,
-    least: usize,
-    most: usize,
+    min: usize,
+    max: usize,
 ) -> Result<(), Offence> {
     let mut start = 0;
     for end in ends {
         let bytes = end.checked_sub(start).ok_or(Offence::Column(column))?;
-        if bytes < least as u64 || bytes > most as u64 {
+        if bytes < min as u64 || bytes > max as u64 {
             return Err(Offence::Column(column));
         }
         start = end;
@@ -131,7 +131,7 @@ fn arena(
     if start == len as u64 { Ok(()) } else { Err(Offence::Column(column)) }
 }
 
-/// Checks every row by itself, and that the tables of each type are numbered in row order.
+/// Checks every row on its own, and that `aux` numbers the rows of each type in row order.
 fn fields(list: ListRef<'_>) -> Result<(), Offence> {
     let columns = list.archived();
     let (mut files, mut dirs, mut symlinks, mut devices) = (0, 0, 0, 0);
@@ -179,11 +179,11 @@ fn fields(list: ListRef<'_>) -> Result<(), Offence> {
     }
 }
 
-/// Checks that the rows are one tree below row 0, breadth first, with proper, ordered, distinct names.
+/// Checks that the rows are one breadth-first tree below row 0, with valid, ordered, distinct names.
 fn tree(list: ListRef<'_>) -> Result<(), Offence> {
     let columns = list.archived();
     let entries = u64::from(list.len());
-    // Bytes of each directory's path, to bound the paths below it.
+    // The length of each directory's path in bytes, to check the length of the paths below it.
     let mut path_len = vec![0usize; columns.dir_row.len()];
     let (mut next_row, mut next_dir, mut names) = (1u64, 1usize, 0u64);
     if columns.dir_row[0] != 0 || columns.dir_parent[0] != 0 || columns.name_end[0] != 0 {
@@ -196,7 +196,7 @@ fn tree(list: ListRef<'_>) -> Result<(), Offence> {
         if u64::from(columns.dir_first[number].to_native()) != next_row
             || columns.dir_names[number] != names
             || end > entries
-            // A directory that no earlier one holds: an orphan, or a cycle.
+            // No earlier directory contains this one: it is an orphan or part of a cycle.
             || number >= next_dir
         {
             return Err(broken());
@@ -236,7 +236,7 @@ fn tree(list: ListRef<'_>) -> Result<(), Offence> {
         }
         names += before.start;
         next_row = end;
-        // Files and directories are two runs: a name in both is found by search.
+        // Files and directories are two separate runs, so a name that is in both has to be searched for.
         let dir = list.dir(number as u32);
         for row in dir.subdirs() {
             let name = dir.name_of(row);
@@ -252,18 +252,18 @@ fn tree(list: ListRef<'_>) -> Result<(), Offence> {
 }
 
 struct Sibling<'a> {
-    /// Where the next name starts in the directory's names.
+    /// The offset at which the next name starts in the directory's names.
     start: u64,
     name: &'a [u8],
     is_dir: bool,
 }
 
-/// The path of a directory whose ancestors are checked already: it is breadth first, so they all are.
+/// Returns the path of a directory. Its ancestors are checked already, because the check goes breadth first.
 fn path_so_far(list: &ArchivedFileList, number: usize) -> Vec<u8> {
     ListRef::new(list).dir(number as u32).path()
 }
 
-/// Checks that link groups are whole, have two names or more, and agree in type and content.
+/// Checks that link groups are complete, have at least two names, and agree in type and content.
 fn links(list: ListRef<'_>) -> Result<(), Offence> {
     let columns = list.archived();
     let flagged = columns.flags.iter().filter(|&&flags| flags & FLAG_LINKED != 0).count();

@@ -1,4 +1,4 @@
-//! The encoded form: a header that can be read without rkyv, then one archive.
+//! The encoded form of a list: a header that can be read without rkyv, then one rkyv archive.
 
 use rkyv::util::AlignedVec;
 use sha2::{Digest as _, Sha256};
@@ -10,20 +10,20 @@ use crate::codec::{DecodeError, Reader};
 use crate::entry::Digest;
 use crate::limits;
 
-/// First bytes of an encoded list.
+/// The first bytes of an encoded list.
 pub const MAGIC: [u8; 8] = *b"SMLIST\r\n";
 /// The version of the format. A reader refuses every other one.
 pub const VERSION: u16 = 1;
-/// Bytes of the header; the archived body begins here, so it is also the body's alignment.
+/// The length of the header in bytes. The archived body begins here, so this also determines the body's alignment.
 pub const HEADER_BYTES: usize = 64;
 
-/// The digest that names an encoded list.
+/// Computes the digest that names an encoded list.
 pub fn digest(encoded: &[u8]) -> Digest {
     Digest(Sha256::digest(encoded).into())
 }
 
-/// Checks encoded bytes wholly (header, checksum, archive, meaning) and gives the list in them.
-/// The bytes must be aligned to 16.
+/// Checks an encoded list completely (header, checksum, archive and content) and returns it. The bytes must be aligned
+/// to 16.
 pub fn open(encoded: &[u8]) -> Result<ListRef<'_>, ListError> {
     let header = Header::decode(encoded)?;
     let body = &encoded[HEADER_BYTES..];
@@ -36,7 +36,7 @@ pub fn open(encoded: &[u8]) -> Result<ListRef<'_>, ListError> {
     open_body(body)
 }
 
-/// As [`open`], of a body whose header and checksum the caller has checked.
+/// Like [`open`], for a body whose header and checksum the caller has checked.
 pub fn open_body(body: &[u8]) -> Result<ListRef<'_>, ListError> {
     let archived = rkyv::access::<ArchivedFileList, rkyv::rancor::Error>(body)
         .map_err(|error| ListError::Archive(error.to_string().lines().next().unwrap_or_default().to_owned()))?;
@@ -45,13 +45,13 @@ pub fn open_body(body: &[u8]) -> Result<ListRef<'_>, ListError> {
     Ok(list)
 }
 
-/// Bytes that are not a usable list.
+/// Why an encoded list is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ListError {
-    /// Not a list at all.
+    /// The bytes are not a list.
     #[error("not a file list (wrong magic)")]
     Magic,
-    /// Written by another version of the format.
+    /// The list has another version of the format.
     #[error("file list format {found}; this program reads format {VERSION}")]
     Version {
         /// The version found.
@@ -63,18 +63,18 @@ pub enum ListError {
     /// The body is shorter or longer than the header says.
     #[error("file list of {found} bytes where the header says {expected}")]
     Length {
-        /// Bytes there.
+        /// The length of the body in bytes.
         found: u64,
-        /// Bytes that the header promises.
+        /// The length in the header, in bytes.
         expected: u64,
     },
-    /// The body's checksum is wrong: the bytes were damaged.
+    /// The body's checksum is wrong: the list is damaged.
     #[error("file list is damaged (checksum differs)")]
     Checksum,
-    /// The body is no archived list: a wrong or hostile writer.
+    /// The body is not an archived list, although its checksum is right: the writer is faulty or hostile.
     #[error("file list does not decode: {0}")]
     Archive(String),
-    /// The list decodes and says something that no repository can be.
+    /// The list decodes, but does not describe a possible repository.
     #[error("file list: {0}")]
     Offence(#[from] Offence),
 }
@@ -82,17 +82,17 @@ pub enum ListError {
 /// The fixed header of an encoded list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Bytes after the header.
+    /// The length of the body, which follows the header, in bytes.
     pub body_len: u64,
-    /// XXH3-128 of the body.
+    /// The XXH3-128 checksum of the body.
     pub checksum: u128,
 }
 
-/// How rkyv is set up; another value is another format. Bit 0: little-endian, 1: aligned, 2: 64-bit pointers.
+/// The settings of rkyv; another value means another format. Bit 0: little-endian, 1: aligned, 2: 64-bit pointers.
 const RKYV_SETTINGS: u16 = 0b111;
 
 impl Header {
-    /// Reads the first [`HEADER_BYTES`] of a list and the length of the whole of it.
+    /// Decodes the header from the first [`HEADER_BYTES`] bytes of a list.
     pub fn decode(bytes: &[u8]) -> Result<Self, ListError> {
         let mut reader = Reader::new(bytes);
         if reader.array::<8>("magic")? != MAGIC {
@@ -134,11 +134,11 @@ impl Header {
 }
 
 impl FileList {
-    /// The encoded list: header and body.
+    /// Encodes the list: header and body.
     pub fn encode(&self) -> AlignedVec {
         let mut out = AlignedVec::with_capacity(self.encoded_len());
         out.extend_from_slice(&[0; HEADER_BYTES]);
-        // Serializing plain columns into memory has no way to fail.
+        // Serializing plain columns into memory cannot fail.
         let Ok(mut out) = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Panic>(self, out);
         let body = &out[HEADER_BYTES..];
         let header = Header { body_len: body.len() as u64, checksum: XxHash3_128::oneshot(body) };
@@ -146,8 +146,8 @@ impl FileList {
         out
     }
 
-    /// Bytes that the encoded list takes, a little more than less: growing by doubling would touch, and
-    /// copy, twice as many.
+    /// Estimates the length of the encoded list in bytes, rather too high than too low. If the buffer had to grow by
+    /// doubling, twice as many bytes would be touched and copied.
     fn encoded_len(&self) -> usize {
         const PER_ENTRY: usize = 4 + 2 + 1 + 4 + 8 + 8 + 4 + 4;
         const PER_DIRECTORY: usize = 5 * 4 + 8;

@@ -11,79 +11,80 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// The entry at `row`, which must be below the list's length.
+    /// Returns the entry at `row`, which must be less than the list's length.
     pub(super) fn new(list: &'a ArchivedFileList, row: u32) -> Self {
         Self { list, row: row as usize }
     }
 
-    /// Its place in the list.
+    /// Returns the entry's position in the list.
     pub fn number(&self) -> u32 {
         self.row as u32
     }
 
-    /// `st_mode`: type and permissions.
+    /// Returns `st_mode`: type and permissions.
     pub fn mode(&self) -> u16 {
         self.list.mode.get(self.row).map_or(0, |mode| mode.to_native())
     }
 
-    /// Permission bits alone.
+    /// Returns the permission bits only.
     pub fn permissions(&self) -> u16 {
         self.mode() & PERMISSIONS
     }
 
-    /// Its type.
+    /// Returns the entry's type.
     pub fn file_type(&self) -> FileType {
-        // A list that was checked has known types only; a page of it that the disk changed since is of nothing to send.
+        // A validated list has known types only. If the disk has changed a mapped page of it since, the entry counts as
+        // a socket, which has nothing to send.
         FileType::from_mode(u32::from(self.mode())).unwrap_or(FileType::Socket)
     }
 
-    /// Whether it is a regular file.
+    /// Returns whether the entry is a regular file.
     pub fn is_file(&self) -> bool {
         self.file_type() == FileType::File
     }
 
-    /// Whether it is a directory.
+    /// Returns whether the entry is a directory.
     pub fn is_dir(&self) -> bool {
         self.file_type() == FileType::Directory
     }
 
-    /// Bytes of a regular file; 0 for everything else.
+    /// Returns the size of a regular file in bytes; 0 for other types.
     pub fn size(&self) -> u64 {
         self.list.size.get(self.row).map_or(0, |size| size.to_native())
     }
 
-    /// Modification time.
+    /// Returns the modification time.
     pub fn mtime(&self) -> Time {
         let sec = self.list.mtime_sec.get(self.row).map_or(0, |sec| sec.to_native());
         Time { sec, nsec: self.list.mtime_nsec.get(self.row).map_or(0, |nsec| nsec.to_native()) }
     }
 
-    /// The number of its owner ([`ListRef::owner`]).
+    /// Returns the number of the entry's owner, for [`ListRef::owner`].
     pub fn owner_number(&self) -> u32 {
         self.list.owner.get(self.row).map_or(0, |owner| owner.to_native())
     }
 
-    /// Its owner.
+    /// Returns the entry's owner.
     pub fn owner(&self) -> Owner {
         ListRef::new(self.list).owner(self.owner_number())
     }
 
-    /// The number of this directory; none for other types.
+    /// Returns the number of this directory. `None` for other types.
     pub fn dir_number(&self) -> Option<u32> {
         self.is_dir().then(|| self.aux()).filter(|&dir| (dir as usize) < self.list.dir_row.len())
     }
 
-    /// The place of this regular file among the list's files; none for other types.
+    /// Returns the index of this regular file among the list's files. `None` for other types.
     pub fn file_number(&self) -> Option<u32> {
         self.is_file().then(|| self.aux()).filter(|&file| (file as usize) < self.list.sha256.len())
     }
 
-    /// SHA-256 of a regular file's content; [`Digest::NONE`] for other types.
+    /// Returns the SHA-256 of a regular file's content; [`Digest::NONE`] for other types.
     pub fn sha256(&self) -> Digest {
         self.file_number().map_or(Digest::NONE, |file| ListRef::new(self.list).sha256(file))
     }
 
-    /// All digests of a regular file.
+    /// Returns all digests of a regular file. `None` for other types.
     pub fn digests(&self) -> Option<Digests> {
         let file = self.file_number()? as usize;
         Some(Digests {
@@ -93,7 +94,7 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// A symlink's target.
+    /// Returns a symlink's target. `None` for other types.
     pub fn target(&self) -> Option<&'a [u8]> {
         if self.file_type() != FileType::Symlink {
             return None;
@@ -104,7 +105,7 @@ impl<'a> Row<'a> {
         Some(self.list.targets.get(start..end(at)).unwrap_or_default())
     }
 
-    /// A device's number.
+    /// Returns the number of a device. `None` for other types.
     pub fn device(&self) -> Option<Device> {
         matches!(self.file_type(), FileType::CharDevice | FileType::BlockDevice).then(|| {
             let at = self.aux() as usize;
@@ -113,7 +114,7 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Whether it is of the same type as another entry and has the same content: what names of one inode agree in.
+    /// Returns whether two entries have the same type and content, as all names of one inode do.
     pub fn has_content_of(&self, other: Row<'_>) -> bool {
         self.file_type() == other.file_type()
             && self.size() == other.size()
@@ -122,7 +123,7 @@ impl<'a> Row<'a> {
             && self.device() == other.device()
     }
 
-    /// The row of the first name of this inode, when it has more than one name here.
+    /// Returns the row of the first name of this inode. `None` if the list has only one name of it.
     pub fn link_leader(&self) -> Option<u32> {
         if self.list.flags.get(self.row).is_none_or(|flags| flags & FLAG_LINKED == 0) {
             return None;
@@ -132,7 +133,7 @@ impl<'a> Row<'a> {
         self.list.link_leader.get(at).map(|leader| leader.to_native())
     }
 
-    /// The entry as an owned value. `link` carries the leader's row.
+    /// Returns the entry as an owned value. `link` is the leader's row.
     pub fn to_entry(&self) -> Entry {
         let device = || self.device().unwrap_or_default();
         Entry {
@@ -163,27 +164,27 @@ impl std::fmt::Debug for Row<'_> {
     }
 }
 
-/// The type of an entry, without what belongs to it.
+/// The type of an entry, without the data that belongs to the type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileType {
-    /// Regular file.
+    /// A regular file.
     File,
-    /// Directory.
+    /// A directory.
     Directory,
-    /// Symbolic link.
+    /// A symbolic link.
     Symlink,
-    /// Character device.
+    /// A character device.
     CharDevice,
-    /// Block device.
+    /// A block device.
     BlockDevice,
-    /// Fifo.
+    /// A fifo.
     Fifo,
-    /// Socket.
+    /// A socket.
     Socket,
 }
 
 impl FileType {
-    /// From `st_mode`.
+    /// Returns the type in `st_mode`. `None` if it is unknown.
     pub fn from_mode(mode: u32) -> Option<Self> {
         Some(match mode & 0o170_000 {
             0o100_000 => Self::File,
@@ -197,7 +198,8 @@ impl FileType {
         })
     }
 
-    /// Whether it is a device, a fifo or a socket: what takes privileges to make, or means nothing elsewhere.
+    /// Returns whether this is a device, a fifo or a socket. Creating these takes privileges, or they mean nothing on
+    /// another host.
     pub fn is_special(self) -> bool {
         !matches!(self, Self::File | Self::Directory | Self::Symlink)
     }

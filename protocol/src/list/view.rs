@@ -1,4 +1,4 @@
-//! A list in place: its entries, its directories, and what is where.
+//! Access to a list in place: its entries, its directories, and lookups by path.
 
 use std::ops::Range;
 
@@ -8,72 +8,72 @@ use crate::{order, path};
 
 /// A list in its archived form. Cheap to copy.
 ///
-/// What the accessors say is true of a list that is [valid](super::validate): one from [`open`](super::open), or from a store
-/// that has run the same checks on it. Where a disk changes bytes of it later, they say something, and neither panic nor
-/// lead round in circles.
+/// The accessors are right for a list that is [valid](super::validate): one from [`open`](super::open), or from a store
+/// that has run the same checks on it. If a disk changes bytes of a mapped list later, they return some value; they do not
+/// panic, and following them does not loop forever.
 #[derive(Clone, Copy)]
 pub struct ListRef<'a> {
     list: &'a ArchivedFileList,
 }
 
 impl<'a> ListRef<'a> {
-    /// A view of an archived list that is validated already, or is about to be.
+    /// Creates a view of an archived list that has been validated or is about to be.
     pub fn new(list: &'a ArchivedFileList) -> Self {
         Self { list }
     }
 
-    /// Entries, the root included.
+    /// Returns the number of entries, including the root.
     pub fn len(&self) -> u32 {
         self.list.mode.len() as u32
     }
 
-    /// Never true of a valid list: it has a root.
+    /// Returns whether there are no entries. A valid list has at least the root.
     pub fn is_empty(&self) -> bool {
         self.list.mode.is_empty()
     }
 
-    /// Directories, the root included.
+    /// Returns the number of directories, including the root.
     pub fn directories(&self) -> u32 {
         self.list.dir_row.len() as u32
     }
 
-    /// Regular files.
+    /// Returns the number of regular files.
     pub fn files(&self) -> u32 {
         self.list.sha256.len() as u32
     }
 
-    /// The SHA-256 of a regular file, by [`Row::file_number`].
+    /// Returns the SHA-256 of a regular file, given its [`Row::file_number`].
     pub fn sha256(&self, file: u32) -> Digest {
         self.list.sha256.get(file as usize).map_or(Digest::NONE, |digest| Digest(*digest))
     }
 
-    /// Whether XXH128 digests are carried.
+    /// Returns whether the list carries XXH128 digests.
     pub fn has_xxh128(&self) -> bool {
         !self.list.xxh128.is_empty()
     }
 
-    /// Whether MD5 digests are carried.
+    /// Returns whether the list carries MD5 digests.
     pub fn has_md5(&self) -> bool {
         !self.list.md5.is_empty()
     }
 
-    /// The entry at `row`, which must be below [`ListRef::len`].
+    /// Returns the entry at `row`, which must be less than [`ListRef::len`].
     pub fn row(&self, row: u32) -> Row<'a> {
         Row::new(self.list, row)
     }
 
-    /// The directory numbered `number`, which must be below [`ListRef::directories`].
+    /// Returns the directory with this number, which must be less than [`ListRef::directories`].
     pub fn dir(&self, number: u32) -> Dir<'a> {
         Dir { list: self.list, number: number as usize }
     }
 
-    /// All directories, breadth first.
+    /// Returns all directories, breadth first.
     pub fn dirs(self) -> impl ExactSizeIterator<Item = Dir<'a>> {
         (0..self.directories()).map(move |number| self.dir(number))
     }
 
-    /// The entry at a relative path (checked by the caller or not; odd paths are just not found). The
-    /// empty path is the root. Costs a binary search per component.
+    /// Returns the entry at a path relative to the root; the empty path is the root. `None` if there is no such entry.
+    /// The path need not be checked: an invalid one is just not found. Takes one binary search per component.
     pub fn find(&self, path: &[u8]) -> Option<Row<'a>> {
         let mut at = self.row(0);
         for name in path::components(path) {
@@ -82,25 +82,24 @@ impl<'a> ListRef<'a> {
         Some(at)
     }
 
-    /// The directory that holds `row`; the root holds itself.
+    /// Returns the directory that contains `row`. For the root, returns the root.
     pub fn parent_of(&self, row: u32) -> Dir<'a> {
-        // `dir_first` does not decrease; of equal ones all but the last are empty.
+        // `dir_first` does not decrease, and among directories with equal values all but the last are empty.
         let after = self.list.dir_first.partition_point(|first| first.to_native() <= row);
         self.dir((after.max(1) - 1) as u32)
     }
 
-    /// Whether everybody on a host may read the file at `row`, by its permissions and those of the directories on the
-    /// way to it.
+    /// Returns whether everybody on a host may read the file at `row`, by its permissions and those of its ancestors.
     pub fn is_public(&self, row: u32) -> bool {
         let mut dir = self.parent_of(row);
-        let is_passed_by_all = |dir: Dir<'_>| self.row(dir.row()).permissions() & PASSED_BY_OTHERS != 0;
-        while dir.number() != 0 && is_passed_by_all(dir) {
+        let may_be_traversed = |dir: Dir<'_>| self.row(dir.row()).permissions() & PASSED_BY_OTHERS != 0;
+        while dir.number() != 0 && may_be_traversed(dir) {
             dir = self.dir(dir.parent());
         }
-        self.row(row).permissions() & READ_BY_OTHERS != 0 && dir.number() == 0 && is_passed_by_all(dir)
+        self.row(row).permissions() & READ_BY_OTHERS != 0 && dir.number() == 0 && may_be_traversed(dir)
     }
 
-    /// The path of `row`, relative to the root (which has the empty path).
+    /// Returns the path of `row`, relative to the root. The root's path is empty.
     pub fn path(&self, row: u32) -> Vec<u8> {
         if row == 0 {
             return Vec::new();
@@ -109,18 +108,18 @@ impl<'a> ListRef<'a> {
         path::join(&dir.path(), dir.name_of(row))
     }
 
-    /// All (row, leader) pairs of link groups, by row.
+    /// Returns the (row, leader) pairs of all link groups, in row order.
     pub fn links(&self) -> impl ExactSizeIterator<Item = (u32, u32)> + 'a {
         let list = self.list;
         (0..list.link_row.len()).map(move |at| (list.link_row[at].to_native(), list.link_leader[at].to_native()))
     }
 
-    /// Distinct owners.
+    /// Returns the number of distinct owners.
     pub fn owners(&self) -> u32 {
         self.list.uid.len() as u32
     }
 
-    /// An owner by its number in the list ([`Row::owner_number`]).
+    /// Returns an owner, given its [`Row::owner_number`].
     pub fn owner(&self, number: u32) -> Owner {
         let at = number as usize;
         let end = |index: usize| self.list.owner_name_end.get(index).map_or(0, |end| end.to_native() as usize);
@@ -153,29 +152,29 @@ pub struct Dir<'a> {
 }
 
 impl<'a> Dir<'a> {
-    /// Its number, breadth first; the root is 0.
+    /// Returns the directory's number, breadth first. The root is 0.
     pub fn number(&self) -> u32 {
         self.number as u32
     }
 
-    /// The row of its own entry.
+    /// Returns the row of the directory's own entry.
     pub fn row(&self) -> u32 {
         self.list.dir_row.get(self.number).map_or(0, |row| row.to_native())
     }
 
-    /// The number of the directory that holds it; the root's is its own.
+    /// Returns the number of the parent directory. For the root, returns the root.
     pub fn parent(&self) -> u32 {
         let parent = self.list.dir_parent.get(self.number).map_or(0, |parent| parent.to_native());
-        // Parents come first: so a way up has an end.
+        // A parent has a smaller number, so the way up ends even if the disk has changed the list.
         if (parent as usize) < self.number { parent } else { 0 }
     }
 
-    /// Rows of all children, in order: files first, then directories.
+    /// Returns the rows of all children in order: first non-directories, then directories.
     pub fn rows(&self) -> Range<u32> {
         self.files().start..self.subdirs().end
     }
 
-    /// Rows of the children that are not directories.
+    /// Returns the rows of the children that are not directories.
     pub fn files(&self) -> Range<u32> {
         let rows = self.list.mode.len() as u32;
         let first = self.list.dir_first.get(self.number).map_or(0, |first| first.to_native()).min(rows);
@@ -183,14 +182,14 @@ impl<'a> Dir<'a> {
         first..first.saturating_add(files).min(rows)
     }
 
-    /// Rows of the children that are directories.
+    /// Returns the rows of the children that are directories.
     pub fn subdirs(&self) -> Range<u32> {
         let end = self.files().end;
         let dirs = self.list.dir_dirs.get(self.number).map_or(0, |dirs| dirs.to_native());
         end..end.saturating_add(dirs).min(self.list.mode.len() as u32)
     }
 
-    /// The name of one of its children, by row.
+    /// Returns the name of a child, given its row.
     pub fn name_of(&self, row: u32) -> &'a [u8] {
         let names = self.list.dir_names.get(self.number).map_or(0, |names| names.to_native() as usize);
         let end =
@@ -199,20 +198,20 @@ impl<'a> Dir<'a> {
         self.list.names.get(start..end(row as usize)).unwrap_or_default()
     }
 
-    /// Children with their names, in order.
+    /// Returns the children with their names, in order.
     pub fn children(self) -> impl ExactSizeIterator<Item = (&'a [u8], Row<'a>)> {
         let list = self.list;
         self.rows().map(move |row| (self.name_of(row), Row::new(list, row)))
     }
 
-    /// The child of that name.
+    /// Returns the child with this name.
     pub fn child(&self, name: &[u8]) -> Option<Row<'a>> {
         let row = search(self.files(), |row| self.name_of(row).cmp(name))
             .or_else(|| search(self.subdirs(), |row| order::directories(self.name_of(row), name)))?;
         Some(Row::new(self.list, row))
     }
 
-    /// Its path, relative to the root.
+    /// Returns the directory's path, relative to the root.
     pub fn path(&self) -> Vec<u8> {
         let mut names = Vec::new();
         let mut at = *self;
@@ -226,7 +225,7 @@ impl<'a> Dir<'a> {
     }
 }
 
-/// Binary search over rows.
+/// Searches sorted rows by bisection. `compare` orders a row relative to the wanted one.
 pub(super) fn search(rows: Range<u32>, compare: impl Fn(u32) -> std::cmp::Ordering) -> Option<u32> {
     let (mut low, mut high) = (rows.start, rows.end);
     while low < high {
