@@ -1,4 +1,4 @@
-//! What a daemon is told: repositories, limits, memory.
+//! The daemon's configuration: repositories, limits, memory.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,59 +8,59 @@ use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use crate::access::{Hosts, Users};
 
-/// Everything that a daemon is told. [`Config::default`] serves nothing within sensible limits.
+/// The configuration of a daemon. [`Config::default`] has sensible limits and no repositories.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// What is served.
+    /// The repositories that are served.
     pub repositories: Vec<RepositoryConfig>,
-    /// What clients may do.
+    /// Limits for clients.
     pub limits: Limits,
-    /// What reading costs at the most.
+    /// Memory limits.
     pub memory: Memory,
-    /// What holds for all stock rsync clients.
+    /// Settings for all stock rsync clients.
     pub rsync: RsyncConfig,
-    /// Whether root serves what not everybody on this host may read. Another user serves what it may read itself. Default
-    /// false.
+    /// Whether a daemon that runs as root serves files that not everybody on this host may read. As another user, the
+    /// daemon serves what that user may read. Default false.
     pub serve_private: bool,
-    /// How often each store is looked at for a new generation: one readlink a store. Default 1 s.
+    /// How often each store is checked for a new generation. A check costs one readlink per store. Default 1 s.
     pub reload_interval: Duration,
 }
 
 /// One repository.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RepositoryConfig {
-    /// Its name in URLs; the store must be of a repository of this name.
+    /// The repository's name in URLs. The store must belong to a repository of this name.
     pub name: String,
-    /// One line about it, shown to clients.
+    /// A one-line description, shown to clients.
     pub comment: String,
-    /// The tree; nothing outside it is ever opened. While it is missing, the repository is unavailable.
+    /// The root of the tree. Nothing outside it is ever opened. While it is missing, the repository is unavailable.
     pub root: PathBuf,
-    /// Where its generations are. A store that is not there yet is "not indexed yet", and looked for
-    /// again at every reload.
+    /// The store with its generations. While the store is missing, the repository counts as "not indexed yet", and every
+    /// reload looks for the store again.
     pub store: PathBuf,
     /// How its files are read.
     pub direct: DirectPolicy,
-    /// Whether a file is no longer the indexed one as soon as its ctime is another, though its size, mtime and inode are
-    /// the same. Default false: its content is read, once, and compared with the index.
+    /// Whether a file whose ctime differs from the index is refused, although its size, mtime and inode are the same.
+    /// Default false: the content of such a file is read once and compared with the index.
     pub strict_ctime: bool,
-    /// Bytes a second that all its sessions together are sent, 0 for no limit. Default 0.
+    /// Rate limit for all its sessions together, in bytes per second; 0 for no limit. Default 0.
     pub bandwidth: u64,
-    /// Whether it is named to clients that ask what there is. Default true.
+    /// Whether it appears in the listing of repositories. Default true.
     pub list: bool,
-    /// The addresses that may have it. Default all.
+    /// The addresses that may access it. Default all.
     pub hosts: Hosts,
-    /// The users who may have it. Native clients cannot say who they are yet: when there are any, they
-    /// are refused. Default everybody.
+    /// The users who may access it. Native clients cannot log in yet, so they are refused if any users are set. Default
+    /// everybody.
     pub users: Users,
-    /// Whether native clients get it though [`ModuleConfig::rules`] may hide names: to them all of it is shown. Default
+    /// Whether native clients may access it although [`ModuleConfig::rules`] may hide names. They see all of it. Default
     /// false.
     pub serve_hidden_natively: bool,
-    /// How stock rsync clients are served.
+    /// Settings for stock rsync clients.
     pub module: ModuleConfig,
 }
 
 impl RepositoryConfig {
-    /// A repository with every default.
+    /// Creates a repository with default settings.
     pub fn new(name: &str, root: impl Into<PathBuf>, store: impl Into<PathBuf>) -> Self {
         Self {
             name: name.to_owned(),
@@ -79,131 +79,134 @@ impl RepositoryConfig {
     }
 }
 
-/// How stock rsync clients are served a repository, in rsyncd.conf's words.
+/// How a repository is served to stock rsync clients. The fields are named as in rsyncd.conf.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModuleConfig {
-    /// Rules for what these clients see. Native clients see everything: with rules that may hide names they are
-    /// refused, unless [`RepositoryConfig::serve_hidden_natively`] is set.
+    /// Rules for what stock clients see. Native clients see everything, so they are refused if the rules may hide names,
+    /// unless [`RepositoryConfig::serve_hidden_natively`] is set.
     pub rules: ModuleRules,
-    /// Options that a client must not use, by name or letter, with wildcards; one that begins with `!` takes
-    /// back what stands before it. The meaning is rsyncd.conf's. Default none.
+    /// Options that clients must not use, by name or letter, with wildcards. An option that begins with `!` allows
+    /// again what earlier ones refuse. The meaning is that of rsyncd.conf. Default none.
     pub refuse_options: Vec<String>,
-    /// Stock clients of this repository at once; more wait as they do for [`Limits::connections`]. 0 for
-    /// no limit but that. Default 0.
+    /// Maximum number of stock clients of this repository at once. More clients wait, as they do for
+    /// [`Limits::connections`]. 0 for no further limit. Default 0.
     pub max_connections: usize,
-    /// How long a client may be silent when something is expected of it. Zero for [`Limits::idle`], and an
-    /// hour for clients of before 3.1, which cannot be told. Default zero.
+    /// How long a client may be silent when something is expected of it. If zero, [`Limits::idle`] applies, or one hour
+    /// for clients older than 3.1, which cannot be told. Default zero.
     pub timeout: Duration,
-    /// Owners go out as numbers alone. Default false.
+    /// Whether owners are sent as numbers only. Default false.
     pub numeric_ids: bool,
-    /// Targets of symlinks go out without the `/rsyncd-munged/` that a receiving daemon put before them. Default
+    /// Whether symlink targets are sent without the `/rsyncd-munged/` prefix that a receiving daemon added. Default
     /// false.
     pub munge_symlinks: bool,
-    /// Permissions that clients see in place of those of the tree. Default none.
+    /// Changes to the permissions that clients see. Default none.
     pub outgoing_chmod: Chmod,
 }
 
-/// Rules in the order in which they are asked: `filter`, `include_from`, `include`, `exclude_from`, `exclude`.
+/// Filter rules, in the order in which they apply: `filter`, `include_from`, `include`, `exclude_from`, `exclude`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModuleRules {
-    /// Rules with their prefix: `- *.o`.
+    /// Rules with their prefix, such as `- *.o`.
     pub filter: Vec<String>,
-    /// A file of patterns that are kept, one a line; read when the daemon starts.
+    /// A file of patterns for names that stay visible, one per line. Read when the daemon starts.
     pub include_from: Option<PathBuf>,
-    /// Patterns that are kept.
+    /// Patterns for names that stay visible.
     pub include: Vec<String>,
-    /// A file of patterns that are hidden.
+    /// A file of patterns for names that are hidden, one per line. Read when the daemon starts.
     pub exclude_from: Option<PathBuf>,
-    /// Patterns that are hidden.
+    /// Patterns for names that are hidden.
     pub exclude: Vec<String>,
 }
 
-/// What holds for all stock rsync clients.
+/// Settings for all stock rsync clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RsyncConfig {
-    /// Whether they are served at all. Default true.
+    /// Whether stock clients are served at all. Default true.
     pub enabled: bool,
-    /// A text for every client; read at every connection. Default none.
+    /// The file with the message of the day. It is read at every connection. Default none.
     pub motd: Option<PathBuf>,
-    /// Bytes of disk for encoded lists, all repositories together, so that a list is written once for all; 0 for none.
-    /// Default 1 GiB.
+    /// Disk budget for encoded lists, in bytes, for all repositories together. A cached list is encoded once for all
+    /// clients. 0 disables the cache. Default 1 GiB.
     pub cached_lists: u64,
-    /// Where they are kept: a directory with one for each repository, which the daemon must be able to write.
-    /// Default `lists` in each store.
+    /// Where encoded lists are kept: a directory with a subdirectory for each repository. The daemon must be able to write
+    /// to it. Default `lists` in each store.
     pub lists: Option<PathBuf>,
-    /// What the filter rules of one client may come to. Default 10,000 rules and 1 MiB.
+    /// Limits on the filter rules of one client. Default 10,000 rules and 1 MiB.
     pub rule_limits: RuleLimits,
-    /// What `-z` gets. Default [`Compression::Stored`].
+    /// How `-z` is answered. Default [`Compression::Stored`].
     pub compression: Compression,
 }
 
-/// What a client gets that asks for compression.
+/// How the daemon answers a client that asks for compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// The form of it, without the work: blocks that are stored.
+    /// Sends the compressed format with stored blocks, which cost no work.
     #[default]
     Stored,
-    /// An error.
+    /// Refuses the client with an error.
     Refuse,
 }
 
 /// How a repository's files are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DirectPolicy {
-    /// What is in the page cache is taken from there, the rest is read directly. So what is sent does
-    /// not evict what the host needs.
+    /// Takes from the page cache what is there, and reads the rest directly. So serving files does not evict what the
+    /// host needs.
     #[default]
     Auto,
-    /// Everything is read directly.
+    /// Reads everything directly.
     Always,
-    /// Everything is read through the page cache: best when the repository fits into memory.
+    /// Reads everything through the page cache. Best if the repository fits into memory.
     Never,
 }
 
-/// What clients may do.
+/// Limits for clients.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Sessions at once. Default 1000.
+    /// Maximum number of sessions at once. Default 1000.
     pub connections: usize,
-    /// Connections that wait for their turn beyond that; more are refused. Default 1000.
+    /// Maximum number of connections that wait for a session. More are refused. Default 1000.
     pub queue: usize,
-    /// Connections from one address, whatever they are at: before their hello, at a login, in the queue, in a session; 0 for
-    /// no limit. Default 100.
+    /// Maximum number of connections from one address in any state: before their hello, during login, in the queue, in a
+    /// session. 0 for no limit. Default 100.
     pub connections_per_address: usize,
-    /// The bits of an IPv4 address that count: those that are equal in them share what one address may have. Default 32.
+    /// The number of leading bits of an IPv4 address that count. Addresses that agree in them share the limits of one
+    /// address. Default 32.
     pub ipv4_prefix: u8,
-    /// The same of an IPv6 address. Default 64.
+    /// The number of leading bits of an IPv6 address that count. Default 64.
     pub ipv6_prefix: u8,
-    /// How long a client may take to say hello, and to finish a request that it has begun to send.
+    /// How long a client may take to send its hello, and to finish a request that it has begun to send.
     /// Default 10 s.
     pub handshake: Duration,
-    /// How long a session may ask for nothing; a native one a quarter of it while others wait for its place. Default 5 min.
+    /// How long a session may go without a request. For native sessions, it is a quarter of that while others wait for a
+    /// session. Default 5 min.
     pub idle: Duration,
-    /// Bytes a second that a client must take while there is something to send, 0 for any. Default 1024.
+    /// The rate, in bytes per second, at which a client must at least read while there is something to send; 0 for any.
+    /// Default 1024.
     pub minimum_rate: u64,
-    /// The time over which that is measured: a client that takes nothing at all is ended after it, and
-    /// no sooner. Default 30 s.
+    /// The period over which the rate is measured. A client that reads nothing at all is disconnected after it, and no
+    /// sooner. Default 30 s.
     pub rate_window: Duration,
-    /// The least that a stock client may limit itself to (`--bwlimit`), bytes a second; less is raised to it, and to
-    /// `minimum_rate`. Default 16 KiB.
+    /// The lowest limit that a stock client may set for itself (`--bwlimit`), in bytes per second. A lower one is raised
+    /// to it, and to `minimum_rate`. Default 16 KiB.
     pub minimum_bwlimit: u64,
-    /// Bytes a second that one connection is sent at the most, 0 for no limit. Default 0.
+    /// Rate limit for one connection, in bytes per second; 0 for no limit. Default 0.
     pub bandwidth_per_connection: u64,
-    /// Bytes a second that all sessions together are sent at the most, 0 for no limit. Default 0.
+    /// Rate limit for all sessions together, in bytes per second; 0 for no limit. Default 0.
     pub bandwidth: u64,
     /// How long running requests may take to finish once the daemon is told to stop. Default 30 s.
     pub drain: Duration,
 }
 
-/// What reading costs at the most, over all sessions.
+/// Memory limits, over all sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes of file extents and of small files, kept for other clients that want the same ones. Default 64 MiB.
+    /// Bytes of file extents and small files that are cached for other clients. Default 64 MiB.
     pub cache: usize,
-    /// Bytes of extents being read or sent. When they are used up, sessions wait. Default 64 MiB.
+    /// Bytes of extents that are being read or sent. If none are left, sessions wait. Default 64 MiB.
     pub buffers: usize,
-    /// Bytes for lists that are single stock clients' own, over all sessions, 0 for no limit. One network has half of it at
-    /// the most. When it is used up, sessions wait, and are refused after a minute. Default 1 GiB.
+    /// Bytes for lists that belong to single stock clients, over all sessions; 0 for no limit. One network gets at most
+    /// half of it. If none are left, sessions wait, and are refused after a minute. Default 1 GiB.
     pub lists: u64,
 }
 

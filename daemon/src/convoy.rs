@@ -1,9 +1,8 @@
-//! Sessions that stream the same file at the same time keep together, so that one read of the disk
-//! serves them all.
+//! Keeps sessions together that stream the same file at the same time, so that one disk read serves them all.
 //!
-//! The cache holds what was read in the last moments. As long as the first of a convoy is not too far
-//! ahead, the others find everything there. So the one who is about to read waits a moment for those
-//! who would lose touch, if that costs it little: they are moving, and not much slower than itself.
+//! The extent cache holds what was read most recently. As long as the first session of a convoy is not too far ahead,
+//! the others find everything in the cache. So a session that is about to read waits a moment for sessions that would
+//! fall out of the cache, if waiting costs little: they are moving, and are not much slower than itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use crate::file::FileState;
 
-/// Who has not moved for so long is not waited for.
+/// Sessions that have not moved for this long are not waited for.
 const MOVING: Duration = Duration::from_millis(300);
-/// Nor who is slower than this part of the one who would wait.
+/// Sessions are not waited for if their rate is less than this fraction of the waiting session's rate.
 const SLOWEST: f64 = 0.25;
 
 /// All convoys.
 pub(crate) struct Convoys {
-    /// Extents that the cache holds.
+    /// The number of extents that the cache holds.
     window: u64,
-    /// What times are counted from.
+    /// The origin of time stamps.
     epoch: Instant,
     by_file: Mutex<HashMap<FileState, Arc<Convoy>>>,
-    /// How many convoys have several members: they share the window. Kept, because it is asked for at every extent.
+    /// The number of convoys with several members, which share the window. Stored, because every extent needs it.
     several: AtomicU64,
 }
 
@@ -41,10 +40,11 @@ impl Convoy {
 /// One session's way through one file.
 struct Runner {
     began: Instant,
-    /// The first extent, and the next one.
+    /// The first extent.
     start: u64,
+    /// The extent that is needed next.
     next: AtomicU64,
-    /// When it moved last: milliseconds since the epoch.
+    /// When it moved last, in milliseconds since the epoch.
     moved: AtomicU64,
 }
 
@@ -52,13 +52,13 @@ struct Runner {
 pub(crate) struct Member {
     convoys: Arc<Convoys>,
     file: FileState,
-    /// The convoy itself: looking at it takes no lock that other convoys take.
+    /// A reference to the convoy itself, so that looking at it takes no lock that other convoys take.
     convoy: Arc<Convoy>,
     runner: Arc<Runner>,
 }
 
 impl Convoys {
-    /// For a cache of `window` extents.
+    /// Creates an empty set of convoys for a cache of `window` extents.
     pub(crate) fn new(window: usize) -> Arc<Self> {
         Arc::new(Self {
             window: window as u64,
@@ -68,7 +68,7 @@ impl Convoys {
         })
     }
 
-    /// Joins the convoy of a file, at the extent that is wanted first.
+    /// Joins the convoy of a file at extent `start`, which the session needs first.
     pub(crate) fn join(self: &Arc<Self>, file: FileState, start: u64, now: Instant) -> Member {
         let (next, moved) = (AtomicU64::new(start), AtomicU64::new(self.millis(now)));
         let runner = Arc::new(Runner { began: now, start, next, moved });
@@ -100,21 +100,21 @@ impl Convoys {
 }
 
 impl Member {
-    /// The session has sent everything before this extent.
+    /// Notes that the session has sent everything before this extent.
     pub(crate) fn advance(&self, next: u64, now: Instant) {
         self.runner.next.store(next, Ordering::Relaxed);
         self.runner.moved.store(self.convoys.millis(now), Ordering::Relaxed);
     }
 
-    /// Whether anybody else has this extent still before them. What a straggler reads for itself alone must
-    /// not push out what the convoy in front of it still shares.
+    /// Returns whether another session still has this extent ahead of it. An extent that a straggler reads for itself
+    /// alone must not evict what the convoy in front of it still shares.
     pub(crate) fn is_followed(&self, extent: u64) -> bool {
         let follows =
             |other: &Arc<Runner>| !Arc::ptr_eq(other, &self.runner) && other.next.load(Ordering::Relaxed) <= extent;
         self.convoy.lock().iter().any(follows)
     }
 
-    /// Whether somebody would lose touch if the session read this extent now.
+    /// Returns whether another session would fall out of the cache if this one read the extent now.
     pub(crate) fn should_wait(&self, extent: u64, now: Instant) -> bool {
         let convoy = self.convoy.lock();
         if convoy.len() < 2 {
@@ -147,7 +147,7 @@ impl Drop for Member {
 }
 
 impl Runner {
-    /// Extents a second, over the whole way.
+    /// Returns the average rate since the start, in extents per second.
     fn rate(&self, now: Instant) -> f64 {
         let done = self.next.load(Ordering::Relaxed).saturating_sub(self.start);
         done as f64 / now.saturating_duration_since(self.began).as_secs_f64().max(0.001)
@@ -159,13 +159,13 @@ mod tests {
     use super::*;
     use crate::file::tests::state;
 
-    /// A second after the start of all convoys of a test.
+    /// The time `millis` ms after the first second of a test.
     fn later(convoys: &Convoys, millis: u64) -> Instant {
         convoys.epoch + Duration::from_millis(1000 + millis)
     }
 
     #[test]
-    fn the_first_waits_for_who_would_lose_touch_and_for_nobody_else() {
+    fn the_first_waits_only_for_sessions_that_would_fall_out_of_the_cache() {
         let convoys = Convoys::new(100);
         let (start, now) = (convoys.epoch, later(&convoys, 0));
         let first = convoys.join(state(1), 0, start);
@@ -177,13 +177,13 @@ mod tests {
         assert!(first.should_wait(110, now), "about to leave the second behind");
         assert!(!first.should_wait(160, now), "the second is lost already");
         assert!(!second.should_wait(50, now), "nobody is behind the second");
-        assert!(!first.should_wait(110, later(&convoys, 301)), "the second does not move");
+        assert!(!first.should_wait(110, later(&convoys, 301)), "the second is not moving");
         drop(second);
         assert!(!first.should_wait(110, now) && !first.is_followed(110));
     }
 
     #[test]
-    fn what_others_have_still_before_them_is_kept_for_them() {
+    fn an_extent_is_followed_while_others_still_have_it_ahead() {
         let convoys = Convoys::new(100);
         let (first, second) = (convoys.join(state(1), 0, convoys.epoch), convoys.join(state(1), 5, convoys.epoch));
         assert!(first.is_followed(5) && !first.is_followed(4), "the second wants nothing before 5");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_much_slower_one_is_left_behind() {
+    fn a_much_slower_session_is_left_behind() {
         let convoys = Convoys::new(100);
         let now = later(&convoys, 0);
         let (first, slow) = (convoys.join(state(1), 0, convoys.epoch), convoys.join(state(1), 0, convoys.epoch));
@@ -216,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn a_look_at_one_convoy_waits_for_no_other_and_the_number_of_convoys_is_kept() {
+    fn one_convoy_does_not_wait_for_the_locks_of_others_and_the_count_of_convoys_is_right() {
         let convoys = Convoys::new(100);
         let now = later(&convoys, 0);
         let members: Vec<_> =
             (0..4).map(|file| [(); 3].map(|()| convoys.join(state(file), 0, convoys.epoch))).collect();
         assert_eq!(convoys.several.load(Ordering::Relaxed), 4);
         {
-            // Somebody joins, and somebody is in another convoy.
+            // As if one session were joining, and another one looking at a different convoy.
             let (_joining, _looking) = (convoys.lock(), members[1][0].convoy.lock());
             members[0][0].advance(24, now);
             members[0][1].advance(8, now);

@@ -1,5 +1,5 @@
-//! What turns out to be damaged while a generation is served. Of its store it is counted, and logged once for each kind;
-//! of its tree it is logged once for each file.
+//! Damage that is found while a generation is served. Damage in the store is counted, and logged once for each part of
+//! the store. Damage in the tree is logged once for each file.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -22,22 +22,22 @@ pub(crate) enum Part {
     Delta,
 }
 
-/// How often damage was met in each part of one generation.
+/// How often damage was found in each part of one generation.
 #[derive(Debug, Default)]
 pub(crate) struct DamageLog {
     contents: AtomicU64,
     sums: AtomicU64,
     lists: AtomicU64,
     deltas: AtomicU64,
-    /// Rows of files that were told, at most [`DamageLog::FILES`] of them.
+    /// Rows of the files that were logged: at most [`DamageLog::FILES`] of them.
     files: Mutex<HashSet<u32>>,
 }
 
 impl DamageLog {
-    /// Files of which is told: with as many of them the disk is beyond doubt.
+    /// Maximum number of files that are logged. With this many damaged files, the disk is the problem.
     const FILES: usize = 1024;
 
-    /// Says, once for each file, that its content is not what was indexed, though its state is.
+    /// Logs, once for each file, that its content differs from the index although its size and times do not.
     pub(crate) fn record_file(&self, repository: &str, generation: &Generation, row: u32) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if files.len() >= Self::FILES || !files.insert(row) {
@@ -48,12 +48,12 @@ impl DamageLog {
             repository,
             generation = number,
             path,
-            "the content of a file is not what was indexed, though its size and times are: no client can have it; restore \
-             it, or index it anew by `stillmirror index --changed-from`"
+            "the content of a file differs from the index, although its size and times do not: it cannot be served; \
+             restore it, or index it again with `stillmirror index --changed-from`"
         );
     }
 
-    /// Counts damage, and says at the first of its kind where it is and what to do.
+    /// Counts damage in the store. Logs the first case in each part: where it is and what to do.
     pub(crate) fn record(&self, part: Part, repository: &str, generation: &Generation, place: impl Display) {
         let (counter, what) = match part {
             Part::Content => (
@@ -68,12 +68,12 @@ impl DamageLog {
             ),
             Part::List => (
                 &self.lists,
-                "the compressed file list is damaged in the store: it is made again in memory; `stillmirror index \
+                "the compressed file list is damaged in the store: it is compressed again in memory; `stillmirror index \
                  --verify-store` writes a new one",
             ),
             Part::Delta => (
                 &self.deltas,
-                "a list delta is damaged in the store: receivers fetch the whole list, until the next \
+                "a list delta is damaged in the store: receivers fetch the whole list, until the store has newer \
                  generations",
             ),
         };
@@ -83,7 +83,7 @@ impl DamageLog {
         }
     }
 
-    /// Writes how often it was, where the first line does not say it.
+    /// Logs how often damage was found in the store, if it was.
     pub(crate) fn report(&self, generation: &Generation) {
         let [contents, sums, lists, deltas] =
             [&self.contents, &self.sums, &self.lists, &self.deltas].map(|counter| counter.load(Ordering::Relaxed));
@@ -96,7 +96,7 @@ impl DamageLog {
                 sums,
                 lists,
                 deltas,
-                "damage was met in the store of this generation"
+                "damage was found in the store of this generation"
             );
         }
     }

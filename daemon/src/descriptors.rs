@@ -1,4 +1,5 @@
-//! The process's limit on open files, shared out: connections leave enough for the files that they ask for.
+//! Shares out the process's limit on open files, so that connections leave enough descriptors for the files that they
+//! request.
 
 use rustix::process::{Resource, getrlimit};
 
@@ -6,14 +7,17 @@ use crate::config::Config;
 use crate::extents::READS;
 use crate::pipe::{DESCRIPTORS, PIPES};
 
-/// What is open all the time: standard streams, the runtime's own, listeners; and lists on their way into the cache.
+/// Descriptors of the process as a whole: standard streams, the runtime's own, listeners, and lists that are being
+/// written to the cache.
 const BASE: usize = 64;
-/// Of a repository: its tree, its store, what opening a generation takes for a moment, and its reads.
+/// Descriptors of a repository: its tree, its store, those that opening a generation needs for a moment, and its reads.
 const REPOSITORY: usize = 4 + READS;
-/// Of a connection: its socket, and a large file that is open twice, to be read past the page cache and through it.
+/// Descriptors of a connection: its socket, and a large file that is open twice, for direct reads and for reads through
+/// the page cache.
 const CONNECTION: usize = 3;
 
-/// Connections that there are descriptors for. A batch of small files opens as many as it finds left, but one at least.
+/// Returns how many connections there are descriptors for. Batches of small files adapt: a batch opens as many files as
+/// there are descriptors left, and at least one.
 pub(crate) fn connections(config: &Config) -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let room = share(limit, config.repositories.len());
@@ -22,13 +26,13 @@ pub(crate) fn connections(config: &Config) -> usize {
         tracing::warn!(
             limit,
             connections = room,
-            "open files are limited: fewer connections are accepted than `connections` and `queue` allow"
+            "the limit on open files is low: fewer connections are accepted than `connections` and `queue` allow"
         );
     }
     room
 }
 
-/// Connections under a limit on open files. Two at the least: one on each port.
+/// Returns the number of connections under a limit on open files: at least two, one for each port.
 fn share(limit: Option<u64>, repositories: usize) -> usize {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + PIPES * DESCRIPTORS);
@@ -40,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_descriptors_for_the_files_that_they_ask_for() {
+    fn connections_leave_descriptors_for_the_files_that_they_request() {
         assert_eq!(share(Some(1024), 1), 276);
         assert_eq!(share(Some(65_536), 20), 21_552);
         assert_eq!(share(Some(40), 1), 2);

@@ -1,7 +1,6 @@
-//! What direct I/O needs from the system: aligned memory, many reads at once, and what the page cache holds
-//! of a file.
+//! System interfaces for direct I/O: aligned memory, batches of reads, and which pages of a file are in the page cache.
 //!
-//! The one module of this crate with `unsafe`; each use states its contract.
+//! This is the one module of the crate with `unsafe`. Each use states its contract.
 #![allow(unsafe_code)]
 
 pub(crate) mod batch;
@@ -13,11 +12,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The alignment of every buffer (bytes): a page, which no file system exceeds.
+/// The alignment of every buffer, in bytes: a page. No file system needs more.
 pub(crate) const ALIGNMENT: usize = 4096;
 
-/// Bytes of a slab: one huge page. The kernel pins, maps and copies one large page for a fraction of what
-/// hundreds of small ones cost, once for every read and every send.
+/// Size of a slab, in bytes: one huge page. The kernel pins, maps and copies one huge page for a fraction of what
+/// hundreds of small pages cost, and it does so at every read and every send.
 const SLAB: usize = 2 << 20;
 
 /// A fixed piece of memory whose start is aligned to [`ALIGNMENT`].
@@ -34,8 +33,8 @@ unsafe impl Send for AlignedBytes {}
 unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
-    /// As many pieces of `len` zero bytes as one slab holds. `len` is a multiple of [`ALIGNMENT`], and a
-    /// slab holds at least one.
+    /// Allocates a slab and splits it into pieces of `len` zero bytes. `len` must be a multiple of [`ALIGNMENT`], and at
+    /// most the size of a slab.
     pub(crate) fn slab(len: usize) -> Vec<Self> {
         assert!(len > 0 && len <= SLAB && len.is_multiple_of(ALIGNMENT), "a piece of {len} bytes");
         let slab = Arc::new(Slab::new());
@@ -62,7 +61,7 @@ impl DerefMut for AlignedBytes {
     }
 }
 
-/// Memory of [`SLAB`] bytes, aligned to as many.
+/// [`SLAB`] bytes of memory, aligned to their size.
 struct Slab {
     start: NonNull<u8>,
 }
@@ -75,15 +74,15 @@ unsafe impl Sync for Slab {}
 impl Slab {
     const LAYOUT: Layout = match Layout::from_size_align(SLAB, SLAB) {
         Ok(layout) => layout,
-        Err(_) => panic!("a slab has no layout"),
+        Err(_) => panic!("the slab layout is invalid"),
     };
 
     fn new() -> Self {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc(Self::LAYOUT) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(Self::LAYOUT));
-        // SAFETY: the range is the allocation's own. The advice changes no content, and where the kernel
-        // does not take it, small pages do. It comes before the bytes are touched for the first time.
+        // SAFETY: the range is the allocation's own. The advice changes no content; if the kernel refuses it, the slab
+        // has small pages. It must be given before the bytes are touched for the first time.
         unsafe {
             libc::madvise(start.as_ptr().cast(), SLAB, libc::MADV_HUGEPAGE);
             start.write_bytes(0, SLAB);
@@ -99,12 +98,12 @@ impl Drop for Slab {
     }
 }
 
-/// Whether every page of the file's range is in the page cache. `false` where the kernel cannot tell:
-/// before Linux 6.5, or when it will not say to a process that neither owns nor may write the file.
+/// Returns whether every page of the file's range is in the page cache. Also `false` if the kernel does not tell: before
+/// Linux 6.5, or if this process neither owns the file nor may write it.
 pub(crate) fn is_cached(file: impl AsFd, offset: u64, len: u64) -> bool {
     /// `cachestat(2)`, the same number on every architecture.
     const SYS_CACHESTAT: libc::c_long = 451;
-    /// Set once the kernel is known not to have it.
+    /// Set once the kernel turned out not to have the system call.
     static UNKNOWN: AtomicBool = AtomicBool::new(false);
     #[repr(C)]
     struct Range {
@@ -139,17 +138,18 @@ pub(crate) fn is_cached(file: impl AsFd, offset: u64, len: u64) -> bool {
     counts.cached >= pages(offset, len, page_size())
 }
 
-/// Bytes of a page of memory, and of the page cache.
+/// Returns the size of a page of memory and of the page cache, in bytes.
 pub(crate) fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 
-/// Pages that a range of a file lies on.
+/// Returns how many pages a range of a file touches.
 fn pages(offset: u64, len: u64, page: u64) -> u64 {
     (offset + len).div_ceil(page) - offset / page
 }
 
-/// Bytes written to a socket that its peer has not acknowledged yet.
+/// Returns how many bytes were written to a socket that its peer has not acknowledged yet, or `None` if the kernel does
+/// not tell.
 pub(crate) fn unacknowledged(socket: impl AsFd) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the descriptor is open for the call; TIOCOUTQ writes one `int`.
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_as_large_as_the_system_has_them() {
+    fn pages_are_counted_in_the_system_page_size() {
         assert!(page_size().is_power_of_two() && page_size() >= 4096);
         for (page, expected) in [(4096, 17), (16_384, 5), (65_536, 2)] {
             assert_eq!(pages(65_535, 65_537, page), expected);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_a_slab_are_aligned_zeroed_and_apart() {
+    fn pieces_of_a_slab_are_aligned_zeroed_and_disjoint() {
         for len in [4096, SLAB / 2, SLAB] {
             let mut pieces = AlignedBytes::slab(len);
             assert_eq!(pieces.len(), SLAB / len);

@@ -66,7 +66,7 @@ pub(crate) struct Gates {
 impl Gates {
     /// Threads that one repository's can take, at most: also for passwords, for a look at what is current, and for
     /// gates of a tree before that others still use.
-    pub(crate) const THREADS: usize = 2 * (READS + PAGES + Choosing::THREADS_OF_A_CORE * MOST_CORES);
+    pub(crate) const THREADS: usize = 2 * (READS + PAGES + Choosing::THREADS_PER_CORE * MOST_CORES);
 
     /// With room for so many reads of files at once.
     pub(crate) fn new(reads: usize) -> Self {

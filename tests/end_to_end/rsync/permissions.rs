@@ -143,7 +143,7 @@ fn what_root_alone_may_read_goes_to_no_native_client_unless_the_operator_says_so
     let world = world();
     let of_root = serve(&world, &[]);
     let warned = of_root.logged("running as root");
-    assert!(warned.contains("only what everybody") && warned.contains("serve_private"), "{warned}");
+    assert!(warned.contains("only files that everybody") && warned.contains("serve_private"), "{warned}");
     assert_exit(&world.pull_command(&of_root).output().expect("pull runs"), 23);
     let pulled = files(&world.dest());
     let names: Vec<_> = pulled.keys().filter_map(|path| path.to_str()).filter(|name| !name.starts_with('.')).collect();
