@@ -1,4 +1,4 @@
-//! What a sender offers, for those who look without pulling.
+//! Looking at what a sender offers without pulling: repositories, heads, directories and whole lists.
 
 use rkyv::util::AlignedVec;
 use stillmirror_protocol::entry::{Digest, Entry};
@@ -9,23 +9,23 @@ use crate::listing;
 use crate::source::{self, NativeSource, Pinned, Source};
 
 impl NativeSource {
-    /// The repositories that the sender announces.
+    /// Returns the repositories that the sender announces.
     pub async fn list_repositories(&self) -> Result<Vec<Repository>, PullError> {
         Ok(Repository::decode_all(&self.ask(Request::Repositories)?.bytes().await?)?)
     }
 
-    /// A repository's head; the generation is pinned for this session.
+    /// Returns a repository's head, and pins its generation for this session.
     pub async fn head(&self, repository: &str) -> Result<Pinned, PullError> {
         source::head(self, repository).await
     }
 
-    /// The children of one directory, or a single file by itself.
+    /// Returns the children of a directory, or a single file as its own only child.
     pub async fn list_dir(&self, handle: u32, path: &[u8]) -> Result<Vec<(Vec<u8>, Entry)>, PullError> {
         let answer = self.ask(Request::Dir { handle, path: path.to_vec() })?;
         Ok(wire::decode_dir(&answer.bytes().await?)?)
     }
 
-    /// The whole encoded list of a pinned generation, of the digest that its head names.
+    /// Returns the whole encoded list of a pinned generation. Fails if its digest is not the one in the head.
     pub async fn whole_list(&self, pinned: &Pinned) -> Result<AlignedVec, PullError> {
         let answer = self.ask(Request::List { handle: pinned.handle, have: Digest::NONE })?;
         listing::whole(answer, &pinned.head).await

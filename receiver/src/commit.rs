@@ -1,13 +1,15 @@
-//! Giving staged files their names: short, in order, each step by a rename.
+//! Moves staged files into place. This is short, and each name changes by a rename, in this order:
 //!
-//! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever stands for less than a file.
-//! 2. Directories are made, with permissions that let the next steps work.
-//! 3. Files are renamed into place, then their hard links, then symlinks and specials, and theirs. What
-//!    points to others comes after what it points to: see [`rank::Rank`].
-//! 4. What the sender does not have is deleted.
+//! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever refers to an incomplete file.
+//! 2. Directories are created, with permissions that allow the next steps.
+//! 3. Files are renamed into place, then their hard links are made, then symlinks and specials and their hard
+//!    links.
+//!    Files that refer to other files come after those: see [`rank::Rank`].
+//! 4. Names that the sender does not have are deleted.
 //! 5. Directories get their modes, owners and times, the deepest first.
 //!
-//! A reader sees an old file or a new one, whole, at any time; a killed commit is finished by the next pull.
+//! At any time, a reader sees either a whole old file or a whole new one. The next pull completes a killed
+//! commit. After the commit, remove the staging directory, then call [`finish_root`].
 
 mod place;
 mod rank;
@@ -36,31 +38,31 @@ use crate::stage::{Metadata, Stage};
 use place::set_metadata_at;
 use rank::rank;
 
-/// What is needed to commit.
+/// Everything needed to commit.
 pub(crate) struct Committer<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) stage: &'a Stage,
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
     pub(crate) owners: &'a OwnerMap,
-    /// Whether anything may be deleted, be it to make way for something else.
+    /// Whether anything may be deleted, including to make way for something else.
     pub(crate) may_delete: bool,
     pub(crate) sync: bool,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) cancel: &'a CancellationToken,
 }
 
-/// What a commit leaves behind for the store.
+/// What the store needs to know about a commit.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// Identities of all rows that changed, after the last change.
+    /// The identities of all changed rows, read after the last change.
     pub(crate) identities: HashMap<u32, Identity>,
-    /// Rows that could not be made.
+    /// Rows that failed, including those whose content could not be brought.
     pub(crate) failed: HashMap<u32, Failure>,
 }
 
 impl Committer<'_> {
-    /// Carries out a plan whose contents are staged, and counts into the report.
+    /// Carries out a plan whose contents are staged, and counts the work in the report.
     pub(crate) fn commit(self, plan: &Plan, staged: Staged, report: &mut Report) -> Result<Committed, PullError> {
         if self.sync {
             rustix::fs::syncfs(self.stage.fd()).at("sync", self.tree.shown(b""))?;
@@ -89,9 +91,9 @@ impl Committer<'_> {
 struct CommitRun<'a> {
     context: &'a Committer<'a>,
     report: &'a mut Report,
-    /// The directory last worked in.
+    /// The directory used last, with its local path.
     open: Option<(Vec<u8>, OwnedFd)>,
-    /// Directories (by number) that something changed in, and so their times.
+    /// Numbers of the directories whose entries, and so their times, changed.
     touched: BTreeSet<u32>,
     /// Rows whose inode changed.
     changed: BTreeSet<u32>,
@@ -103,7 +105,7 @@ impl<'a> CommitRun<'a> {
     fn make_directories(&mut self, plan: &Plan) -> Result<(), PullError> {
         for &row in &plan.directories {
             let path = self.begin(row)?;
-            if self.context.facts_of(row).is_some() && !self.make_way(row, &path)? {
+            if self.context.old_type_of(row).is_some() && !self.make_way(row, &path)? {
                 continue;
             }
             let (_, name) = path::split(&path);
@@ -121,11 +123,11 @@ impl<'a> CommitRun<'a> {
 
     fn place_files(&mut self, plan: &Plan, mut files: Vec<StagedFile>) -> Result<(), PullError> {
         files.sort_by_cached_key(|file| (rank(&self.context.selection.path(file.row)), file.row));
-        let shared = self.shared_with_what_stays(plan);
+        let linked_elsewhere = self.links_to_remaining_files(plan);
         for StagedFile { row, mut name, linked } in files {
             let path = self.begin(row)?;
-            if linked && shared.contains(&row) {
-                name = self.copy_of(row, &name)?;
+            if linked && linked_elsewhere.contains(&row) {
+                name = self.replace_link_by_copy(row, &name)?;
             }
             if !self.place(row, &path, &name)? {
                 self.report.files_updated = self.report.files_updated.saturating_sub(1);
@@ -139,21 +141,22 @@ impl<'a> CommitRun<'a> {
         Ok(())
     }
 
-    /// Rows whose staged files may be further names of local files that stay, since what was to take their
-    /// names did not come.
-    fn shared_with_what_stays(&self, plan: &Plan) -> HashSet<u32> {
+    /// Returns the rows whose staged files may be hard links to local files that remain, because the files
+    /// that were to replace those could not be brought.
+    fn links_to_remaining_files(&self, plan: &Plan) -> HashSet<u32> {
         if self.failed.is_empty() {
             return HashSet::new();
         }
         let links = plan.links.iter().filter(|(_, leader)| self.failed.contains_key(leader)).map(|&(row, _)| row);
-        let stays: HashSet<u32> = self.failed.keys().copied().chain(links).collect();
+        let remaining: HashSet<u32> = self.failed.keys().copied().chain(links).collect();
         let find = |path: &[u8]| self.context.selection.find(path).map(|row| row.number());
-        let shares = |reuse: &Reuse| reuse.goes && find(&reuse.path).is_some_and(|row| stays.contains(&row));
+        let shares = |reuse: &Reuse| reuse.disappears && find(&reuse.path).is_some_and(|row| remaining.contains(&row));
         plan.fetches.iter().filter(|fetch| fetch.reuse.iter().any(shares)).map(|fetch| fetch.row).collect()
     }
 
-    /// A file of its own instead of a staged name of a local one, which keeps its mode and time.
-    fn copy_of(&mut self, row: u32, staged: &[u8]) -> Result<Vec<u8>, PullError> {
+    /// Replaces a staged hard link by a copy, so that the local file keeps its mode and time. Returns the
+    /// copy's name.
+    fn replace_link_by_copy(&mut self, row: u32, staged: &[u8]) -> Result<Vec<u8>, PullError> {
         let (stage, entry) = (self.context.stage, self.entry(row));
         let copy = stage.duplicate(entry.sha256(), usize::MAX, &self.metadata(row)).at("copy", stage.shown(staged))?;
         local::unlink(stage.fd(), staged).at("remove", stage.shown(staged))?;
@@ -172,7 +175,7 @@ impl<'a> CommitRun<'a> {
             let dir = self.context.tree.dir(dir).at("open", self.shown(&leader_path))?;
             let name = self.temporary();
             match rustix::fs::linkat(&dir, leader_name, self.context.stage.fd(), &name[..], AtFlags::empty()) {
-                // The inode has all the names that it can have, or the file system knows no further names.
+                // The inode has its maximum number of names, or the file system has no hard links.
                 Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {
                     self.copy_instead(row, &path, &leader_path)?;
                     continue;
@@ -180,7 +183,8 @@ impl<'a> CommitRun<'a> {
                 linked => linked.at("link", self.shown(&leader_path))?,
             }
             if self.place(row, &path, &name)? {
-                // rename(2) of one name of an inode over another one does nothing.
+                // rename(2) does nothing if both names refer to the same inode, so the staged name may
+                // remain.
                 local::unlink(self.context.stage.fd(), &name).at("remove", self.context.stage.shown(&name))?;
                 self.changed.insert(leader);
                 self.report.files_linked += 1;
@@ -189,14 +193,14 @@ impl<'a> CommitRun<'a> {
         Ok(())
     }
 
-    /// Makes a name that cannot be a further link an inode of its own.
+    /// Gives a name that cannot become a hard link an inode of its own.
     fn copy_instead(&mut self, row: u32, path: &[u8], leader: &[u8]) -> Result<(), PullError> {
         self.report.links_copied += 1;
         let fact = self.context.selection.index(row).and_then(|index| self.context.facts.rows[index]);
-        if fact.is_some_and(|fact| fact.content && fact.metadata) {
+        if fact.is_some_and(|fact| fact.content_matches && fact.metadata_matches) {
             return Ok(());
         }
-        tracing::warn!(path = %self.shown(path).display(), "no further hard link can be made: copied");
+        tracing::warn!(path = %self.shown(path).display(), "cannot make another hard link; copying the file");
         if !self.entry(row).is_file() {
             return self.make(row, path);
         }
@@ -219,7 +223,7 @@ impl<'a> CommitRun<'a> {
         Ok(())
     }
 
-    /// Makes a symlink or a special.
+    /// Creates a symlink or a special.
     fn make(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
         let name = self.temporary();
         match self.make_staged(row, &name) {
@@ -286,10 +290,10 @@ impl<'a> CommitRun<'a> {
         Ok(())
     }
 
-    /// Directories last, the deepest first; then what the store is to know.
+    /// Sets the metadata of directories, the deepest first, and collects the identities that the store needs.
     fn finish(mut self) -> Result<Committed, PullError> {
         self.open = None;
-        // The root comes once the staging directory is gone: see `finish_root`.
+        // The root is set after the staging directory is removed: see `finish_root`.
         self.touched.remove(&self.context.selection.root.number());
         for number in std::mem::take(&mut self.touched).into_iter().rev() {
             let row = self.context.selection.list.dir(number).row();
@@ -300,9 +304,10 @@ impl<'a> CommitRun<'a> {
             }
         }
         let Committer { selection, facts, .. } = self.context;
-        let shared = selection.rows.iter().zip(&facts.rows).filter(|(_, fact)| fact.is_some_and(|fact| fact.shared));
+        let shared =
+            selection.rows.iter().zip(&facts.rows).filter(|(_, fact)| fact.is_some_and(|fact| fact.has_other_names));
         self.changed.extend(shared.map(|(&row, _)| row));
-        // Old files that stay may have lent their content to another name.
+        // An old file that remains may be linked to another name now.
         self.changed.extend(self.failed.keys());
         let mut committed = Committed { failed: self.failed, ..Committed::default() };
         for row in self.changed {
@@ -337,7 +342,7 @@ impl<'a> CommitRun<'a> {
         format!("new-{}", self.temporary).into_bytes()
     }
 
-    /// The number of the directory at a local path.
+    /// Returns the number of the directory at a local path.
     fn number_of(&self, dir: &[u8]) -> Option<u32> {
         let selection = self.context.selection;
         if dir.is_empty() { Some(selection.root.number()) } else { selection.find(dir)?.dir_number() }
@@ -347,7 +352,7 @@ impl<'a> CommitRun<'a> {
         self.touched.insert(self.context.selection.list.parent_of(row).number());
     }
 
-    /// The directory that holds `path`, opened; the one last asked for stays open.
+    /// Returns the opened directory that contains `path`. The last one stays open.
     fn parent(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>, PullError> {
         self.parent_dir(path::split(path).0)
     }
@@ -356,7 +361,7 @@ impl<'a> CommitRun<'a> {
         if self.open.as_ref().is_none_or(|(path, _)| path != dir) {
             let opened = self.context.tree.dir(dir).at("open", self.shown(dir))?;
             if local::make_writable(opened.as_fd()) {
-                // Its mode is set right in the end.
+                // `finish` sets its mode.
                 self.touched.extend(self.number_of(dir));
             }
             self.open = None;
@@ -369,8 +374,8 @@ impl<'a> CommitRun<'a> {
     }
 }
 
-/// Sets the mode and time of the tree's root. Always: the staging directory, which is gone by now, has
-/// moved its time.
+/// Sets mode, owner and time of the tree's root. This is always necessary, because creating and removing the
+/// staging directory changes the root's time.
 pub(crate) fn finish_root(tree: &Tree, selection: &Selection<'_>, owners: &OwnerMap) -> Result<(), PullError> {
     if !selection.sets_root() {
         return Ok(());
@@ -384,8 +389,8 @@ impl Committer<'_> {
         if self.cancel.is_cancelled() { Err(PullError::Interrupted) } else { Ok(()) }
     }
 
-    /// What was at the path of a row.
-    fn facts_of(&self, row: u32) -> Option<FileType> {
+    /// Returns the type of what was at a row's path before the commit.
+    fn old_type_of(&self, row: u32) -> Option<FileType> {
         self.facts.rows[self.selection.index(row)?].map(|fact| fact.kind)
     }
 }

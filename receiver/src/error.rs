@@ -1,4 +1,4 @@
-//! Why a pull ends early, sorted by whose fault it is.
+//! The reasons why a pull ends early, grouped by whose fault it is.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,29 +17,34 @@ use thiserror::Error;
 
 use crate::report::Report;
 
-/// Why a pull ends early. Cheap to clone: every request under way learns why its connection ended. The
-/// message is whole: it has the system's reason in it, which therefore is no `source()` of its own.
+/// The reason why a pull ends early.
+///
+/// Cheap to clone, because every request in flight learns why its connection ended. The message includes the
+/// system's reason, so that reason is not reported again as `source()`.
 #[derive(Debug, Clone, Error)]
 pub enum PullError {
-    // The caller's.
-    /// What was asked for makes no sense here.
+    // Caused by the caller.
+    /// The request is invalid or cannot work here.
     #[error("{0}")]
     Usage(String),
-    /// The caller's cancellation.
+    /// The caller cancelled the pull.
     #[error("interrupted")]
     Interrupted,
     /// The update deletes more than the caller allows. Everything else was done, and nothing was deleted.
-    #[error("{wanted} names would be deleted and --max-delete allows {limit}: nothing was deleted")]
+    #[error(
+        "{wanted} names would be deleted, but --max-delete allows {limit}: nothing was deleted; \
+         raise --max-delete if the deletions are intended"
+    )]
     DeleteLimit {
-        /// Names that the update deletes.
+        /// Number of names that the update deletes.
         wanted: u64,
-        /// Names that may be deleted.
+        /// Number of names that may be deleted.
         limit: u64,
-        /// What was done.
+        /// What the pull did.
         report: Box<Report>,
     },
 
-    // The network's.
+    // Caused by the network.
     /// No connection could be made.
     #[error("cannot connect to {address}: {reason}")]
     Connect {
@@ -49,72 +54,73 @@ pub enum PullError {
         reason: Arc<io::Error>,
     },
     /// The connection broke.
-    #[error("connection to {address}: {reason}")]
+    #[error("the connection to {address} failed: {reason}")]
     Socket {
-        /// The sender.
+        /// The sender, `HOST:PORT`.
         address: String,
         /// The system's reason.
         reason: Arc<io::Error>,
     },
     /// The sender was silent for too long.
-    #[error("{address} was silent for {} seconds", .silence.as_secs())]
+    #[error("timed out: {address} sent nothing for {} seconds", .silence.as_secs())]
     Timeout {
-        /// The sender.
+        /// The sender, `HOST:PORT`.
         address: String,
-        /// For how long.
+        /// How long the sender was silent.
         silence: Duration,
     },
 
-    // The sender's.
-    /// The peer does not speak this protocol, or no common version of it.
-    #[error("{address}: {offence}")]
+    // Caused by the sender.
+    /// The peer does not speak this protocol, or has no version in common with this program.
+    #[error("{address}: {reason}")]
     Handshake {
-        /// The peer.
+        /// The peer, `HOST:PORT`.
         address: String,
-        /// What it did instead.
-        offence: WireError,
+        /// What is wrong with its hello.
+        reason: WireError,
     },
-    /// The sender refuses in due form.
-    #[error("{address} refuses: {}", Escaped(.message.as_bytes()))]
+    /// The sender answered with an error.
+    #[error("{address} refused: {}", Escaped(.message.as_bytes()))]
     Refused {
-        /// The sender.
+        /// The sender, `HOST:PORT`.
         address: String,
-        /// Its reason.
+        /// Its error code.
         code: ErrorCode,
-        /// Its words.
+        /// Its message.
         message: String,
     },
-    /// The sender does what the protocol does not allow, or its data do not match its own digests.
-    #[error("the sender offends: {0}")]
+    /// The sender violates the protocol, or its data does not match its own digests.
+    #[error("the sender broke the protocol: {0}")]
     Protocol(String),
 
-    // The host's.
-    /// A file or directory of this host.
+    // Caused by this host.
+    /// An operation on a local file or directory failed.
     #[error("cannot {action} {}: {reason}", .path.display())]
     File {
-        /// What was tried.
+        /// The operation, a verb such as `open`.
         action: &'static str,
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
         /// The system's reason.
         reason: Arc<io::Error>,
     },
-    /// The receiver's own store.
+    /// The receiver's own store failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
 }
 
 impl PullError {
-    /// The sender's offence.
-    pub(crate) fn offence(offence: impl Into<String>) -> Self {
-        Self::Protocol(offence.into())
+    /// Creates an error for a sender that violates the protocol.
+    pub(crate) fn protocol(violation: impl Into<String>) -> Self {
+        Self::Protocol(violation.into())
     }
 
-    /// Whether the connection broke, or cannot be made just now, which another one may not.
-    pub(crate) fn is_of_the_connection(&self) -> bool {
-        let ends = |code: &ErrorCode| *code == ErrorCode::ShuttingDown;
+    /// Returns whether a new connection may succeed: this one broke or could not be made, or the sender is
+    /// shutting down.
+    pub(crate) fn may_succeed_on_reconnect(&self) -> bool {
+        let shutting_down = |code: &ErrorCode| *code == ErrorCode::ShuttingDown;
         matches!(self, Self::Connect { .. } | Self::Socket { .. })
-            || matches!(self, Self::Refused { code, .. } if ends(code))
+            || matches!(self, Self::Refused { code, .. } if shutting_down(code))
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -128,8 +134,9 @@ impl From<StoreError> for PullError {
     }
 }
 
-/// Whatever does not decode or makes no sense came from the sender: these are all its offences.
-macro_rules! offences {
+/// Data that cannot be decoded or is inconsistent came from the sender, so all these errors are protocol
+/// errors.
+macro_rules! protocol_errors {
     ($($error:ty),*) => {$(
         impl From<$error> for PullError {
             fn from(error: $error) -> Self {
@@ -138,9 +145,9 @@ macro_rules! offences {
         }
     )*};
 }
-offences!(WireError, DecodeError, HeadError, ListError, DeltaError, ApplyError, SumsError);
+protocol_errors!(WireError, DecodeError, HeadError, ListError, DeltaError, ApplyError, SumsError);
 
-/// Names the action and the file of an I/O error.
+/// Turns an I/O error into a [`PullError::File`] that names the action and the file.
 pub(crate) trait At<T> {
     fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T, PullError>;
 }

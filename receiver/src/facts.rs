@@ -1,4 +1,4 @@
-//! What the local tree holds of what is wanted: found on the disk, or believed of the last pull.
+//! Finds out which wanted entries the local tree has: by looking at the disk, or by trusting the last pull.
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -19,26 +19,26 @@ use crate::owners::OwnerMap;
 use crate::report::{Check, Progress};
 use crate::selection::{Selection, WantedDir};
 
-/// The generation that the last pull left: its list has the local tree's root as its own.
+/// The generation that the last pull left. Its root is the local tree's root.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Held<'a> {
     pub(crate) list: ListRef<'a>,
     pub(crate) local: LocalRef<'a>,
 }
 
-/// What is there.
+/// What the local tree has.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
     /// The tree's root.
     pub(crate) root: Option<Fact>,
-    /// One element for each of [`Selection::rows`]; None: nothing has the name.
+    /// One element for each of [`Selection::rows`]. `None` if the name does not exist.
     pub(crate) rows: Vec<Option<Fact>>,
     /// Names that the list does not have, in directories that it has.
     pub(crate) extra: Vec<Extra>,
 }
 
 impl Facts {
-    /// How many names it takes to delete all that the list does not have.
+    /// Returns how many names would be deleted to remove everything that the list does not have.
     pub(crate) fn count_extra(&self, tree: &Tree) -> Result<u64, PullError> {
         let count = |extra: &Extra| match extra.is_dir {
             true => tree.count(&extra.path).at("read", tree.shown(&extra.path)),
@@ -48,19 +48,19 @@ impl Facts {
     }
 }
 
-/// What is at the path of a wanted row.
+/// What exists at the path of a wanted row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fact {
     pub(crate) kind: FileType,
     pub(crate) size: u64,
     pub(crate) mtime: Time,
     pub(crate) identity: Identity,
-    /// It is of the wanted type and has the wanted content (or target, or device number).
-    pub(crate) content: bool,
-    /// It has the wanted mode, owner and time.
-    pub(crate) metadata: bool,
-    /// Its inode has more than one name: what happens to another one changes this one's ctime.
-    pub(crate) shared: bool,
+    /// Whether it has the wanted type and content (or target, or device number).
+    pub(crate) content_matches: bool,
+    /// Whether it has the wanted mode, owner and time.
+    pub(crate) metadata_matches: bool,
+    /// Whether its inode has other names. A change to another name also changes this one's ctime.
+    pub(crate) has_other_names: bool,
 }
 
 /// A local name that the list does not have.
@@ -68,12 +68,12 @@ pub(crate) struct Fact {
 pub(crate) struct Extra {
     pub(crate) path: Vec<u8>,
     pub(crate) is_dir: bool,
-    /// Size and time of a regular file.
+    /// Size and time, if it is a regular file.
     pub(crate) file: Option<(u64, Time)>,
 }
 
-/// How to look.
-pub(crate) struct Looking<'a> {
+/// Inspects the local tree.
+pub(crate) struct Inspector<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) held: Option<Held<'a>>,
     pub(crate) owners: &'a OwnerMap,
@@ -82,15 +82,15 @@ pub(crate) struct Looking<'a> {
     pub(crate) cancel: &'a CancellationToken,
 }
 
-impl Looking<'_> {
-    /// Looks at the disk, on all threads of the current rayon pool. None for the tree: it is not there.
-    pub(crate) fn look(&self, tree: Option<&Tree>) -> Result<Facts, PullError> {
-        let Some(tree) = tree else { return Ok(self.nothing()) };
+impl Inspector<'_> {
+    /// Inspects the disk, on all threads of the current rayon pool. `tree` is `None` if it does not exist.
+    pub(crate) fn inspect(&self, tree: Option<&Tree>) -> Result<Facts, PullError> {
+        let Some(tree) = tree else { return Ok(self.empty_facts()) };
         let found: Vec<Found> =
-            self.selection.dirs.par_iter().map(|place| self.look_in(tree, place)).collect::<Result<_, _>>()?;
+            self.selection.dirs.par_iter().map(|place| self.inspect_dir(tree, place)).collect::<Result<_, _>>()?;
         let root = local::stat(tree.root(), b".").at("stat", tree.shown(b""))?;
-        let mut facts = self.nothing();
-        facts.root = Some(self.judge(tree, self.selection.list.row(self.selection.root.row()), &root, true));
+        let mut facts = self.empty_facts();
+        facts.root = Some(self.compare(tree, self.selection.list.row(self.selection.root.row()), &root, true));
         for Found { rows, extra } in found {
             facts.extra.extend(extra);
             for (index, fact) in rows {
@@ -100,10 +100,10 @@ impl Looking<'_> {
         Ok(facts)
     }
 
-    /// Believes that the tree is as the last pull left it.
-    pub(crate) fn believe(&self, held: Held<'_>) -> Facts {
-        let mut facts = self.nothing();
-        facts.root = Some(self.believe_row(held, held.list.row(0), self.selection.list.row(self.selection.root.row())));
+    /// Returns the facts of a tree that is as the last pull left it. Does not look at the disk.
+    pub(crate) fn assume_unchanged(&self, held: Held<'_>) -> Facts {
+        let mut facts = self.empty_facts();
+        facts.root = Some(self.assume_row(held, held.list.row(0), self.selection.list.row(self.selection.root.row())));
         for place in &self.selection.dirs {
             let before =
                 held.list.find(&place.path).and_then(|row| row.dir_number()).map(|number| held.list.dir(number));
@@ -111,9 +111,9 @@ impl Looking<'_> {
                 match pair {
                     Pair::Old(name, row) => self.note_extra(&mut facts.extra, place, name, row),
                     Pair::New(..) => {}
-                    Pair::Both(_, was, is) => {
-                        if let Some(index) = self.selection.index(is.number()) {
-                            facts.rows[index] = Some(self.believe_row(held, was, is));
+                    Pair::Both(_, old, new) => {
+                        if let Some(index) = self.selection.index(new.number()) {
+                            facts.rows[index] = Some(self.assume_row(held, old, new));
                         }
                     }
                 }
@@ -122,7 +122,7 @@ impl Looking<'_> {
         facts
     }
 
-    fn nothing(&self) -> Facts {
+    fn empty_facts(&self) -> Facts {
         Facts { rows: vec![None; self.selection.rows.len()], ..Facts::default() }
     }
 
@@ -134,22 +134,22 @@ impl Looking<'_> {
         }
     }
 
-    fn believe_row(&self, held: Held<'_>, was: Row<'_>, is: Row<'_>) -> Fact {
+    fn assume_row(&self, held: Held<'_>, old: Row<'_>, new: Row<'_>) -> Fact {
         Fact {
-            kind: was.file_type(),
-            size: was.size(),
-            mtime: was.mtime(),
-            identity: held.local.identity(was.number()),
-            content: was.has_content_of(is),
-            metadata: was.mode() == is.mode()
-                && was.mtime() == is.mtime()
-                && self.owners.of(is).is_none_or(|_| was.owner() == is.owner()),
-            shared: was.link_leader().is_some(),
+            kind: old.file_type(),
+            size: old.size(),
+            mtime: old.mtime(),
+            identity: held.local.identity(old.number()),
+            content_matches: old.has_content_of(new),
+            metadata_matches: old.mode() == new.mode()
+                && old.mtime() == new.mtime()
+                && self.owners.of(new).is_none_or(|_| old.owner() == new.owner()),
+            has_other_names: old.link_leader().is_some(),
         }
     }
 
-    /// Looks at one directory.
-    fn look_in(&self, tree: &Tree, place: &WantedDir<'_>) -> Result<Found, PullError> {
+    /// Inspects one directory.
+    fn inspect_dir(&self, tree: &Tree, place: &WantedDir<'_>) -> Result<Found, PullError> {
         if self.cancel.is_cancelled() {
             return Err(PullError::Interrupted);
         }
@@ -160,16 +160,18 @@ impl Looking<'_> {
         let held = self.held.and_then(|held| Some(held.list.dir(held.list.find(&place.path)?.dir_number()?)));
         let names: Vec<Vec<u8>> = match local::names(dir.as_fd()) {
             Ok(names) => names.into_iter().map(|(name, _)| name).collect(),
-            // The list may want it so (0311, say). What it has there, and the last pull left, has known names.
+            // The list may want the directory to be unreadable (0311, say). The names in it are then those
+            // that the list has and those that the last pull left.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => known_names(held, place.dir),
             Err(error) => return Err(error).at("read", shown()),
         };
-        let looked = names.par_iter().with_min_len(64).map(|name| self.look_at(tree, place, dir.as_fd(), held, name));
+        let inspected =
+            names.par_iter().with_min_len(64).map(|name| self.inspect_name(tree, place, dir.as_fd(), held, name));
         let mut found = Found::default();
-        for looked in looked.collect::<Result<Vec<_>, _>>()? {
-            match looked {
-                Some(Looked::Row(index, fact)) => found.rows.push((index, fact)),
-                Some(Looked::Extra(extra)) => found.extra.push(extra),
+        for inspected in inspected.collect::<Result<Vec<_>, _>>()? {
+            match inspected {
+                Some(Inspected::Row(index, fact)) => found.rows.push((index, fact)),
+                Some(Inspected::Extra(extra)) => found.extra.push(extra),
                 None => {}
             }
         }
@@ -177,16 +179,16 @@ impl Looking<'_> {
         Ok(found)
     }
 
-    fn look_at(
+    fn inspect_name(
         &self,
         tree: &Tree,
         place: &WantedDir<'_>,
         dir: BorrowedFd<'_>,
         held: Option<Dir<'_>>,
         name: &[u8],
-    ) -> Result<Option<Looked>, PullError> {
+    ) -> Result<Option<Inspected>, PullError> {
         let path = path::join(&place.path, name);
-        // A name that goes while we look is not there.
+        // A name that was removed meanwhile does not exist.
         let Some(stat) = local::optional(local::stat(dir, name)).at("stat", tree.shown(&path))? else {
             return Ok(None);
         };
@@ -195,7 +197,7 @@ impl Looking<'_> {
             let is_dir = stat.kind == FileType::Directory;
             let file = (stat.kind == FileType::File).then_some((stat.size, stat.mtime));
             let owned = place.dir.child(name).is_none() && self.selection.owns(&path, is_dir);
-            return Ok(owned.then_some(Looked::Extra(Extra { path, is_dir, file })));
+            return Ok(owned.then_some(Inspected::Extra(Extra { path, is_dir, file })));
         };
         let content = stat.kind == row.file_type()
             && match stat.kind {
@@ -204,10 +206,10 @@ impl Looking<'_> {
                 FileType::CharDevice | FileType::BlockDevice => row.device() == Some(stat.device),
                 FileType::Directory | FileType::Fifo | FileType::Socket => true,
             };
-        Ok(Some(Looked::Row(index, self.judge(tree, row, &stat, content))))
+        Ok(Some(Inspected::Row(index, self.compare(tree, row, &stat, content))))
     }
 
-    /// Whether a regular file has a row's content, as far as the check looks.
+    /// Returns whether a regular file has a row's content, as far as the check can tell.
     fn has_content(
         &self,
         dir: BorrowedFd<'_>,
@@ -223,11 +225,12 @@ impl Looking<'_> {
             let found = local::open_file(dir, name, OFlags::RDONLY).and_then(|file| hash(file, self.cancel));
             return match found {
                 Err(error) if self.cancel.is_cancelled() => Err(error),
-                // What cannot be read is not right; the sender has it.
+                // A file that cannot be read counts as wrong; the sender has its content.
                 found => Ok(found.is_ok_and(|digest| digest == row.sha256())),
             };
         }
-        // The last pull knows the digest of what it left; else the quick check decides, as with rsync.
+        // The last pull knows the digest of what it left. Otherwise size and time decide, as in rsync's quick
+        // check.
         let held = held.and_then(|held| held.child(name)).filter(stillmirror_protocol::list::Row::is_file);
         let untouched = held.filter(|held| held.size() == stat.size && same_time(stat.mtime, held.mtime()));
         Ok(match untouched {
@@ -236,7 +239,7 @@ impl Looking<'_> {
         })
     }
 
-    fn judge(&self, tree: &Tree, row: Row<'_>, stat: &Stat, content: bool) -> Fact {
+    fn compare(&self, tree: &Tree, row: Row<'_>, stat: &Stat, content_matches: bool) -> Fact {
         let mode = stat.kind == FileType::Symlink || stat.mode == row.permissions();
         let owner = self.owners.of(row).is_none_or(|owner| owner == (stat.uid, stat.gid));
         Fact {
@@ -244,14 +247,14 @@ impl Looking<'_> {
             size: stat.size,
             mtime: stat.mtime,
             identity: tree.identity(stat),
-            content,
-            metadata: mode && owner && same_time(stat.mtime, row.mtime()),
-            shared: stat.kind != FileType::Directory && stat.names > 1,
+            content_matches,
+            metadata_matches: mode && owner && same_time(stat.mtime, row.mtime()),
+            has_other_names: stat.kind != FileType::Directory && stat.names > 1,
         }
     }
 }
 
-/// The names that a directory of the list has or that the last pull left in it.
+/// Returns the names that the list has in a directory, and those that the last pull left there.
 fn known_names(held: Option<Dir<'_>>, wanted: Dir<'_>) -> Vec<Vec<u8>> {
     let name = |pair| match pair {
         Pair::Old(name, _) | Pair::New(name, _) | Pair::Both(name, ..) => name,
@@ -259,19 +262,19 @@ fn known_names(held: Option<Dir<'_>>, wanted: Dir<'_>) -> Vec<Vec<u8>> {
     merge(held, wanted).into_iter().map(|pair| name(pair).to_vec()).collect()
 }
 
-/// What one directory held.
+/// What one directory contains.
 #[derive(Default)]
 struct Found {
     rows: Vec<(usize, Fact)>,
     extra: Vec<Extra>,
 }
 
-enum Looked {
+enum Inspected {
     Row(usize, Fact),
     Extra(Extra),
 }
 
-/// SHA-256 of all of a file.
+/// Returns the SHA-256 of a whole file.
 pub(crate) fn hash(mut file: std::fs::File, cancel: &CancellationToken) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 256 << 10];

@@ -1,11 +1,12 @@
-//! Bringing contents into the staging directory: from local files where they are, by matching and
-//! ranges where parts of them are, else whole.
+//! Brings contents into the staging directory: copied from local files that have them, assembled by matching
+//! and ranges where local files have parts of them, and fetched whole otherwise.
 //!
-//! Three kinds of threads. *Matchers* search local files and hand out tasks. The caller's thread turns
-//! tasks into requests, keeps several under way, and deals the bytes that come to the *builders*, which
-//! hash and write. Queues are bounded, so that memory is; a builder that lags behind stops the reading.
+//! There are three kinds of threads. *Matchers* search local files and hand out tasks. The caller's thread
+//! turns tasks into requests, keeps several in flight, and passes the bytes that arrive to the *builders*,
+//! which hash and write them. The queues are bounded, and so is memory: while a builder lags behind, nothing
+//! more is read.
 
-mod room;
+mod pot;
 mod tasks;
 mod transfer;
 
@@ -33,22 +34,24 @@ use crate::selection::Selection;
 use crate::source::Source;
 use crate::stage::{self, Building, Built, KeepPolicy, Kept, Metadata, Stage, Task};
 
-use room::{Room, Taken};
+use pot::{Grant, Pot};
 use tasks::Tasks;
 use transfer::Transfer;
 
-/// What is needed to bring contents.
+/// Everything needed to bring contents into the staging directory.
 pub(crate) struct Fetcher<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) handle: u32,
-    /// An earlier connection of this pull broke: what lies in the staging directory has been counted.
+    /// Whether an earlier connection of this pull broke. The contents of the staging directory are then
+    /// counted already.
     pub(crate) resumed: bool,
     pub(crate) tree: &'a Tree,
     pub(crate) stage: &'a Stage,
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) owners: &'a OwnerMap,
-    /// Where records go, when there is a store, and what they hold.
+    /// Where records are written. `None` if there is no store.
     pub(crate) draft: Option<&'a Draft>,
+    /// What the records keep of contents.
     pub(crate) keep: KeepPolicy,
     pub(crate) threads: usize,
     pub(crate) pool: &'a rayon::ThreadPool,
@@ -56,39 +59,39 @@ pub(crate) struct Fetcher<'a> {
     pub(crate) cancel: &'a CancellationToken,
 }
 
-/// What is in the staging directory now.
+/// The files in the staging directory.
 #[derive(Debug, Default)]
 pub(crate) struct Staged {
-    /// Rows and their staged names.
+    /// Staged files, each with its row and its name.
     pub(crate) files: Vec<StagedFile>,
-    /// Records of the rows whose content was read on its way here.
+    /// Records of the rows whose content was read while it was staged.
     pub(crate) records: HashMap<u32, RecordAt>,
-    /// Rows whose content did not come.
+    /// Rows whose content could not be brought.
     pub(crate) failed: HashMap<u32, Failure>,
 }
 
-/// One staged file.
+/// A staged file.
 #[derive(Debug)]
 pub(crate) struct StagedFile {
     pub(crate) row: u32,
     pub(crate) name: Vec<u8>,
-    /// It is a local file under a further name: mode and time are still that one's.
+    /// Whether this is a hard link to a local file. Mode and time are then still those of that file.
     pub(crate) linked: bool,
 }
 
 impl Fetcher<'_> {
-    /// Stages the contents of all fetches, and counts what they took into the report. When it fails,
-    /// `staged` has what came, and another fetcher can go on from there.
+    /// Stages the contents of all fetches, and counts the work in the report. If this fails, `staged` holds
+    /// what was staged so far, and another fetcher can continue from there.
     pub(crate) fn fetch(&self, fetches: &[Fetch], staged: &mut Staged, report: &mut Report) -> Result<(), PullError> {
         let list = self.selection.list;
         let done = staged.rows();
-        let open: Vec<usize> = (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect();
-        let sizes = open.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
+        let pending: Vec<usize> = (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect();
+        let sizes = pending.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
         let names = staged.files.iter().map(|file| &file.name[..]).collect();
         let mut parts = self.stage.survey(&sizes.collect(), &names)?;
-        let reused = self.pool.install(|| self.reuse_all(fetches, &open, &parts))?;
+        let reused = self.pool.install(|| self.reuse_all(fetches, &pending, &parts))?;
         let mut missing = Vec::new();
-        for (number, reused) in open.into_iter().zip(reused) {
+        for (number, reused) in pending.into_iter().zip(reused) {
             match reused {
                 Some(reused) => {
                     report.files_updated += 1;
@@ -100,7 +103,7 @@ impl Fetcher<'_> {
             }
         }
         for row in missing.iter().filter(|&&number| !fetches[number].reuse.is_empty()).map(|&n| fetches[n].row) {
-            // A local file that was copied in vain has taken the part's name, and away with it.
+            // A local file that was copied without success used the part's name, so the part is gone.
             let sha256 = list.row(row).sha256();
             if parts.contains_key(&sha256) && !self.stage.has_part(sha256)? {
                 parts.remove(&sha256);
@@ -116,11 +119,11 @@ impl Fetcher<'_> {
         (fetch.row, self.selection.list.row(fetch.row).sha256())
     }
 
-    /// Takes whole contents from local files, where that works.
+    /// Takes whole contents from local files where possible.
     fn reuse_all(
         &self,
         fetches: &[Fetch],
-        open: &[usize],
+        pending: &[usize],
         parts: &HashMap<Digest, u64>,
     ) -> Result<Vec<Option<Reused>>, PullError> {
         let reuse = |&number: &usize| {
@@ -141,17 +144,17 @@ impl Fetcher<'_> {
             }
             Ok(None)
         };
-        open.par_iter().map(reuse).collect()
+        pending.par_iter().map(reuse).collect()
     }
 
     fn reuse(&self, row: u32, reuse: &Reuse) -> Result<Option<Reused>, PullError> {
         let shown = || self.tree.shown(&reuse.path);
         let metadata = self.metadata(row);
         let sha256 = self.selection.list.row(row).sha256();
-        if reuse.sure && reuse.goes && self.stage.link(self.tree, reuse, sha256).at("link", shown())? {
+        if reuse.is_certain && reuse.disappears && self.stage.link(self.tree, reuse, sha256).at("link", shown())? {
             return Ok(Some(Reused { linked: true, record: None }));
         }
-        if reuse.sure && self.stage.clone_blocks(self.tree, reuse, sha256, &metadata).at("clone", shown())? {
+        if reuse.is_certain && self.stage.clone_blocks(self.tree, reuse, sha256, &metadata).at("clone", shown())? {
             return Ok(Some(Reused { linked: false, record: None }));
         }
         let whole = Piece::Copy { target: 0, len: reuse.size, basis: 0, offset: 0 };
@@ -173,7 +176,8 @@ impl Fetcher<'_> {
         }
     }
 
-    /// What the store keeps of the content of a row: nothing of it whole that not everybody may read.
+    /// Returns what the store keeps of a row's content. Contents that not everybody may read are not kept
+    /// whole.
     fn policy(&self, row: u32) -> Option<KeepPolicy> {
         let contents = if self.selection.list.is_public(row) { self.keep.contents } else { 0 };
         self.draft.is_some().then_some(KeepPolicy { contents, ..self.keep })
@@ -190,7 +194,7 @@ impl Fetcher<'_> {
         Metadata { mode: row.permissions(), owner: self.owners.of(row), mtime: row.mtime() }
     }
 
-    /// Makes the further files of contents that several rows want.
+    /// Copies contents that several rows want.
     fn copy_all(&self, fetches: &[Fetch], staged: &mut Staged, report: &mut Report) -> Result<(), PullError> {
         let list = self.selection.list;
         for fetch in fetches {
@@ -205,7 +209,7 @@ impl Fetcher<'_> {
                     return Err(PullError::Interrupted);
                 }
                 if list.row(row).size() != size {
-                    return Err(PullError::offence(format!("a list with two sizes for the digest {sha256}")));
+                    return Err(PullError::protocol(format!("a list with two sizes for the digest {sha256}")));
                 }
                 let shown = self.tree.shown(&self.selection.path(row));
                 let name = self.stage.duplicate(sha256, copy, &self.metadata(row)).at("copy to", shown)?;
@@ -221,7 +225,7 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// Brings what no local file has as a whole.
+    /// Fetches the contents that no local file has as a whole.
     fn transfer(
         &self,
         fetches: &[Fetch],
@@ -234,7 +238,7 @@ impl Fetcher<'_> {
         let checksums = AtomicU64::new(0);
         let tasks = Tasks { fetcher: self, fetches, parts };
         let (batches, whole) = tasks.split(&missing);
-        let (batches, room) = (Mutex::new(batches), Room::new(WAITING));
+        let (batches, pot) = (Mutex::new(batches), Pot::new(WAITING));
         let matcher = Matcher {
             source: self.source,
             handle: self.handle,
@@ -246,8 +250,8 @@ impl Fetcher<'_> {
             if !batches.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                 for _ in 0..MATCHERS {
                     let events = events.clone();
-                    let (matcher, batches, tasks, room) = (&matcher, &batches, &tasks, &room);
-                    scope.spawn(move || tasks.match_all(matcher, batches, room, &events));
+                    let (matcher, batches, tasks, pot) = (&matcher, &batches, &tasks, &pot);
+                    scope.spawn(move || tasks.match_all(matcher, batches, pot, &events));
                 }
             }
             let builders = (0..self.threads.max(1)).map(|_| {
@@ -261,7 +265,7 @@ impl Fetcher<'_> {
             let transfer = Transfer::new(&tasks, builders, incoming, whole, missing.len(), staged, report);
             let result = transfer.run();
             if result.is_err() {
-                // Whoever waits for the sender waits no longer.
+                // Threads that wait for the sender stop waiting.
                 self.source.close();
             }
             result
@@ -270,21 +274,21 @@ impl Fetcher<'_> {
         result
     }
 
-    /// A builder: takes the tasks and bytes that it is dealt, until there are no more.
-    fn build_all(&self, orders: &Receiver<Order>, events: &Sender<Happened>) {
-        let mut open: HashMap<usize, Building<'_>> = HashMap::new();
+    /// Runs a builder: processes its tasks and bytes until there are no more.
+    fn build_all(&self, orders: &Receiver<Order>, events: &Sender<WorkerEvent>) {
+        let mut buildings: HashMap<usize, Building<'_>> = HashMap::new();
         for order in orders {
             let number = order.number();
-            let result = self.build(order, &mut open).unwrap_or_else(|error| {
-                open.remove(&number);
+            let result = self.build(order, &mut buildings).unwrap_or_else(|error| {
+                buildings.remove(&number);
                 Some(Err(error))
             });
             if let Some(result) = result {
-                let _ = events.send(Happened::Built(number, result));
+                let _ = events.send(WorkerEvent::Built(number, result));
             }
         }
-        for building in open.into_values() {
-            // The pull has ended early; what cannot be kept is fetched again.
+        for building in buildings.into_values() {
+            // The pull ended early. What cannot be saved is fetched again.
             let _ = building.suspend();
         }
     }
@@ -292,26 +296,26 @@ impl Fetcher<'_> {
     fn build<'s>(
         &'s self,
         order: Order,
-        open: &mut HashMap<usize, Building<'s>>,
+        buildings: &mut HashMap<usize, Building<'s>>,
     ) -> Result<Option<Result<Outcome, PullError>>, PullError> {
         let number = order.number();
         let mut building = match order {
             Order::Begin(task) => Building::new(self.stage, self.tree, *task),
             Order::Bytes(number, bytes) => {
-                let Some(mut building) = open.remove(&number) else { return Ok(None) };
+                let Some(mut building) = buildings.remove(&number) else { return Ok(None) };
                 building.literal(&bytes).at("write", building.shown())?;
                 self.progress.advance(0, bytes.len() as u64);
                 building
             }
             Order::Abandon(number) => {
-                if let Some(building) = open.remove(&number) {
+                if let Some(building) = buildings.remove(&number) {
                     self.stage.forget(building.task().sha256)?;
                 }
                 return Ok(None);
             }
         };
         if building.wants_literals() {
-            open.insert(number, building);
+            buildings.insert(number, building);
             return Ok(None);
         }
         let shown = building.shown();
@@ -327,7 +331,7 @@ impl Fetcher<'_> {
 }
 
 impl Staged {
-    /// Rows that have come to an end.
+    /// Returns the rows whose fetch is done, whether it succeeded or failed.
     fn rows(&self) -> HashSet<u32> {
         self.files.iter().map(|file| file.row).chain(self.failed.keys().copied()).collect()
     }
@@ -344,7 +348,7 @@ struct Reused {
     record: Option<RecordAt>,
 }
 
-/// What a builder is told.
+/// An order to a builder.
 enum Order {
     Begin(Box<Task>),
     Bytes(usize, Bytes),
@@ -360,11 +364,11 @@ impl Order {
     }
 }
 
-/// What matchers and builders tell.
-enum Happened {
-    /// A file's way to be built is known.
-    Ready(Box<Task>, Taken),
-    /// A matcher could not go on.
+/// An event that a matcher or builder reports to the transfer.
+enum WorkerEvent {
+    /// How to build a file is known.
+    Ready(Box<Task>, Grant),
+    /// A matcher cannot continue.
     MatchingFailed(PullError),
     Built(usize, Result<Outcome, PullError>),
 }
@@ -374,9 +378,9 @@ enum Outcome {
     Wrong,
 }
 
-/// Pieces of matched files that wait for the link, each of some 40 bytes.
+/// Maximum number of pieces of matched files that wait to be requested. A piece takes some 40 bytes.
 const WAITING: usize = 64 << 10;
-/// Threads that match. Each has two requests under way beside the transfer's.
+/// Number of matching threads. Each has two requests in flight besides those of the transfer.
 const MATCHERS: usize = 2;
-/// Orders that wait for one builder: at most so many frames' parts.
+/// Maximum number of orders that wait for one builder. An order holds at most a part of one frame.
 const BUILDER_QUEUE: usize = 64;

@@ -1,21 +1,22 @@
-//! The receiver: makes a local tree what a sender's generation says, and a generation of that tree.
+//! The receiver: brings a local tree to the state of a sender's generation, and writes a generation of that
+//! tree into the receiver's own store.
 //!
-//! [`pull`] goes through the modules in this order, each a step:
+//! [`pull`] runs these steps in order:
 //!
 //! | step | module |
 //! |---|---|
-//! | ask what is current | [`source`], `listing` |
-//! | look at what is there | `selection`, `facts`, on top of `local` |
-//! | decide | `plan`, a pure function |
+//! | ask the sender for its current generation | [`source`], `listing` |
+//! | look at the local tree | `selection`, `facts`, on top of `local` |
+//! | decide what to do | `plan`, a pure function |
 //! | find parts of new files in old ones | `matching` |
 //! | fetch, build and verify | `fetch`, `stage` |
-//! | give names | `commit` |
-//! | make it a generation of one's own | `publish`, `mark` |
+//! | move files into place | `commit` |
+//! | publish a generation of the local tree | `publish`, `mark` |
 //!
-//! Nothing received is trusted: lists are validated, lengths meet limits, contents their SHA-256, and the
-//! disk is only touched beneath the destination (`local`).
+//! Nothing received is trusted: lists are validated, lengths are checked against limits, and contents against
+//! their SHA-256. The disk is touched only beneath the destination (`local`).
 #![forbid(unsafe_code)]
-// What a peer, a disk or a user can reach must not panic; tests may.
+// Code that a peer, a disk or a user can reach must not panic; tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod browse;

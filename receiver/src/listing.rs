@@ -1,4 +1,5 @@
-//! The current file list: unchanged, by deltas, or whole; trusted once its digest is the head's.
+//! Receives the current file list: unchanged, as deltas, or whole. A list is accepted only if its digest is
+//! the one in the head.
 
 use std::io::{self, Write};
 
@@ -12,17 +13,18 @@ use stillmirror_protocol::wire::{ListForm, Reply, Request};
 use crate::error::PullError;
 use crate::source::{Answer, Event, Pinned, Source};
 
-/// A list that came.
+/// A received list.
 pub(crate) struct Listing {
-    /// The encoded list, of the head's digest. It is not validated yet.
+    /// The encoded list, whose digest is the one in the head. It is not validated yet.
     pub(crate) encoded: AlignedVec,
-    /// The delta that leads to it from the list before, when one came.
+    /// The last delta, which leads from the preceding list to this one. `None` if the list came whole.
     pub(crate) delta: Option<Vec<u8>>,
-    /// Bytes that came.
+    /// Number of bytes received.
     pub(crate) bytes: u64,
 }
 
-/// Asks for the list of a pinned generation, given the one that is held. None: it is the one held.
+/// Requests the list of a pinned generation. `held` is the list that the receiver already has, with its
+/// digest. Returns `None` if that list is still current.
 pub(crate) async fn fetch(
     source: &dyn Source,
     pinned: &Pinned,
@@ -40,30 +42,30 @@ pub(crate) async fn fetch(
             Ok(Some(Listing { encoded, delta: Some(delta), bytes }))
         }
         (ListForm::Unchanged, Some((digest, _))) if digest == pinned.head.list_digest => Ok(None),
-        _ => Err(PullError::offence("a list that is told as what it cannot be: unchanged, or by deltas")),
+        _ => Err(PullError::protocol("the list's form (unchanged or deltas) does not fit the receiver's list")),
     }
 }
 
-/// Receives a list that was asked for whole.
+/// Receives a list that was requested whole.
 pub(crate) async fn whole(mut answer: Answer, head: &Head) -> Result<AlignedVec, PullError> {
     match form(&mut answer).await? {
         ListForm::Whole { list_len } => Ok(receive_whole(answer, head, list_len).await?.0),
-        _ => Err(PullError::offence("a list by deltas where the whole list was asked for")),
+        _ => Err(PullError::protocol("'unchanged' or list deltas where the whole list was requested")),
     }
 }
 
 async fn form(answer: &mut Answer) -> Result<ListForm, PullError> {
     match answer.next().await? {
         Event::Reply(Reply::ListForm(form)) => Ok(form),
-        _ => Err(PullError::offence("a list that does not begin with its form")),
+        _ => Err(PullError::protocol("the answer to a list request does not begin with the list's form")),
     }
 }
 
 async fn receive_whole(mut answer: Answer, head: &Head, list_len: u64) -> Result<(AlignedVec, u64), PullError> {
     if list_len != head.list_len {
-        return Err(PullError::offence(format!("a list of {list_len} bytes where the head says {}", head.list_len)));
+        return Err(PullError::protocol(format!("a list of {list_len} bytes, but its head says {}", head.list_len)));
     }
-    let broken = |error: io::Error| PullError::offence(format!("file list: {error}"));
+    let broken = |error: io::Error| PullError::protocol(format!("file list: {error}"));
     let bounded = Bounded { bytes: AlignedVec::new(), limit: list_len };
     let mut decoder = zstd::stream::write::Decoder::new(bounded).map_err(broken)?;
     let mut received = 0;
@@ -77,7 +79,8 @@ async fn receive_whole(mut answer: Answer, head: &Head, list_len: u64) -> Result
     Ok((encoded, received))
 }
 
-/// Applies deltas one after the other as they come.
+/// Applies deltas one after another as they arrive. Returns the encoded list, the last delta, and the number
+/// of bytes received.
 async fn receive_deltas(
     mut answer: Answer,
     head: &Head,
@@ -87,7 +90,7 @@ async fn receive_deltas(
 ) -> Result<(AlignedVec, Vec<u8>, u64), PullError> {
     let total: u64 = lens.iter().sum();
     if total > head.list_len.max(SMALL_DELTAS) {
-        return Err(PullError::offence(format!("{total} bytes of list deltas, more than the list itself has")));
+        return Err(PullError::protocol(format!("{total} bytes of list deltas, more than the list itself has")));
     }
     let mut input = Vec::new();
     let mut encoded: Option<AlignedVec> = None;
@@ -96,14 +99,14 @@ async fn receive_deltas(
         while (input.len() as u64) < len {
             match answer.next().await? {
                 Event::Bytes(bytes) => input.extend_from_slice(&bytes),
-                Event::Reply(_) => return Err(PullError::offence("list deltas that end too soon")),
+                Event::Reply(_) => return Err(PullError::protocol("the list deltas end too soon")),
             }
         }
         let rest = input.split_off(len as usize);
         last = std::mem::replace(&mut input, rest);
         let (from, to, changes) = Changes::decode(&last)?;
         if from != digest {
-            return Err(PullError::offence("a list delta for another list"));
+            return Err(PullError::protocol("a list delta that does not start from the preceding list"));
         }
         let list = match &encoded {
             Some(encoded) => list::open(encoded)?,
@@ -113,30 +116,31 @@ async fn receive_deltas(
         digest = to;
     }
     if !matches!(answer.next().await?, Event::Reply(Reply::End)) {
-        return Err(PullError::offence("bytes after the last list delta"));
+        return Err(PullError::protocol("bytes after the last list delta"));
     }
-    let encoded = encoded.ok_or_else(|| PullError::offence("no list delta where some were announced"))?;
+    let encoded = encoded.ok_or_else(|| PullError::protocol("an answer of list deltas without a delta"))?;
     check_digest(&encoded, head)?;
     Ok((encoded, last, total))
 }
 
 fn check_digest(encoded: &[u8], head: &Head) -> Result<(), PullError> {
     if encoded.len() as u64 != head.list_len || list::digest(encoded) != head.list_digest {
-        return Err(PullError::offence("a file list that does not have the digest its head names"));
+        return Err(PullError::protocol("the file list does not have the digest in its head"));
     }
     Ok(())
 }
 
-/// Takes no more than it may.
+/// A writer that fails when its content would exceed a limit.
 struct Bounded {
     bytes: AlignedVec,
+    /// Maximum length, in bytes.
     limit: u64,
 }
 
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if (self.bytes.len() + bytes.len()) as u64 > self.limit {
-            return Err(io::Error::other("it decompresses to more than its length"));
+            return Err(io::Error::other("it decompresses to more than its announced length"));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -147,5 +151,5 @@ impl Write for Bounded {
     }
 }
 
-/// Deltas of a small list may well be longer than it.
+/// The deltas of a small list may be longer than the list, so up to this many bytes are always accepted.
 const SMALL_DELTAS: u64 = 1 << 20;

@@ -1,8 +1,8 @@
-//! Disk access beneath one directory, the local tree.
+//! Access to the disk beneath one directory, the local tree.
 //!
 //! Every path is opened by `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`, and every change is made
-//! by a `*at` call with one name below a directory opened that way. So whatever a list says and whatever
-//! symlinks lie in the tree, nothing outside of it is read or touched.
+//! by an `*at` call with a single name in a directory opened that way. So nothing outside the tree is read or
+//! changed, whatever a list says and whatever symlinks the tree contains.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,7 +19,7 @@ use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_protocol::path;
 use stillmirror_store::Flock;
 
-/// The local tree, opened.
+/// An opened local tree.
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: OwnedFd,
@@ -28,13 +28,13 @@ pub(crate) struct Tree {
     path: PathBuf,
 }
 
-/// The right to change a tree, given up on drop.
+/// The exclusive right to change a tree. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct TreeLock {
     _flock: Option<Flock<OwnedFd>>,
 }
 
-/// What `statx` says of one name.
+/// The result of `statx` for one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) kind: FileType,
@@ -42,20 +42,20 @@ pub(crate) struct Stat {
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Names of the inode.
+    /// Number of names of the inode.
     pub(crate) names: u32,
     pub(crate) size: u64,
     pub(crate) mtime: Time,
-    /// The number of the device that it lies on.
+    /// The number of the device that the entry is stored on.
     pub(crate) on_device: u64,
     pub(crate) inode: u64,
     pub(crate) ctime: Time,
-    /// What a device file stands for.
+    /// The device that a device file represents.
     pub(crate) device: Device,
 }
 
 impl Tree {
-    /// Opens the tree. The caller names it, so a symlink there is followed.
+    /// Opens the tree. The caller chose the path, so a symlink there is followed.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
@@ -63,18 +63,18 @@ impl Tree {
         Ok(Self { root, device, path: path.to_owned() })
     }
 
-    /// The identity of an entry of this tree.
+    /// Returns the identity of an entry of this tree.
     pub(crate) fn identity(&self, stat: &Stat) -> Identity {
         let device = RelativeDevice::of(stat.on_device, self.device);
         Identity { device, inode: stat.inode, ctime: stat.ctime }
     }
 
-    /// Takes the tree for this pull alone. None: another one has it.
+    /// Locks the tree for this pull. `None` if another pull holds the lock.
     pub(crate) fn lock(&self) -> io::Result<Option<TreeLock>> {
         match Flock::take(self.root.try_clone()?) {
             Ok(flock) => Ok(flock.map(|flock| TreeLock { _flock: Some(flock) })),
             Err(error) => match Errno::from_io_error(&error) {
-                // A file system without such locks: then nobody has it.
+                // The file system has no such locks, so nobody can hold one.
                 Some(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => {
                     Ok(Some(TreeLock { _flock: None }))
                 }
@@ -83,29 +83,29 @@ impl Tree {
         }
     }
 
-    /// The root's descriptor.
+    /// Returns the root's descriptor.
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The path of a name in the tree, for messages.
+    /// Returns the path of a name in the tree, for messages.
     pub(crate) fn shown(&self, path: &[u8]) -> PathBuf {
         if path.is_empty() { self.path.clone() } else { self.path.join(OsStr::from_bytes(path)) }
     }
 
-    /// Opens a directory. One that may not be read can be worked in by names that are known, and after
-    /// [`make_writable`] its names can be read too.
+    /// Opens a directory. If it is not readable, known names in it can still be used. [`make_writable`] makes
+    /// its names readable too.
     pub(crate) fn dir(&self, path: &[u8]) -> io::Result<OwnedFd> {
         open_dir(self.root.as_fd(), if path.is_empty() { b"." } else { path })
     }
 
-    /// Opens a regular file for reading. Nothing else is opened: a fifo would wait, a device might act.
+    /// Opens a regular file for reading. Nothing else is opened: a FIFO would block, and a device might act.
     pub(crate) fn file(&self, path: &[u8]) -> io::Result<File> {
         let file = open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW)?;
         regular(file)
     }
 
-    /// What is at a path; None when nothing is, or a component is no directory.
+    /// Returns what is at a path. `None` if nothing is, or if a component is not a directory.
     pub(crate) fn stat(&self, path: &[u8]) -> io::Result<Option<Stat>> {
         let (dir, name) = path::split(path);
         match self.dir(dir) {
@@ -115,7 +115,7 @@ impl Tree {
         }
     }
 
-    /// How many names deleting `path` would delete: itself and everything below that can be seen.
+    /// Returns how many names would be deleted with `path`: the path itself and everything visible below it.
     pub(crate) fn count(&self, path: &[u8]) -> io::Result<u64> {
         let mut count = 1;
         let Ok(dir) = self.dir(path) else { return Ok(count) };
@@ -155,7 +155,7 @@ fn regular(file: OwnedFd) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
 }
 
-/// What a name in a directory is; a symlink is not followed.
+/// Returns the status of a name in a directory. Does not follow symlinks.
 pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     let wanted = StatxFlags::BASIC_STATS;
     let found = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, wanted)?;
@@ -175,7 +175,8 @@ pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     })
 }
 
-/// When a file was made; zero where the file system does not know. An inode number may come round again.
+/// Returns the time of birth of a file, zero if the file system does not know it. Unlike an inode number, it
+/// is not reused.
 pub(crate) fn birth(file: BorrowedFd<'_>) -> io::Result<Time> {
     let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
     let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
@@ -183,10 +184,10 @@ pub(crate) fn birth(file: BorrowedFd<'_>) -> io::Result<Time> {
     Ok(if known { time } else { Time::default() })
 }
 
-/// The names in a directory, with their types where the file system tells them cheaply.
+/// Returns the names in a directory, with their types.
 pub(crate) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Option<FileType>)>> {
     let mut names = Vec::new();
-    // Opened anew: the descriptor may be good for its place only.
+    // Opened again, because the descriptor may be an `O_PATH` one, which cannot be read.
     let opened = rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for entry in Dir::new(opened)? {
         let entry = entry?;
@@ -203,26 +204,26 @@ pub(crate) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Option<File
     Ok(names)
 }
 
-/// A symlink's target.
+/// Returns a symlink's target.
 pub(crate) fn target(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
 }
 
-/// Renames over whatever non-directory has the name.
+/// Renames, replacing any non-directory that has the new name.
 pub(crate) fn rename(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::renameat(from, name, to, new)?)
 }
 
-/// Renames to a name that must be free.
+/// Renames to a name that must not exist.
 pub(crate) fn rename_new(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
     match rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
-        // Not every file system has the flag.
+        // Some file systems do not support the flag.
         Err(Errno::INVAL | Errno::NOSYS) => rename(from, name, to, new),
         result => Ok(result?),
     }
 }
 
-/// Removes a name that is no directory; one that is not there is as good.
+/// Removes a name that is not a directory. A missing name is not an error.
 pub(crate) fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     optional(rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(io::Error::from)).map(drop)
 }
@@ -232,8 +233,8 @@ pub(crate) fn rmdir(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
-/// Removes a name and everything below it that `keep` does not hold back (paths relative to the name).
-/// Gives the number of names removed. A directory in which something is kept stays.
+/// Removes a name and everything below it except the paths (relative to the name) for which `keep` returns
+/// true. Returns the number of names removed. A directory remains if anything in it is kept.
 pub(crate) fn remove_all(
     dir: BorrowedFd<'_>,
     name: &[u8],
@@ -243,7 +244,7 @@ pub(crate) fn remove_all(
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) => return Ok(1),
         Err(Errno::NOENT) => return Ok(0),
-        // unlink(2) says EISDIR on Linux, and EPERM by POSIX.
+        // For a directory, unlink(2) returns EISDIR on Linux, and EPERM according to POSIX.
         Err(Errno::ISDIR | Errno::PERM | Errno::ACCESS) => {}
         Err(error) => return Err(error.into()),
     }
@@ -263,34 +264,34 @@ pub(crate) fn remove_all(
     }
 }
 
-/// Lets a user who is not root work in a directory of their own, whatever its mode. Whether that changed.
+/// Without root, gives the owner of a directory full permissions to it. Returns whether the mode changed.
 pub(crate) fn make_writable(dir: BorrowedFd<'_>) -> bool {
     if rustix::process::geteuid().is_root() {
         return false;
     }
-    // Where this does not help, the change itself says why.
+    // If this fails, the operation that needs it reports why.
     stat(dir, b".").is_ok_and(|stat| stat.mode & 0o700 != 0o700 && set_mode(dir, stat.mode | 0o700).is_ok())
 }
 
-/// Sets the mode of an open file or directory, which may be open for no more than its place
-/// (`O_PATH`), where fchmod(2) does not work.
+/// Sets the mode of an open file or directory. The descriptor may be an `O_PATH` one, for which fchmod(2)
+/// does not work.
 pub(crate) fn set_mode(file: BorrowedFd<'_>, mode: u16) -> io::Result<()> {
     let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(mode.into()))?)
 }
 
-/// Sets a modification time and leaves the access time.
+/// Returns times for a call that sets the modification time and leaves the access time.
 pub(crate) fn times(mtime: Time) -> Timestamps {
     let mtime = Timespec { tv_sec: mtime.sec, tv_nsec: mtime.nsec.into() };
     Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT }, last_modification: mtime }
 }
 
-/// Whether a local time is the one wanted: some file systems keep no nanoseconds.
+/// Returns whether a local time is the wanted one. Some file systems do not store nanoseconds.
 pub(crate) fn same_time(local: Time, wanted: Time) -> bool {
     local.sec == wanted.sec && (local.nsec == wanted.nsec || local.nsec == 0)
 }
 
-/// A thing that need not be there.
+/// Turns the error that a path does not exist into `None`.
 pub(crate) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -299,8 +300,8 @@ pub(crate) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Whether an error says that the path is not there: nothing has the name, or a component is a file or a
-/// symlink.
+/// Returns whether an error means that a path does not exist: nothing has the name, or a component is a file
+/// or a symlink.
 fn is_absence(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
@@ -313,7 +314,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
-    fn no_symlink_and_no_dots_lead_out_of_the_tree() {
+    fn symlinks_and_dots_do_not_lead_out_of_the_tree() {
         let outer = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(outer.path().join("tree/real")).unwrap();
         std::fs::write(outer.path().join("secret"), "s").unwrap();
@@ -331,11 +332,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_ends_with_its_guard_although_a_child_is_being_started() {
+    fn a_lock_ends_with_its_guard_even_while_a_child_is_started() {
         let dir = tempfile::tempdir().unwrap();
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // Until it becomes another program, a child has all that its parent has open.
+            // Until exec, a child has all the descriptors of its parent.
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     std::process::Command::new("true").status().unwrap();
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_counts_names_and_spares_what_is_kept() {
+    fn removing_counts_names_and_leaves_what_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
         for name in ["a/one", "a/b/two", "a/b/keep"] {

@@ -1,10 +1,10 @@
-//! Which tree a store's generation describes.
+//! Records which tree a store's generation describes.
 //!
-//! A list names no tree: the same store may be given with another destination, or the destination may have
-//! been replaced. So a pull with a store leaves a file `tree` in it with one line, `stillmirror tree 1
+//! A list does not name a tree: the same store may be used with another destination, or the destination may
+//! have been replaced. So a pull with a store leaves a file `tree` in it with one line, `stillmirror tree 1
 //! GENERATION DEVICE INODE SECONDS NANOSECONDS`: the store's number of the generation, and the device, inode
-//! and time of birth (zeros where the file system knows none) of the root directory that it describes. A mark
-//! that is missing, unreadable or of another generation only means that the tree is looked at.
+//! and time of birth (zeros if the file system does not know it) of the root directory that it describes. If
+//! the mark is missing, unreadable or of another generation, the tree is inspected.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -15,14 +15,14 @@ use stillmirror_store::Store;
 use crate::error::{At as _, PullError};
 use crate::local::{self, Tree};
 
-/// Whether the store's generation of that number describes the tree.
+/// Returns whether the mark says that generation `number` of the store describes the tree.
 pub(crate) fn is_of(store: &Store, number: u64, tree: &Tree) -> Result<bool, PullError> {
     let mut found = String::new();
     let read = File::open(path(store)).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut found));
     Ok(read.is_ok() && found == mark(number, tree)?)
 }
 
-/// Notes that the store's generation of that number describes the tree.
+/// Records that generation `number` of the store describes the tree.
 pub(crate) fn set(store: &Store, number: u64, tree: &Tree) -> Result<(), PullError> {
     if is_of(store, number, tree)? {
         return Ok(());
@@ -44,5 +44,5 @@ fn path(store: &Store) -> PathBuf {
     store.dir().join("tree")
 }
 
-/// No mark is longer.
+/// Maximum length of a mark, in bytes.
 const MAX_BYTES: u64 = 256;

@@ -1,6 +1,6 @@
-//! Finding parts of new files in local ones: block checksums come from the sender, the search is here.
+//! Finds parts of new files in local ones. The block checksums come from the sender; the search runs here.
 //!
-//! Many files are searched side by side, so that a round trip serves all of them.
+//! Many files are searched together, so that one round trip serves all of them.
 
 use std::fs::File;
 use std::io;
@@ -17,35 +17,35 @@ use crate::error::PullError;
 use crate::local::Tree;
 use crate::source::{Event, Source};
 
-/// Bytes below which a file is fetched whole: its checksums and their round trips cost as much.
+/// Files of fewer bytes are fetched whole, because their checksums and round trips would cost as much.
 pub(crate) const MIN_DELTA: u64 = 16 << 10;
 
 /// A new file, and local files that may have parts of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Candidate {
-    /// The file's row at the sender.
+    /// The file's row in the sender's list.
     pub(crate) row: u32,
     pub(crate) size: u64,
     /// Local paths.
     pub(crate) bases: Vec<Vec<u8>>,
 }
 
-/// What is needed to search.
+/// Everything needed to search.
 pub(crate) struct Matcher<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) handle: u32,
     pub(crate) tree: &'a Tree,
     /// Threads that search.
     pub(crate) pool: &'a rayon::ThreadPool,
-    /// Bytes of block checksums that came.
+    /// Counts the bytes of block checksums received.
     pub(crate) checksums: &'a AtomicU64,
 }
 
 impl Matcher<'_> {
-    /// Searches the bases of all candidates at once. Gives how to build each file; None: wholly from the
-    /// sender.
+    /// Searches the bases of all candidates at once. Returns how to build each file; `None` if it must be
+    /// fetched whole.
     pub(crate) fn search(&self, candidates: &[Candidate]) -> Result<Vec<Option<Assembly>>, PullError> {
-        let mut searches: Vec<Option<Searching>> = candidates.iter().map(|one| self.look_at_bases(one)).collect();
+        let mut searches: Vec<Option<FileSearch>> = candidates.iter().map(|one| self.new_search(one)).collect();
         self.begin(candidates, &mut searches)?;
         loop {
             let mut wanted = Vec::new();
@@ -72,16 +72,17 @@ impl Matcher<'_> {
         Ok(searches.into_iter().map(|search| search?.assembly.filter(|found| found.matched_bytes() > 0)).collect())
     }
 
-    fn look_at_bases(&self, candidate: &Candidate) -> Option<Searching> {
-        // A basis that is gone stays as an empty one, so that the numbers of the others hold.
+    fn new_search(&self, candidate: &Candidate) -> Option<FileSearch> {
+        // A missing basis is kept as an empty one, so that the indices of the others stay valid.
         let len = |path: &Vec<u8>| self.tree.stat(path).ok().flatten().map_or(0, |stat| stat.size);
         let bases: Vec<(Vec<u8>, u64)> = candidate.bases.iter().map(|path| (path.clone(), len(path))).collect();
         let worth = bases.iter().any(|&(_, len)| len > 0 && len >= candidate.size / MIN_SHARE);
-        (candidate.size >= MIN_DELTA && worth).then(|| Searching { bases, ..Searching::default() })
+        (candidate.size >= MIN_DELTA && worth).then(|| FileSearch { bases, ..FileSearch::default() })
     }
 
-    /// Fetches every record's header, and with it the coarsest checksums of files of the default policy.
-    fn begin(&self, candidates: &[Candidate], searches: &mut [Option<Searching>]) -> Result<(), PullError> {
+    /// Fetches the header of every record and, for files of the default policy, their coarsest checksums with
+    /// it.
+    fn begin(&self, candidates: &[Candidate], searches: &mut [Option<FileSearch>]) -> Result<(), PullError> {
         let open: Vec<usize> = (0..searches.len()).filter(|&at| searches[at].is_some()).collect();
         let items: Vec<Item> = open.iter().map(|&at| first_item(&candidates[at])).collect();
         for (at, record) in open.into_iter().zip(self.fetch(&items)?) {
@@ -89,8 +90,8 @@ impl Matcher<'_> {
                 Ok(Some(layout)) => searches[at].as_mut().map(|search| search.begin(layout, &record)),
                 Ok(None) => None,
                 Err(error) => {
-                    // They are a hint, and the sender's disk may be at fault: the whole file will do.
-                    tracing::warn!(row = candidates[at].row, %error, "block checksums are of no use");
+                    // Checksums are only a hint, and the sender's disk may be damaged. Fetch the whole file.
+                    tracing::warn!(row = candidates[at].row, %error, "cannot use block checksums; fetching the whole file");
                     None
                 }
             };
@@ -102,37 +103,39 @@ impl Matcher<'_> {
         Ok(())
     }
 
-    /// Goes on with every search that has what it asked for.
-    fn advance(&self, searches: &mut [Option<Searching>]) {
-        let ready = |search: &&mut Searching| search.ranges.is_empty();
+    /// Continues every search that has the ranges it asked for.
+    fn advance(&self, searches: &mut [Option<FileSearch>]) {
+        let ready = |search: &&mut FileSearch| search.ranges.is_empty();
         self.pool.install(|| searches.par_iter_mut().flatten().filter(ready).for_each(|one| one.advance(self.tree)));
     }
 
-    /// Fetches ranges of records, as many requests under way as a matcher may have.
+    /// Fetches ranges of records, with up to [`REQUESTS`] requests in flight.
     fn fetch(&self, items: &[Item]) -> Result<Vec<Vec<u8>>, PullError> {
         let mut fetched: Vec<Vec<u8>> = vec![Vec::new(); items.len()];
         let mut requests = batches(items).into_iter();
-        let mut under_way = std::collections::VecDeque::new();
+        let mut in_flight = std::collections::VecDeque::new();
         loop {
-            while under_way.len() < REQUESTS {
+            while in_flight.len() < REQUESTS {
                 let Some(batch) = requests.next() else { break };
                 let items = batch.iter().map(|(_, item)| *item).collect();
-                under_way.push_back((self.source.ask(Request::Sums { handle: self.handle, items })?, batch));
+                in_flight.push_back((self.source.ask(Request::Sums { handle: self.handle, items })?, batch));
             }
-            let Some((mut answer, batch)) = under_way.pop_front() else { return Ok(fetched) };
+            let Some((mut answer, batch)) = in_flight.pop_front() else { return Ok(fetched) };
             let mut bytes = Vec::new();
             loop {
                 match answer.wait()? {
                     Event::Bytes(more) => bytes.extend_from_slice(&more),
                     Event::Reply(Reply::End) => break,
-                    Event::Reply(_) => return Err(PullError::offence("no bytes in an answer of block checksums")),
+                    Event::Reply(_) => {
+                        return Err(PullError::protocol("an unexpected reply to a request for checksums"));
+                    }
                 }
             }
             let mut reader = Reader::new(&bytes);
             for (at, item) in batch {
                 let len = reader.u32("block checksums")?;
                 if u64::from(len) > item.len {
-                    return Err(PullError::offence("more block checksums than were asked for"));
+                    return Err(PullError::protocol("more block checksums than requested"));
                 }
                 fetched[at].extend_from_slice(reader.take("block checksums", len as usize)?);
                 self.checksums.fetch_add(len.into(), Ordering::Relaxed);
@@ -142,7 +145,7 @@ impl Matcher<'_> {
     }
 }
 
-/// Cuts items into requests, each a list of (the item's number, a part of it).
+/// Splits items into requests. Each is a list of parts of items, with the item's index.
 fn batches(items: &[Item]) -> Vec<Vec<(usize, Item)>> {
     let mut batches: Vec<Vec<(usize, Item)>> = Vec::new();
     let mut room = 0;
@@ -163,7 +166,7 @@ fn batches(items: &[Item]) -> Vec<Vec<(usize, Item)>> {
     batches
 }
 
-/// The header, and the coarsest level as the default policy would have it.
+/// Returns the range of a record's header and of its coarsest level, assuming the default policy.
 fn first_item(candidate: &Candidate) -> Item {
     let scheme = Scheme::for_size(candidate.size, &SumsPolicy::default());
     let guess = Layout::new(candidate.size, scheme).ok();
@@ -171,8 +174,8 @@ fn first_item(candidate: &Candidate) -> Item {
     Item { row: candidate.row, offset: 0, len: coarse.map_or(MAX_HEADER, |items| items.end.max(MAX_HEADER)) }
 }
 
-/// Reads a record's header; the layout is in [`stillmirror_protocol::sums`]. None: there is no record, or it
-/// has no levels.
+/// Reads a record's header; [`stillmirror_protocol::sums`] describes the layout. `None` if there is no record
+/// or it has no levels.
 fn layout(record: &[u8], size: u64) -> Result<Option<Layout>, SumsError> {
     if record.is_empty() {
         return Ok(None);
@@ -202,25 +205,25 @@ fn layout(record: &[u8], size: u64) -> Result<Option<Layout>, SumsError> {
     Ok((count > 0).then_some(layout))
 }
 
-/// One file's search.
+/// The search for one file.
 #[derive(Default)]
-struct Searching {
+struct FileSearch {
     /// Local paths, and their lengths when the search began.
     bases: Vec<(Vec<u8>, u64)>,
     layout: Option<Layout>,
     search: Option<Search>,
-    /// What to fetch before the search goes on.
+    /// Ranges to fetch before the search continues.
     ranges: Vec<SumsRange>,
     assembly: Option<Assembly>,
 }
 
-impl Searching {
+impl FileSearch {
     fn begin(&mut self, layout: Layout, record: &[u8]) {
         let mut search = Search::new(layout.clone());
         let step = search.start();
         (self.layout, self.search) = (Some(layout), Some(search));
         self.take(step);
-        // What came with the header need not be fetched again.
+        // The items that arrived with the header need not be fetched again.
         for range in std::mem::take(&mut self.ranges) {
             let items =
                 self.layout.as_ref().and_then(|layout| layout.items(range.level.into(), range.first, range.count));
@@ -236,40 +239,40 @@ impl Searching {
             Step::NeedSums(ranges) => self.ranges = ranges,
             Step::Done(assembly) => {
                 self.assembly = Some(assembly);
-                self.give_up();
+                self.stop();
             }
         }
     }
 
     fn supply(&mut self, range: SumsRange, bytes: &[u8]) {
-        // Cut short: the record is not what its header says.
+        // The items are too short if the record is not what its header says.
         if self.search.as_mut().is_some_and(|search| search.supply(range, bytes).is_err()) {
-            self.give_up();
+            self.stop();
         }
     }
 
     fn advance(&mut self, tree: &Tree) {
         let Some(search) = &mut self.search else { return };
-        // Open only while they are read: a batch has more bases than a process may have files.
+        // Bases are open only while they are read: a batch has more bases than a process may have open files.
         let bases: Vec<LocalBasis> = self.bases.iter().map(|(path, len)| LocalBasis::open(tree, path, *len)).collect();
         let bases: Vec<&dyn Basis> = bases.iter().map(|basis| basis as &dyn Basis).collect();
         match search.advance(&bases) {
             Ok(step) => self.take(step),
             Err(error) => {
-                tracing::warn!(%error, "a search in local files failed");
-                self.give_up();
+                tracing::warn!(%error, "searching local files failed; fetching the whole file");
+                self.stop();
             }
         }
     }
 
-    fn give_up(&mut self) {
+    fn stop(&mut self) {
         self.search = None;
         self.ranges.clear();
         self.bases.clear();
     }
 }
 
-/// An open local file of a length that is fixed for the search.
+/// A local file whose length is fixed for the search. It may be missing.
 struct LocalBasis {
     file: Option<File>,
     len: u64,
@@ -291,13 +294,13 @@ impl Basis for LocalBasis {
     }
 }
 
-/// A basis of less than this part of the new file has too little of it.
+/// A basis is ignored if its length is less than this fraction (1/64) of the new file's.
 const MIN_SHARE: u64 = 64;
-/// Bytes in the longest header of a record.
+/// Length in bytes of the longest record header.
 const MAX_HEADER: u64 = 12 + 5 * MAX_LEVELS as u64;
-/// Bytes of block checksums in one request.
+/// Maximum number of bytes of block checksums in one request.
 const REQUEST_BYTES: u64 = 2 << 20;
-/// Requests that one matcher has under way.
+/// Maximum number of requests that one matcher has in flight.
 const REQUESTS: usize = 2;
 
 #[cfg(test)]
@@ -305,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_range_is_asked_for_in_parts_that_lie_together() {
+    fn a_long_range_is_requested_in_adjacent_parts() {
         let items = [Item { row: 1, offset: 10, len: REQUEST_BYTES + 5 }, Item { row: 2, offset: 0, len: 100 }];
         let batches = batches(&items);
         let parts: Vec<_> = batches.iter().flatten().copied().collect();
@@ -321,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_promises_anything_is_read_or_refused() {
+    fn an_invalid_header_is_refused_and_a_valid_one_is_read() {
         let record = |levels: u8, size: u64, block: u32| {
             let mut record = [&b"BS\x01"[..], &[levels], &size.to_le_bytes()].concat();
             (0..levels).for_each(|_| record.extend_from_slice(&[&block.to_le_bytes()[..], &[2]].concat()));
@@ -331,8 +334,8 @@ mod tests {
         assert!(matches!(layout(&record(0, 9, 0), 9), Ok(None)));
         assert!(matches!(layout(&record(1, 1 << 20, 1024), 1 << 20), Ok(Some(_))));
         assert!(layout(&record(1, 1 << 20, 1024), 5).is_err(), "of another file");
-        assert!(layout(&record(1, 1 << 20, 0), 1 << 20).is_err(), "blocks of nothing");
+        assert!(layout(&record(1, 1 << 20, 0), 1 << 20).is_err(), "empty blocks");
         assert!(layout(&record(200, 1 << 20, 1024), 1 << 20).is_err(), "too many levels");
-        assert!(layout(&record(1, 1 << 20, 1024)[..14], 1 << 20).is_err(), "cut short");
+        assert!(layout(&record(1, 1 << 20, 1024)[..14], 1 << 20).is_err(), "truncated");
     }
 }

@@ -1,4 +1,5 @@
-//! What to do: a pure function of what is wanted, what is there, and what the last pull knew.
+//! Decides what to do: a pure function of what is wanted, what the local tree has, and what the last pull
+//! knew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,32 +12,32 @@ use crate::facts::{Extra, Fact, Facts};
 use crate::report::Action;
 use crate::selection::Selection;
 
-/// What a plan is made from.
+/// The inputs of a plan.
 pub(crate) struct Inputs<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
-    /// The list that the last pull left, which knows the digests of local files.
+    /// The list that the last pull left. It has the digests of local files.
     pub(crate) held: Option<ListRef<'a>>,
-    /// Whether what the list does not have goes.
+    /// Whether names that the list does not have are deleted.
     pub(crate) delete: bool,
     /// Whether devices, fifos and sockets are made.
     pub(crate) specials: bool,
-    /// Whether a digest that the last pull knew may be believed unread.
-    pub(crate) believe: bool,
+    /// Whether the digests of the last pull are trusted without reading the files.
+    pub(crate) trust_held: bool,
 }
 
-/// Everything that makes the local tree what the list says. Rows are the list's.
+/// All the steps that bring the local tree to the state of the list. Rows are rows of that list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// Directories to make, parents first.
     pub(crate) directories: Vec<u32>,
     /// Contents to bring.
     pub(crate) fetches: Vec<Fetch>,
-    /// Hard links to make: the name and the name it becomes a link of.
+    /// Hard links to make: each name, and the name that it becomes a link to.
     pub(crate) links: Vec<(u32, u32)>,
     /// Symlinks and specials to make.
     pub(crate) others: Vec<u32>,
-    /// Entries of which only mode, owner or time are wrong.
+    /// Entries of which only mode, owner or time is wrong.
     pub(crate) metadata: Vec<u32>,
     /// Names to delete.
     pub(crate) deletes: Vec<Vec<u8>>,
@@ -55,26 +56,26 @@ pub(crate) struct Fetch {
     pub(crate) bases: Vec<Vec<u8>>,
 }
 
-/// A local file that has a wanted content.
+/// A local file that has, or probably has, a wanted content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reuse {
     pub(crate) path: Vec<u8>,
-    /// What it must still look like.
+    /// Size and time that the file must still have when it is used.
     pub(crate) size: u64,
     pub(crate) mtime: Time,
-    /// Its name goes, or becomes another file: it can be renamed.
-    pub(crate) goes: bool,
-    /// Its content is known; else it is a guess from size and time, and must be read.
-    pub(crate) sure: bool,
+    /// Whether this name is deleted or replaced, so that the file can be moved.
+    pub(crate) disappears: bool,
+    /// Whether the content is known. Otherwise it is a guess from size and time, and must be read.
+    pub(crate) is_certain: bool,
 }
 
 impl Plan {
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The plan as a list of actions with local paths, for people.
+    /// Returns the plan as a list of actions with local paths, for users to read.
     pub(crate) fn actions(&self, selection: &Selection<'_>) -> Vec<(Action, Vec<u8>)> {
         let of = |action: Action, row: u32| (action, selection.path(row));
         let mut actions: Vec<_> = self.directories.iter().map(|&row| of(Action::MakeDirectory, row)).collect();
@@ -93,26 +94,26 @@ impl Plan {
         actions
     }
 
-    /// Bytes of the contents that no local file is known to have.
+    /// Returns the total size in bytes of the contents that no local file is known to have.
     pub(crate) fn bytes_to_fetch(&self, list: ListRef<'_>) -> u64 {
         let missing = self.fetches.iter().filter(|fetch| fetch.reuse.is_empty());
         missing.map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add)
     }
 }
 
-/// Makes the plan.
+/// Creates the plan.
 pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     let mut plan = Plan::default();
     let list = inputs.selection.list;
-    if inputs.facts.root.is_some_and(|root| !root.metadata) {
+    if inputs.facts.root.is_some_and(|root| !root.metadata_matches) {
         plan.metadata.push(inputs.selection.root.row());
     }
     let mut wanted = Vec::new();
     let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    let apart = apart(inputs);
+    let own_inode = rows_that_need_own_inode(inputs);
     for (&row, fact) in inputs.selection.rows.iter().zip(&inputs.facts.rows) {
         let entry = list.row(row);
-        let right = fact.is_some_and(|fact| fact.content) && !apart.contains(&row);
+        let right = fact.is_some_and(|fact| fact.content_matches) && !own_inode.contains(&row);
         match entry.file_type() {
             FileType::Directory if right => {}
             FileType::Directory => plan.directories.push(row),
@@ -124,12 +125,12 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
                 None => plan.others.push(row),
             },
         }
-        if right && fact.is_some_and(|fact| !fact.metadata) {
+        if right && fact.is_some_and(|fact| !fact.metadata_matches) {
             plan.metadata.push(row);
         }
     }
     for members in groups.into_values() {
-        let Some(row) = join_group(inputs, &members, &apart, &mut plan.links) else { continue };
+        let Some(row) = join_group(inputs, &members, &own_inode, &mut plan.links) else { continue };
         if list.row(row).is_file() { wanted.push(row) } else { plan.others.push(row) }
     }
     wanted.sort_unstable();
@@ -141,35 +142,41 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     plan
 }
 
-/// Names of one inode that the list has with different modes, owners or times: all but those of one look
-/// need inodes of their own, whatever their content. (What differs in nothing may share an inode, as rsync
-/// has it: the operator may have linked it to save space.)
-fn apart(inputs: &Inputs<'_>) -> HashSet<u32> {
+/// Returns the rows that need an inode of their own, whatever their content. They share an inode with other
+/// names, but the list gives them a different mode, owner or time. (Names that do not differ may share an
+/// inode, as with rsync: the operator may have linked them to save space.)
+fn rows_that_need_own_inode(inputs: &Inputs<'_>) -> HashSet<u32> {
     let list = inputs.selection.list;
     let looks = |row: u32| (list.row(row).mode(), list.row(row).mtime(), list.row(row).owner_number());
     let shared = inputs.selection.rows.iter().zip(&inputs.facts.rows).filter_map(|(&row, fact)| {
-        let fact = fact.filter(|fact| fact.shared && fact.content && fact.kind != FileType::Directory)?;
+        let fact =
+            fact.filter(|fact| fact.has_other_names && fact.content_matches && fact.kind != FileType::Directory)?;
         Some((row, fact))
     });
     let mut owners: HashMap<(RelativeDevice, u64), (u32, bool)> = HashMap::new();
     for (row, fact) in shared.clone() {
-        let owner = owners.entry(fact.identity.inode_key()).or_insert((row, fact.metadata));
-        if fact.metadata && !owner.1 {
-            // It keeps the inode which has all that is wanted of it.
+        let owner = owners.entry(fact.identity.inode_key()).or_insert((row, fact.metadata_matches));
+        if fact.metadata_matches && !owner.1 {
+            // The inode stays with a row whose metadata is right already.
             *owner = (row, true);
         }
     }
-    let parted = shared.filter(|(row, fact)| {
+    let separate = shared.filter(|(row, fact)| {
         let owner = owners.get(&fact.identity.inode_key());
         owner.is_some_and(|&(owner, _)| looks(owner) != looks(*row))
     });
-    parted.map(|(row, _)| row).collect()
+    separate.map(|(row, _)| row).collect()
 }
 
-/// Makes one inode of a link group's names: of the first that is right, else of the first, which is then
-/// to be made.
-fn join_group(inputs: &Inputs<'_>, members: &[u32], apart: &HashSet<u32>, links: &mut Vec<(u32, u32)>) -> Option<u32> {
-    let right = |row: u32, fact: &Fact| fact.content && !apart.contains(&row);
+/// Joins the names of a link group: plans links to the first member that is right, or to the first member if
+/// none is. Returns that first member, which then has to be made; `None` if nothing has to be made.
+fn join_group(
+    inputs: &Inputs<'_>,
+    members: &[u32],
+    own_inode: &HashSet<u32>,
+    links: &mut Vec<(u32, u32)>,
+) -> Option<u32> {
+    let right = |row: u32, fact: &Fact| fact.content_matches && !own_inode.contains(&row);
     let fact = |row: u32| inputs.facts.rows[inputs.selection.index(row)?].filter(|fact| right(row, fact));
     let right = members.iter().copied().find(|&row| fact(row).is_some());
     let leader = right.or_else(|| members.first().copied())?;
@@ -179,7 +186,7 @@ fn join_group(inputs: &Inputs<'_>, members: &[u32], apart: &HashSet<u32>, links:
     right.is_none().then_some(leader)
 }
 
-/// Groups wanted rows by content, and finds local files that have it, or parts of it.
+/// Groups wanted rows by content, and finds local files that have the content or parts of it.
 fn fetches(inputs: &Inputs<'_>, wanted: &[u32], links: &[(u32, u32)]) -> Vec<Fetch> {
     let list = inputs.selection.list;
     let mut fetches: Vec<Fetch> = Vec::new();
@@ -211,8 +218,8 @@ fn fetches(inputs: &Inputs<'_>, wanted: &[u32], links: &[(u32, u32)]) -> Vec<Fet
     fetches
 }
 
-/// Finds local files whose content is wanted: by the digests of the last pull, by what is right already
-/// under other names, and by size and time among the names that the list does not have.
+/// Finds local files whose content is wanted: by the digests of the last pull, among names that are right
+/// already, and by size and time among the names that the list does not have.
 fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<Digest, usize>, fetches: &mut [Fetch]) {
     let list = inputs.selection.list;
     let mut add = |at: usize, reuse: Reuse| {
@@ -221,23 +228,32 @@ fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<
             known.push(reuse);
         }
     };
-    if let Some(held) = inputs.held.filter(|_| inputs.believe) {
+    if let Some(held) = inputs.held.filter(|_| inputs.trust_held) {
         let extra: HashSet<&[u8]> = inputs.facts.extra.iter().map(|extra| extra.path.as_slice()).collect();
         for row in (0..held.len()).map(|row| held.row(row)).filter(stillmirror_protocol::list::Row::is_file) {
             let Some(&at) = by_digest.get(&row.sha256()) else { continue };
             let path = held.path(row.number());
-            let goes = match inputs.selection.find(&path) {
+            let disappears = match inputs.selection.find(&path) {
                 Some(now) => replaced.contains(&now.number()),
                 None => inputs.delete && has_ancestor_in(&path, &extra) && inputs.selection.owns_deep(&path),
             };
-            add(at, Reuse { path, size: row.size(), mtime: row.mtime(), goes, sure: true });
+            add(at, Reuse { path, size: row.size(), mtime: row.mtime(), disappears, is_certain: true });
         }
     }
     for (&row, fact) in inputs.selection.rows.iter().zip(&inputs.facts.rows) {
-        let Some(fact) = fact.filter(|fact| fact.content && fact.kind == FileType::File) else { continue };
+        let Some(fact) = fact.filter(|fact| fact.content_matches && fact.kind == FileType::File) else { continue };
         if let Some(&at) = by_digest.get(&list.row(row).sha256()) {
             let path = inputs.selection.path(row);
-            add(at, Reuse { path, size: fact.size, mtime: fact.mtime, goes: replaced.contains(&row), sure: true });
+            add(
+                at,
+                Reuse {
+                    path,
+                    size: fact.size,
+                    mtime: fact.mtime,
+                    disappears: replaced.contains(&row),
+                    is_certain: true,
+                },
+            );
         }
     }
     let mut by_look: HashMap<(u64, Time), usize> = HashMap::new();
@@ -253,7 +269,7 @@ fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<
         if let Some(&at) = by_look.get(&(size, mtime)) {
             let known = &mut fetches[at].reuse;
             if known.len() < MAX_REUSE && !known.iter().any(|other| other.path == *path) {
-                known.push(Reuse { path: path.clone(), size, mtime, goes: inputs.delete, sure: false });
+                known.push(Reuse { path: path.clone(), size, mtime, disappears: inputs.delete, is_certain: false });
             }
         }
     }
@@ -264,8 +280,8 @@ fn has_ancestor_in(path: &[u8], names: &HashSet<&[u8]>) -> bool {
     names.contains(path) || ends.into_iter().any(|end| names.contains(&path[..end]))
 }
 
-/// Local files by directory and by what stays of a name from one version to the next: its beginning up
-/// to the first digit, and its suffix.
+/// Local files grouped by directory and by the parts of a name that stay the same from version to version:
+/// its beginning up to the first digit, and its suffix.
 struct Siblings {
     names: HashMap<Vec<u8>, Vec<Vec<u8>>>,
 }
@@ -281,7 +297,7 @@ impl Siblings {
                 }
             }
         };
-        // What is about to go is the likeliest former version, and so comes first.
+        // Files that are about to be deleted come first, because they are most likely earlier versions.
         for Extra { path, file, .. } in &inputs.facts.extra {
             if let Some((size, _)) = file {
                 add(path.clone(), *size);
@@ -295,11 +311,11 @@ impl Siblings {
         Self { names }
     }
 
-    /// The local file in the same directory whose name shares the longest beginning and end.
+    /// Returns the local file of the same family whose name shares the longest beginning and end with `path`.
     fn most_like(&self, path: &[u8]) -> Option<Vec<u8>> {
         let family = self.names.get(&family(path)?)?;
         let others = family.iter().filter(|other| other.as_slice() != path);
-        // `max_by_key` takes the last of equals, and the first is the likeliest.
+        // `max_by_key` returns the last of equal elements, but the first is the most likely one.
         others.rev().max_by_key(|other| shared(path, other)).cloned()
     }
 }
@@ -318,13 +334,15 @@ fn shared(a: &[u8], b: &[u8]) -> usize {
     beginning + end
 }
 
-/// Local files remembered for one content: one may have changed meanwhile.
+/// Maximum number of local files remembered for one content. There is more than one, because a file may
+/// change meanwhile.
 const MAX_REUSE: usize = 4;
-/// Names of one family: a directory of ten thousand builds of one package is searched no further.
+/// Maximum number of names in a family. In a directory with ten thousand builds of one package, the rest is
+/// not searched.
 const MAX_FAMILY: usize = 64;
-/// Letters before the first digit that two names must share to be called similar.
+/// Minimum number of characters before the first digit that similar names share.
 const MIN_STEM: usize = 3;
-/// Bytes below which a similar file is not worth looking at.
+/// Minimum size in bytes of a similar file that is worth searching.
 const MIN_SIMILAR: u64 = 16 << 10;
 
 #[cfg(test)]
@@ -332,7 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_of_a_file_are_of_one_family() {
+    fn versions_of_a_file_are_in_one_family() {
         let family = |path: &str| family(path.as_bytes());
         assert_eq!(family("pool/foo_1.2-1.deb"), family("pool/foo_1.2-2.deb"));
         assert_eq!(family("pool/foo_1.2-1.deb"), family("pool/foo_10.deb"));
@@ -343,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_family_the_closest_name_is_the_basis() {
+    fn the_closest_name_of_a_family_is_the_basis() {
         let siblings = Siblings {
             names: HashMap::from([(
                 family(b"p/linux-6.1.3.tar").unwrap(),

@@ -1,7 +1,9 @@
-//! The receiver's own generation: what the local tree holds now, to be served on and to be compared with.
+//! Publishes the receiver's own generation: what the local tree holds now, to be served on, and to compare
+//! the next pull with.
 //!
-//! A pull that took everything passes the sender's head, list and delta on byte for byte. A pull of a
-//! part, or one in which something failed, writes the list of what is there, and the sender's beside it.
+//! A pull that took everything publishes the sender's head, list and delta byte for byte. A pull of a part,
+//! or one in
+//! which something failed, publishes the list of what the tree has, and keeps the sender's list beside it.
 
 mod differences;
 
@@ -23,38 +25,38 @@ use crate::report::Failure;
 use crate::selection::Selection;
 use crate::source::Pinned;
 
-/// What a generation is made from.
+/// The inputs of a generation.
 pub(crate) struct Publisher<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) pinned: &'a Pinned,
-    /// The sender's encoded list, when it came with this pull.
+    /// The sender's encoded list, if this pull received it.
     pub(crate) encoded: Option<&'a [u8]>,
-    /// The sender's delta to it, when that came.
+    /// The sender's delta to that list, if this pull received it.
     pub(crate) delta: Option<&'a [u8]>,
     pub(crate) held: Option<&'a Generation>,
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
     pub(crate) committed: &'a Committed,
-    /// Records of rows that came with this pull.
+    /// Records of the rows whose content this pull brought.
     pub(crate) records: &'a HashMap<u32, RecordAt>,
-    /// Rows that are not what the list says.
+    /// Rows that failed, so that the tree differs from the list.
     pub(crate) failed: &'a HashMap<u32, Failure>,
     /// Whether devices, fifos and sockets were made.
     pub(crate) specials: bool,
-    /// Local names that were to go and stay.
+    /// Local names that were to be deleted but remain.
     pub(crate) kept: &'a [Vec<u8>],
 }
 
-/// A list that the tree has, when it is not the sender's.
-struct Own {
+/// The list of the local tree, if it is not the sender's.
+struct OwnList {
     encoded: AlignedVec,
-    /// Where its rows are from: the sender's list, or (by tag) `put`.
+    /// The origin of each row: a row of the sender's list, or an index into `put`.
     sources: Vec<RowSource>,
     put: Vec<Identity>,
 }
 
 impl Publisher<'_> {
-    /// Writes the generation. Gives its number in the store.
+    /// Writes the generation. Returns its number in the store.
     pub(crate) fn publish(&self, draft: Draft) -> Result<u64, PullError> {
         match self.own_list()? {
             None => self.publish_whole(draft),
@@ -62,7 +64,7 @@ impl Publisher<'_> {
         }
     }
 
-    /// Whether the held generation says all of this already.
+    /// Returns whether the held generation says all of this already.
     pub(crate) fn is_published(&self) -> Result<bool, PullError> {
         let Some(held) = self.held else { return Ok(false) };
         let digest = self.pinned.head.list_digest;
@@ -77,20 +79,22 @@ impl Publisher<'_> {
         })
     }
 
-    /// Whether the held local facts are still those of the disk: a sender compares them with what it opens.
+    /// Returns whether the held local facts still describe the disk. A daemon compares them with the files it
+    /// opens.
     fn knows_files(&self, held: &Generation, identity: impl Fn(u32) -> Identity) -> bool {
         let (list, local) = (held.list(), held.local());
         (0..list.len()).filter(|&row| list.row(row).is_file()).all(|row| identity(row) == local.identity(row))
     }
 
-    /// The list of what the tree has; None: it has all of the sender's.
-    fn own_list(&self) -> Result<Option<Own>, PullError> {
+    /// Returns the list of what the tree has. `None` if it has everything in the sender's list and nothing
+    /// else.
+    fn own_list(&self) -> Result<Option<OwnList>, PullError> {
         let differences = self.differences()?;
         if differences.changes.is_empty() && self.selection.is_whole() {
             return Ok(None);
         }
         let applied = changes::apply_below(self.selection.list, self.selection.root, &differences.changes)?;
-        Ok(Some(Own { encoded: applied.list.encode(), sources: applied.sources, put: differences.put }))
+        Ok(Some(OwnList { encoded: applied.list.encode(), sources: applied.sources, put: differences.put }))
     }
 
     fn publish_whole(&self, draft: Draft) -> Result<u64, PullError> {
@@ -98,7 +102,7 @@ impl Publisher<'_> {
         match (self.held, self.encoded) {
             (Some(held), _) if held.head().list_digest == digest => draft.link_list(held)?,
             (_, Some(encoded)) => draft.write_list(encoded)?,
-            // It is the held generation's own origin.
+            // The list is the held generation's origin.
             (Some(held), None) => draft.write_list(&origin_list(held)?)?,
             (None, None) => return Err(PullError::usage("no list to publish")),
         }
@@ -111,7 +115,7 @@ impl Publisher<'_> {
         Ok(draft.publish()?)
     }
 
-    /// The delta that the sender's head promises: from its previous list to its list.
+    /// Returns the delta that the sender's head promises, from its previous list to its list.
     fn delta_to_whole(&self) -> Option<Vec<u8>> {
         let head = &self.pinned.head;
         if let Some(delta) = self.delta {
@@ -125,7 +129,7 @@ impl Publisher<'_> {
         leads.then(|| changes::diff(held.list(), self.selection.list).encode(head.previous, head.list_digest))
     }
 
-    fn publish_own(&self, draft: Draft, own: &Own) -> Result<u64, PullError> {
+    fn publish_own(&self, draft: Draft, own: &OwnList) -> Result<u64, PullError> {
         let list = list::open(&own.encoded)?;
         let digest = list::digest(&own.encoded);
         let origin = &self.pinned.head;
@@ -167,8 +171,8 @@ impl Publisher<'_> {
         Ok(draft.publish()?)
     }
 
-    /// Local facts for every row of a list. `facts` gives a row's identity, and its row in the sender's list
-    /// if it is from there.
+    /// Returns local facts for every row of a list. `facts` returns a row's identity, and its row in the
+    /// sender's list if it has one.
     fn local_table(
         &self,
         list: ListRef<'_>,
@@ -190,15 +194,15 @@ impl Publisher<'_> {
         Ok(table)
     }
 
-    /// The identity of what a row of one's own list is.
-    fn identity_of(&self, own: &Own, row: u32) -> Identity {
+    /// Returns the identity of the file at a row of the tree's own list.
+    fn identity_of(&self, own: &OwnList, row: u32) -> Identity {
         match own.sources[row as usize] {
             RowSource::Old(origin) => self.identity(origin),
             RowSource::Put(tag) => own.put.get(tag as usize).copied().unwrap_or(Identity::UNKNOWN),
         }
     }
 
-    /// The identity of what a row of the sender's list became.
+    /// Returns the identity of the local file at a row of the sender's list.
     fn identity(&self, row: u32) -> Identity {
         let before = || match self.selection.index(row) {
             Some(index) => self.facts.rows[index].map(|fact| fact.identity),
@@ -209,11 +213,11 @@ impl Publisher<'_> {
     }
 }
 
-/// Records that the held generation has, by content.
+/// Records of the held generation, by content.
 struct Carried<'a> {
     held: Option<&'a Generation>,
     files: HashMap<Digest, u32>,
-    /// Packs whose records move to the draft, so that the packs can be collected.
+    /// Packs whose records are moved to the draft, so that the packs can be removed.
     compacted: Vec<u32>,
     moved: HashMap<Digest, RecordAt>,
 }
@@ -234,7 +238,7 @@ impl<'a> Carried<'a> {
         Self { held, files, compacted, moved: HashMap::new() }
     }
 
-    /// Where the record of a content lies; the default for none.
+    /// Returns where the record of a content is. The default value means that there is none.
     fn of(&mut self, content: Digest, draft: &Draft) -> Result<RecordAt, PullError> {
         let (Some(held), Some(&file)) = (self.held, self.files.get(&content)) else { return Ok(RecordAt::default()) };
         let Some(at) = held.local().record(file) else { return Ok(RecordAt::default()) };
@@ -244,7 +248,7 @@ impl<'a> Carried<'a> {
         if let Some(&at) = self.moved.get(&content) {
             return Ok(at);
         }
-        // A record that is damaged is given up: all that is in it can be had from the tree.
+        // A damaged record is dropped. The tree has everything that it contained.
         let record = held.record(file).ok().flatten().unwrap_or_default();
         let at = draft.append(content, record)?;
         self.moved.insert(content, at);
@@ -252,7 +256,7 @@ impl<'a> Carried<'a> {
     }
 }
 
-/// The encoded list of a held generation's origin, made again from its bytes on disk.
+/// Returns the encoded list of a held generation's origin, read from the disk.
 fn origin_list(held: &Generation) -> Result<Vec<u8>, PullError> {
     let path = held.dir().join("origin-list");
     match std::fs::read(&path) {

@@ -1,4 +1,4 @@
-//! A pull, from the first request to the published generation.
+//! Runs a pull, from the first request to the published generation.
 
 mod update;
 
@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{At as _, PullError};
-use crate::facts::{Facts, Held, Looking};
+use crate::facts::{Facts, Held, Inspector};
 use crate::listing;
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
@@ -30,10 +30,11 @@ use crate::stage::Stage;
 
 use update::Update;
 
-/// Makes the local tree what the sender's current generation says.
+/// Brings the local tree to the state of the sender's current generation.
 ///
-/// Cancelled, it ends soon with [`PullError::Interrupted`]: every name in the tree stands for an old file
-/// or a new one, what was received waits in the staging directory, and the next pull goes on from there.
+/// If it is cancelled, it ends soon with [`PullError::Interrupted`]. Every name in the tree then refers to a
+/// whole old file or a whole new one. The contents received so far remain in the staging directory, and the
+/// next pull continues from there.
 pub async fn pull(
     options: Options,
     progress: Arc<dyn Progress>,
@@ -41,7 +42,7 @@ pub async fn pull(
 ) -> Result<Report, PullError> {
     check_repository_name(&options.repository).map_err(|error| PullError::usage(error.to_string()))?;
     path::check_relative(&options.path).map_err(|error| PullError::usage(error.to_string()))?;
-    // Ends the work below when this future is dropped.
+    // Dropping this future ends the work below.
     let cancel = cancel.child_token();
     let _guard = cancel.clone().drop_guard();
     let source = NativeSource::connect(
@@ -58,7 +59,7 @@ pub async fn pull(
     pull_from(source, options, progress, cancel).await
 }
 
-/// As [`pull`], from any source.
+/// Like [`pull`], from any source.
 pub async fn pull_from(
     source: Arc<dyn Source>,
     options: Options,
@@ -71,7 +72,7 @@ pub async fn pull_from(
         let result = pull.run();
         source.close();
         match result {
-            // Whatever failed while everything was ending, that was the reason.
+            // Whatever failed during the cancellation, the cancellation is the reason.
             Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
             result => result,
         }
@@ -91,10 +92,10 @@ struct Pull<'a> {
     runtime: Handle,
 }
 
-/// What the pull has of its own before it asks anything.
-struct Own {
+/// The local tree and the receiver's own store, opened. Both may be missing.
+struct Destination {
     tree: Option<Tree>,
-    /// None for a dry run.
+    /// `None` for a dry run, or if there is no tree.
     _tree_lock: Option<TreeLock>,
     store: Option<(Store, Option<StoreLock>)>,
 }
@@ -102,16 +103,16 @@ struct Own {
 impl Pull<'_> {
     fn run(&self) -> Result<Report, PullError> {
         let started = Instant::now();
-        let mut own = self.open()?;
+        let mut destination = self.open()?;
         self.progress.phase(Phase::List, 0, 0);
         let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
-        self.create_missing(&mut own)?;
+        self.create_missing(&mut destination)?;
         let mut report = Report { generation: pinned.head.generation, ..Report::default() };
-        let result = if self.is_current(&own, &pinned)? {
+        let result = if self.is_current(&destination, &pinned)? {
             report.unchanged = true;
             Ok(())
         } else {
-            self.update(&own, &pinned, &mut report)
+            self.update(&destination, &pinned, &mut report)
         };
         let traffic = self.source.traffic();
         report.bytes_received = traffic.received;
@@ -127,7 +128,7 @@ impl Pull<'_> {
     }
 
     /// Opens and locks the tree and the store, if they exist.
-    fn open(&self) -> Result<Own, PullError> {
+    fn open(&self) -> Result<Destination, PullError> {
         let store = match &self.options.store {
             None => None,
             Some(dir) => match Store::open(dir) {
@@ -138,25 +139,26 @@ impl Pull<'_> {
         };
         let tree = open_tree(&self.options.dest)?;
         let tree_lock = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten();
-        Ok(Own { tree, _tree_lock: tree_lock, store })
+        Ok(Destination { tree, _tree_lock: tree_lock, store })
     }
 
-    /// Creates and locks what [`Pull::open`] did not find, except in a dry run. Called once the sender has the
-    /// repository: a store keeps the name that it is created with, and a misspelt name must not remain in it.
-    fn create_missing(&self, own: &mut Own) -> Result<(), PullError> {
+    /// Creates and locks what [`Pull::open`] did not find, except in a dry run. Called once the sender is
+    /// known to have the repository: a store keeps the repository's name that it is created with, so a
+    /// misspelt name must not end up in it.
+    fn create_missing(&self, destination: &mut Destination) -> Result<(), PullError> {
         let Options { dest, store, dry_run: false, .. } = self.options else { return Ok(()) };
-        if let (Some(dir), None) = (store, &own.store) {
-            own.store = Some(self.create_store(dir)?);
+        if let (Some(dir), None) = (store, &destination.store) {
+            destination.store = Some(self.create_store(dir)?);
         }
-        if own.tree.is_none() {
+        if destination.tree.is_none() {
             match std::fs::create_dir(dest) {
-                // Another first pull, perhaps, which then holds the lock.
+                // Perhaps another first pull created it. That pull then holds the lock.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 created => created.at("create", dest)?,
             }
             let tree = Tree::open(dest).at("open", dest)?;
-            own._tree_lock = self.lock(&tree)?;
-            own.tree = Some(tree);
+            destination._tree_lock = self.lock(&tree)?;
+            destination.tree = Some(tree);
         }
         Ok(())
     }
@@ -174,14 +176,15 @@ impl Pull<'_> {
             return Ok(None);
         }
         let dest = &self.options.dest;
-        let busy = || PullError::usage(format!("another pull into {} is running", dest.display()));
+        let busy = || PullError::usage(format!("another pull into {} is running: wait for it to end", dest.display()));
         Ok(Some(tree.lock().at("lock", dest)?.ok_or_else(busy)?))
     }
 
-    /// Whether the last pull took all of what is current, and that is to be believed. Reads small files only.
-    fn is_current(&self, own: &Own, pinned: &Pinned) -> Result<bool, PullError> {
+    /// Returns whether the last pull took everything that is current, and may be trusted. Reads only small
+    /// files.
+    fn is_current(&self, destination: &Destination, pinned: &Pinned) -> Result<bool, PullError> {
         let Options { check, path, filter, specials, .. } = self.options;
-        let (Some((store, _)), Some(tree)) = (&own.store, &own.tree) else { return Ok(false) };
+        let (Some((store, _)), Some(tree)) = (&destination.store, &destination.tree) else { return Ok(false) };
         if *check != Check::None || !path.is_empty() || !filter.is_empty() || !specials {
             return Ok(false);
         }
@@ -195,13 +198,13 @@ impl Pull<'_> {
         if !mark::is_of(store, current.number, tree)? {
             return Ok(false);
         }
-        // A tree that was emptied is no tree to believe in.
+        // A tree that is empty although it should not be cannot be trusted.
         let expected = current.head.counts.files + current.head.counts.directories > 1;
         Ok(!expected || !local::names(tree.root()).at("read", tree.shown(b""))?.is_empty())
     }
 
-    fn update(&self, own: &Own, pinned: &Pinned, report: &mut Report) -> Result<(), PullError> {
-        let held = own.store.as_ref().map(|(store, _)| store.current()).transpose()?.flatten();
+    fn update(&self, destination: &Destination, pinned: &Pinned, report: &mut Report) -> Result<(), PullError> {
+        let held = destination.store.as_ref().map(|(store, _)| store.current()).transpose()?.flatten();
         let before = held.as_ref().map(origin_of);
         let listing = match before {
             Some((digest, _)) if digest == pinned.head.list_digest => None,
@@ -211,14 +214,14 @@ impl Pull<'_> {
         let list = match (&listing, before) {
             (Some(listing), _) => list::open(&listing.encoded)?,
             (None, Some((_, list))) => list,
-            (None, None) => return Err(PullError::offence("no list")),
+            (None, None) => return Err(PullError::protocol("the sender sent no list")),
         };
         check_counts(list, &pinned.head)?;
         let pool = self.pool()?;
         let selection = Selection::new(list, &self.options.path, &self.options.filter)?;
         let owners = OwnerMap::new(list, self.options.owners);
-        let facts = pool.install(|| self.facts(own, held.as_ref(), &selection, &owners))?;
-        let refused = self.refused_deletions(own, &selection, &facts)?;
+        let facts = pool.install(|| self.facts(destination, held.as_ref(), &selection, &owners))?;
+        let refused = self.refused_deletions(destination, &selection, &facts)?;
         let delete = self.options.delete && refused.is_none();
         report.deletes_held = refused.map_or(0, |(wanted, _)| wanted);
         let plan = plan(&Inputs {
@@ -227,7 +230,7 @@ impl Pull<'_> {
             held: held.as_ref().map(Generation::list),
             delete,
             specials: self.options.specials,
-            believe: self.options.check != Check::Hash,
+            trust_held: self.options.check != Check::Hash,
         });
         report.unchanged = plan.is_empty();
         if self.options.dry_run {
@@ -236,7 +239,7 @@ impl Pull<'_> {
         } else {
             let update = Update {
                 pull: self,
-                own,
+                destination,
                 pinned,
                 held: held.as_ref(),
                 listing: listing.as_ref(),
@@ -263,7 +266,7 @@ impl Pull<'_> {
 
     fn facts(
         &self,
-        own: &Own,
+        destination: &Destination,
         held: Option<&Generation>,
         selection: &Selection<'_>,
         owners: &OwnerMap,
@@ -271,7 +274,7 @@ impl Pull<'_> {
         self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
         let number = held.map(Generation::number);
         let held = held.map(|held| Held { list: held.list(), local: held.local() });
-        let looking = Looking {
+        let inspector = Inspector {
             selection,
             held,
             owners,
@@ -279,32 +282,33 @@ impl Pull<'_> {
             progress: self.progress,
             cancel: self.cancel,
         };
-        match (held, &own.tree, self.options.check) {
+        match (held, &destination.tree, self.options.check) {
             (Some(_), Some(tree), Check::None) if Stage::is_left(tree)? => {
-                tracing::warn!(dest = %tree.shown(b"").display(), "the last pull did not end: checking the tree");
-                looking.look(Some(tree))
+                tracing::warn!(dest = %tree.shown(b"").display(), "the last pull did not end; checking the tree");
+                inspector.inspect(Some(tree))
             }
             (Some(held), Some(tree), Check::None) => {
-                if let (Some((store, _)), Some(number)) = (&own.store, number)
+                if let (Some((store, _)), Some(number)) = (&destination.store, number)
                     && mark::is_of(store, number, tree)?
                 {
-                    return Ok(looking.believe(held));
+                    return Ok(inspector.assume_unchanged(held));
                 }
-                tracing::warn!(dest = %tree.shown(b"").display(), "not the tree of the last pull: checking it");
-                looking.look(Some(tree))
+                tracing::warn!(dest = %tree.shown(b"").display(), "this is not the tree of the last pull; checking it");
+                inspector.inspect(Some(tree))
             }
-            (_, tree, _) => looking.look(tree.as_ref()),
+            (_, tree, _) => inspector.inspect(tree.as_ref()),
         }
     }
 
-    /// Counts what would be deleted, when there is a limit: (wanted, limit) if that is exceeded.
+    /// Counts the names that would be deleted, if there is a limit. Returns (wanted, limit) if they exceed
+    /// it.
     fn refused_deletions(
         &self,
-        own: &Own,
+        destination: &Destination,
         selection: &Selection<'_>,
         facts: &Facts,
     ) -> Result<Option<(u64, u64)>, PullError> {
-        let (true, Some(limit), Some(tree)) = (self.options.delete, self.options.max_delete, &own.tree) else {
+        let (true, Some(limit), Some(tree)) = (self.options.delete, self.options.max_delete, &destination.tree) else {
             return Ok(None);
         };
         let mut wanted = facts.count_extra(tree)?;
@@ -325,7 +329,7 @@ impl Pull<'_> {
     }
 }
 
-/// The list that the held generation was pulled from, and its digest.
+/// Returns the list that the held generation was pulled from, and its digest.
 fn origin_of(held: &Generation) -> (Digest, ListRef<'_>) {
     match held.origin() {
         Some(origin) => (origin.head.list_digest, origin.list),
@@ -333,22 +337,22 @@ fn origin_of(held: &Generation) -> (Digest, ListRef<'_>) {
     }
 }
 
-/// The store relies on the numbers in a head.
+/// Checks that the counts in a head are those of its list, because the store relies on them.
 fn check_counts(list: ListRef<'_>, head: &Head) -> Result<(), PullError> {
     let bytes = head.counts.bytes;
     if (Counts { bytes, ..Counts::of(list) }) == head.counts {
         return Ok(());
     }
-    Err(PullError::offence("a head that counts other entries than its list has"))
+    Err(PullError::protocol("the counts in the head are not those of its list"))
 }
 
-/// Opens the tree. `None` if nothing has its name.
+/// Opens the tree. `None` if it does not exist.
 fn open_tree(dest: &Path) -> Result<Option<Tree>, PullError> {
     let error = match Tree::open(dest) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => error,
         opened => return opened.map(Some).at("open", dest),
     };
-    // A trailing slash would have the link followed.
+    // With a trailing slash, `read_link` would follow the symlink.
     match std::fs::read_link(dest.components().as_path()) {
         Ok(target) => {
             let reason = format!("it is a symlink to {}, which does not exist", target.display());

@@ -1,4 +1,4 @@
-//! What a pull is asked to do, what it tells on the way, and what it did.
+//! The options, progress and report of a pull.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use stillmirror_store::Retention;
 /// How a pull finds out what the local tree holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Check {
-    /// By size and modification time of every local file.
+    /// Compares size and modification time of every local file.
     #[default]
     Stat,
-    /// By reading every local file.
+    /// Reads every local file.
     Hash,
-    /// Not at all: the generation that the last pull left in the store is trusted.
+    /// Does not look at the tree, but trusts the generation that the last pull left in the store.
     None,
 }
 
-/// Whose the files become.
+/// The owners that files get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Owners {
-    /// The sender's, by name where this host knows it, else by number; only root can do so, everybody
-    /// else gets [`Owners::Ignore`].
+    /// The sender's owners, by name if this host knows the name, and by number otherwise. This needs root;
+    /// without it, it means [`Owners::Ignore`].
     #[default]
     ByName,
-    /// The sender's, by number.
+    /// The sender's owners, by number. This needs root; without it, it means [`Owners::Ignore`].
     ByNumber,
-    /// The user's who pulls.
+    /// The user who pulls.
     Ignore,
 }
 
@@ -39,50 +39,51 @@ pub struct Options {
     pub address: String,
     /// The repository's name.
     pub repository: String,
-    /// The part of it, relative to its root; empty for all. A single file lands in `dest` by its name.
+    /// The part of the repository to pull, relative to its root. Empty for all. A single file is placed in
+    /// `dest`.
     pub path: Vec<u8>,
-    /// The local tree. It is made when its parent exists.
+    /// The local tree. It is created if it is missing; its parent must exist.
     pub dest: PathBuf,
-    /// The receiver's own store. Without one the disk alone says what is there.
+    /// The receiver's own store. Without one, the state of the tree is known only from the disk.
     pub store: Option<PathBuf>,
-    /// Delete what the sender does not have. What the filter leaves out is never deleted.
+    /// Whether to delete what the sender does not have. What the filter excludes is never deleted.
     pub delete: bool,
-    /// Delete nothing when more names than this would go.
+    /// Maximum number of names to delete. If there are more, nothing is deleted.
     pub max_delete: Option<u64>,
-    /// What to leave out, by paths relative to [`Options::path`].
+    /// The filter, for paths relative to [`Options::path`].
     pub filter: Filter,
-    /// Plan only: nothing is written, neither in the tree nor in the store.
+    /// Whether to plan only, and write nothing to the tree or the store.
     pub dry_run: bool,
-    /// Most bytes a second to receive.
+    /// Maximum number of bytes to receive per second.
     pub bandwidth: Option<u64>,
     /// How local files are checked.
     pub check: Check,
-    /// Owner and group.
+    /// The owners and groups that files get.
     pub owners: Owners,
-    /// Make devices, fifos and sockets (devices need root); else they are left out.
+    /// Whether to create devices, FIFOs and sockets (devices need root). Otherwise they are skipped.
     pub specials: bool,
-    /// Threads that hash, match and write; 0 takes all cores.
+    /// Number of threads that hash, match and write. 0 uses all cores.
     pub threads: usize,
-    /// How long the sender may be silent while it owes an answer.
+    /// Timeout for a silent sender that owes an answer.
     pub timeout: Duration,
-    /// How long a connection may take to be made.
+    /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// How often a connection that breaks while contents come is made anew, with no content having come in
-    /// between. The pauses before it grow: half a second, one second, two.
+    /// Maximum number of attempts to reconnect after the connection broke while contents arrive. The count
+    /// starts again when a content has arrived. The pauses grow: half a second, one second, two.
     pub reconnects: u32,
-    /// Flush the file system before files get their names, and before the store says that they have them.
+    /// Whether to flush the file system before files are moved into place, and before the store records them.
     pub sync: bool,
-    /// Block checksums for the receiver's own store.
+    /// The block checksums to keep in the receiver's own store.
     pub sums: SumsPolicy,
-    /// Files up to this size (bytes) are kept in that store with their content; 0 for none. Default
+    /// Size in bytes up to which that store keeps the contents of files. 0 keeps none. The default is
     /// [`stillmirror_store::KEEP_CONTENTS`].
     pub keep_contents: u64,
-    /// Generations that the receiver's own store keeps.
+    /// How many generations the receiver's own store keeps.
     pub retention: Retention,
 }
 
 impl Options {
-    /// A pull of a whole repository, everything else at its default.
+    /// Creates the options for a pull of a whole repository, with defaults for everything else.
     pub fn new(address: impl Into<String>, repository: impl Into<String>, dest: impl Into<PathBuf>) -> Self {
         Self {
             address: address.into(),
@@ -110,34 +111,34 @@ impl Options {
     }
 }
 
-/// What a pull is doing.
+/// A phase of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting for its turn at the sender; the number of connections before it.
+    /// Waiting in the sender's queue, behind this many connections.
     Queued(u64),
-    /// Asking what is current, and how it differs.
+    /// Asking for the current generation, and receiving its list.
     List,
-    /// Looking at the local tree.
+    /// Checking the local tree.
     Check,
-    /// Fetching and staging. Totals are the files and bytes to stage.
+    /// Fetching and staging. The totals are the files and bytes to stage.
     Fetch,
-    /// Giving the staged files their names.
+    /// Moving the staged files into place.
     Commit,
-    /// Writing the generation into the receiver's store.
+    /// Writing the generation into the receiver's own store.
     Publish,
-    /// Reading files against their digests.
+    /// Comparing files with their digests.
     Verify,
 }
 
-/// Who wants to know how a pull goes on. Called from several threads, often.
+/// Receives the progress of a pull. It is called often, from several threads.
 pub trait Progress: Send + Sync {
-    /// A phase begins; `files` and `bytes` are what it will take, 0 where that is not known.
+    /// A phase begins. `files` and `bytes` are its totals, 0 if unknown.
     fn phase(&self, phase: Phase, files: u64, bytes: u64);
-    /// So much more of the phase is done.
+    /// `files` and `bytes` more of the phase are done.
     fn advance(&self, files: u64, bytes: u64);
 }
 
-/// Nobody wants to know.
+/// Ignores all progress.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -149,109 +150,109 @@ impl Progress for Silent {
 /// What a pull did.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
-    /// The sender's generation.
+    /// The number of the sender's generation.
     pub generation: u64,
     /// Whether there was nothing to do.
     pub unchanged: bool,
-    /// Files whose content came new: fetched, assembled or copied.
+    /// Number of files with new content: fetched, assembled or copied.
     pub files_updated: u64,
-    /// Those among them whose content a local file had, under another name: nothing was fetched.
+    /// Number of those files whose content a local file had under another name, so that nothing was fetched.
     pub files_reused: u64,
-    /// Names deleted: files, symlinks, specials and directories.
+    /// Number of names deleted: files, symlinks, specials and directories.
     pub files_deleted: u64,
-    /// Deletions not made, as names: too many, or held back because something else did not come.
+    /// Number of names not deleted, because there were too many, or because some files could not be brought.
     pub deletes_held: u64,
-    /// Names made as a further hard link.
+    /// Number of hard links made.
     pub files_linked: u64,
-    /// Names that should be a further hard link, and are files of their own, because the file system makes no
-    /// link (there), or none more.
+    /// Number of names that should be hard links but are files of their own, because the file system cannot
+    /// make another hard link.
     pub links_copied: u64,
-    /// Directories made.
+    /// Number of directories created.
     pub directories_made: u64,
-    /// Symlinks and specials made.
+    /// Number of symlinks and specials created.
     pub others_made: u64,
-    /// Entries of which only mode, owner or time changed.
+    /// Number of entries of which only mode, owner or time changed.
     pub metadata_changed: u64,
-    /// Bytes of file data that came from the sender.
+    /// Bytes of file data received from the sender.
     pub bytes_literal: u64,
-    /// Bytes of new files that were found in local ones.
+    /// Bytes of new files that local files had.
     pub bytes_matched: u64,
-    /// Bytes of block checksums that came from the sender.
+    /// Bytes of block checksums received from the sender.
     pub bytes_checksums: u64,
-    /// Bytes of file lists and list deltas that came from the sender, compressed as they came.
+    /// Bytes of file lists and list deltas received from the sender, as compressed on the wire.
     pub bytes_list: u64,
     /// All bytes read from the socket.
     pub bytes_received: u64,
     /// All bytes written to the socket.
     pub bytes_sent: u64,
-    /// How often the pull had to wait with nothing under way.
+    /// How often the pull had to wait because no request was in flight.
     pub round_trips: u64,
-    /// Wall time.
+    /// Wall time, in seconds.
     pub seconds: f64,
-    /// Files that were not brought, with their paths.
+    /// Files that could not be brought.
     pub failed: Vec<Failed>,
-    /// Of a dry run: what would be done, in order.
+    /// For a dry run: the actions that a pull would take, in order.
     pub planned: Vec<(Action, Vec<u8>)>,
-    /// Of a dry run: the most bytes of file data that would be fetched. What deltas save is not known
-    /// before they are made.
+    /// For a dry run: the maximum number of bytes of file data to fetch. What deltas save is not known in
+    /// advance.
     pub planned_bytes: u64,
-    /// The number of the generation written into the receiver's own store, if one was.
+    /// The number of the generation written into the receiver's own store. `None` if none was written.
     pub published: Option<u64>,
 }
 
 impl Report {
-    /// Counts bytes that local files had. Sizes are the sender's word: their sum may be anything.
+    /// Adds bytes that local files had. The sender states the sizes, so their sum may overflow; it saturates.
     pub(crate) fn add_matched(&mut self, bytes: u64) {
         self.bytes_matched = self.bytes_matched.saturating_add(bytes);
     }
 
-    /// Whether a file failed for this reason.
+    /// Returns whether a file failed for this reason.
     pub fn has_failed(&self, why: Failure) -> bool {
         self.failed.iter().any(|failed| failed.why == why)
     }
 }
 
-/// What happens to a name.
+/// An action on a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// A directory is made.
+    /// Create a directory.
     MakeDirectory,
-    /// Its content is fetched, wholly or in part.
+    /// Fetch the content, wholly or in part.
     Fetch,
-    /// Its content comes from a local file.
+    /// Take the content from a local file.
     Reuse,
-    /// It becomes a hard link of another name.
+    /// Make a hard link to another name.
     Link,
-    /// A symlink is made.
+    /// Create a symlink.
     Symlink,
-    /// A device, fifo or socket is made.
+    /// Create a device, FIFO or socket.
     Special,
-    /// Mode, owner or time change.
+    /// Change mode, owner or time.
     Metadata,
-    /// It is deleted, with everything below it.
+    /// Delete the name, with everything below it.
     Delete,
 }
 
-/// A file that was not brought.
+/// A file that could not be brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
     /// Its path in the local tree.
     pub path: Vec<u8>,
-    /// Why.
+    /// The reason.
     pub why: Failure,
 }
 
-/// Why a file was not brought.
+/// The reason why a file could not be brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// The sender has another state of it than its list says.
+    /// At the sender, the file differs from its list.
     Stale,
-    /// The sender has it no longer.
+    /// The sender no longer has the file.
     Vanished,
-    /// The sender cannot read it.
+    /// The sender cannot read the file.
     Unreadable,
-    /// A local directory with files in it stands in its place, and nothing may be deleted.
+    /// A non-empty local directory is in its place, and must not be deleted.
     InTheWay,
-    /// This host refuses to make it (a device without root, for one).
+    /// This host refuses to create it (a device without root, for example).
     Refused,
 }

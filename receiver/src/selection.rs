@@ -1,4 +1,4 @@
-//! Which rows of a list a pull takes, and where they land.
+//! Selects the rows of a list that a pull takes, and maps them to local paths.
 
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::list::{Dir, ListRef, Row};
@@ -6,22 +6,22 @@ use stillmirror_protocol::path;
 
 use crate::error::PullError;
 
-/// The name of the staging directory in the local tree. A repository that has the name itself is served
-/// without it.
+/// The name of the staging directory in the local tree. If a repository has an entry of this name, the entry
+/// is not pulled.
 pub(crate) const STAGE: &[u8] = b".stillmirror-stage";
 
-/// The part of a list that is wanted: a directory, or one file of it, less what the filter leaves out.
+/// The wanted part of a list: a directory, or one file of it, without what the filter excludes.
 #[derive(Clone)]
 pub(crate) struct Selection<'a> {
     pub(crate) list: ListRef<'a>,
     /// The directory that becomes the local tree's root.
     pub(crate) root: Dir<'a>,
-    /// The only name wanted in it.
+    /// The only wanted name in the root. `None` if all names are wanted.
     only: Option<Vec<u8>>,
     filter: &'a Filter,
-    /// Directories wanted, the root first, each before those below it.
+    /// Wanted directories. The root is first, and each directory precedes those below it.
     pub(crate) dirs: Vec<WantedDir<'a>>,
-    /// Rows wanted below the root, ascending.
+    /// Wanted rows below the root, ascending.
     pub(crate) rows: Vec<u32>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct WantedDir<'a> {
 }
 
 impl<'a> Selection<'a> {
-    /// Walks the list.
+    /// Selects the rows at and below `at`. Fails if the list has no such path.
     pub(crate) fn new(list: ListRef<'a>, at: &[u8], filter: &'a Filter) -> Result<Self, PullError> {
         let missing = || PullError::usage(format!("the repository has no '{}'", path::Escaped(at)));
         let found = list.find(at).ok_or_else(missing)?;
@@ -53,62 +53,62 @@ impl<'a> Selection<'a> {
         while let Some(WantedDir { dir, path }) = self.dirs.get(next).cloned() {
             next += 1;
             for row in dir.files() {
-                if self.takes(&path, dir.name_of(row), false) {
+                if self.includes(&path, dir.name_of(row), false) {
                     self.rows.push(row);
                 }
             }
             for row in dir.subdirs() {
                 let name = dir.name_of(row);
-                if self.takes(&path, name, true) {
+                if self.includes(&path, name, true) {
                     self.rows.push(row);
                     let number = self.list.row(row).dir_number().unwrap_or_default();
                     self.dirs.push(WantedDir { dir: self.list.dir(number), path: path::join(&path, name) });
                 }
             }
         }
-        // Breadth first below one directory is ascending; the filter keeps the order.
+        // Below one directory, breadth-first order is ascending, and the filter keeps the order.
         debug_assert!(self.rows.is_sorted());
     }
 
-    fn takes(&self, dir: &[u8], name: &[u8], is_dir: bool) -> bool {
+    fn includes(&self, dir: &[u8], name: &[u8], is_dir: bool) -> bool {
         if dir.is_empty() && (name == STAGE || self.only.as_ref().is_some_and(|only| only != name)) {
             return false;
         }
         self.filter.is_empty() || self.filter.keeps(&path::join(dir, name), is_dir)
     }
 
-    /// Whether a local name that the list does not have is the mirror's to delete: not the staging
-    /// directory, not what the filter leaves out, and nothing at all when one file is pulled.
+    /// Returns whether the mirror may delete a local name that the list does not have. It may not delete the
+    /// staging directory, names that the filter excludes, or anything at all when a single file is pulled.
     pub(crate) fn owns(&self, path: &[u8], is_dir: bool) -> bool {
         path != STAGE && self.only.is_none() && self.filter.keeps(path, is_dir)
     }
 
-    /// As [`Selection::owns`], for a file of whose directories none has been asked about.
+    /// Like [`Selection::owns`], for a file whose parent directories have not been checked.
     pub(crate) fn owns_deep(&self, path: &[u8]) -> bool {
         self.only.is_none() && self.filter.keeps_below_root(path, false)
     }
 
-    /// Whether there may be local names that are not the mirror's to delete.
+    /// Returns whether there may be local names that the mirror must not delete.
     pub(crate) fn protects(&self) -> bool {
         self.only.is_some() || !self.filter.is_empty()
     }
 
-    /// Whether the tree's root is to have the mode and time of the list's directory.
+    /// Returns whether the tree's root gets the mode, owner and time of the list's directory.
     pub(crate) fn sets_root(&self) -> bool {
         self.only.is_none()
     }
 
-    /// Whether this is everything that the list has.
+    /// Returns whether the selection is the whole list.
     pub(crate) fn is_whole(&self) -> bool {
         self.root.number() == 0 && self.rows.len() + 1 == self.list.len() as usize
     }
 
-    /// Where a wanted row stands among [`Selection::rows`].
+    /// Returns the index of a wanted row in [`Selection::rows`].
     pub(crate) fn index(&self, row: u32) -> Option<usize> {
         self.rows.binary_search(&row).ok()
     }
 
-    /// The local path of a wanted row.
+    /// Returns the local path of a wanted row.
     pub(crate) fn path(&self, row: u32) -> Vec<u8> {
         let whole = self.list.path(row);
         match self.root.number() {
@@ -117,7 +117,7 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The wanted row at a local path.
+    /// Returns the wanted row at a local path.
     pub(crate) fn find(&self, local: &[u8]) -> Option<Row<'a>> {
         let mut at = self.list.row(self.root.row());
         for name in path::components(local) {

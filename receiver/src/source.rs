@@ -1,7 +1,10 @@
-//! Where a generation comes from: something that answers the protocol's requests.
+//! The sources of a generation: anything that answers the protocol's requests.
 //!
-//! The one interface of the receiver to the outside. [`NativeSource`] asks a daemon; a source that reads
-//! the same generation as plain files from an HTTP server would answer the same [`Request`]s.
+//! [`Source`] is the receiver's only interface to the outside. [`NativeSource`] asks a daemon. A source that
+//! reads the same generation as plain files from an HTTP server would answer the same [`Request`]s.
+//!
+//! Call [`Source::ask`] for each request, then read its [`Answer`] until it ends. Several requests may be in
+//! flight at once.
 
 mod native;
 
@@ -20,48 +23,48 @@ use crate::report::{Progress, Silent};
 
 pub use native::NativeSource;
 
-/// Answers requests. Any thread may ask; answers to several requests come side by side.
+/// A connection that answers requests. Any thread may ask; answers to several requests arrive concurrently.
 pub trait Source: Send + Sync {
-    /// Sends a request. Does not wait for its answer, nor for it to be written.
+    /// Sends a request. Returns before the request is written and before its answer arrives.
     fn ask(&self, request: Request) -> Result<Answer, PullError>;
 
-    /// What went over the wire so far.
+    /// Returns the traffic so far.
     fn traffic(&self) -> Traffic;
 
-    /// Ends the connection. Requests under way fail.
+    /// Closes the connection. Requests in flight fail.
     fn close(&self);
 
-    /// Makes another connection, to go on with when this one broke: nothing is pinned on it yet. What goes
-    /// over it counts in the [`Source::traffic`] of both.
+    /// Makes another connection to continue on after this one broke. Nothing is pinned on it yet. Its traffic
+    /// is included in the [`Source::traffic`] of both.
     fn renew(&self) -> Renewing<'_>;
 }
 
-/// A connection that is being made.
+/// A new connection in the making.
 pub type Renewing<'a> = Pin<Box<dyn Future<Output = Result<Arc<dyn Source>, PullError>> + Send + 'a>>;
 
-/// Counters of a connection.
+/// Traffic counters of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes read.
     pub received: u64,
     /// Bytes written.
     pub sent: u64,
-    /// Requests that were sent while nothing was under way: so often the receiver had to wait.
+    /// Number of requests sent while none was in flight, which is how often the receiver had to wait.
     pub round_trips: u64,
 }
 
-/// How to talk to a sender.
+/// Options of a connection to a sender.
 #[derive(Clone)]
 pub struct SourceOptions {
-    /// How long a connection may take to be made.
+    /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// How long the sender may be silent while it owes an answer.
+    /// Timeout for a silent sender that owes an answer.
     pub timeout: Duration,
-    /// Most bytes a second to receive.
+    /// Maximum number of bytes to receive per second.
     pub bandwidth: Option<u64>,
-    /// Ends the connection and every request under way.
+    /// Ends the connection and every request in flight.
     pub cancel: CancellationToken,
-    /// Told the place in the sender's queue, when there is one.
+    /// Receives this client's position in the sender's queue, if the sender queues it.
     pub progress: Arc<dyn Progress>,
 }
 
@@ -82,17 +85,17 @@ impl Default for SourceOptions {
 pub enum Event {
     /// The next bytes.
     Bytes(Bytes),
-    /// Anything that has structure; [`Reply::End`] is the last one.
+    /// A structured reply. [`Reply::End`] is the last one.
     Reply(Reply),
 }
 
-/// The answer to one request, as it comes in. Dropped early, the rest of it is received and ignored.
+/// The answer to one request, as it arrives. If it is dropped early, the rest is received and ignored.
 #[derive(Debug)]
 pub struct Answer {
     events: mpsc::UnboundedReceiver<Delivery>,
 }
 
-/// An event and the memory that it holds of what the connection may hold.
+/// An event, and its share of the memory for bytes that are not read yet.
 pub(crate) struct Delivery {
     event: Result<Event, PullError>,
     _permit: Option<OwnedSemaphorePermit>,
@@ -105,21 +108,21 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Answer {
-    /// The next event. Nothing comes after [`Reply::End`] or an error.
+    /// Returns the next event. Nothing follows [`Reply::End`] or an error.
     pub async fn next(&mut self) -> Result<Event, PullError> {
         Self::delivered(self.events.recv().await)
     }
 
-    /// As [`Answer::next`], for a thread outside of the runtime.
+    /// Like [`Answer::next`], for a thread outside the runtime.
     pub fn wait(&mut self) -> Result<Event, PullError> {
         Self::delivered(self.events.blocking_recv())
     }
 
     fn delivered(delivery: Option<Delivery>) -> Result<Event, PullError> {
-        delivery.map_or_else(|| Err(PullError::offence("an answer was read past its end")), |delivery| delivery.event)
+        delivery.map_or_else(|| Err(PullError::protocol("an answer was read past its end")), |delivery| delivery.event)
     }
 
-    /// All bytes of an answer that is nothing but bytes. The source bounds them.
+    /// Reads an answer that consists only of bytes. The source limits their number.
     pub async fn bytes(mut self) -> Result<Vec<u8>, PullError> {
         let mut all = Vec::new();
         loop {
@@ -131,26 +134,29 @@ impl Answer {
     }
 }
 
-/// A generation that the sender keeps for this session.
+/// A generation that the sender keeps available for this session.
 #[derive(Debug, Clone)]
 pub struct Pinned {
-    /// Its name in further requests.
+    /// The handle that names the generation in further requests.
     pub handle: u32,
-    /// Its head.
+    /// The decoded head.
     pub head: Head,
-    /// The head as it came.
+    /// The head as received.
     pub head_bytes: Vec<u8>,
 }
 
-/// Asks for a repository's head, and pins the generation.
+/// Requests a repository's head, which pins the generation.
 pub(crate) async fn head(source: &dyn Source, repository: &str) -> Result<Pinned, PullError> {
     let mut answer = source.ask(Request::Head { repository: repository.to_owned() })?;
     let Event::Reply(Reply::Pinned { handle, head: head_bytes }) = answer.next().await? else {
-        return Err(PullError::offence("no head where one was asked for"));
+        return Err(PullError::protocol("the answer to a head request is not a head"));
     };
     let head = Head::decode(&head_bytes)?;
     if head.repository != repository {
-        return Err(PullError::offence(format!("the head of '{}' for '{repository}'", head.repository)));
+        return Err(PullError::protocol(format!(
+            "the head of '{}' instead of that of '{repository}'",
+            head.repository
+        )));
     }
     while !matches!(answer.next().await?, Event::Reply(Reply::End)) {}
     Ok(Pinned { handle, head, head_bytes })

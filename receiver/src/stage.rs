@@ -1,8 +1,11 @@
 //! The staging directory: files under construction, on the local tree's own file system.
 //!
-//! A content is built as `<sha256>.part`, written in order, and becomes `<sha256>` once its digest is
-//! right. Whatever a killed pull leaves here is used by the next one: the longest beginning of a content is
-//! read again and continued.
+//! A content is built as `<sha256>.part`, written in order, and renamed to `<sha256>` once its digest is
+//! right. The next pull uses whatever a killed pull leaves here: it reads the longest beginning of each
+//! content again, and continues it.
+//!
+//! [`Stage::open`] comes first, then [`Stage::survey`]. After the commit, [`Stage::remove`] deletes the
+//! directory; one that is left ([`Stage::is_left`]) shows that a pull did not end.
 
 mod building;
 mod sparse;
@@ -31,7 +34,7 @@ pub(crate) struct Stage {
     path: PathBuf,
 }
 
-/// Mode, owner and time of a file to be.
+/// Mode, owner and time of a file to be written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Metadata {
     pub(crate) mode: u16,
@@ -40,7 +43,8 @@ pub(crate) struct Metadata {
 }
 
 impl Stage {
-    /// Makes or opens the staging directory. The tree is locked: it is this pull's alone.
+    /// Creates or opens the staging directory. Needs the tree's lock, so that no other pull uses the
+    /// directory.
     pub(crate) fn open(tree: &Tree) -> Result<Self, PullError> {
         let path = tree.shown(STAGE);
         match rustix::fs::mkdirat(tree.root(), STAGE, Mode::RWXU) {
@@ -51,13 +55,13 @@ impl Stage {
         Ok(Self { dir, path })
     }
 
-    /// Whether there is one: a pull that ends takes it away.
+    /// Returns whether there is a staging directory. A pull that ends removes it.
     pub(crate) fn is_left(tree: &Tree) -> Result<bool, PullError> {
         Ok(tree.stat(STAGE).at("stat", tree.shown(STAGE))?.is_some())
     }
 
-    /// Keeps the beginnings of wanted contents that a former pull left, and clears everything else away.
-    /// Gives their lengths. Names in `done` are this pull's own.
+    /// Keeps the beginnings of wanted contents that an earlier pull left, and removes everything else except
+    /// the names in `done`, which this pull staged. Returns the lengths of the beginnings.
     pub(crate) fn survey(
         &self,
         wanted: &HashMap<Digest, u64>,
@@ -68,7 +72,7 @@ impl Stage {
         let mut names: Vec<Vec<u8>> =
             local::names(self.dir.as_fd()).at("read", &self.path)?.into_iter().map(|(name, _)| name).collect();
         names.retain(|name| !done.contains(&name[..]));
-        // Finished contents first: they take the names of their parts, which then are to be left alone.
+        // Finished contents first: each takes the name of its part, and the part must then be left alone.
         names.sort_by_key(|name| name.ends_with(PART));
         let mut parts = HashMap::new();
         for name in names {
@@ -78,13 +82,13 @@ impl Stage {
                 continue;
             }
             let stat = local::stat(self.dir.as_fd(), &name).at("stat", self.shown(&name))?;
-            // A file with further names is a local one's, linked here to be renamed: easily done again.
+            // A file with other names is a hard link to a local file. Linking it again is easy.
             let usable = |size: u64| stat.kind == local_file() && stat.names == 1 && stat.size <= size;
             match known.filter(|(_, size)| usable(*size)) {
                 Some(&(digest, _)) => {
                     if stem == name {
-                        // Whole, or so it says; a power failure may know better, so it is read again. It has
-                        // its final mode, which need not let its owner do so.
+                        // The content claims to be complete, but it may not be after a power failure, so it
+                        // is read again. It has its final mode, which may not allow its owner to do so.
                         rustix::fs::chmodat(self.fd(), &name[..], Mode::RUSR | Mode::WUSR, AtFlags::empty())
                             .at("set the mode of", self.shown(&name))?;
                         local::rename(self.fd(), &name, self.fd(), &part_name(digest))
@@ -98,7 +102,7 @@ impl Stage {
         Ok(parts)
     }
 
-    /// Removes the directory and whatever is left in it.
+    /// Removes the directory and everything in it.
     pub(crate) fn remove(self, tree: &Tree) -> Result<(), PullError> {
         local::remove_all(tree.root(), STAGE, b"", &|_, _| false).at("remove", &self.path).map(drop)
     }
@@ -108,24 +112,24 @@ impl Stage {
         self.dir.as_fd()
     }
 
-    /// The path of a name in it, for messages.
+    /// Returns the path of a name in the directory, for messages.
     pub(crate) fn shown(&self, name: &[u8]) -> PathBuf {
         self.path.join(String::from_utf8_lossy(name).as_ref())
     }
 
-    /// Whether there is a beginning of a content.
+    /// Returns whether there is a part of a content.
     pub(crate) fn has_part(&self, digest: Digest) -> Result<bool, PullError> {
         let name = part_name(digest);
         let stat = local::optional(local::stat(self.fd(), &name)).at("stat", self.shown(&name))?;
         Ok(stat.is_some())
     }
 
-    /// Drops what there is of a content.
+    /// Removes the part of a content.
     pub(crate) fn forget(&self, digest: Digest) -> Result<(), PullError> {
         local::unlink(self.fd(), &part_name(digest)).at("remove", self.shown(&part_name(digest)))
     }
 
-    /// Takes a local file by a hard link, if it still is what it was and has that one name only.
+    /// Stages a local file as a hard link, if it is unchanged and has no other name. Returns whether it did.
     pub(crate) fn link(&self, tree: &Tree, reuse: &Reuse, digest: Digest) -> io::Result<bool> {
         if !tree.stat(&reuse.path)?.is_some_and(|stat| stat.names == 1 && looks_like(&stat, reuse)) {
             return Ok(false);
@@ -137,7 +141,7 @@ impl Stage {
         Ok(rustix::fs::linkat(&dir, name, self.fd(), &staged[..], AtFlags::empty()).is_ok())
     }
 
-    /// Takes a local file by sharing its blocks, where the file system can.
+    /// Stages a local file by sharing its blocks, where the file system can. Returns whether it did.
     pub(crate) fn clone_blocks(
         &self,
         tree: &Tree,
@@ -148,7 +152,7 @@ impl Stage {
         if !tree.stat(&reuse.path)?.is_some_and(|stat| looks_like(&stat, reuse)) {
             return Ok(false);
         }
-        // Gone meanwhile, or unreadable: the content comes another way.
+        // If the file is gone or unreadable, its content is brought another way.
         let Ok(source) = tree.file(&reuse.path) else { return Ok(false) };
         let staged = final_name(digest);
         let file = self.create(&staged)?;
@@ -160,7 +164,7 @@ impl Stage {
         Ok(true)
     }
 
-    /// Makes a further file of a staged content, and gives its name.
+    /// Makes a copy of a staged content, and returns its name.
     pub(crate) fn duplicate(&self, digest: Digest, copy: usize, metadata: &Metadata) -> io::Result<Vec<u8>> {
         let name = [&final_name(digest)[..], format!("-{copy}").as_bytes()].concat();
         self.copy(&local::open_file(self.fd(), &final_name(digest), OFlags::RDONLY)?, &name, metadata)?;
@@ -181,7 +185,7 @@ impl Stage {
     }
 }
 
-/// The name of a finished content.
+/// Returns the name of a finished content.
 pub(crate) fn final_name(digest: Digest) -> Vec<u8> {
     digest.to_string().into_bytes()
 }
@@ -198,7 +202,7 @@ fn looks_like(stat: &local::Stat, reuse: &Reuse) -> bool {
     stat.kind == local_file() && stat.size == reuse.size && local::same_time(stat.mtime, reuse.mtime)
 }
 
-/// Sets mode, owner and time of an open file. The owner first: changing it takes setuid bits away.
+/// Sets owner, mode and time of an open file, in this order: changing the owner clears the setuid bits.
 pub(crate) fn set_metadata(file: &File, metadata: &Metadata) -> io::Result<()> {
     if let Some((user, group)) = metadata.owner {
         rustix::fs::fchown(file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
@@ -207,7 +211,7 @@ pub(crate) fn set_metadata(file: &File, metadata: &Metadata) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &local::times(metadata.mtime))?)
 }
 
-/// The path of a part, relative to the local tree: it can serve as a basis.
+/// Returns the path of a part relative to the local tree. A part can serve as a basis.
 pub(crate) fn part_path(digest: Digest) -> Vec<u8> {
     [STAGE, b"/", &part_name(digest)].concat()
 }
@@ -220,9 +224,9 @@ mod tests {
 
     use super::*;
 
-    /// A killed pull can leave both: it had finished the content once, and began it anew.
+    /// A killed pull can leave both, if it had finished the content once and then began it again.
     #[test]
-    fn of_a_finished_content_and_its_part_the_finished_one_is_kept() {
+    fn if_both_are_left_the_finished_content_is_kept_and_not_its_part() {
         let dir = tempfile::tempdir().unwrap();
         let tree = Tree::open(dir.path()).unwrap();
         let stage = Stage::open(&tree).unwrap();

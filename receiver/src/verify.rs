@@ -1,4 +1,4 @@
-//! Every file of a tree against the digests of the generation that a store has of it.
+//! Compares every file of a tree with the digests of the generation in a store.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,40 +19,40 @@ use crate::local::{self, Tree};
 use crate::report::{Phase, Progress};
 use crate::selection::{Selection, WantedDir};
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct VerifyReport {
-    /// The generation that the tree was compared with.
+    /// The number of the generation that the tree was compared with.
     pub generation: u64,
-    /// Regular files read.
+    /// Number of regular files read.
     pub files: u64,
-    /// Bytes read.
+    /// Number of bytes read.
     pub bytes: u64,
-    /// What is wrong, by path.
+    /// The problems, sorted by path.
     pub problems: Vec<(Vec<u8>, Problem)>,
-    /// Wall time.
+    /// Wall time, in seconds.
     pub seconds: f64,
 }
 
-/// What is wrong with a name.
+/// A problem with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Problem {
-    /// Nothing has the name.
+    /// The name does not exist.
     Missing,
-    /// It is another type of thing.
+    /// The entry has another type.
     Type,
-    /// Its content (or target, or device number) is another.
+    /// The content (or target, or device number) differs.
     Content,
-    /// It is not the hard link that it should be.
+    /// The name is not the hard link that it should be.
     Link,
-    /// It cannot be read.
+    /// The file cannot be read.
     Unreadable,
-    /// What the store keeps of it is damaged.
+    /// What the store keeps of the file is damaged.
     Stored,
 }
 
-/// Compares `dest` with the current generation of the store: types, contents, link groups; and the contents that the
-/// store keeps. Blocks.
+/// Compares `dest` with the current generation of the store: types, contents and link groups. Also checks the
+/// contents that the store keeps. Blocks until it is done.
 pub fn verify(
     dest: &Path,
     store: &Path,
@@ -60,9 +60,9 @@ pub fn verify(
     cancel: &CancellationToken,
 ) -> Result<VerifyReport, PullError> {
     let started = Instant::now();
-    let generation = Store::open(store)?.current()?;
-    let generation =
-        generation.ok_or_else(|| PullError::usage(format!("{} has no generation yet", store.display())))?;
+    let generation = Store::open(store)?.current()?.ok_or_else(|| {
+        PullError::usage(format!("{} has no generation yet: run `stillmirror index` or `pull` first", store.display()))
+    })?;
     let tree = Tree::open(dest).at("open", dest)?;
     let filter = Filter::default();
     let selection = Selection::new(generation.list(), b"", &filter)?;
@@ -104,7 +104,7 @@ struct Found {
     files: u64,
     bytes: u64,
     problems: Vec<(Vec<u8>, Problem)>,
-    /// Device and inode of the names in link groups.
+    /// Row of each name in a link group, with its device and inode.
     inodes: Vec<(u32, (u64, u64))>,
 }
 
@@ -138,7 +138,7 @@ impl Verifier<'_> {
         rows.into_par_iter().map(verify).try_reduce(Found::default, merge)
     }
 
-    /// What the store keeps of a file is served in its place.
+    /// Checks what the store keeps of a file, because the daemon serves that instead of the file.
     fn verify_stored(&self, row: Row<'_>) -> Option<Problem> {
         let content = match self.generation.record(row.file_number()?) {
             Ok(record) => record?.content,

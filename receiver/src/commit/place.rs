@@ -1,4 +1,4 @@
-//! Names given and taken: what a rename needs before and after it.
+//! The steps around a rename: making way for a name before it, and setting metadata after it.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -13,9 +13,9 @@ use crate::local;
 use crate::report::Failure;
 
 impl CommitRun<'_> {
-    /// Renames a staged name into place. False: something is in the way that may not be deleted.
+    /// Renames a staged name into place. Returns false if something is in the way that must not be deleted.
     pub(super) fn place(&mut self, row: u32, path: &[u8], staged: &[u8]) -> Result<bool, PullError> {
-        if self.context.facts_of(row) == Some(FileType::Directory) && !self.make_way(row, path)? {
+        if self.context.old_type_of(row) == Some(FileType::Directory) && !self.make_way(row, path)? {
             local::unlink(self.context.stage.fd(), staged).at("remove", self.context.stage.shown(staged))?;
             return Ok(false);
         }
@@ -23,7 +23,8 @@ impl CommitRun<'_> {
         let stage = self.context.stage.fd();
         match local::rename(stage, staged, self.parent(path)?, name) {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                // Nobody knew of it, so nobody counted what is in it: only an empty one goes.
+                // The plan did not know this directory, so its contents were not counted as deletions. It is
+                // removed only if it is empty.
                 if let Err(error) = local::rmdir(self.parent(path)?, name) {
                     if error.kind() != io::ErrorKind::DirectoryNotEmpty {
                         return Err(error).at("make way for", self.shown(path));
@@ -42,8 +43,8 @@ impl CommitRun<'_> {
         Ok(true)
     }
 
-    /// Takes away what has a name that becomes another type of thing. A directory full of files goes only
-    /// where deletions are allowed.
+    /// Removes an entry whose name becomes another type of entry. A non-empty directory is removed only if
+    /// deletions are allowed. Returns false if the entry remains.
     pub(super) fn make_way(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
         let (_, name) = path::split(path);
         let parent = self.parent(path)?;
@@ -56,11 +57,11 @@ impl CommitRun<'_> {
                 if self.context.selection.protects() {
                     return self.make_way_around_protected(row, path);
                 }
-                // To move a directory is to write to it.
+                // Moving a directory writes to it.
                 if let Ok(doomed) = self.context.tree.dir(path) {
                     local::make_writable(doomed.as_fd());
                 }
-                // Out of sight in one step, then away.
+                // Move it out of sight in one step, then remove it.
                 let (doomed, stage) = (self.temporary(), self.context.stage.fd());
                 local::rename_new(self.parent(path)?, name, stage, &doomed)
                     .and_then(|()| local::remove_all(stage, &doomed, b"", &|_, _| false))
@@ -73,8 +74,8 @@ impl CommitRun<'_> {
         Ok(true)
     }
 
-    /// Deletes what may be deleted in a directory that has another's name. What the filter protects stays,
-    /// and then the directory does.
+    /// Deletes what may be deleted in a directory that is in the way. If the filter protects anything in it,
+    /// the directory remains. Returns whether it is gone.
     fn make_way_around_protected(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
         let (_, name) = path::split(path);
         let selection = self.context.selection;
@@ -90,7 +91,7 @@ impl CommitRun<'_> {
         Ok(gone)
     }
 
-    /// Sets mode, owner and time by name; nothing is followed.
+    /// Sets mode, owner and time by name. Does not follow symlinks.
     pub(super) fn set_metadata_of(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
         let (dir, name) = path::split(path);
         let name = if path.is_empty() { b"." } else { name };
@@ -104,7 +105,8 @@ impl CommitRun<'_> {
     }
 }
 
-/// Sets owner, mode and time of a name in a directory. The owner first: changing it takes setuid bits away.
+/// Sets owner, mode and time of a name in a directory, in this order: changing the owner clears the setuid
+/// bits.
 pub(super) fn set_metadata_at(
     dir: BorrowedFd<'_>,
     name: &[u8],
@@ -121,7 +123,7 @@ pub(super) fn set_metadata_at(
         )?;
     }
     if entry.file_type() != FileType::Symlink {
-        // There is no chmodat(2) that follows nothing before Linux 6.6; by the descriptor it cannot go astray.
+        // Before Linux 6.6, chmodat(2) always follows symlinks. Going through a descriptor is safe.
         let file = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         local::set_mode(file.as_fd(), entry.permissions())?;
     }

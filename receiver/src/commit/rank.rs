@@ -1,14 +1,14 @@
-//! The order in which files get their names.
+//! The order in which files are renamed into place.
 
 use stillmirror_protocol::path;
 
-/// When a file gets its name. What lists or vouches for other files comes after them, so that a reader who
-/// fetches it finds what it names:
+/// The position of a file in that order. Files that list or sign other files come after them, so that a
+/// reader who fetches such a file finds the files that it names:
 ///
 /// - *payload*: everything not named below;
 /// - *index*: below a `dists/`, `repodata/`, `by-hash/` or `indices/` directory, and `Packages*`, `Sources*`,
 ///   `Contents-*`, `*.db`, `*.db.*`, `*.files`, `*.files.*`, `APKINDEX.*`, `index.*`, `ls-lR*`;
-/// - *head*: what names or signs the indices: `Release`, `InRelease`, `Release.gpg`, `repomd.xml*`,
+/// - *head*: files that list or sign the indices: `Release`, `InRelease`, `Release.gpg`, `repomd.xml*`,
 ///   `SHA256SUMS*`, `SHA512SUMS*`, `*CHECKSUM*`, `TIMESTAMP`, `lastupdate`, `lastsync`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
@@ -17,7 +17,7 @@ pub(crate) enum Rank {
     Head,
 }
 
-/// The rank of a path.
+/// Returns the rank of a file's path.
 pub(crate) fn rank(file: &[u8]) -> Rank {
     let (dir, name) = path::split(file);
     let begins = |beginnings: &[&[u8]]| beginnings.iter().any(|beginning| name.starts_with(beginning));
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_points_to_others_comes_after_them() {
+    fn files_that_refer_to_others_come_after_them() {
         for (path, expected) in [
             ("pool/main/a/apt_2.0_amd64.deb", Rank::Payload),
             ("iso/debian-12.iso", Rank::Payload),

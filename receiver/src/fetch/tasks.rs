@@ -1,4 +1,4 @@
-//! From fetches to tasks: which files are searched for together, and how a file is built.
+//! Turns fetches into tasks: decides which files are searched together, and how each file is built.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Sender;
@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use stillmirror_protocol::delta::{Assembly, Piece};
 use stillmirror_protocol::entry::Digest;
 
-use super::room::Room;
-use super::{Fetcher, Happened};
+use super::pot::Pot;
+use super::{Fetcher, WorkerEvent};
 use crate::matching::{Candidate, MIN_DELTA, Matcher};
 use crate::plan::Fetch;
 use crate::stage::{self, Task};
 
-/// Makes tasks of fetches.
+/// Creates tasks from fetches.
 pub(super) struct Tasks<'a> {
     pub(super) fetcher: &'a Fetcher<'a>,
     pub(super) fetches: &'a [Fetch],
@@ -21,11 +21,11 @@ pub(super) struct Tasks<'a> {
 }
 
 impl Tasks<'_> {
-    /// Splits fetches into batches to search for, and those that are fetched whole.
+    /// Splits fetches into batches to search for, and fetches to request whole.
     pub(super) fn split(&self, missing: &[usize]) -> (VecDeque<Vec<usize>>, Vec<usize>) {
         let list = self.fetcher.selection.list;
         let (mut batches, mut whole) = (VecDeque::<Vec<usize>>::new(), Vec::new());
-        let mut room = 0;
+        let mut bytes_left = 0;
         for &number in missing {
             let row = list.row(self.fetches[number].row);
             let (size, part) = (row.size(), self.part(number));
@@ -34,29 +34,30 @@ impl Tasks<'_> {
                 continue;
             }
             match batches.back_mut() {
-                Some(batch) if size <= room && batch.len() < BATCH => batch.push(number),
+                Some(batch) if size <= bytes_left && batch.len() < BATCH => batch.push(number),
                 _ => {
                     batches.push_back(vec![number]);
-                    room = BATCH_BYTES;
+                    bytes_left = BATCH_BYTES;
                 }
             }
-            room = room.saturating_sub(size);
+            bytes_left = bytes_left.saturating_sub(size);
         }
         (batches, whole)
     }
 
+    /// Returns the length of a fetch's part in the staging directory, 0 if there is none.
     pub(super) fn part(&self, number: usize) -> u64 {
         let row = self.fetcher.selection.list.row(self.fetches[number].row);
         self.parts.get(&row.sha256()).copied().unwrap_or(0)
     }
 
-    /// Matches batch after batch, no faster than what was found finds room.
+    /// Matches one batch after another. Waits for a grant before it hands out a task.
     pub(super) fn match_all(
         &self,
         matcher: &Matcher<'_>,
         batches: &Mutex<VecDeque<Vec<usize>>>,
-        room: &Arc<Room>,
-        events: &Sender<Happened>,
+        pot: &Arc<Pot>,
+        events: &Sender<WorkerEvent>,
     ) {
         loop {
             let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -69,14 +70,14 @@ impl Tasks<'_> {
                             Some(assembly) => self.assemble(number, &assembly, candidate.bases),
                             None => self.whole(number, self.part(number)),
                         };
-                        let taken = room.take(task.pieces.len() + TASK);
-                        if events.send(Happened::Ready(Box::new(task), taken)).is_err() {
+                        let grant = pot.take(task.pieces.len() + TASK);
+                        if events.send(WorkerEvent::Ready(Box::new(task), grant)).is_err() {
                             return;
                         }
                     }
                 }
                 Err(error) => {
-                    let _ = events.send(Happened::MatchingFailed(error));
+                    let _ = events.send(WorkerEvent::MatchingFailed(error));
                     return;
                 }
             }
@@ -93,7 +94,7 @@ impl Tasks<'_> {
         Candidate { row: fetch.row, size: row.size(), bases }
     }
 
-    /// A task that builds a file as the search found; the beginning that is there already stays.
+    /// Creates a task that builds a file from the search's result. The part in the staging directory is kept.
     fn assemble(&self, number: usize, assembly: &Assembly, bases: Vec<Vec<u8>>) -> Task {
         let mut task = self.whole(number, self.part(number));
         task.pieces = assembly.pieces().iter().filter_map(|piece| cut(*piece, task.keep)).collect();
@@ -101,7 +102,7 @@ impl Tasks<'_> {
         task
     }
 
-    /// A task that fetches all but the first `keep` bytes.
+    /// Creates a task that fetches all of a file except the first `keep` bytes.
     pub(super) fn whole(&self, number: usize, keep: u64) -> Task {
         let row = self.fetcher.selection.list.row(self.fetches[number].row);
         let rest = Piece::Literal { target: keep, len: row.size() - keep };
@@ -118,7 +119,7 @@ impl Tasks<'_> {
     }
 }
 
-/// What of a piece lies behind the first `keep` bytes.
+/// Returns the part of a piece behind the first `keep` bytes. `None` if nothing is left of it.
 fn cut(piece: Piece, keep: u64) -> Option<Piece> {
     let (Piece::Copy { target, len, .. } | Piece::Literal { target, len }) = piece;
     let skip = keep.saturating_sub(target);
@@ -133,11 +134,11 @@ fn cut(piece: Piece, keep: u64) -> Option<Piece> {
     })
 }
 
-/// A task takes as much memory as so many pieces, without its own.
+/// The memory that a task takes besides its pieces, counted in pieces.
 const TASK: usize = 8;
-/// Files that are matched side by side, so that a round trip serves all of them.
+/// Maximum number of files that are matched together, so that one round trip serves all of them.
 const BATCH: usize = 512;
-/// Bytes of new files that are matched side by side: their checksums are held in memory.
+/// Maximum size of the new files that are matched together, in bytes. Their checksums are held in memory.
 const BATCH_BYTES: u64 = 256 << 20;
 
 #[cfg(test)]
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_before_what_is_kept_fall_away_and_the_one_across_is_cut() {
+    fn pieces_before_the_kept_part_are_dropped_and_a_piece_across_its_end_is_cut() {
         let copy = Piece::Copy { target: 100, len: 50, basis: 1, offset: 7 };
         assert_eq!(cut(copy, 100), Some(copy));
         assert_eq!(cut(copy, 120), Some(Piece::Copy { target: 120, len: 30, basis: 1, offset: 27 }));

@@ -1,4 +1,4 @@
-//! The network's side of a fetch: tasks become requests, answers become builders' orders.
+//! The network side of a fetch: turns tasks into requests, and answers into orders for the builders.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -8,9 +8,9 @@ use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::wire::{Item, ItemFailure, Reply, Request, items_that_fit};
 
-use super::room::Taken;
+use super::pot::Grant;
 use super::tasks::Tasks;
-use super::{Happened, Order, Outcome, Reused, Staged};
+use super::{Order, Outcome, Reused, Staged, WorkerEvent};
 use crate::error::PullError;
 use crate::report::{Failure, Report};
 use crate::source::{Answer, Event};
@@ -20,48 +20,48 @@ use crate::stage::Task;
 pub(super) struct Transfer<'a> {
     tasks: &'a Tasks<'a>,
     builders: Vec<SyncSender<Order>>,
-    incoming: Receiver<Happened>,
-    /// Tasks that wait, and the room that they take; those that are fetched once more take none.
-    ready: VecDeque<(Box<Task>, Option<Taken>)>,
-    /// Fetches that nothing was searched for.
+    incoming: Receiver<WorkerEvent>,
+    /// Tasks that wait to be requested, with their grants. Tasks that are fetched a second time have none.
+    ready: VecDeque<(Box<Task>, Option<Grant>)>,
+    /// Fetches that need no search.
     whole: VecDeque<usize>,
-    /// Ranges of begun tasks that are not asked for yet.
+    /// Ranges of begun tasks that are not requested yet.
     items: VecDeque<(Item, usize)>,
-    under_way: VecDeque<(Answer, Progressing)>,
-    /// Begun tasks.
-    open: HashMap<usize, Open>,
-    /// Fetches whose content came wrong once.
-    again: HashSet<usize>,
-    /// Fetches without an outcome.
-    left: usize,
+    in_flight: VecDeque<(Answer, DataRequest)>,
+    /// Tasks that builders work on.
+    begun: HashMap<usize, Begun>,
+    /// Fetches whose content had a wrong digest once.
+    retried: HashSet<usize>,
+    /// Number of fetches without an outcome.
+    remaining: usize,
     staged: &'a mut Staged,
     report: &'a mut Report,
 }
 
-/// A task that a builder has.
-struct Open {
-    /// False once the sender failed to deliver it.
+/// A task that a builder works on.
+struct Begun {
+    /// False if the sender failed to deliver it.
     alive: bool,
-    /// Bytes that local files have.
+    /// Number of bytes that local files have.
     matched: u64,
 }
 
-/// One data request, and how far its answer has come.
-struct Progressing {
+/// A data request, and the progress of its answer.
+struct DataRequest {
     items: Vec<(Item, usize)>,
     at: usize,
-    /// Bytes of the item at `at` that came.
+    /// Number of bytes received of the item at `at`.
     done: u64,
 }
 
 impl<'a> Transfer<'a> {
-    /// A transfer of `left` fetches, of which `whole` need no search.
+    /// Creates a transfer of `remaining` fetches; those in `whole` need no search.
     pub(super) fn new(
         tasks: &'a Tasks<'a>,
         builders: Vec<SyncSender<Order>>,
-        incoming: Receiver<Happened>,
+        incoming: Receiver<WorkerEvent>,
         whole: Vec<usize>,
-        left: usize,
+        remaining: usize,
         staged: &'a mut Staged,
         report: &'a mut Report,
     ) -> Self {
@@ -72,34 +72,34 @@ impl<'a> Transfer<'a> {
             ready: VecDeque::new(),
             whole: whole.into(),
             items: VecDeque::new(),
-            under_way: VecDeque::new(),
-            open: HashMap::new(),
-            again: HashSet::new(),
-            left,
+            in_flight: VecDeque::new(),
+            begun: HashMap::new(),
+            retried: HashSet::new(),
+            remaining,
             staged,
             report,
         }
     }
 
-    /// Goes on until every fetch has come to an end.
+    /// Runs until every fetch has an outcome.
     pub(super) fn run(mut self) -> Result<(), PullError> {
-        while self.left > 0 {
-            while let Ok(happened) = self.incoming.try_recv() {
-                self.happened(happened)?;
+        while self.remaining > 0 {
+            while let Ok(event) = self.incoming.try_recv() {
+                self.worker_event(event)?;
             }
-            while self.under_way.len() < REQUESTS && self.ask()? {}
-            match self.under_way.pop_front() {
+            while self.in_flight.len() < REQUESTS && self.ask()? {}
+            match self.in_flight.pop_front() {
                 Some((mut answer, mut request)) => {
-                    // Events of the oldest request first: the sender answers in that order.
+                    // Wait for the oldest request: the sender answers in order.
                     let event = answer.wait()?;
                     if !self.event(&mut request, event)? {
-                        self.under_way.push_front((answer, request));
+                        self.in_flight.push_front((answer, request));
                     }
                 }
-                None if self.left > 0 => {
-                    let ended = || PullError::offence("a fetch that came to no end");
-                    let happened = self.incoming.recv().map_err(|_| ended())?;
-                    self.happened(happened)?;
+                None if self.remaining > 0 => {
+                    let ended = || PullError::protocol("a fetch did not end");
+                    let event = self.incoming.recv().map_err(|_| ended())?;
+                    self.worker_event(event)?;
                 }
                 None => {}
             }
@@ -107,7 +107,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Sends one more request, if there is anything to ask for.
+    /// Sends one more request. Returns false if there is nothing to request.
     fn ask(&mut self) -> Result<bool, PullError> {
         let mut items = Vec::new();
         let mut room = REQUEST_BYTES;
@@ -130,11 +130,11 @@ impl<'a> Transfer<'a> {
         let request =
             Request::Data { handle: self.tasks.fetcher.handle, items: items.iter().map(|(item, _)| *item).collect() };
         let answer = self.tasks.fetcher.source.ask(request)?;
-        self.under_way.push_back((answer, Progressing { items, at: 0, done: 0 }));
+        self.in_flight.push_back((answer, DataRequest { items, at: 0, done: 0 }));
         Ok(true)
     }
 
-    /// Hands the next task to a builder and queues its ranges. False: there is none now.
+    /// Hands the next task to a builder and queues its ranges. Returns false if no task is ready.
     fn begin_next(&mut self) -> Result<bool, PullError> {
         let task = match self.ready.pop_front() {
             Some((task, _)) => task,
@@ -153,25 +153,25 @@ impl<'a> Transfer<'a> {
         let literal: u64 = self.items.range(before..).map(|(item, _)| item.len).sum();
         let counted = if self.tasks.fetcher.resumed { task.keep } else { 0 };
         let matched = task.size.saturating_sub(literal).saturating_sub(counted);
-        self.open.insert(task.number, Open { alive: true, matched });
+        self.begun.insert(task.number, Begun { alive: true, matched });
         self.order(task.number, Order::Begin(task))?;
         Ok(true)
     }
 
     fn order(&mut self, number: usize, order: Order) -> Result<(), PullError> {
-        // A builder ends only by a panic, which the scope passes on.
-        let lost = |_| PullError::offence("a builder ended");
+        // A builder ends early only if it panics, and the scope propagates that.
+        let lost = |_| PullError::protocol("a builder ended early");
         self.builders[number % self.builders.len()].send(order).map_err(lost)
     }
 
-    /// Takes one event of an answer. True: the answer is whole.
-    fn event(&mut self, request: &mut Progressing, event: Event) -> Result<bool, PullError> {
+    /// Handles one event of an answer. Returns true if the answer is complete.
+    fn event(&mut self, request: &mut DataRequest, event: Event) -> Result<bool, PullError> {
         match event {
             Event::Bytes(mut bytes) => {
                 self.report.bytes_literal += bytes.len() as u64;
                 while !bytes.is_empty() {
                     let (number, part) = request.take(&mut bytes)?;
-                    if self.open.get(&number).is_some_and(|open| open.alive) {
+                    if self.begun.get(&number).is_some_and(|begun| begun.alive) {
                         self.order(number, Order::Bytes(number, part))?;
                     }
                 }
@@ -184,22 +184,22 @@ impl<'a> Transfer<'a> {
             }
             Event::Reply(Reply::End) => {
                 if request.at < request.items.len() {
-                    return Err(PullError::offence("an answer that ends before the bytes asked for"));
+                    return Err(PullError::protocol("an answer ends before all requested bytes"));
                 }
                 Ok(true)
             }
-            Event::Reply(_) => Err(PullError::offence("a strange reply to a request for data")),
+            Event::Reply(_) => Err(PullError::protocol("an unexpected reply to a request for data")),
         }
     }
 
-    /// The sender does not deliver a content.
+    /// Handles a content that the sender does not deliver.
     fn failed(&mut self, number: usize, reason: ItemFailure) -> Result<(), PullError> {
-        match self.open.get_mut(&number) {
-            Some(open) if open.alive => open.alive = false,
+        match self.begun.get_mut(&number) {
+            Some(begun) if begun.alive => begun.alive = false,
             _ => return Ok(()),
         }
         self.order(number, Order::Abandon(number))?;
-        // What is not asked for yet need not be.
+        // Ranges that are not requested yet are not needed any more.
         self.items.retain(|(_, other)| *other != number);
         let why = match reason {
             ItemFailure::Stale => Failure::Stale,
@@ -207,33 +207,34 @@ impl<'a> Transfer<'a> {
             ItemFailure::Unreadable => Failure::Unreadable,
         };
         self.staged.failed.insert(self.tasks.fetches[number].row, why);
-        self.left -= 1;
+        self.remaining -= 1;
         Ok(())
     }
 
-    fn happened(&mut self, happened: Happened) -> Result<(), PullError> {
-        match happened {
-            Happened::Ready(task, taken) => self.ready.push_back((task, Some(taken))),
-            Happened::MatchingFailed(error) => return Err(error),
-            Happened::Built(number, outcome) => {
+    fn worker_event(&mut self, event: WorkerEvent) -> Result<(), PullError> {
+        match event {
+            WorkerEvent::Ready(task, grant) => self.ready.push_back((task, Some(grant))),
+            WorkerEvent::MatchingFailed(error) => return Err(error),
+            WorkerEvent::Built(number, outcome) => {
                 let fetch = &self.tasks.fetches[number];
                 match outcome? {
                     Outcome::Right(record) => {
-                        let matched = self.open.remove(&number).map_or(0, |open| open.matched);
-                        self.left -= 1;
+                        let matched = self.begun.remove(&number).map_or(0, |begun| begun.matched);
+                        self.remaining -= 1;
                         self.report.files_updated += 1;
                         self.report.add_matched(matched);
                         self.tasks.fetcher.progress.advance(1, matched);
                         self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, record });
                     }
-                    Outcome::Wrong if self.again.insert(number) => {
-                        // A wrong match, a damaged part, or a file that changed on its way: once more, whole.
+                    Outcome::Wrong if self.retried.insert(number) => {
+                        // A wrong match, a damaged part, or a file that changed in transit: fetch it whole.
                         self.ready.push_back((Box::new(self.tasks.whole(number, 0)), None));
                     }
                     Outcome::Wrong => {
                         let path = self.tasks.fetcher.selection.path(fetch.row);
-                        return Err(PullError::offence(format!(
-                            "the data of '{}' do not have the digest that its list names",
+                        return Err(PullError::protocol(format!(
+                            "the content of '{}' does not match its digest in the file list, even when fetched again; \
+                             check the file at the sender",
                             Escaped(&path)
                         )));
                     }
@@ -244,11 +245,11 @@ impl<'a> Transfer<'a> {
     }
 }
 
-impl Progressing {
-    /// Takes the next bytes of the item that is due.
+impl DataRequest {
+    /// Takes the next bytes for the current item.
     fn take(&mut self, bytes: &mut Bytes) -> Result<(usize, Bytes), PullError> {
         let Some(&(item, number)) = self.items.get(self.at) else {
-            return Err(PullError::offence("more bytes than were asked for"));
+            return Err(PullError::protocol("more bytes than requested"));
         };
         let left = item.len - self.done;
         let part = bytes.split_to(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
@@ -259,22 +260,23 @@ impl Progressing {
         Ok((number, part))
     }
 
-    /// Notes that the item that is due does not come.
+    /// Marks the current item as failed.
     fn fail(&mut self, item: u32) -> Result<usize, PullError> {
         match self.items.get(self.at) {
             Some(&(_, number)) if self.at == item as usize => {
                 (self.at, self.done) = (self.at + 1, 0);
                 Ok(number)
             }
-            _ => Err(PullError::offence(format!("the failure of item {item}, which is not due"))),
+            _ => Err(PullError::protocol(format!("the failure of item {item}, which is not the current one"))),
         }
     }
 }
 
-/// Bytes of file data in one request.
+/// Maximum number of bytes of file data in one request.
 const REQUEST_BYTES: u64 = 8 << 20;
-/// Data requests under way, so that with the matchers' it is no more than a sender reads at once. Times
-/// [`REQUEST_BYTES`] it is what may be on its way, and so the speed over a long link.
+/// Maximum number of data requests in flight. Together with those of the matchers, it does not exceed what a
+/// sender
+/// reads ahead. Times [`REQUEST_BYTES`], it limits the data in flight, and so the speed over a long link.
 const REQUESTS: usize = 6;
 
 #[cfg(test)]
@@ -282,9 +284,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_of_an_answer_are_dealt_to_the_items_in_their_order() {
+    fn the_bytes_of_an_answer_are_passed_to_the_items_in_order() {
         let item = |len| Item { row: 0, offset: 0, len };
-        let mut request = Progressing { items: vec![(item(3), 7), (item(2), 8)], at: 0, done: 0 };
+        let mut request = DataRequest { items: vec![(item(3), 7), (item(2), 8)], at: 0, done: 0 };
         let mut bytes = Bytes::from_static(b"abcd");
         assert_eq!(request.take(&mut bytes).unwrap(), (7, Bytes::from_static(b"abc")));
         assert_eq!(request.take(&mut bytes).unwrap(), (8, Bytes::from_static(b"d")));

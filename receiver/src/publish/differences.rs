@@ -1,5 +1,5 @@
-//! Where the tree differs from the sender's list, as changes to that list: what was not taken, what failed,
-//! what was to go and stays.
+//! Describes how the tree differs from the sender's list, as changes to that list: entries that were not
+//! selected, that failed, or that were to be deleted but remain.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,11 +14,11 @@ use crate::error::{At as _, PullError};
 use crate::local::same_time;
 use crate::report::Failure;
 
-/// Changes to the sender's list. The tag of each put is its place in `put`.
+/// Changes to the sender's list. The tag of each put entry is its index in `put`.
 #[derive(Default)]
 pub(super) struct Differences {
     pub(super) changes: Changes,
-    /// What the puts are on disk.
+    /// The identities of the put entries on disk.
     pub(super) put: Vec<Identity>,
 }
 
@@ -31,24 +31,24 @@ impl Differences {
 }
 
 impl Publisher<'_> {
-    /// What the tree lacks of the sender's list, and what it has beside it.
+    /// Returns what the tree lacks of the sender's list, and what it has in addition.
     pub(super) fn differences(&self) -> Result<Differences, PullError> {
         let mut differences = Differences::default();
-        self.leave_out(&mut differences.changes);
+        self.remove_unwanted(&mut differences.changes);
         if self.failed.is_empty() && self.kept.is_empty() {
             return Ok(differences);
         }
-        let shared = self.rows_by_inode();
+        let inodes = self.rows_by_inode();
         for (&row, &why) in self.failed {
-            self.put_failed(&mut differences, row, why, &shared)?;
+            self.put_failed(&mut differences, row, why, &inodes)?;
         }
         for local in self.kept {
-            self.put_kept(&mut differences, local, &shared)?;
+            self.put_kept(&mut differences, local, &inodes)?;
         }
         Ok(differences)
     }
 
-    fn leave_out(&self, changes: &mut Changes) {
+    fn remove_unwanted(&self, changes: &mut Changes) {
         for place in &self.selection.dirs {
             for (name, row) in place.dir.children() {
                 let skipped = row.file_type().is_special() && !self.specials;
@@ -59,33 +59,34 @@ impl Publisher<'_> {
         }
     }
 
-    /// Puts what the last pull left in the place of a row that failed; else the row goes.
+    /// Puts the entry that the last pull left in the place of a failed row. If there is none, the row is
+    /// removed.
     fn put_failed(
         &self,
         differences: &mut Differences,
         row: u32,
         why: Failure,
-        shared: &Inodes,
+        inodes: &Inodes,
     ) -> Result<(), PullError> {
         let path = self.selection.path(row);
         let (dir, name) = path::split(&path);
         differences.changes.remove(dir, name);
         let before = self.held.and_then(|held| held.list().find(&path));
         if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir()) {
-            // What is in it is nobody's any more, but the next pull must know that it is there.
+            // Nobody serves its contents any more, but the next pull must know that the directory exists.
             differences.put(&path, held.to_entry(), self.identity(row));
             return Ok(());
         }
-        match self.held_still(&path) {
+        match self.held_unchanged(&path) {
             Some(held) if !self.selection.list.row(row).is_dir() && !held.is_dir() => {
-                self.put_as_it_is(differences, &path, held, shared).map(drop)
+                self.put_current(differences, &path, held, inodes).map(drop)
             }
             _ => Ok(()),
         }
     }
 
-    /// What the last pull left at a path, if the disk did not say otherwise.
-    fn held_still(&self, local: &[u8]) -> Option<Row<'_>> {
+    /// Returns the entry that the last pull left at a path, if the disk agrees.
+    fn held_unchanged(&self, local: &[u8]) -> Option<Row<'_>> {
         let held = self.held?.list().find(local)?;
         let index = self.selection.index(self.selection.find(local)?.number())?;
         let fact = self.facts.rows[index]?;
@@ -93,34 +94,35 @@ impl Publisher<'_> {
         same.then_some(held)
     }
 
-    /// Puts a held name, and what is below it, beside the sender's.
-    fn put_kept(&self, differences: &mut Differences, local: &[u8], shared: &Inodes) -> Result<(), PullError> {
+    /// Puts a held name and everything below it in addition to the sender's.
+    fn put_kept(&self, differences: &mut Differences, local: &[u8], inodes: &Inodes) -> Result<(), PullError> {
         let Some(held) = self.held.map(stillmirror_store::Generation::list) else { return Ok(()) };
         let Some(row) = held.find(local) else { return Ok(()) };
         let mut rows = vec![(local.to_vec(), row)];
         while let Some((local, row)) = rows.pop() {
-            if let (true, Some(number)) = (self.put_as_it_is(differences, &local, row, shared)?, row.dir_number()) {
+            if let (true, Some(number)) = (self.put_current(differences, &local, row, inodes)?, row.dir_number()) {
                 rows.extend(held.dir(number).children().map(|(name, row)| (path::join(&local, name), row)));
             }
         }
         Ok(())
     }
 
-    /// Puts a held name with what the disk says of it now. False: nothing of that type has the name.
-    fn put_as_it_is(
+    /// Puts a held name with its current state on disk. Returns false if nothing of its type has the name.
+    fn put_current(
         &self,
         differences: &mut Differences,
         local: &[u8],
         held: Row<'_>,
-        shared: &Inodes,
+        inodes: &Inodes,
     ) -> Result<bool, PullError> {
         let stat = self.tree.stat(local).at("stat", self.tree.shown(local))?;
         let Some(stat) = stat.filter(|stat| stat.kind == held.file_type()) else { return Ok(false) };
         let mut entry = held.to_entry();
-        let rows = shared.get(&self.tree.identity(&stat).inode_key());
+        let rows = inodes.get(&self.tree.identity(&stat).inode_key());
         if let Some(rows) = rows.filter(|rows| self.selection.list.row(rows[0]).has_content_of(held)) {
-            // Its content has another name too, which the sender's list knows: one inode, of that one's
-            // mode and time. The next pull must know, for what happens to one name changes the other's ctime.
+            // The sender's list has another name for this content: both are one inode, with the mode and time
+            // of the sender's name. The next pull must know, because a change to one name changes the ctime
+            // of the other.
             let link = Some((1 << 32) + u64::from(rows[0]));
             for &row in rows {
                 let member = Entry { link, ..self.selection.list.row(row).to_entry() };
@@ -129,7 +131,7 @@ impl Publisher<'_> {
             let now = self.selection.list.row(rows[0]).to_entry();
             entry = Entry { link, kind: entry.kind, ..now };
         } else if held.is_file() && !(stat.size == held.size() && same_time(stat.mtime, held.mtime())) {
-            // Somebody else was here: it is served to nobody.
+            // Someone else changed the file, so it must not be served.
             differences.put(local, entry, Identity::UNKNOWN);
             return Ok(true);
         }
@@ -137,10 +139,10 @@ impl Publisher<'_> {
         Ok(true)
     }
 
-    /// The rows that may share their inodes with names that stay.
+    /// Returns the rows whose inodes may have other names that remain.
     fn rows_by_inode(&self) -> Inodes {
         let facts = self.selection.rows.iter().zip(&self.facts.rows);
-        let shared = facts.filter(|(_, fact)| fact.is_some_and(|fact| fact.shared)).map(|(&row, _)| row);
+        let shared = facts.filter(|(_, fact)| fact.is_some_and(|fact| fact.has_other_names)).map(|(&row, _)| row);
         let rows: BTreeSet<u32> = shared.chain(self.committed.identities.keys().copied()).collect();
         let mut inodes = Inodes::new();
         for row in rows {
@@ -152,5 +154,5 @@ impl Publisher<'_> {
     }
 }
 
-/// Rows of the sender's list by device and inode.
+/// Rows of the sender's list, by device and inode.
 type Inodes = HashMap<(RelativeDevice, u64), Vec<u32>>;

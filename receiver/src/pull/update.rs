@@ -1,4 +1,4 @@
-//! Carrying a plan out: fetch, commit, publish.
+//! Carries out a plan: fetches, commits and publishes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rayon::ThreadPool;
 use stillmirror_store::{Draft, Generation};
 
-use super::{Own, Pull};
+use super::{Destination, Pull};
 use crate::commit::{self, Committed, Committer};
 use crate::error::{At as _, PullError};
 use crate::facts::Facts;
@@ -23,10 +23,10 @@ use crate::selection::Selection;
 use crate::source::{self, Pinned, Source};
 use crate::stage::{KeepPolicy, Stage};
 
-/// Everything known before the first change.
+/// Everything that is known before the first change.
 pub(super) struct Update<'a> {
     pub(super) pull: &'a Pull<'a>,
-    pub(super) own: &'a Own,
+    pub(super) destination: &'a Destination,
     pub(super) pinned: &'a Pinned,
     pub(super) held: Option<&'a Generation>,
     pub(super) listing: Option<&'a listing::Listing>,
@@ -35,28 +35,29 @@ pub(super) struct Update<'a> {
     pub(super) owners: &'a OwnerMap,
     pub(super) pool: &'a ThreadPool,
     pub(super) delete: bool,
-    /// Nothing is deleted, because it would be too much.
+    /// Whether deletions are refused because there would be too many.
     pub(super) refused: bool,
 }
 
 impl Update<'_> {
     pub(super) fn run(&self, plan: &Plan, report: &mut Report) -> Result<(), PullError> {
-        let draft = match &self.own.store {
+        let draft = match &self.destination.store {
             Some((store, Some(lock))) => Some(store.begin(lock)?),
             _ => None,
         };
         let mut records = HashMap::new();
         let mut committed = Committed::default();
         let mut held_back = false;
-        let tree = self.own.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
+        let tree = self.destination.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
         if !plan.is_empty() {
             if self.selection.sets_root() {
-                // Until `finish_root`, which is what gives it its mode.
+                // `finish_root` sets the final mode.
                 local::make_writable(tree.root());
             }
             let stage = Stage::open(tree)?;
             let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
-            // What goes may be the old name of what did not come: it goes once everything has come.
+            // A name to be deleted may be the old name of a content that could not be brought, so nothing is
+            // deleted until everything has been brought.
             held_back = self.delete && !staged.failed.is_empty();
             self.pull.source.close();
             records = std::mem::take(&mut staged.records);
@@ -85,7 +86,7 @@ impl Update<'_> {
             specials: self.pull.options.specials,
             kept: &kept,
         };
-        if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.own.store) {
+        if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.destination.store) {
             self.pull.progress.phase(Phase::Publish, 0, 0);
             if !plan.is_empty() || !publisher.is_published()? {
                 report.published = Some(publisher.publish(draft)?);
@@ -94,14 +95,14 @@ impl Update<'_> {
             }
         }
         self.clear_stage(tree)?;
-        match (&self.own.store, report.published.or(self.held.map(Generation::number))) {
+        match (&self.destination.store, report.published.or(self.held.map(Generation::number))) {
             (Some((store, Some(_))), Some(number)) => mark::set(store, number, tree),
             _ => Ok(()),
         }
     }
 
-    /// Removes the staging directory. It is what tells the next pull that this one did not end, so it goes
-    /// once the store knows what the tree holds.
+    /// Removes the staging directory. It shows the next pull that this one did not end, so it is removed only
+    /// after the store knows what the tree holds.
     fn clear_stage(&self, tree: &Tree) -> Result<(), PullError> {
         if !Stage::is_left(tree)? {
             return Ok(());
@@ -111,7 +112,7 @@ impl Update<'_> {
         commit::finish_root(tree, self.selection, self.owners)
     }
 
-    /// Brings all contents into the staging directory, over as many connections as it takes.
+    /// Brings all contents into the staging directory. Reconnects as often as necessary and allowed.
     fn fetch(
         &self,
         tree: &Tree,
@@ -147,7 +148,7 @@ impl Update<'_> {
             let before = staged.files.len();
             match fetcher.fetch(&plan.fetches, &mut staged, report) {
                 Ok(()) => return Ok(staged),
-                Err(error) if error.is_of_the_connection() => {
+                Err(error) if error.may_succeed_on_reconnect() => {
                     broken = if staged.files.len() > before { 0 } else { broken };
                     renewed = Some(self.reconnect(error, &mut broken)?);
                 }
@@ -156,14 +157,14 @@ impl Update<'_> {
         }
     }
 
-    /// Connects anew after `why`, unless that has happened too often or the sender serves another list by now:
-    /// then the next pull goes on with what is staged.
+    /// Reconnects after the error `why`. Returns an error if the limit of attempts is reached, or if the
+    /// sender serves another list by now. The next pull then continues with what is staged.
     fn reconnect(&self, mut why: PullError, broken: &mut u32) -> Result<(Arc<dyn Source>, u32), PullError> {
         let Pull { source, options, cancel, runtime, .. } = self.pull;
         while *broken < options.reconnects {
             let pause = FIRST_PAUSE * (1 << (*broken).min(LONGEST_PAUSE));
             *broken += 1;
-            tracing::warn!(error = %why, ?pause, "connecting anew");
+            tracing::warn!(error = %why, ?pause, "connection lost; reconnecting");
             let renewed = runtime.block_on(async {
                 tokio::select! {
                     () = cancel.cancelled() => return Err(PullError::Interrupted),
@@ -178,10 +179,10 @@ impl Update<'_> {
                     return Ok((renewed, pinned.handle));
                 }
                 Ok(_) => {
-                    tracing::warn!("the sender has another generation by now");
+                    tracing::warn!("the sender has a new generation; the next pull continues with it");
                     return Err(why);
                 }
-                Err(error) if error.is_of_the_connection() => why = error,
+                Err(error) if error.may_succeed_on_reconnect() => why = error,
                 Err(error) => return Err(error),
             }
         }
@@ -209,8 +210,8 @@ impl Update<'_> {
             cancel: self.pull.cancel,
         };
         let committed = committer.commit(plan, staged, report)?;
-        if self.pull.options.sync && self.own.store.is_some() {
-            // The store must not remember names that a power failure takes back.
+        if self.pull.options.sync && self.destination.store.is_some() {
+            // After a power failure, the store must not remember names that the tree has lost.
             rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;
         }
         Ok(committed)
@@ -223,7 +224,7 @@ fn failures(failed: &HashMap<u32, Failure>, selection: &Selection<'_>) -> Vec<Fa
     failed
 }
 
-/// Time before the first new connection; each further one takes twice as long,
+/// The pause before the first attempt to reconnect. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// so many times.
+/// Maximum number of times that the pause doubles.
 const LONGEST_PAUSE: u32 = 6;

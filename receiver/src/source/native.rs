@@ -1,7 +1,8 @@
-//! A daemon over TCP: one task writes, one reads, requests and answers are matched by number.
+//! A connection to a daemon over TCP. One task writes and one reads; requests and answers are matched by
+//! number.
 //!
-//! Memory is bounded twice: a sender can put no more bytes into an answer than were asked for, and what
-//! nobody has taken yet is at most [`UNREAD_BYTES`]; beyond that the socket is not read.
+//! Memory is bounded in two ways: a sender cannot put more bytes into an answer than were requested, and the
+//! socket is not read while [`UNREAD_BYTES`] bytes wait for their readers.
 
 mod reader;
 
@@ -34,7 +35,7 @@ pub struct NativeSource {
 }
 
 impl NativeSource {
-    /// Connects. The hello goes out with the first request, and its answer is not waited for.
+    /// Connects. The hello goes out with the first request, without waiting for the sender's hello.
     pub async fn connect(address: &str, options: SourceOptions) -> Result<Self, PullError> {
         Self::connect_counting(address, options, Arc::default()).await
     }
@@ -76,7 +77,7 @@ impl Source for NativeSource {
         let (events, answer) = mpsc::unbounded_channel();
         let number = self.shared.register(&request, Some(events))?;
         let framed = frame(number, request.kind(), &request.encode());
-        // The writer has ended when this fails, and the reader is about to say why.
+        // Sending fails when the writer has ended. The reader is then about to report why.
         let _ = self.outgoing.send(framed);
         Ok(Answer { events: answer })
     }
@@ -109,12 +110,13 @@ impl Drop for NativeSource {
     }
 }
 
-/// What the tasks and the askers share.
+/// State that the connection's tasks share with the callers.
 #[derive(Debug)]
 struct Shared {
     address: String,
-    /// Of this connection and those that it renews.
+    /// Shared with the connections that this one renewed, or that renewed it.
     counters: Arc<Counters>,
+    /// One permit for each byte that may be received and not read yet.
     unread: Arc<Semaphore>,
     session: Mutex<Session>,
 }
@@ -129,31 +131,31 @@ struct Counters {
 #[derive(Debug)]
 struct Session {
     last_number: u32,
-    under_way: HashMap<u32, UnderWay>,
-    /// Why it ended.
+    in_flight: HashMap<u32, InFlight>,
+    /// Why the session ended.
     failure: Option<PullError>,
-    /// A generation that is pinned, for keeping the session alive.
+    /// A pinned generation, used to keep the session alive.
     handle: Option<u32>,
-    /// When something last came, or was asked for with nothing under way.
+    /// When bytes last arrived, or when a request was sent with none in flight.
     active: Instant,
 }
 
-/// A request that is not answered wholly.
+/// A request whose answer is not complete.
 #[derive(Debug)]
-struct UnderWay {
+struct InFlight {
     kind: u8,
-    /// Bytes that may still come.
+    /// Number of bytes that may still arrive.
     allowed: u64,
-    /// Replies with structure that may still come before the last one.
+    /// Number of structured replies that may still arrive before the last one.
     replies: usize,
-    /// None for one whose answer nobody wants.
+    /// `None` if nobody wants the answer.
     events: Option<mpsc::UnboundedSender<Delivery>>,
 }
 
 impl Shared {
     fn new(address: &str, counters: Arc<Counters>) -> Self {
         let session =
-            Session { last_number: 0, under_way: HashMap::new(), failure: None, handle: None, active: Instant::now() };
+            Session { last_number: 0, in_flight: HashMap::new(), failure: None, handle: None, active: Instant::now() };
         Self {
             address: address.to_owned(),
             counters,
@@ -166,25 +168,25 @@ impl Shared {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Numbers a request and expects its answer.
+    /// Numbers a request and registers it, so that its answer is accepted.
     fn register(&self, request: &Request, events: Option<mpsc::UnboundedSender<Delivery>>) -> Result<u32, PullError> {
         let mut session = self.session();
         if let Some(failure) = &session.failure {
             return Err(failure.clone());
         }
-        if session.under_way.is_empty() && events.is_some() {
+        if session.in_flight.is_empty() && events.is_some() {
             session.active = Instant::now();
-            // With answers still to be taken, nobody waits for this one.
+            // Callers that still have answers to read do not wait for this one.
             if self.unread.available_permits() == UNREAD_BYTES {
                 self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
             }
         }
-        // Zero is the session's own; a number comes round again after four billion requests.
+        // Number 0 is the session itself. A number is reused after four billion requests.
         session.last_number = session.last_number.checked_add(1).unwrap_or(1);
         let number = session.last_number;
-        session.under_way.insert(
+        session.in_flight.insert(
             number,
-            UnderWay {
+            InFlight {
                 kind: request.kind(),
                 allowed: allowed_bytes(request),
                 replies: allowed_replies(request),
@@ -194,23 +196,19 @@ impl Shared {
         Ok(number)
     }
 
-    /// Ends the session: every request under way learns why.
+    /// Ends the session. Every request in flight learns why.
     fn fail(&self, failure: PullError) {
         let mut session = self.session();
-        for (_, request) in session.under_way.drain() {
+        for (_, request) in session.in_flight.drain() {
             if let Some(events) = request.events {
                 let _ = events.send(Delivery { event: Err(failure.clone()), _permit: None });
             }
         }
         session.failure.get_or_insert(failure);
     }
-
-    fn offends(&self, offence: impl Into<String>) -> PullError {
-        PullError::offence(offence)
-    }
 }
 
-/// The most bytes that an honest answer has. That of a list is known when its form is.
+/// Returns the maximum number of bytes in a valid answer. For a list, this is known once its form is.
 fn allowed_bytes(request: &Request) -> u64 {
     match request {
         Request::Repositories => REPOSITORIES_BYTES,
@@ -221,7 +219,7 @@ fn allowed_bytes(request: &Request) -> u64 {
     }
 }
 
-/// The most replies with structure that an honest answer has before its last one.
+/// Returns the maximum number of structured replies in a valid answer, not counting the last one.
 fn allowed_replies(request: &Request) -> usize {
     match request {
         Request::Head { .. } | Request::List { .. } => 1,
@@ -230,7 +228,7 @@ fn allowed_replies(request: &Request) -> usize {
     }
 }
 
-/// Writes requests as they are asked, as many at once as there are.
+/// Writes requests as they are made. Requests that are waiting go out in one write.
 async fn write_requests(
     mut socket: OwnedWriteHalf,
     mut requests: mpsc::UnboundedReceiver<Vec<u8>>,
@@ -252,7 +250,7 @@ async fn write_requests(
             written = socket.write_all(&batch) => written,
         };
         if written.is_err() {
-            // The reader finds the end too, and perhaps the sender's reason before it.
+            // The reader notices the end too, and may find the sender's reason before it.
             return;
         }
         shared.counters.sent.fetch_add(batch.len() as u64, Ordering::Relaxed);
@@ -260,12 +258,13 @@ async fn write_requests(
     }
 }
 
-/// Bytes received that nobody has taken yet. More than all data requests under way can hold.
+/// Maximum number of bytes received and not read yet. This is more than all data requests in flight can ask
+/// for.
 const UNREAD_BYTES: usize = 64 << 20;
-/// Bytes in an answer about all repositories, each at its limits.
+/// Maximum number of bytes in an answer about all repositories, if each is at its limits.
 const REPOSITORIES_BYTES: u64 =
     (limits::REPOSITORIES * (limits::REPOSITORY_NAME + limits::MESSAGE + limits::HEAD + 8)) as u64;
-/// Bytes in an answer about one directory: about two million children.
+/// Maximum number of bytes in an answer about one directory: about two million children.
 const DIR_BYTES: u64 = 256 << 20;
-/// Bytes written at once.
+/// Number of bytes after which a write goes out.
 const WRITE_BYTES: usize = 256 << 10;

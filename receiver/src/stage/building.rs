@@ -1,4 +1,8 @@
-//! A content under construction.
+//! Builds one content from the pieces of a [`Task`].
+//!
+//! Call [`Building::literal`] for the bytes of the literal pieces, in order, then [`Building::copy`] for the
+//! copies that remain, then [`Building::finish`]. [`Building::suspend`] saves an unfinished content for the
+//! next pull.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -16,21 +20,21 @@ use super::sparse::SparseFile;
 use super::{Metadata, Stage, final_name, part_name, set_metadata};
 use crate::local::{self, Tree};
 
-/// One content to build.
+/// A content to build.
 #[derive(Debug, Clone)]
 pub(crate) struct Task {
-    /// The caller's number.
+    /// The caller's number for this task.
     pub(crate) number: usize,
     pub(crate) sha256: Digest,
     pub(crate) size: u64,
     pub(crate) metadata: Metadata,
-    /// Bytes at the beginning of the part that a former pull left.
+    /// Number of bytes to keep of the part that an earlier pull left.
     pub(crate) keep: u64,
-    /// What the rest is made of, in order, from `keep` on.
+    /// The pieces of the rest, in order, from `keep` on.
     pub(crate) pieces: Vec<Piece>,
     /// Local paths that the pieces refer to.
     pub(crate) bases: Vec<Vec<u8>>,
-    /// What the store keeps of it, when there is a store.
+    /// What the store keeps of the content. `None` if there is no store.
     pub(crate) keep_in_store: Option<KeepPolicy>,
 }
 
@@ -38,28 +42,28 @@ pub(crate) struct Task {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeepPolicy {
     pub(crate) sums: SumsPolicy,
-    /// Bytes of the largest content that is kept whole; 0 for none.
+    /// Size in bytes up to which contents are kept whole. 0 keeps none.
     pub(crate) contents: u64,
 }
 
-/// What the store is to keep of a content; either may be empty.
+/// The data that the store is to keep of one content. Both may be empty.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) sums: Vec<u8>,
     pub(crate) content: Vec<u8>,
 }
 
-/// How a content turned out.
+/// The outcome of a build.
 #[derive(Debug)]
 pub(crate) enum Built {
-    /// It has its digest; what the store is to keep of it.
+    /// The digest is right. Holds what the store is to keep of the content.
     Right(Kept),
-    /// It has another digest.
+    /// The digest is wrong.
     Wrong,
 }
 
-/// A content under construction: literals come in order, copies are made in between, everything is hashed
-/// on its way.
+/// A content under construction. Literals arrive in order, copies are made in between, and everything is
+/// hashed as it is written.
 pub(crate) struct Building<'a> {
     stage: &'a Stage,
     tree: &'a Tree,
@@ -67,16 +71,16 @@ pub(crate) struct Building<'a> {
     hasher: Sha256,
     sums: Option<SumsBuilder>,
     keeps_content: bool,
-    /// None until there is more than [`BUFFER`]: a small file is written once and whole.
+    /// `None` until the content exceeds [`BUFFER`]: a small file is written at once.
     file: Option<SparseFile>,
     buffer: Vec<u8>,
-    /// The piece under way, and what of it is done.
+    /// The current piece, and the number of its bytes that are done.
     piece: usize,
     done: u64,
-    /// The place after the last literal piece.
+    /// The index after the last literal piece.
     literals_end: usize,
     bases: Vec<Option<File>>,
-    /// A basis could not be read: the content will be wrong.
+    /// Whether a basis could not be read, so that the content is wrong.
     spoilt: bool,
 }
 
@@ -113,17 +117,17 @@ impl<'a> Building<'a> {
         self.stage.shown(&part_name(self.task.sha256))
     }
 
-    /// Whether every piece is there.
+    /// Returns whether every piece is done.
     pub(crate) fn is_complete(&self) -> bool {
         self.piece == self.task.pieces.len()
     }
 
-    /// Whether literals are still to come.
+    /// Returns whether literals are still to come.
     pub(crate) fn wants_literals(&self) -> bool {
         self.piece < self.literals_end
     }
 
-    /// Makes the copies that stand before the next literal.
+    /// Makes the copies before the next literal piece.
     pub(crate) fn copy(&mut self) -> io::Result<()> {
         self.resume()?;
         while let Some(&Piece::Copy { len, basis, offset, .. }) = self.task.pieces.get(self.piece) {
@@ -133,7 +137,7 @@ impl<'a> Building<'a> {
         Ok(())
     }
 
-    /// Takes the next literal bytes, which end no later than their piece does.
+    /// Adds the next literal bytes. They must not reach beyond the end of the current piece.
     pub(crate) fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.copy()?;
         self.take(bytes)?;
@@ -147,7 +151,7 @@ impl<'a> Building<'a> {
         Ok(())
     }
 
-    /// Checks the digest and gives the content its final staged name.
+    /// Checks the digest, and renames the content to its final staged name if it is right.
     pub(crate) fn finish(mut self) -> io::Result<Built> {
         self.resume()?;
         let digest = Digest(std::mem::take(&mut self.hasher).finalize().into());
@@ -166,12 +170,12 @@ impl<'a> Building<'a> {
         if opened {
             local::rename(self.stage.fd(), &part_name(self.task.sha256), self.stage.fd(), &name)?;
         }
-        // Of what a former pull had begun, the beginning is in the file alone: not worth reading it again.
+        // If an earlier pull left a part, its bytes are only in the file. Reading them again is not worth it.
         let content = if self.keeps_content && !opened { self.buffer } else { Vec::new() };
         Ok(Built::Right(Kept { sums: self.sums.map_or_else(Vec::new, SumsBuilder::finish), content }))
     }
 
-    /// Writes out what is buffered, so that a next pull can go on from here.
+    /// Writes out the buffer, so that the next pull can continue from here.
     pub(crate) fn suspend(mut self) -> io::Result<()> {
         if self.buffer.len() < WORTH_KEEPING && self.file.is_none() {
             return Ok(());
@@ -180,7 +184,7 @@ impl<'a> Building<'a> {
         self.file.map_or(Ok(()), |file| file.finish().map(drop))
     }
 
-    /// Reads the beginning that a former pull left, once.
+    /// Reads the part that an earlier pull left, on the first call.
     fn resume(&mut self) -> io::Result<()> {
         if self.task.keep == 0 || self.file.is_some() {
             return Ok(());
@@ -204,7 +208,8 @@ impl<'a> Building<'a> {
         while len > 0 {
             let room = buffer.len().min(len as usize);
             if !self.read_basis(basis, offset, &mut buffer[..room]) {
-                // It changed under us, or its disk fails: the digest will tell, and the whole is fetched.
+                // The basis changed meanwhile, or its disk fails. `finish` reports it, and the file is
+                // fetched whole.
                 self.spoilt = true;
                 buffer[..room].fill(0);
             }
@@ -247,7 +252,7 @@ impl<'a> Building<'a> {
     }
 }
 
-/// Bytes gathered before they are written.
+/// Number of bytes gathered before they are written.
 const BUFFER: usize = 256 << 10;
-/// Bytes below which a beginning is not worth a file when a pull is interrupted.
+/// Number of bytes below which an unfinished content is not saved when a pull is interrupted.
 const WORTH_KEEPING: usize = 4 << 10;

@@ -1,4 +1,4 @@
-//! Files with holes: long runs of zeros take no disk.
+//! Writes and copies files with holes, so that long runs of zeros take no disk space.
 
 use std::fs::File;
 use std::io;
@@ -7,31 +7,31 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-/// Zeros are looked for in blocks of this many bytes, as file systems allocate them.
+/// Zeros are searched in blocks of this many bytes, because file systems allocate such blocks.
 const BLOCK: usize = 4096;
-/// Bytes of the shortest run of zeros that becomes a hole: each hole is one more extent of the file.
+/// Length in bytes of the shortest run of zeros that becomes a hole. Each hole adds an extent to the file.
 const MIN_HOLE: u64 = 64 << 10;
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// A file that is written in order, and in which long runs of zeros become holes. What lies behind the last byte
-/// written must have been cut off.
+/// A file that is written in order, and in which long runs of zeros become holes. Anything behind the last
+/// byte written must have been cut off.
 #[derive(Debug)]
 pub(super) struct SparseFile {
     file: File,
-    /// Bytes so far.
+    /// Number of bytes so far.
     len: u64,
-    /// How many of these, at the end, are zeros that are not written.
+    /// How many of them, at the end, are zeros that are not written yet.
     zeros: u64,
 }
 
 impl SparseFile {
-    /// Goes on behind the first `len` bytes, which are all that the file has.
+    /// Continues a file after its first `len` bytes, which must be all that it has.
     pub(super) fn new(file: File, len: u64) -> Self {
         Self { file, len, zeros: 0 }
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // What of `bytes` is to be written next, and what was looked at.
+        // `data` is the range of `bytes` to write next; `at` is how far `bytes` has been examined.
         let (mut data, mut at) = (0..0, 0);
         while at < bytes.len() {
             let room = BLOCK - ((self.len + at as u64) % BLOCK as u64) as usize;
@@ -54,7 +54,7 @@ impl SparseFile {
         Ok(())
     }
 
-    /// Gives the file the length of what was written, and gives it back.
+    /// Sets the file's length to the number of bytes written, and returns the file.
     pub(super) fn finish(self) -> io::Result<File> {
         if self.zeros > 0 {
             self.file.set_len(self.len)?;
@@ -62,12 +62,12 @@ impl SparseFile {
         Ok(self.file)
     }
 
-    /// Writes a part of the bytes under way, which begins so far behind those before.
+    /// Writes a part of the current bytes, which begins at `start` in them.
     fn write_at(&self, bytes: &[u8], start: usize) -> io::Result<()> {
         self.file.write_all_at(bytes, self.len + start as u64)
     }
 
-    /// Writes the zeros that end where the bytes under way begin.
+    /// Writes the last `count` zeros before the current bytes.
     fn write_zeros(&self, mut count: u64) -> io::Result<()> {
         while count > 0 {
             let part = count.min(BLOCK as u64);
@@ -78,7 +78,7 @@ impl SparseFile {
     }
 }
 
-/// Copies a whole file into an empty one; holes stay holes.
+/// Copies a whole file into an empty one, and keeps its holes.
 pub(super) fn copy(source: &File, dest: &File) -> io::Result<()> {
     use io::Read as _;
     let len = source.metadata()?.len();
@@ -87,12 +87,12 @@ pub(super) fn copy(source: &File, dest: &File) -> io::Result<()> {
         let (start, end) = match next_data(source, at) {
             Ok(Some(start)) => (start, seek(source, SeekFrom::Hole(start))?),
             Ok(None) => break,
-            // Without an answer all is data.
+            // If the file system does not report holes, everything is data.
             Err(_) => (at, len),
         };
         seek(source, SeekFrom::Start(start))?;
         seek(dest, SeekFrom::Start(start))?;
-        // copy_file_range(2) beneath, where the kernel can.
+        // This uses copy_file_range(2) where the kernel can.
         let (mut part, mut dest) = (source.take(end - start), dest);
         if io::copy(&mut part, &mut dest)? < end - start {
             break;
@@ -102,7 +102,7 @@ pub(super) fn copy(source: &File, dest: &File) -> io::Result<()> {
     dest.set_len(len)
 }
 
-/// Where data begin, at `at` or behind it.
+/// Returns where the next data begins, at `at` or behind it. `None` if the rest is a hole.
 fn next_data(file: &File, at: u64) -> Result<Option<u64>, Errno> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(start) => Ok(Some(start)),
@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_and_copied_is_read_again(
+        fn a_written_file_and_its_copy_have_the_written_content(
             parts in proptest::collection::vec((0..150_000usize, 0..9000usize, any::<u8>()), 0..5),
             cut in 1..300_000usize,
             begun in 0..5000usize,
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn long_runs_take_no_disk_in_the_file_and_its_copy_and_short_ones_are_written() {
+    fn long_runs_of_zeros_take_no_disk_and_short_ones_are_written() {
         let data = vec![1; 4096];
         let pieces = [data.clone(), vec![0; 8 << 20], data.clone(), vec![0; 32 << 10], data, vec![0; 1 << 20]];
         let file = written(&pieces, b"");

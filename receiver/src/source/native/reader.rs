@@ -1,5 +1,5 @@
-//! The reading half of a connection: frames come off the socket, are held against what was asked for, and
-//! go to those who asked.
+//! The reading half of a connection: reads frames from the socket, checks them against the requests in
+//! flight, and passes them to the callers.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::Shared;
 use crate::error::PullError;
 use crate::report::Phase;
 
-/// Reads frames and hands them to those who asked.
+/// Reads frames and passes them to the callers.
 pub(super) struct Reader {
     pub(super) shared: Arc<Shared>,
     pub(super) socket: OwnedReadHalf,
@@ -51,7 +51,7 @@ impl Reader {
         loop {
             self.fill(FRAME_HEADER_BYTES, !queue.waiting).await?;
             let header = self.buffer.split_to(FRAME_HEADER_BYTES);
-            let header = header.as_ref().try_into().map_err(|_| self.shared.offends("a short header"))?;
+            let header = header.as_ref().try_into().map_err(|_| PullError::protocol("a short frame header"))?;
             let header = FrameHeader::decode(header, limits::REPLY_PAYLOAD)?;
             if header.request == 0 {
                 let place = self.session_frame(header).await?;
@@ -70,23 +70,24 @@ impl Reader {
         }
     }
 
-    /// Reads the hello, and knows a stranger by its first bytes.
+    /// Reads the hello. A peer that does not speak this protocol is recognized by its first bytes.
     async fn read_hello(&mut self) -> Result<(), PullError> {
         self.skip_greeting().await?;
-        let offends = |offence, address: &str| PullError::Handshake { address: address.to_owned(), offence };
+        let invalid = |reason, address: &str| PullError::Handshake { address: address.to_owned(), reason };
         while self.buffer.len() < HELLO_BYTES {
             let seen = self.buffer.len().min(MAGIC.len());
             if self.buffer[..seen] != MAGIC[..seen] {
-                return Err(offends(WireError::Magic, &self.shared.address));
+                return Err(invalid(WireError::Magic, &self.shared.address));
             }
             self.fill(self.buffer.len() + 1, true).await?;
         }
         let hello = self.buffer.split_to(HELLO_BYTES);
-        let hello = hello.as_ref().try_into().map_err(|_| self.shared.offends("a short hello"))?;
-        ServerHello::decode(hello).map(drop).map_err(|offence| offends(offence, &self.shared.address))
+        let hello = hello.as_ref().try_into().map_err(|_| PullError::protocol("a short hello"))?;
+        ServerHello::decode(hello).map(drop).map_err(|reason| invalid(reason, &self.shared.address))
     }
 
-    /// Skips the greeting for rsync clients. A sender that serves these too says it when our hello comes late.
+    /// Skips the greeting for rsync clients. A sender that serves these too sends it if our hello arrives
+    /// late.
     async fn skip_greeting(&mut self) -> Result<(), PullError> {
         while self.buffer.len() <= limits::RSYNC_LINE {
             let seen = self.buffer.len().min(greeting::MAGIC.len());
@@ -102,21 +103,22 @@ impl Reader {
         Ok(())
     }
 
-    /// A frame of the session itself: the place in the queue, or the end.
+    /// Reads a frame of the session itself and returns the position in the queue. Fails if the frame ends the
+    /// session.
     async fn session_frame(&mut self, header: FrameHeader) -> Result<u64, PullError> {
         if header.kind == kind::BYTES {
-            return Err(self.shared.offends("bytes that belong to no request"));
+            return Err(PullError::protocol("bytes in a frame of the session itself (request 0)"));
         }
         self.fill(header.len as usize, true).await?;
         let payload = self.buffer.split_to(header.len as usize);
         match Reply::decode(header.kind, &payload)? {
             Reply::Queued { place } => Ok(place),
             Reply::Error { code, message } => Err(refusal(&self.shared.address, code, message)),
-            _ => Err(self.shared.offends("an answer that belongs to no request")),
+            _ => Err(PullError::protocol("an unexpected reply in a frame of the session itself (request 0)")),
         }
     }
 
-    /// Hands on a frame of bytes as they come.
+    /// Passes on the bytes of a frame as they arrive.
     async fn bytes_frame(&mut self, header: FrameHeader) -> Result<(), PullError> {
         let mut left = header.len as usize;
         let events = self.allow(header.request, left as u64)?;
@@ -131,46 +133,46 @@ impl Reader {
                 () = self.closing.cancelled() => return Err(PullError::Interrupted),
                 permit = self.shared.unread.clone().acquire_many_owned(bytes.len() as u32) => permit.ok(),
             };
-            // Nobody may want it any more.
+            // The caller may have dropped its answer.
             let _ = events.send(Delivery { event: Ok(Event::Bytes(bytes)), _permit: permit });
         }
         Ok(())
     }
 
-    /// Takes `len` bytes off what may come in answer to a request.
+    /// Subtracts `len` from the bytes that may still arrive for a request.
     fn allow(&self, request: u32, len: u64) -> Result<Option<mpsc::UnboundedSender<Delivery>>, PullError> {
         let mut session = self.shared.session();
-        let Some(under_way) = session.under_way.get_mut(&request) else {
-            return Err(self.shared.offends(format!("bytes for request {request}, which is not under way")));
+        let Some(in_flight) = session.in_flight.get_mut(&request) else {
+            return Err(PullError::protocol(format!("bytes for request {request}, which is not in flight")));
         };
-        under_way.allowed = under_way.allowed.checked_sub(len).ok_or_else(|| {
-            self.shared.offends(format!("more bytes than were asked for, in answer to request {request}"))
+        in_flight.allowed = in_flight.allowed.checked_sub(len).ok_or_else(|| {
+            PullError::protocol(format!("more bytes than requested in the answer to request {request}"))
         })?;
-        Ok(under_way.events.clone())
+        Ok(in_flight.events.clone())
     }
 
-    /// Hands on a reply that has structure.
+    /// Passes on a structured reply.
     fn reply(&self, request: u32, reply: Reply) -> Result<(), PullError> {
         let mut session = self.shared.session();
-        let Some(under_way) = session.under_way.get_mut(&request) else {
-            return Err(self.shared.offends(format!("a reply to request {request}, which is not under way")));
+        let Some(in_flight) = session.in_flight.get_mut(&request) else {
+            return Err(PullError::protocol(format!("a reply to request {request}, which is not in flight")));
         };
         let ends = matches!(reply, Reply::End | Reply::Error { .. });
         if !ends {
-            under_way.replies = under_way
+            in_flight.replies = in_flight
                 .replies
                 .checked_sub(1)
-                .ok_or_else(|| self.shared.offends(format!("too many replies to request {request}")))?;
+                .ok_or_else(|| PullError::protocol(format!("too many replies to request {request}")))?;
         }
-        match (&reply, under_way.kind) {
+        match (&reply, in_flight.kind) {
             (Reply::End | Reply::Error { .. }, _) | (Reply::ItemFailed { .. }, kind::DATA) => {}
             (Reply::Pinned { .. }, kind::HEAD) => {}
-            (Reply::ListForm(form), kind::LIST) => under_way.allowed = list_bytes(form),
+            (Reply::ListForm(form), kind::LIST) => in_flight.allowed = list_bytes(form),
             _ => {
-                return Err(self.shared.offends(format!(
+                return Err(PullError::protocol(format!(
                     "a reply of kind {} to a request of kind {}",
                     reply.kind(),
-                    under_way.kind
+                    in_flight.kind
                 )));
             }
         }
@@ -179,17 +181,17 @@ impl Reader {
             Reply::Error { code, message } => Err(refusal(&self.shared.address, code, message)),
             reply => Ok(Event::Reply(reply)),
         };
-        if let Some(events) = &under_way.events {
+        if let Some(events) = &in_flight.events {
             let _ = events.send(Delivery { event, _permit: None });
         }
         if ends {
-            session.under_way.remove(&request);
+            session.in_flight.remove(&request);
         }
         session.handle = pinned.or(session.handle);
         Ok(())
     }
 
-    /// Reads until the buffer holds `len` bytes.
+    /// Reads until the buffer holds `len` bytes. If `impatient`, a long silence of the sender is an error.
     async fn fill(&mut self, len: usize, impatient: bool) -> Result<(), PullError> {
         while self.buffer.len() < len {
             self.read_some(impatient).await?;
@@ -232,11 +234,12 @@ impl Reader {
         }
     }
 
-    /// Nothing came for a while: too long, when something is owed; else a sign of life keeps the session.
+    /// Called when nothing has arrived for a while. Fails after the timeout if an answer is due; if none is,
+    /// sends a keepalive request from time to time.
     fn tick(&self, impatient: bool) -> Result<(), PullError> {
         let mut session = self.shared.session();
         let silence = session.active.elapsed();
-        if !session.under_way.is_empty() {
+        if !session.in_flight.is_empty() {
             if impatient && silence >= self.options.timeout {
                 return Err(PullError::Timeout { address: self.shared.address.clone(), silence });
             }
@@ -252,7 +255,8 @@ impl Reader {
     }
 }
 
-/// The most bytes that a list of that form takes; zstd adds little to what it cannot compress.
+/// Returns the maximum number of bytes that a list in this form takes. zstd adds little to data that it
+/// cannot compress.
 fn list_bytes(form: &ListForm) -> u64 {
     match form {
         ListForm::Unchanged => 0,
@@ -265,7 +269,7 @@ fn refusal(address: &str, code: ErrorCode, message: String) -> PullError {
     PullError::Refused { address: address.to_owned(), code, message }
 }
 
-/// Waiting for one's turn, which a sender cannot draw out for ever.
+/// The time spent waiting in the sender's queue, which has limits.
 #[derive(Default)]
 struct Queue {
     waiting: bool,
@@ -277,13 +281,13 @@ struct Queue {
 impl Queue {
     fn note(&mut self, place: u64) -> Result<(), PullError> {
         if self.over {
-            return Err(PullError::offence("a place in the queue after the first answer"));
+            return Err(PullError::protocol("a position in the queue after the first answer"));
         }
         self.waiting = place > 0;
         self.frames += 1;
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.frames > QUEUED_FRAMES || since.elapsed() > QUEUED_TIME {
-            return Err(PullError::offence("an endless queue"));
+            return Err(PullError::protocol("the wait in its queue exceeds the limit"));
         }
         Ok(())
     }
@@ -294,7 +298,7 @@ impl Queue {
     }
 }
 
-/// Keeps reading at a rate.
+/// Keeps the reading rate at a limit.
 pub(super) struct Pace {
     rate: f64,
     free: Instant,
@@ -305,25 +309,25 @@ impl Pace {
         Self { rate: rate.max(1) as f64, free: Instant::now() }
     }
 
-    /// Bytes to read at once: an eighth of a second's worth.
+    /// Returns how many bytes to read at once: those of an eighth of a second.
     fn chunk(&self) -> usize {
         (self.rate / 8.0).clamp(1024.0, READ_BYTES as f64) as usize
     }
 
-    /// When to read on, so many bytes having been read.
+    /// Returns when to read again, after `read` bytes were read.
     fn after(&mut self, read: usize) -> Instant {
         self.free = self.free.max(Instant::now()) + Duration::from_secs_f64(read as f64 / self.rate);
         self.free
     }
 }
 
-/// Bytes read at once.
+/// Maximum number of bytes read at once.
 const READ_BYTES: usize = 256 << 10;
-/// How often silence is looked at.
+/// Interval at which silence is checked.
 const TICK: Duration = Duration::from_secs(5);
-/// After so long a silence of the receiver it gives a sign of life.
+/// The receiver sends a keepalive request after it was silent for this long.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Longest wait in a queue.
+/// Maximum time in the queue.
 const QUEUED_TIME: Duration = Duration::from_secs(6 * 3600);
-/// Most messages about it.
+/// Maximum number of messages about the position in the queue.
 const QUEUED_FRAMES: u32 = 100_000;
