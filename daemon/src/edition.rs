@@ -1,4 +1,4 @@
-//! What is served of a repository: a generation and the tree that it is of.
+//! Editions: what is served of a repository, namely a generation and the tree that it describes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,58 +21,56 @@ use crate::gate::Gate;
 use crate::list_forms::ListForms;
 use crate::mounted::is_unmounted;
 
-/// Cores that are made use of for single clients of one repository.
-const MOST_CORES: usize = 64;
-/// Looks into mapped pages at once.
+/// Maximum number of cores used for single clients of one repository.
+const MAX_CORES: usize = 64;
+/// Maximum number of concurrent accesses to mapped pages.
 const PAGES: usize = 16;
 
-/// A generation and a tree that were opened together, and the gates of the work on them.
+/// A generation and a tree that were opened together, and the gates for work on them.
 pub(crate) struct Edition {
-    /// Tells the generation from another one of the same number.
+    /// Identifies the generation, even among generations with the same number.
     pub(crate) mark: Mark,
-    /// The generation.
     pub(crate) generation: Generation,
-    /// Its files.
     pub(crate) tree: Arc<Tree>,
-    /// What may block goes through them.
+    /// All work that may block goes through these.
     pub(crate) gates: Gates,
-    /// The forms in which its list goes to receivers.
+    /// The forms in which the list is sent to receivers.
     pub(crate) list_forms: ListForms,
-    /// Whether there are directories that are closed to clients, since not everybody may read them.
+    /// Whether some directories are closed to clients, because not everybody may read them.
     pub(crate) has_closed_dirs: bool,
-    /// Where its sub-lists begin for stock clients.
+    /// Where the sub-lists for stock clients begin.
     sub_lists: OnceLock<Arc<SubLists>>,
-    /// The directory of its store.
+    /// The directory of the store.
     store_dir: File,
-    /// Which filter rules of stock clients hide nothing of it.
+    /// Which filter rules of stock clients hide nothing in the list.
     pub(crate) no_op_rules: NoOpRules,
-    /// What turned out to be damaged of it.
+    /// The damage found so far.
     pub(crate) damage_log: DamageLog,
 }
 
-/// The gates of one repository: what hangs in one of them holds up nothing that goes through another.
+/// The gates of one repository. Work that hangs in one gate does not block the others.
 #[derive(Clone)]
 pub(crate) struct Gates {
     /// Reads of files.
     pub(crate) files: Gate,
-    /// Short looks into what is mapped of the store, whose pages may have to come from the disk.
+    /// Short accesses to the mapped store, whose pages may have to come from the disk.
     pub(crate) pages: Gate,
-    /// Filters, names and lists of single stock clients: what takes a core for a while.
+    /// Filters, names and lists of single stock clients, which keep a core busy for a while.
     pub(crate) choosing: Arc<Choosing>,
-    /// Turns for bits of many files, which cost others more than their bytes say.
+    /// Turns for requests that ask for little out of many files. They cost more than their bytes suggest.
     pub(crate) scattered: Arc<Pot>,
 }
 
 impl Gates {
-    /// Threads that one repository's can take, at most: also for passwords, for a look at what is current, and for
-    /// gates of a tree before that others still use.
-    pub(crate) const THREADS: usize = 2 * (READS + PAGES + Choosing::THREADS_PER_CORE * MOST_CORES);
+    /// Maximum number of threads that the gates of one repository occupy. The factor of two covers passwords, the check
+    /// for a new edition, and the gates of an earlier tree that sessions still use.
+    pub(crate) const THREADS: usize = 2 * (READS + PAGES + Choosing::THREADS_PER_CORE * MAX_CORES);
 
-    /// With room for so many reads of files at once.
+    /// Creates gates that allow `reads` reads of files at once.
     pub(crate) fn new(reads: usize) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_CORES);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_CORES);
         let choosing = Arc::new(Choosing::new(cores));
-        // Half of the cores are left to all else whatever clients ask for.
+        // Half of the cores are left for everything else, whatever clients request.
         let scattered = Pot::new((cores as u64 / 2).max(1));
         Self { files: Gate::new(reads), pages: Gate::new(PAGES), choosing, scattered }
     }
@@ -84,24 +82,26 @@ impl Drop for Edition {
     }
 }
 
-/// What was found of filter rules, each named by a digest: most clients come with the same few.
+/// A cache that tells, by the digest of a client's filter rules, whether they hide nothing. Most clients send one of a few
+/// sets of rules.
 #[derive(Default)]
 pub(crate) struct NoOpRules(Mutex<HashMap<Digest, bool>>);
 
 impl NoOpRules {
-    /// Answers kept. Beyond them all are forgotten.
-    const MOST: usize = 1024;
+    /// Maximum number of cached answers. The cache is cleared when it is full.
+    const MAX_ANSWERS: usize = 1024;
 
-    /// What was found of the rules with this key, or what `find` finds now.
+    /// Returns the cached answer for the rules with this key, or caches the one that `find` returns. `None` if `find`
+    /// returns `None`.
     pub(crate) fn get(&self, key: &[u8], find: impl FnOnce() -> Option<bool>) -> Option<bool> {
-        // Rules are the client's to choose: no two of them may be taken for each other.
+        // Clients choose their rules, so the hash must be collision-resistant: no two sets may be confused.
         let name = list::digest(key);
         if let Some(&known) = self.lock().get(&name) {
             return Some(known);
         }
         let found = find()?;
         let mut known = self.lock();
-        if known.len() >= Self::MOST {
+        if known.len() >= Self::MAX_ANSWERS {
             known.clear();
         }
         known.insert(name, found);
@@ -114,7 +114,7 @@ impl NoOpRules {
 }
 
 impl Edition {
-    /// Both together, with nothing found out yet.
+    /// Creates an edition from a generation and a tree. All caches are empty.
     pub(crate) fn new(
         mark: Mark,
         generation: Generation,
@@ -140,29 +140,32 @@ impl Edition {
         }
     }
 
-    /// Whether no path will ever lead to it again: its tree is removed, or its tree's or its store's disk unmounted.
+    /// Returns whether no path will ever lead to this edition again, because its tree was removed, or the disk of its tree
+    /// or its store was unmounted.
     pub(crate) fn is_gone(&self) -> bool {
         self.tree.is_gone() || is_unmounted(&self.store_dir)
     }
 
-    /// The rows by index of an incremental list without filters. The first call reads every directory of the list.
+    /// Returns the mapping from file indices to rows for an incremental list without filters. The first call reads every
+    /// directory of the list.
     pub(crate) fn numbers(&self, selection: &Selection) -> Numbers {
         let list = self.generation.list();
         let sub_lists = self.sub_lists.get_or_init(|| Arc::new(SubLists::of(list)));
         Numbers::computed(list, selection, sub_lists)
     }
 
-    /// How the list comes to a receiver that has the one with digest `have`. Reads the deltas through.
+    /// Returns the form in which the list is sent to a receiver that has the list with digest `have`. Reads the deltas
+    /// completely to verify them.
     pub(crate) fn list_form(&self, have: Digest) -> ListForm {
         self.list_forms.form(&self.generation, have, &self.damage_log)
     }
 
-    /// Whether there is a right compressed list to send. Reads it through.
+    /// Returns whether there is an intact compressed list to send. Reads it completely.
     pub(crate) fn check_compressed(&self) -> bool {
         self.list_forms.check_compressed(&self.generation, &self.damage_log)
     }
 
-    /// The compressed list, which is right after [`Edition::check_compressed`] said so.
+    /// Returns the compressed list. It is intact only if [`Edition::check_compressed`] returned `true`.
     pub(crate) fn compressed(&self) -> &[u8] {
         self.list_forms.compressed(&self.generation)
     }

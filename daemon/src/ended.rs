@@ -1,4 +1,4 @@
-//! Why a session ends before its time, and what a stock client is told of it.
+//! The reasons why sessions end early, and what stock clients are told about them.
 
 use std::io;
 
@@ -9,10 +9,10 @@ use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
 use thiserror::Error;
 
-/// Why a session ends before its time.
+/// The reason why a session ends early.
 #[derive(Debug, Error)]
 pub(crate) enum Ended {
-    // The client's doing.
+    // Caused by the client.
     #[error("{0}")]
     Malformed(#[from] WireError),
     #[error("{0}")]
@@ -25,29 +25,29 @@ pub(crate) enum Ended {
     ListTooLong,
     #[error("this server has no memory left for lists of single clients -- try again later")]
     NoListMemory,
-    #[error("no request for too long")]
+    #[error("the client sent no request for too long")]
     Idle,
-    #[error("a request was begun and not finished")]
+    #[error("the client did not finish a request in time")]
     HalfRequest,
-    #[error("the peer reads too slowly")]
+    #[error("the client reads too slowly")]
     TooSlow,
     #[error("the client ended{}", .0.map(|code| format!(" with exit code {code}")).unwrap_or_default())]
     ClientExit(Option<i32>),
 
-    // This side's.
+    // Caused by the server.
     #[error("{0}")]
     Refused(String),
     #[error("the daemon is going down")]
     Stopping,
-    #[error("the daemon is going down, and the client was in the midst of something")]
+    #[error("the daemon is going down, in the middle of a message to the client")]
     CutOff,
     #[error("a file changed in the middle of a frame")]
     Torn,
-    #[error("the list that is kept encoded for such clients is damaged; the next one has another")]
+    #[error("the cached encoded list is damaged; the next client gets a new one")]
     DamagedList,
-    #[error("the file list has rotted on the disk since it was opened")]
+    #[error("the file list on the disk was damaged after it was opened")]
     RottenIndex,
-    #[error("a thread of the daemon's own died")]
+    #[error("a worker thread of the daemon panicked")]
     Panicked,
 
     #[error("the connection broke: {0}")]
@@ -55,7 +55,7 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
-    /// Whether a stock client is told of it in frames, maybe in the midst of what it sends.
+    /// Returns whether a stock client is told the reason in frames, possibly while it is still sending.
     pub(crate) fn is_told_in_frames(&self) -> bool {
         match self {
             Self::Fault(fault) => fault.farewell() == Farewell::Frames,
@@ -64,7 +64,7 @@ impl Ended {
         }
     }
 
-    /// What stock rsync would exit with.
+    /// Returns the code with which stock rsync would exit.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Fault(fault) => fault.exit(),
@@ -79,7 +79,7 @@ impl Ended {
         }
     }
 
-    /// The same, or the client's own code.
+    /// Returns the numeric exit code: the client's own if it sent one.
     pub(crate) fn exit_code(&self) -> i32 {
         match self {
             Self::ClientExit(Some(code)) => *code,

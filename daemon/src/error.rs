@@ -9,45 +9,45 @@ use thiserror::Error;
 
 use crate::access::SecretsError;
 
-/// Why a daemon does not start or ends.
+/// The reasons why a daemon does not start, or ends.
 #[derive(Debug, Error)]
 pub enum DaemonError {
-    // The operator's.
-    /// A repository's passwords cannot be had.
+    // Mistakes of the operator.
+    /// A repository's passwords cannot be read.
     #[error("repository '{repository}': {source}")]
     Secrets {
-        /// The repository.
+        /// The repository's name.
         repository: String,
-        /// Why.
+        /// The underlying error.
         source: SecretsError,
     },
-    /// A repository's rules are none.
+    /// A repository's rules are invalid.
     #[error("repository '{repository}': {source}")]
     Rules {
-        /// The repository.
+        /// The repository's name.
         repository: String,
-        /// Why.
+        /// The underlying error.
         source: RuleError,
     },
     /// A file of patterns cannot be read.
     #[error("repository '{repository}': cannot read the patterns in {}: {source}", .file.display())]
     Patterns {
-        /// The repository.
+        /// The repository's name.
         repository: String,
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
     /// A store belongs to another repository.
     #[error(transparent)]
     Store(StoreError),
 
-    // The system's.
-    /// The listening socket is of no use.
+    // Failures of the system.
+    /// The listening socket cannot be used.
     #[error("cannot accept connections: {0}")]
     Listener(#[source] io::Error),
-    /// A thread of the daemon's own died.
-    #[error("a worker thread died: {0}")]
+    /// A worker thread of the daemon panicked.
+    #[error("a worker thread of the daemon panicked: {0}")]
     Worker(#[source] tokio::task::JoinError),
 }

@@ -1,5 +1,5 @@
-//! Files in memory: extents of large ones, read once for all that want them at the same time, and small
-//! ones, which lie on shelves.
+//! The cache of file contents: extents of large files, which are read once for all sessions that want them at the same
+//! time, and small files, which lie on shelves.
 
 mod shelf;
 
@@ -15,26 +15,26 @@ use crate::file::FileState;
 use crate::pool::{Buffer, EXTENT, Pool};
 use shelf::Shelf;
 
-/// Reads of one repository's files under way at once, over all sessions: enough to keep many disks busy, few enough
-/// that their threads cost little.
+/// Maximum number of reads of one repository's files in flight, over all sessions: enough to keep many disks busy, few
+/// enough that their threads cost little.
 pub(crate) const READS: usize = 32;
-/// The part of the cache that is left to shelves when large files want all of it. A client that takes a
-/// million small files must not push out what others share of a large one, nor the other way round.
+/// The part of the cache (one in this many) that shelves keep when large files want all of it. A client that fetches a
+/// million small files must not evict what others share of a large one, and vice versa.
 const SHELVES: usize = 4;
-/// Files up to this part of the cache are kept for the next client although nobody else wants them yet.
+/// Files up to this part of the cache (one in this many) are kept for the next client, although nobody else wants them
+/// yet.
 const KEPT: usize = 8;
 
-/// An extent by the state of its file, whatever its name and generation, and its place in it: bytes
-/// `number * EXTENT ..`. A small file is its first one.
+/// Identifies an extent by the state of its file, whatever the file's name and generation, and by its number: it begins
+/// at byte `number * EXTENT`. A small file is extent 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    /// The file.
     pub(crate) file: FileState,
-    /// The extent's number within it.
+    /// The extent's number within the file.
     pub(crate) number: u64,
 }
 
-/// The bytes of an extent, for as long as anybody holds them.
+/// The bytes of an extent. They stay in memory as long as anybody holds them.
 #[derive(Clone)]
 pub(crate) struct Extent {
     buffer: Arc<Buffer>,
@@ -49,27 +49,27 @@ impl Deref for Extent {
     }
 }
 
-/// An extent, or why it cannot be had.
+/// An extent, or the reason why it cannot be read.
 pub(crate) type Outcome = Result<Extent, ItemFailure>;
 
 /// The cache of extents.
 ///
-/// The oldest extent is the first to go, however often it was used: clients follow each other through a
-/// file, and what all of them have passed is of no more use. The same holds for shelves.
+/// The oldest extent is evicted first, however often it was used: clients follow each other through a file, and an extent
+/// that all of them have passed no longer helps. The same holds for shelves.
 pub(crate) struct Extents {
-    /// Buffers.
+    /// Maximum number of buffers.
     capacity: usize,
     slots: Mutex<Slots>,
-    /// Where small files are put until it is full. To be locked before the slots.
+    /// The open shelf: small files are copied to it until it is full. Lock it before `slots`.
     shelf: Mutex<Shelf>,
 }
 
 #[derive(Default)]
 struct Slots {
     by_key: HashMap<Key, Slot>,
-    /// The extents, the oldest first.
+    /// The extents of large files, oldest first.
     ready: VecDeque<Key>,
-    /// What lies on each full shelf, the oldest first.
+    /// The files on each full shelf, oldest first.
     shelves: VecDeque<Vec<Key>>,
 }
 
@@ -78,23 +78,23 @@ enum Slot {
     Ready(Extent),
 }
 
-/// An extent that is there, or about to be.
+/// An extent that is cached or being read.
 pub(crate) enum PendingExtent {
-    /// It is there.
+    /// It is cached.
     Ready(Extent),
-    /// Somebody reads it.
+    /// Another session is reading it.
     Reading(watch::Receiver<Option<Outcome>>),
 }
 
-/// What became of asking for an extent.
+/// The result of asking for an extent.
 pub(crate) enum Begun {
-    /// Somebody has it or reads it.
+    /// It is cached, or another session is reading it.
     Found(PendingExtent),
-    /// The caller is to read it.
+    /// The caller must read it.
     Mine(ReadTask),
 }
 
-/// The task of reading an extent for all that want it. Others wait until it is finished or dropped.
+/// The duty to read an extent for all sessions that want it. Others wait until it is finished or dropped.
 pub(crate) struct ReadTask {
     extents: Arc<Extents>,
     key: Key,
@@ -102,13 +102,13 @@ pub(crate) struct ReadTask {
 }
 
 impl ReadTask {
-    /// What others that want the extent wait for.
+    /// Returns a handle that waits for the extent.
     pub(crate) fn pending(&self) -> PendingExtent {
         PendingExtent::Reading(self.outcome.subscribe())
     }
 
-    /// Has `read` fill the buffer and say where in it the extent lies. Who waits gets it in any case;
-    /// `keep` is for those who come later.
+    /// Reads the extent: `read` fills the buffer and returns where in it the extent lies. Waiting sessions get the extent
+    /// in any case; `keep` says whether it is cached for later ones.
     pub(crate) fn read<F>(self, mut buffer: Buffer, keep: bool, read: F) -> Outcome
     where
         F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure>,
@@ -121,7 +121,7 @@ impl ReadTask {
 }
 
 impl PendingExtent {
-    /// The extent, once it is there.
+    /// Waits until the extent has been read.
     pub(crate) async fn wait(self) -> Outcome {
         match self {
             Self::Ready(extent) => Ok(extent),
@@ -134,28 +134,28 @@ impl PendingExtent {
 }
 
 impl Extents {
-    /// A cache that keeps at most `bytes` of extents that nobody holds any more.
+    /// Creates a cache that keeps up to `bytes` of extents that nobody holds any more.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let shelf = Mutex::new(Shelf::new(bytes));
         Arc::new(Self { capacity: bytes / EXTENT, slots: Mutex::default(), shelf })
     }
 
-    /// Extents of large files that it holds at least, once it is full.
+    /// Returns the minimum number of extents of large files that the cache holds once it is full.
     pub(crate) fn window(&self) -> usize {
         self.capacity - self.capacity / SHELVES
     }
 
-    /// Whether a file of that many bytes is kept although nobody else wants it yet.
+    /// Returns whether a file of `size` bytes is kept although nobody else wants it yet.
     pub(crate) fn keeps(&self, size: u64) -> bool {
         size <= (self.capacity / KEPT * EXTENT) as u64
     }
 
-    /// An extent that is there or being read already.
+    /// Returns an extent that is cached or already being read.
     pub(crate) fn find(&self, key: Key) -> Option<PendingExtent> {
         self.lock().find(key)
     }
 
-    /// Those that are there.
+    /// Returns, for each key, the extent if it is cached.
     pub(crate) fn ready(&self, keys: impl Iterator<Item = Key>) -> Vec<Option<Extent>> {
         let slots = self.lock();
         let ready = |key| match slots.by_key.get(&key) {
@@ -165,8 +165,9 @@ impl Extents {
         keys.map(ready).collect()
     }
 
-    /// Puts copies of those small files on the shelf that were read before not long ago: most clients take
-    /// each file once, and so do most files have one client. What a full shelf holds is there for all from then on.
+    /// Copies small files to the open shelf if they were read before, not long ago. Files that are read for the first
+    /// time are only remembered: most clients fetch each file once, and most files have only one client. The files on a
+    /// shelf become available to all sessions when it is full.
     pub(crate) fn shelve<'a>(&self, files: impl Iterator<Item = (FileState, &'a [u8])>, pool: &Arc<Pool>) {
         if self.capacity < SHELVES {
             return;
@@ -174,19 +175,19 @@ impl Extents {
         let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
         for (file, bytes) in files {
             let key = Key { file, number: 0 };
-            if !shelf.was_read(key) || shelf.has(key) {
+            if !shelf.mark_read(key) || shelf.has(key) {
                 continue;
             }
             if !shelf.has_room(bytes.len()) {
                 let Some(buffer) = pool.try_take() else { return };
                 let full = shelf.replace(buffer);
-                self.lock().put_up(full, self.capacity);
+                self.lock().publish(full, self.capacity);
             }
             shelf.put(key, bytes);
         }
     }
 
-    /// An extent, or the task of reading it.
+    /// Returns an extent, or the duty to read it.
     pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Begun {
         let mut slots = self.lock();
         if let Some(pending) = slots.find(key) {
@@ -217,14 +218,14 @@ impl Slots {
     fn find(&self, key: Key) -> Option<PendingExtent> {
         match self.by_key.get(&key)? {
             Slot::Ready(extent) => Some(PendingExtent::Ready(extent.clone())),
-            // A reader that died leaves no outcome and no sender.
+            // A reader that panicked or gave up leaves no outcome and no sender.
             Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
             Slot::Reading(outcome) => Some(PendingExtent::Reading(outcome.clone())),
         }
     }
 
-    /// Makes what lies on a full shelf known, but for what was shelved twice. Another shelf is in hand now.
-    fn put_up(&mut self, full: impl Iterator<Item = (Key, Extent)>, capacity: usize) {
+    /// Makes the files on a full shelf available, except those that are cached already. Another shelf is open now.
+    fn publish(&mut self, full: impl Iterator<Item = (Key, Extent)>, capacity: usize) {
         let mut keys = Vec::new();
         for (key, extent) in full {
             if let Entry::Vacant(slot) = self.by_key.entry(key) {
@@ -238,12 +239,12 @@ impl Slots {
         self.make_room(capacity);
     }
 
-    /// Drops what is oldest, for no more than `capacity` buffers to be held, of which one is the shelf in hand's.
-    /// Shelves above their share go first.
+    /// Evicts the oldest until at most `capacity` buffers are held, including that of the open shelf. Shelves above their
+    /// share are evicted first.
     fn make_room(&mut self, capacity: usize) {
-        let in_hand = usize::from(capacity >= SHELVES);
-        while self.ready.len() + self.shelves.len() + in_hand > capacity {
-            if self.ready.is_empty() || self.shelves.len() + in_hand > capacity / SHELVES {
+        let open = usize::from(capacity >= SHELVES);
+        while self.ready.len() + self.shelves.len() + open > capacity {
+            if self.ready.is_empty() || self.shelves.len() + open > capacity / SHELVES {
                 let Some(oldest) = self.shelves.pop_front() else { break };
                 oldest.iter().for_each(|key| drop(self.by_key.remove(key)));
             } else if let Some(oldest) = self.ready.pop_front() {

@@ -1,4 +1,4 @@
-//! A buffer that is filled with small files, one behind the other.
+//! The open shelf: a buffer that is filled with small files, one behind the other.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -8,49 +8,49 @@ use std::sync::Arc;
 use super::{Extent, Key};
 use crate::pool::Buffer;
 
-/// Files on one shelf: what is known of each takes memory too, some 160 bytes.
+/// Maximum number of files on one shelf. The bookkeeping takes memory too, some 160 bytes for each file.
 const FILES: usize = 1024;
-/// Bytes of the cache for each file that is remembered as read.
+/// One file is remembered as read for this many bytes of the cache.
 const REMEMBERED: usize = 4096;
-/// Files that are remembered at the most: 16 MiB of memory, whatever the cache.
-const MOST_REMEMBERED: usize = 4 << 20;
+/// Maximum number of files that are remembered as read: 16 MiB of memory, however large the cache.
+const MAX_REMEMBERED: usize = 4 << 20;
 
-/// The shelf in hand, and which files were read lately.
+/// The open shelf, and which files were read lately.
 pub(super) struct Shelf {
-    /// None as long as there is nothing to put anywhere.
+    /// `None` until the first file is put on the shelf.
     buffer: Option<Buffer>,
     used: usize,
     files: HashMap<Key, Range<usize>>,
-    /// Half of a file's hash at the place that the other half gives: the last one there is remembered. A file
-    /// that is taken for another one costs a copy, no more.
+    /// Remembers the files that were read. One half of a file's hash is stored at the index that the other half
+    /// determines, and replaces what was there. If a file is taken for another one, that costs one needless copy.
     read: Box<[u32]>,
 }
 
 impl Shelf {
-    /// For a cache of so many bytes.
+    /// Creates a shelf for a cache of `cache` bytes.
     pub(super) fn new(cache: usize) -> Self {
-        let read = vec![0; (cache / REMEMBERED).clamp(1, MOST_REMEMBERED)].into();
+        let read = vec![0; (cache / REMEMBERED).clamp(1, MAX_REMEMBERED)].into();
         Self { buffer: None, used: 0, files: HashMap::new(), read }
     }
 
-    /// Whether a file was read before; from now on it was.
-    pub(super) fn was_read(&mut self, key: Key) -> bool {
+    /// Returns whether a file was read before, and remembers that it was read now.
+    pub(super) fn mark_read(&mut self, key: Key) -> bool {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
         let place = (hash >> 32) as usize % self.read.len();
         std::mem::replace(&mut self.read[place], hash as u32) == hash as u32
     }
 
-    /// Whether a file of that many bytes fits.
+    /// Returns whether a file of `len` bytes fits.
     pub(super) fn has_room(&self, len: usize) -> bool {
         self.files.len() < FILES && self.buffer.as_ref().is_some_and(|buffer| buffer.len() - self.used >= len)
     }
 
-    /// Whether a file lies there.
+    /// Returns whether a file is on the shelf.
     pub(super) fn has(&self, key: Key) -> bool {
         self.files.contains_key(&key)
     }
 
-    /// Puts a file there, for which there must be room.
+    /// Copies a file to the shelf. The caller must check that there is room.
     pub(super) fn put(&mut self, key: Key, bytes: &[u8]) {
         let Some(buffer) = &mut self.buffer else { return };
         let range = self.used..self.used + bytes.len();
@@ -59,7 +59,7 @@ impl Shelf {
         self.files.insert(key, range);
     }
 
-    /// Goes on with an empty buffer, and gives what was put there so far.
+    /// Continues with an empty buffer, and returns the files that were on the shelf.
     pub(super) fn replace(&mut self, buffer: Buffer) -> impl Iterator<Item = (Key, Extent)> + use<> {
         let full = self.buffer.replace(buffer).map(Arc::new);
         self.used = 0;

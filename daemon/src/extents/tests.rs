@@ -3,7 +3,7 @@ use crate::file::tests::state;
 use crate::pool::Pool;
 
 #[tokio::test]
-async fn one_read_serves_all_that_want_an_extent() {
+async fn one_read_serves_all_sessions_that_want_an_extent() {
     let (extents, pool) = (Extents::new(4 * EXTENT), Pool::new(8 * EXTENT));
     let key = Key { file: state(1), number: 0 };
     let Begun::Mine(task) = extents.begin(key) else { panic!("nobody else reads") };
@@ -22,7 +22,7 @@ async fn one_read_serves_all_that_want_an_extent() {
 }
 
 #[tokio::test]
-async fn the_oldest_extents_go_first_and_give_their_buffers_back() {
+async fn the_oldest_extents_are_evicted_first_and_return_their_buffers() {
     let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
     let key = |number| Key { file: state(1), number };
     for number in 0..5 {
@@ -34,7 +34,7 @@ async fn the_oldest_extents_go_first_and_give_their_buffers_back() {
 }
 
 #[tokio::test]
-async fn a_failed_or_abandoned_read_fails_who_waits_and_nobody_later() {
+async fn a_failed_or_abandoned_read_fails_for_those_who_wait_and_for_nobody_later() {
     let (extents, pool) = (Extents::new(2 * EXTENT), Pool::new(8 * EXTENT));
     let key = Key { file: state(1), number: 0 };
     for abandon in [false, true] {
@@ -51,7 +51,7 @@ async fn a_failed_or_abandoned_read_fails_who_waits_and_nobody_later() {
     assert!(matches!(extents.begin(key), Begun::Mine(_)));
 }
 
-/// Reads a small file as a session does, unless it is there; says whether it was.
+/// Reads a small file as a session does. Returns whether it was cached.
 fn read_small(extents: &Extents, pool: &Arc<Pool>, inode: u64) -> bool {
     let (file, content) = (state(inode), vec![inode as u8; EXTENT / 4]);
     if let [Some(there)] = extents.ready([Key { file, number: 0 }].into_iter()).as_slice() {
@@ -63,25 +63,25 @@ fn read_small(extents: &Extents, pool: &Arc<Pool>, inode: u64) -> bool {
 }
 
 #[test]
-fn a_cache_of_any_size_takes_no_memory_before_it_holds_something() {
+fn an_empty_cache_takes_no_memory_whatever_its_size() {
     let extents = Extents::new(usize::MAX);
     assert!(extents.keeps(1 << 60) && !Extents::new(0).keeps(1));
     assert!(extents.window() > usize::MAX / EXTENT / 2);
 }
 
 #[test]
-fn small_files_that_are_read_twice_are_there_for_the_third_once_they_fill_a_shelf() {
+fn small_files_that_were_read_twice_are_cached_once_their_shelf_is_full() {
     let (extents, pool) = (Extents::new(8 * EXTENT), Pool::new(9 * EXTENT));
     let read = |file| read_small(&extents, &pool, file);
     for file in [0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5] {
-        assert!(!read(file), "none of them is there before the shelf is full");
+        assert!(!read(file), "none of them is available before the shelf is full");
     }
     assert!(!read(5), "this one goes on the next shelf");
     assert_eq!([0, 1, 2, 3, 4, 5].map(read), [true, false, true, true, true, false]);
 }
 
 #[tokio::test]
-async fn small_files_and_large_ones_leave_each_other_their_share() {
+async fn small_and_large_files_leave_each_other_their_share() {
     let (extents, pool) = (Extents::new(8 * EXTENT), Pool::new(9 * EXTENT));
     let read_twice = |files: Range<u64>| {
         for file in files {
@@ -96,7 +96,7 @@ async fn small_files_and_large_ones_leave_each_other_their_share() {
     let larges = || (0..20).filter(|&number| extents.find(large(number)).is_some()).collect::<Vec<_>>();
 
     read_twice(0..40);
-    assert_eq!(shelves(0..40), 7.0, "beside the one in hand, with nothing else in the cache");
+    assert_eq!(shelves(0..40), 7.0, "beside the open one, with nothing else in the cache");
     for number in 0..20 {
         let Begun::Mine(task) = extents.begin(large(number)) else { panic!("nobody else reads") };
         task.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
@@ -104,5 +104,5 @@ async fn small_files_and_large_ones_leave_each_other_their_share() {
     assert_eq!((shelves(0..40), larges()), (1.0, (14..20).collect()));
     read_twice(40..80);
     assert_eq!((shelves(0..40), shelves(40..80), larges()), (0.0, 1.0, (14..20).collect()));
-    assert_eq!(pool.available(), 1, "all that is dropped gives its buffer back");
+    assert_eq!(pool.available(), 1, "everything that is evicted returns its buffer");
 }
