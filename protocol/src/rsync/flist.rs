@@ -1,14 +1,15 @@
-//! The file list, as stock clients read it.
+//! The file list in the format of stock clients.
 //!
-//! A list is written from the rows of a [`crate::list`] in the order in which the client numbers them:
-//! depth first, as one list or as one list a directory ("incremental recursion"). Nothing is sorted and nothing
-//! allocated per entry; what a session keeps is at most one `u32` per entry, and nothing at all for an incremental
-//! list without filters ([`Numbers`]): there one `u32` a directory serves all sessions ([`SubLists`]).
+//! [`ListWriter`] writes a list from the rows of a [`crate::list`], in the order in which clients number
+//! them: depth first, as one list or as one list per directory ("incremental recursion"). Nothing is sorted
+//! and nothing is allocated per entry. A session keeps at most one `u32` per entry to map indices to rows
+//! ([`Numbers`]). For an incremental list without filters it keeps nothing, because one `u32` per directory
+//! serves all sessions ([`SubLists`]).
 
 mod class;
-mod depth;
+mod deletions;
 mod entry;
-mod gone;
+mod incremental;
 mod links;
 mod merge;
 mod numbers;

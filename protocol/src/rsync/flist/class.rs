@@ -1,23 +1,24 @@
-//! What makes the same tree different bytes.
+//! The session parameters that change the bytes of a list.
 
 use crate::list::ListRef;
 use crate::rsync::chmod::Chmod;
 use crate::rsync::version::{LinkForm, Version};
 
-/// Everything about a session, beside what it selects, that changes the bytes of its list.
+/// All parameters of a session, except its selection, that change the bytes of its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Class {
-    /// The protocol.
+    /// The protocol version.
     pub version: Version,
-    /// Flags are varints (compatibility bit 0x80).
+    /// Whether flags are varints (compatibility bit 0x80).
     pub varint_flags: bool,
-    /// One list a directory (0x001). Only for a selection that [can](super::super::selection::Wanted::may_be_incremental).
+    /// Whether each directory has its own list (0x001). Only for a selection that [can be
+    /// incremental](super::super::selection::Wanted::may_be_incremental).
     pub incremental: bool,
-    /// Id lists end with the name of id 0 (0x100).
+    /// Whether id lists end with the name of id 0 (0x100).
     pub id0_names: bool,
-    /// An I/O error may ride on the end mark of a list with byte flags (0x008).
+    /// Whether the end mark of a list with byte flags may carry an I/O error (0x008).
     pub safe_list: bool,
-    /// `-l`: symlinks come with their targets.
+    /// `-l`: symlinks are sent with their targets.
     pub links: bool,
     /// `-H`.
     pub hard_links: bool,
@@ -25,16 +26,16 @@ pub struct Class {
     pub owner: bool,
     /// `-g`.
     pub group: bool,
-    /// Device numbers (`-D`, `--devices`).
+    /// `-D` or `--devices`: device numbers are sent.
     pub devices: bool,
-    /// Device numbers of fifos and sockets, to protocol 30 (`-D` without `--no-specials`, or `--specials`).
+    /// `-D` without `--no-specials`, or `--specials`: device numbers of fifos and sockets are sent, up to
+    /// protocol 30.
     pub specials: bool,
-    /// `--numeric-ids`: no names of users and groups.
+    /// `--numeric-ids`: no user or group names are sent.
     pub numeric_ids: bool,
-    /// The sender's own choice to tell no names: the client, which does not know of it, finds empty lists
-    /// of them.
+    /// The sender chooses to send no names. The client does not know this and gets empty lists of names.
     pub nameless: bool,
-    /// `-U`. The index holds no access times; modification times stand in.
+    /// `-U`. The index holds no access times, so modification times are sent instead.
     pub atimes: bool,
     /// `-A`, from protocol 30: "none" for every entry.
     pub acls: bool,
@@ -42,28 +43,28 @@ pub struct Class {
     pub xattrs: bool,
     /// `-c`.
     pub checksum: Option<ListDigest>,
-    /// The sender's own choice to tell digests of those files alone that everybody may read.
+    /// The sender chooses to send digests only for files that everybody may read.
     pub public_digests: bool,
-    /// The sender's own choice to strip from symlinks' targets what a receiving daemon put before them.
+    /// The sender chooses to strip the prefix that a receiving daemon put before the targets of symlinks.
     pub munged: bool,
-    /// The sender's own choice of other permissions.
+    /// The sender's own mode change.
     pub chmod: Chmod,
 }
 
-/// The digests of contents in a list.
+/// The digest of files' contents in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListDigest {
     /// XXH128 from the index.
     Xxh128,
     /// MD5 from the index.
     Md5,
-    /// Of so many bytes, and the index does not hold it: zeros, so that the client finds every file
-    /// changed and fetches it.
+    /// A digest of this many bytes that the index does not hold. Zeros are sent, so that the client finds
+    /// every file changed and fetches it.
     Unknown(u8),
 }
 
 impl ListDigest {
-    /// Bytes.
+    /// The length of the digest, in bytes.
     pub(super) fn len(self) -> usize {
         match self {
             Self::Xxh128 | Self::Md5 => 16,
@@ -73,7 +74,7 @@ impl ListDigest {
 }
 
 impl Class {
-    /// A class with every option off.
+    /// Returns a class with all options off.
     pub fn plain(version: Version) -> Self {
         Self {
             version,
@@ -99,8 +100,8 @@ impl Class {
         }
     }
 
-    /// The same class without what makes no difference to the bytes of this list: sessions with equal
-    /// results can share an encoded list.
+    /// Clears the parameters that do not change the bytes of this list. Sessions with equal results can share
+    /// an encoded list.
     #[must_use]
     pub fn canonical(self, list: ListRef<'_>) -> Self {
         let facts = self.version.facts();
@@ -132,13 +133,13 @@ impl Class {
         }
     }
 
-    /// Whether the list itself says that there was an I/O error. Where it does not, a message must.
+    /// Returns whether the list itself can carry an I/O error. If it cannot, a message must report it.
     pub fn carries_errors(&self) -> bool {
         let facts = self.version.facts();
         !facts.variable_ints || self.varint_flags || self.safe_list || facts.error_on_end_mark
     }
 
-    /// Bytes that are equal for equal classes only. Part of the name of a cached list.
+    /// Returns bytes that are equal only for equal classes. They are part of a cached list's key.
     pub fn key(&self) -> Vec<u8> {
         let bits = [
             self.varint_flags,
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_with_other_targets_or_permissions_have_other_names() {
+    fn classes_with_different_bytes_have_different_keys() {
         let plain = Class::plain(Version::NEWEST);
         let chmod = |text| Class { chmod: Chmod::parse(text).unwrap(), ..plain };
         let public = Class { public_digests: true, ..plain };

@@ -1,4 +1,4 @@
-//! One entry as bytes: flags, name, and what changed since the entry before.
+//! Encodes one entry: flags, name, and the fields that differ from the previous entry.
 
 mod flags;
 mod plan;
@@ -26,40 +26,40 @@ const BLOCK_DEVICE: u32 = 0o060_000;
 const FIFO: u32 = 0o010_000;
 const SOCKET: u32 = 0o140_000;
 
-/// The length that directories are listed with: what most of them have on common file systems. The index
-/// does not hold it, and clients only show it.
+/// The length that is sent for directories, which is that of most directories on common file systems. The
+/// index does not hold the real length, and clients only display it.
 const DIRECTORY_LENGTH: i64 = 4096;
-/// The most bytes that an entry can share with the name before.
-const SHARED: usize = 255;
-/// What a stock daemon that receives puts before symlinks' targets, so that nobody can follow them.
-const MUNGED: &[u8] = b"/rsyncd-munged/";
-/// The device that link groups are said to be on, before protocol 30.
-const DEVICE: i64 = 1;
+/// Maximum number of bytes that an entry can share with the previous name.
+const MAX_SHARED: usize = 255;
+/// The prefix that a receiving stock daemon puts before symlinks' targets, so that nobody can follow them.
+const MUNGE_PREFIX: &[u8] = b"/rsyncd-munged/";
+/// The device number that is sent for hard link groups before protocol 30.
+const LINK_DEVICE: i64 = 1;
 
-/// Writes entries, each against the one before.
+/// Encodes entries, each relative to the previous one.
 #[derive(Debug)]
 pub(super) struct EntryEncoder {
     class: Class,
     facts: &'static Facts,
-    before: Before,
+    previous: Previous,
     owners: Owners,
     pub(super) links: Links,
     /// The index of the next entry.
     pub(super) ndx: u32,
-    /// Bytes of the files and of the targets of symlinks so far: what a client is told as the total size.
+    /// Total size of the files and symlink targets so far, in bytes. It is sent to the client as the total size.
     pub(super) total: u64,
-    /// The index of this list's first entry.
+    /// The index of the first entry in the current list.
     list_start: u32,
     acl_sent: bool,
     default_acl_sent: bool,
     xattrs_sent: bool,
 }
 
-/// What the receiver remembers of the entry before.
+/// The fields of the previous entry that the receiver remembers.
 #[derive(Debug, Default)]
-struct Before {
+struct Previous {
     name: Vec<u8>,
-    /// 0 is no mode.
+    /// The mode. 0 stands for no mode.
     mode: u32,
     mtime: Option<i64>,
     atime: Option<i64>,
@@ -75,7 +75,7 @@ impl EntryEncoder {
         Self {
             class,
             facts: class.version.facts(),
-            before: Before::default(),
+            previous: Previous::default(),
             owners: Owners::of(list),
             links: Links::of(list),
             ndx,
@@ -105,8 +105,8 @@ impl EntryEncoder {
             put_varint(out, first.cast_signed());
         }
         if by_index.is_some_and(|first| first >= self.list_start) {
-            // The receiver copies the rest; what it then remembers of it is not relied upon.
-            self.before = Before { name: std::mem::take(&mut self.before.name), ..Before::default() };
+            // The receiver copies the other fields. What it remembers of them afterwards is not relied upon.
+            self.previous = Previous { name: std::mem::take(&mut self.previous.name), ..Previous::default() };
         } else {
             self.put_attributes(list, row, &plan, out);
         }
@@ -116,8 +116,8 @@ impl EntryEncoder {
         self.ndx += 1;
     }
 
-    /// Appends an entry that is not there: of no type, and with zeros for all that an entry has.
-    pub(super) fn put_gone(&mut self, name: &[u8], out: &mut Vec<u8>) {
+    /// Appends the entry of a missing name: it has no type, and all its fields are zero.
+    pub(super) fn put_deletion(&mut self, name: &[u8], out: &mut Vec<u8>) {
         let Class { version, owner, group, atimes, .. } = self.class;
         let same_user = if owner { 0 } else { SAME_UID };
         let same_group = if group { 0 } else { SAME_GID };
@@ -137,13 +137,14 @@ impl EntryEncoder {
         if self.class.acls || self.class.xattrs {
             self.put_no_extras(0, out);
         }
-        // What follows says all of itself.
-        let Before { name, device_sent, .. } = std::mem::take(&mut self.before);
-        self.before = Before { name, device_sent, ..Before::default() };
+        // The next entry sends all its attributes in full. Only the name and the device of hard link groups
+        // remain known.
+        let Previous { name, device_sent, .. } = std::mem::take(&mut self.previous);
+        self.previous = Previous { name, device_sent, ..Previous::default() };
         self.ndx += 1;
     }
 
-    /// Appends the end of a list. Entries after it, of another list, begin one index later.
+    /// Appends the end of a list. The entries of the next list begin one index later.
     pub(super) fn put_end(&mut self, io_error: i32, out: &mut Vec<u8>) {
         if self.class.varint_flags {
             out.push(0);
@@ -158,8 +159,8 @@ impl EntryEncoder {
         self.list_start = self.ndx;
     }
 
-    /// Appends what follows the end of a list that is all: names of users and groups, and the error. ACLs name
-    /// users and groups too, so with them both are there, if only to say that there are none.
+    /// Appends what follows the end of a complete list: user and group names, and the I/O error. ACLs refer
+    /// to users and groups too, so with ACLs both lists of names are sent, even if they are empty.
     pub(super) fn put_trailer(&self, list: ListRef<'_>, io_error: i32, out: &mut Vec<u8>) {
         let Class { version, id0_names, acls, .. } = self.class;
         let names = !self.class.nameless;
@@ -178,10 +179,10 @@ impl EntryEncoder {
 
     #[inline]
     fn put_flags_and_name(&mut self, mut flags: u32, is_dir: bool, name: &[u8], out: &mut Vec<u8>) {
-        let shared = shared_prefix(&self.before.name, name).min(SHARED);
+        let shared = shared_prefix(&self.previous.name, name).min(MAX_SHARED);
         let suffix = &name[shared..];
-        self.before.name.truncate(shared);
-        self.before.name.extend_from_slice(suffix);
+        self.previous.name.truncate(shared);
+        self.previous.name.extend_from_slice(suffix);
         if shared > 0 {
             flags |= SAME_NAME;
         }
@@ -240,7 +241,7 @@ impl EntryEncoder {
             if !has(SAME_ATIME) {
                 put_varlong(out, plan.mtime, 4);
             }
-            self.before.atime = Some(plan.mtime);
+            self.previous.atime = Some(plan.mtime);
         }
         if !has(SAME_UID) {
             put_int30(out, version, plan.uid.cast_signed());
@@ -254,9 +255,9 @@ impl EntryEncoder {
                 put_name(out, &self.owners.groups.name(list, plan.owner));
             }
         }
-        (self.before.mode, self.before.mtime) = (plan.mode, Some(plan.mtime));
-        (self.before.uid, self.before.gid) = (Some(plan.uid), Some(plan.gid));
-        self.before.is_device = plan.device.is_some() && matches!(kind, CHAR_DEVICE | BLOCK_DEVICE);
+        (self.previous.mode, self.previous.mtime) = (plan.mode, Some(plan.mtime));
+        (self.previous.uid, self.previous.gid) = (Some(plan.uid), Some(plan.gid));
+        self.previous.is_device = plan.device.is_some() && matches!(kind, CHAR_DEVICE | BLOCK_DEVICE);
         if let Some((major, minor)) = plan.device {
             self.put_device(plan.flags, major, minor, out);
         }
@@ -267,10 +268,10 @@ impl EntryEncoder {
         }
         if let Some(inode) = plan.link {
             if !has(SAME_DEVICE_28) {
-                put_longint(out, DEVICE + 1);
+                put_longint(out, LINK_DEVICE + 1);
             }
             put_longint(out, inode);
-            self.before.device_sent = true;
+            self.previous.device_sent = true;
         }
         if let Some(digest) = self.class.checksum {
             self.put_digest(digest, list, row, kind, out);
@@ -289,7 +290,7 @@ impl EntryEncoder {
         let version = self.class.version;
         if !self.facts.second_flags_byte {
             if flags & SAME_DEVICE_NUMBER_27 == 0 {
-                // As the C library packs the two into the low 32 bits of a `dev_t`.
+                // The C library packs both numbers into the low 32 bits of a `dev_t` like this.
                 let number = (minor & 0xff) | (major & 0xfff) << 8 | (minor & !0xff) << 12;
                 put_i32(out, number.cast_signed());
             }
@@ -321,8 +322,8 @@ impl EntryEncoder {
         }
     }
 
-    /// Access lists and extended attributes: the index has none. The first of a kind says so, the others
-    /// refer to the first.
+    /// Appends empty ACLs and extended attributes, because the index holds none. The first one of each kind
+    /// is sent in full, and the others refer to it.
     fn put_no_extras(&mut self, mode: u32, out: &mut Vec<u8>) {
         let mut none = |sent: &mut bool| {
             out.extend_from_slice(if std::mem::replace(sent, true) { &[1] } else { &[0, 0] });
@@ -339,13 +340,13 @@ impl EntryEncoder {
     }
 }
 
-/// A symlink's target as it was before a receiving daemon with `munge symlinks` put its prefix before it. The length
-/// in the list stays that of the symlink on the disk, as stock rsync has it.
+/// Returns a symlink's target without the prefix of a receiving daemon with `munge symlinks`. As in stock
+/// rsync, the length in the list remains that of the symlink on disk.
 fn unmunged(target: &[u8]) -> &[u8] {
-    target.strip_prefix(MUNGED).filter(|rest| !rest.is_empty()).unwrap_or(target)
+    target.strip_prefix(MUNGE_PREFIX).filter(|rest| !rest.is_empty()).unwrap_or(target)
 }
 
-/// How many bytes two names begin with in common.
+/// Returns the length of the common prefix of two names.
 #[inline]
 fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
     let words = a.chunks_exact(8).zip(b.chunks_exact(8)).take_while(|(x, y)| x == y).count() * 8;

@@ -1,19 +1,19 @@
-//! Which entry of a link group was sent first.
+//! Records which entry of a hard link group was sent first.
 
 use crate::list::{FLAG_LINKED, ListRef};
 
-/// The index of every group's first entry, in four bytes a linked name.
+/// The index of each group's first entry, in four bytes per linked name.
 #[derive(Debug)]
 pub(super) struct Links {
-    /// By the place of the group's leader among the list's links; [`UNSENT`] so far.
+    /// The indices, by the position of the group's leader among the list's links. [`UNSENT`] if none was sent.
     first: Vec<u32>,
-    /// The place after the last one asked for: rows mostly come in order.
+    /// The position after the last row looked up. Rows mostly come in order.
     next: usize,
 }
 
 const UNSENT: u32 = u32::MAX;
 
-/// Whether a row is one of several names of its inode.
+/// Returns whether a row is one of several names of its inode.
 pub(super) fn is_linked(list: ListRef<'_>, row: u32) -> bool {
     list.archived().flags.get(row as usize).is_some_and(|flags| flags & FLAG_LINKED != 0)
 }
@@ -23,12 +23,13 @@ impl Links {
         Self { first: vec![UNSENT; list.links().len()], next: 0 }
     }
 
-    /// Bytes that it takes.
+    /// Returns the memory used, in bytes.
     pub(super) fn memory(&self) -> usize {
         size_of::<u32>() * self.first.capacity()
     }
 
-    /// The index of the first entry of a linked row's group; none when this one, at `ndx`, is it.
+    /// Returns the index of the first entry of a linked row's group. `None` if this row, at index `ndx`, is
+    /// the first.
     pub(super) fn first(&mut self, list: ListRef<'_>, row: u32, ndx: u32) -> Option<u32> {
         let links = list.archived();
         let place = |rows: &[_], row: u32| rows.partition_point(|other: &rkyv::rend::u32_le| other.to_native() < row);

@@ -1,4 +1,4 @@
-//! Several views as one list.
+//! Merges several views into one list.
 
 use std::cmp::Ordering;
 
@@ -7,7 +7,7 @@ use crate::list::ListRef;
 use crate::rsync::selection::{Hides, Selection};
 use crate::rsync::version::ListOrder;
 
-/// A k-way merge: a heap of walks, the one with the least name on top.
+/// A k-way merge: a heap of walks, with the smallest name on top.
 #[derive(Debug)]
 pub(super) struct Merge {
     order: ListOrder,
@@ -17,7 +17,7 @@ pub(super) struct Merge {
 
 #[derive(Debug)]
 struct Source {
-    /// The number of the view; of equal names the first argument's comes first.
+    /// The number of the view. Of equal names, that of the first view comes first.
     view: u32,
     walk: Walk,
     entry: Entry,
@@ -37,12 +37,12 @@ impl Merge {
         merge
     }
 
-    /// Bytes that it takes, beside the paths.
+    /// Returns the memory used without the paths, in bytes.
     pub(super) fn memory(&self) -> usize {
         size_of::<Source>() * self.heap.capacity()
     }
 
-    /// The next entry; [`Merge::name`] is its name until the next call.
+    /// Returns the next entry. [`Merge::name`] is its name until the next call.
     pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         if std::mem::replace(&mut self.begun, true) {
             let top = self.heap.first_mut()?;
@@ -58,17 +58,17 @@ impl Merge {
         self.heap.first().map(|top| top.entry)
     }
 
-    /// The path, below the module, of the entry that was given last.
+    /// Returns the path, below the module, of the last entry.
     pub(super) fn path(&self) -> &[u8] {
         self.heap.first().map_or(b"", |top| top.walk.path())
     }
 
-    /// The name of the entry that was given last.
+    /// Returns the name of the last entry.
     pub(super) fn name(&self) -> &[u8] {
         self.heap.first().map_or(b"", |top| top.walk.name())
     }
 
-    /// Restores the heap below a place whose source may have grown.
+    /// Restores the heap after the source at `at` has advanced.
     fn sink(&mut self, mut at: usize) {
         loop {
             let children = [2 * at + 1, 2 * at + 2].into_iter().filter(|&child| child < self.heap.len());
@@ -89,7 +89,7 @@ impl Merge {
     }
 }
 
-/// Compares whole names in a list, each with whether it is a directory's.
+/// Compares whole names in a list, each with a flag for directories.
 pub(super) fn compare(order: ListOrder, (a, a_is_dir): (&[u8], bool), (b, b_is_dir): (&[u8], bool)) -> Ordering {
     match order {
         ListOrder::Paths => a.cmp(b),
@@ -97,15 +97,15 @@ pub(super) fn compare(order: ListOrder, (a, a_is_dir): (&[u8], bool), (b, b_is_d
     }
 }
 
-/// The order of [`crate::order`] for whole names in a list: `.` first, what is no directory before
-/// directories at every level, a directory as if it ended in `/`.
+/// Compares whole names in a list by [`crate::order`]: `.` comes first, non-directories come before
+/// directories at every level, and a directory compares as if it ended with `/`.
 fn tree_order(a: &[u8], a_is_dir: bool, b: &[u8], b_is_dir: bool) -> Ordering {
     if a == b"." || b == b"." {
         return (b == b".").cmp(&(a == b"."));
     }
     let shared = a.iter().zip(b).take_while(|(x, y)| x == y).count();
     let start = a[..shared].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    // The first element that differs is a directory when a slash follows it, or when it is the entry itself.
+    // The first component that differs is a directory if a slash follows it or if the entry itself is one.
     let inner = |name: &[u8], is_dir| is_dir || name[start..].contains(&b'/');
     let (a_inner, b_inner) = (inner(a, a_is_dir), inner(b, b_is_dir));
     let slash = |is_dir: bool| if is_dir { &b"/"[..] } else { b"" };
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_several_sources_come_in_the_one_order() {
+    fn names_of_several_sources_are_in_tree_order() {
         let sorted: [(&[u8], bool); 10] = [
             (b".", true),
             (b"a-b", false),

@@ -1,4 +1,4 @@
-//! From the index that a client names to the row that it means.
+//! Maps the file indices that a client sends to rows.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,25 +10,25 @@ use crate::rsync::selection::{Selection, Top};
 /// The rows of a list by file index.
 #[derive(Debug, Clone)]
 pub enum Numbers {
-    /// An incremental list without filters: computed, in the time of a few binary searches.
+    /// An incremental list without filters. Rows are computed with a few binary searches.
     Computed(Computed),
-    /// Row by index; [`Numbers::NO_ROW`] where the index means nothing.
+    /// The row of each index, or [`Numbers::NO_ROW`] for an index without a row.
     Table(Vec<u32>),
-    /// As a table, kept elsewhere.
+    /// Like `Table`, but stored elsewhere.
     Shared(Arc<dyn RowTable>),
 }
 
-/// Rows by index, in a list that was encoded before.
+/// The rows by index of a list that was encoded before.
 pub trait RowTable: fmt::Debug + Send + Sync {
-    /// The row that an index means; none for an index that no client may name.
+    /// Returns the row of an index. `None` for an index that clients must not use.
     fn row(&self, ndx: u32) -> Option<u32>;
 }
 
 impl Numbers {
-    /// In a table: no row.
+    /// Marks an index without a row in a table.
     pub const NO_ROW: u32 = u32::MAX;
 
-    /// The row that an index means; none for an index that no client may name.
+    /// Returns the row of an index. `None` for an index that clients must not use.
     pub fn row(&self, list: ListRef<'_>, ndx: u32) -> Option<u32> {
         match self {
             Self::Computed(computed) => computed.row(list, ndx),
@@ -37,28 +37,31 @@ impl Numbers {
         }
     }
 
-    /// The numbers of a selection's incremental list without filters. `sub_lists` are those of the same list.
+    /// Returns the numbers of a selection's incremental list without filters. `sub_lists` must belong to the
+    /// same list.
     pub fn computed(list: ListRef<'_>, selection: &Selection, sub_lists: &Arc<SubLists>) -> Self {
         Self::Computed(Computed { top: selection.top(list), sub_lists: Arc::clone(sub_lists) })
     }
 }
 
-/// Where the sub-list of every directory begins when a whole list is sent incrementally, without filters.
+/// The position of every directory's sub-list when the whole list is sent incrementally, without filters.
 ///
-/// By the number of the directory: the indices before its own sub-list's directory, in a depth-first walk from the root. A
-/// sub-list takes one index for its directory and one for each entry. What is below a directory is one
-/// run, so the same column serves every session that asks for a directory of the list.
+/// For each directory, by its number, this holds how many indices come before that of its own sub-list's
+/// directory in a depth-first walk from the root. A sub-list takes one index for its directory and one for
+/// each entry. Everything below a directory is one consecutive range, so the same numbers serve every session
+/// that requests any directory of the list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SubLists {
     starts: Vec<u32>,
 }
 
 impl SubLists {
-    /// Those of a list. Costs two passes over its directories.
+    /// Computes the positions for a list, in two passes over its directories.
     pub fn of(list: ListRef<'_>) -> Self {
         let count = list.directories();
         let mut starts = vec![0u32; count as usize];
-        // First, what each directory takes with all below it. The directories in one follow those in the one before.
+        // First pass: the number of indices of each directory and everything below it. The directories in a
+        // directory follow those in the directory before it.
         let mut end = count;
         for number in (0..count).rev() {
             let dir = list.dir(number);
@@ -67,7 +70,7 @@ impl SubLists {
             starts[number as usize] = below.saturating_add(own_indices(dir));
             end = first;
         }
-        // Then, in its place, where it begins.
+        // Second pass: replace that number by the position of the directory.
         if let Some(root) = starts.first_mut() {
             *root = 0;
         }
@@ -88,7 +91,7 @@ impl SubLists {
         self.starts.get(dir as usize).copied().unwrap_or(u32::MAX)
     }
 
-    /// The row that stands so many indices behind the first directory's start.
+    /// Returns the row that is `behind` indices after the start of the directory `first`.
     fn row(&self, list: ListRef<'_>, first: u32, behind: u32) -> Option<u32> {
         let ndx = self.start(first).checked_add(behind)?;
         let mut at = first;
@@ -107,19 +110,19 @@ impl SubLists {
     }
 }
 
-/// The indices of a directory's own sub-list: itself, and its children.
+/// Returns the number of indices of a directory's own sub-list: one for itself and one for each child.
 fn own_indices(dir: Dir<'_>) -> u32 {
     1 + dir.rows().len() as u32
 }
 
-/// The numbers of the directories in a directory.
+/// Returns the numbers of the directories in a directory.
 fn subdirs(list: ListRef<'_>, dir: Dir<'_>) -> Range<u32> {
     let rows = dir.subdirs();
     let first = if rows.is_empty() { None } else { list.row(rows.start).dir_number() };
     first.map_or(0..0, |first| first..first + rows.len() as u32)
 }
 
-/// The first of a run of numbers that `is_before` says no to.
+/// Returns the first number in a run for which `is_before` is false.
 fn partition_point(mut run: Range<u32>, is_before: impl Fn(u32) -> bool) -> u32 {
     while !run.is_empty() {
         let middle = run.start + (run.end - run.start) / 2;
@@ -128,7 +131,7 @@ fn partition_point(mut run: Range<u32>, is_before: impl Fn(u32) -> bool) -> u32 
     run.start
 }
 
-/// The numbers of an unfiltered incremental list.
+/// The indices of an unfiltered incremental list.
 #[derive(Debug, Clone)]
 pub struct Computed {
     top: Option<Top>,
@@ -138,7 +141,7 @@ pub struct Computed {
 impl Computed {
     fn row(&self, list: ListRef<'_>, ndx: u32) -> Option<u32> {
         let top = self.top?;
-        // A directory's contents are in the first list, right behind it. Otherwise the first list is a single entry.
+        // A directory's contents are in the first list, right after it. Otherwise the first list is a single entry.
         let begin = if top.is_dot { 1 } else { 2 };
         match (ndx, list.row(top.row).dir_number().filter(|_| top.contents)) {
             (0, _) => top.is_dot.then_some(top.row),

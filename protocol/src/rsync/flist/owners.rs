@@ -1,23 +1,24 @@
-//! Users and groups: numbers with every entry, names once.
+//! Users and groups: a number in every entry, and each name once.
 
 use crate::list::ListRef;
 use crate::rsync::codec::put_int30;
 use crate::rsync::version::Version;
 
-/// The owners of a list, by their numbers in it.
+/// The owners of a list. Each owner is a user and a group.
 #[derive(Debug)]
 pub(super) struct Owners {
     pub(super) users: Ids,
     pub(super) groups: Ids,
 }
 
-/// One of the two numbers of each owner.
+/// The users or the groups of the owners.
 #[derive(Debug)]
 pub(super) struct Ids {
     ids: Vec<u32>,
-    /// The first owner with the same number and a name, else with the same number.
+    /// For each owner, the first owner with the same id that has a name. If none has a name, the first with
+    /// the same id.
     same: Vec<u32>,
-    /// By the number in `same`: an entry has it.
+    /// Whether an entry with the owner's id was written, indexed by the owner in `same`.
     seen: Vec<bool>,
     name: fn(ListRef<'_>, u32) -> Vec<u8>,
 }
@@ -56,19 +57,19 @@ impl Ids {
         self.ids.get(owner as usize).copied().unwrap_or(0)
     }
 
-    /// Notes that an entry has this owner; true the first time for the number.
+    /// Records that an entry has this owner. Returns true the first time that its id occurs.
     pub(super) fn see(&mut self, owner: u32) -> bool {
         let same = self.same.get(owner as usize).and_then(|&same| self.seen.get_mut(same as usize));
         same.is_some_and(|seen| !std::mem::replace(seen, true))
     }
 
-    /// The name for the number, possibly empty.
+    /// Returns the name for the owner's id. It may be empty.
     pub(super) fn name(&self, list: ListRef<'_>, owner: u32) -> Vec<u8> {
         self.same.get(owner as usize).map_or_else(Vec::new, |&same| (self.name)(list, same))
     }
 
-    /// Appends the list of names: of the numbers seen, 0 and those without a name left out; none without
-    /// `names`.
+    /// Appends the list of names for the ids that occurred, without id 0 and ids without a name. The list is
+    /// empty if `names` is false.
     pub(super) fn put_names(
         &self,
         list: ListRef<'_>,
@@ -93,7 +94,7 @@ impl Ids {
     }
 }
 
-/// Appends a name with its length; [`crate::limits::OWNER_NAME`] fits the byte.
+/// Appends a name after its length in one byte, which suffices for [`crate::limits::OWNER_NAME`].
 pub(super) fn put_name(out: &mut Vec<u8>, name: &[u8]) {
     out.push(name.len() as u8);
     out.extend_from_slice(name);

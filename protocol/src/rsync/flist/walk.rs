@@ -1,24 +1,23 @@
-//! The entries of one view, depth first, in the order in which clients number them.
+//! Walks the entries of one view depth first, in the order in which clients number them.
 //!
-//! A walk borrows nothing: every step is given the list, the selection and the filters, always the same.
+//! A walk borrows nothing. Every call must pass the same list, selection and filters.
 
 mod children;
 mod paths;
 mod tree;
 
 use crate::list::ListRef;
-use crate::rsync::selection::{CHILDREN, Hides, LISTED, Lost, RECURSE, Selection, View};
+use crate::rsync::selection::{CHILDREN, Hides, LISTED, LookupError, RECURSE, Selection, View};
 use crate::rsync::version::ListOrder;
 
-/// An entry that is to be listed.
+/// An entry to be listed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
-    /// Its row.
     pub(super) row: u32,
-    /// Of a directory: asked for by name and its contents are listed; or above what was asked for, and they
-    /// are not.
+    /// For a directory: whether it is a requested entry whose contents are listed, or a directory above a
+    /// requested entry whose contents are not.
     pub(super) top: bool,
-    /// Of a directory: its contents are listed too.
+    /// For a directory: whether its contents are listed too.
     pub(super) contents: bool,
     /// Where it is written, and where it is numbered.
     pub(super) position: Position,
@@ -30,23 +29,24 @@ impl Entry {
     }
 }
 
-/// The position of an entry in the list. Clients number what they sorted, in whatever order it came.
+/// Where an entry is written and numbered in the list. Clients number the entries after sorting them,
+/// regardless of the order in which they arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Position {
     /// Written and numbered here.
     Here,
-    /// Written here, before its turn.
+    /// Written here, before the position at which it is numbered.
     Early,
-    /// Written before, numbered here.
+    /// Numbered here, but written earlier.
     Late,
-    /// Nowhere: filters hide it. Given all the same, so that looking for the next that is not hidden can be broken
-    /// off.
+    /// Neither written nor numbered, because filters hide it. It is returned anyway, so that the search for
+    /// the next visible entry can be interrupted.
     Hidden,
-    /// Nowhere: it is a symlink that is to be followed, and leads nowhere. The client is told.
-    Lost(Lost),
+    /// Neither written nor numbered: a symlink that must be followed but cannot be resolved. The client is notified.
+    Unresolved(LookupError),
 }
 
-/// A place in a walk.
+/// A position in a walk.
 #[derive(Debug)]
 pub(super) enum Walk {
     Tree(tree::Walk),
@@ -54,7 +54,7 @@ pub(super) enum Walk {
 }
 
 impl Walk {
-    /// A walk through one of the selection's views, by its place.
+    /// Starts a walk through the view at this position of the selection.
     pub(super) fn new(
         list: ListRef<'_>,
         selection: &Selection,
@@ -68,7 +68,7 @@ impl Walk {
         }
     }
 
-    /// The next entry.
+    /// Returns the next entry.
     #[inline]
     pub(super) fn next(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides) -> Option<Entry> {
         match self {
@@ -77,7 +77,7 @@ impl Walk {
         }
     }
 
-    /// The path, below the module, of the entry that was given last.
+    /// Returns the path, below the module, of the last entry.
     pub(super) fn path(&self) -> &[u8] {
         match self {
             Self::Tree(walk) => &walk.path.bytes,
@@ -85,7 +85,7 @@ impl Walk {
         }
     }
 
-    /// The name in the list of the entry that was given last.
+    /// Returns the name in the list of the last entry.
     pub(super) fn name(&self) -> &[u8] {
         match self {
             Self::Tree(walk) => walk.path.name(),
@@ -94,17 +94,17 @@ impl Walk {
     }
 }
 
-/// The current entry's path.
+/// The path of the current entry.
 #[derive(Debug)]
 pub(super) struct Path {
-    /// Below the module.
+    /// The path below the module.
     bytes: Vec<u8>,
-    /// Where the name in the list begins.
+    /// The offset at which the name in the list begins.
     name_at: usize,
 }
 
 impl Path {
-    /// The path of a view's base.
+    /// Returns the path of a view's base.
     pub(super) fn base(list: ListRef<'_>, number: u32) -> Self {
         let mut bytes = list.dir(number).path();
         if !bytes.is_empty() {
@@ -113,7 +113,7 @@ impl Path {
         Self { name_at: bytes.len(), bytes }
     }
 
-    /// The name in the list.
+    /// Returns the name in the list.
     pub(super) fn name(&self) -> &[u8] {
         match &self.bytes[self.name_at..] {
             b"" => b".",
@@ -121,17 +121,18 @@ impl Path {
         }
     }
 
-    /// Makes it the path of a row below the base.
+    /// Sets the path to that of a row below the base.
     pub(super) fn go(&mut self, list: ListRef<'_>, row: u32) {
         self.bytes = list.path(row);
     }
 
-    /// Bytes so far: what [`Path::set`] wants for the children of the entry that this is the path of.
+    /// Returns the length of the path, in bytes. It is the `parent_len` of [`Path::set`] for the children of
+    /// this entry.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Makes it the path of a child.
+    /// Sets the path to that of a child.
     #[inline]
     pub(super) fn set(&mut self, parent_len: usize, name: &[u8]) {
         self.bytes.truncate(parent_len);
@@ -147,16 +148,16 @@ impl Path {
     }
 }
 
-/// The base's own entry, and what is asked for of it.
+/// Returns the entry of the base itself, if it is listed, and which of its contents are requested.
 fn base_entry(list: ListRef<'_>, view: &View) -> (Option<Entry>, u32) {
     let row = list.dir(view.base).row();
     let mark = view.mark_of(row).unwrap_or(0);
-    let asked = mark & (RECURSE | CHILDREN);
-    let entry = Entry { row, top: asked != 0, contents: asked != 0, position: Position::Here };
-    ((mark & LISTED != 0).then_some(entry), asked)
+    let requested = mark & (RECURSE | CHILDREN);
+    let entry = Entry { row, top: requested != 0, contents: requested != 0, position: Position::Here };
+    ((mark & LISTED != 0).then_some(entry), requested)
 }
 
-/// Whether the name of a symlink that leads nowhere is hidden: as whatever it was to be.
-fn hides_lost(path: &Path, hides: &impl Hides) -> bool {
+/// Returns whether filters hide the name of an unresolved symlink, either as a file or as a directory.
+fn hides_unresolved(path: &Path, hides: &impl Hides) -> bool {
     path.hidden(hides, false) || path.hidden(hides, true)
 }

@@ -1,40 +1,41 @@
-//! From rows to bytes, a piece at a time.
+//! Encodes rows as a file list, in pieces.
 
 use super::Class;
-use super::depth::{Depth, Event};
+use super::deletions::Deletions;
 use super::entry::EntryEncoder;
-use super::gone::Gone;
+use super::incremental::{Event, IncrementalWalk};
 use super::merge::Merge;
 use super::numbers::Numbers;
 use super::walk::{Entry, Position, Walk};
 use crate::limits;
 use crate::list::{FileType, ListRef};
 use crate::rsync::codec::{NDX_FLIST_EOF, NDX_FLIST_OFFSET, NdxEncoder};
-use crate::rsync::selection::{Hides, Lost, Missing, Selection};
+use crate::rsync::selection::{Hides, LookupError, Missing, Selection};
 
-/// Hidden entries after which [`ListWriter::write`] returns, so that filters that hide much keep nobody waiting.
-const HIDDEN: usize = 16 << 10;
+/// Number of hidden entries after which [`ListWriter::write`] returns, so that filters that hide many entries
+/// do not delay other sessions.
+const HIDDEN_LIMIT: usize = 16 << 10;
 
-/// Steps of comparison after which it returns too: some two milliseconds.
-const STEPS: u64 = 1 << 20;
+/// Number of comparison steps after which [`ListWriter::write`] returns as well: about two milliseconds.
+const STEP_LIMIT: u64 = 1 << 20;
 
-/// As how many of them a symlink counts that leads nowhere: it is a message to the client.
-const LOST: usize = 64;
+/// Number of hidden entries that an unresolved symlink counts as, because it costs a message to the client.
+const UNRESOLVED_COST: usize = 64;
 
-/// Writes one list, piece by piece.
+/// Writes one list in pieces.
 ///
-/// It borrows nothing, so that a session can keep it while its client stalls; every call must be given
-/// the list and the filters that it was made for.
+/// A writer borrows nothing, so that a session can keep it while its client stalls. Every call must pass the
+/// list and the filters for which the writer was created.
 #[derive(Debug)]
 pub struct ListWriter {
     class: Class,
     selection: Selection,
     route: Route,
-    gone: Gone,
-    /// A step that a name which is not there comes before.
-    waiting: Option<Event>,
-    /// Symlinks that lead nowhere, and were not taken yet.
-    lost: Vec<Missing>,
+    deletions: Deletions,
+    /// An event that must wait because a deletion comes before it.
+    pending: Option<Event>,
+    /// Symlinks that could not be resolved and have not been taken yet.
+    unresolved: Vec<Missing>,
     io_error: i32,
     encoder: EntryEncoder,
     indices: NdxEncoder,
@@ -47,44 +48,44 @@ pub struct ListWriter {
     done: bool,
 }
 
-/// In which order the entries come.
+/// The source of the entries.
 #[derive(Debug)]
 enum Route {
-    /// One view, one list.
+    /// One view in one list.
     Walk(Walk),
-    /// Several views, one list.
+    /// Several views in one list.
     Merge(Merge),
-    /// A list a directory.
-    Depth(Depth),
-    /// One list, of which all entries are written.
+    /// One list per directory.
+    Incremental(IncrementalWalk),
+    /// A single list whose entries have all been written.
     Ended,
 }
 
-/// What [`ListWriter::write`] did.
+/// The result of one call of [`ListWriter::write`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// The list is complete.
+    /// Whether the list is complete.
     pub done: bool,
-    /// The last place in the output, of this call, at which one list of an incremental list ends: other
-    /// data of the stream may stand there.
+    /// The last offset in this call's output at which one list of an incremental list ends. Other data of the
+    /// stream may be inserted there.
     pub boundary: Option<usize>,
 }
 
 impl ListWriter {
-    /// A writer at the start of the list.
+    /// Creates a writer at the start of the list.
     pub fn new(list: ListRef<'_>, class: Class, mut selection: Selection, hides: &impl Hides) -> Self {
         let order = class.version.facts().order;
-        let gone = Gone::new(std::mem::take(&mut selection.gone), order);
+        let deletions = Deletions::new(std::mem::take(&mut selection.deletions), order);
         let route = match selection.roots() {
-            _ if class.incremental => Route::Depth(Depth::new(list, &selection)),
+            _ if class.incremental => Route::Incremental(IncrementalWalk::new(list, &selection)),
             [_] => Route::Walk(Walk::new(list, &selection, 0, hides, order)),
             _ => Route::Merge(Merge::new(list, &selection, hides, order)),
         };
         Self {
             route,
-            gone,
-            waiting: None,
-            lost: Vec::new(),
+            deletions,
+            pending: None,
+            unresolved: Vec::new(),
             io_error: selection.io_error(),
             encoder: EntryEncoder::new(list, class),
             indices: NdxEncoder::new(class.version),
@@ -100,15 +101,16 @@ impl ListWriter {
         }
     }
 
-    /// Whether rows by index are [computed](Numbers::computed). Otherwise they are a table of what
-    /// [`ListWriter::write`] adds to `rows`.
+    /// Returns whether rows are [computed](Numbers::computed) from indices. Otherwise the rows that
+    /// [`ListWriter::write`] appends are the table.
     pub fn is_computed(&self) -> bool {
         self.is_computed
     }
 
-    /// Appends to `out` until it holds `limit` bytes or an entry more, the list is complete, many entries in it
-    /// were hidden, or the filters took many steps: then maybe nothing. Rows by index are appended to `rows`, unless they are
-    /// [computed](ListWriter::is_computed).
+    /// Appends a piece of the list to `out`, and its rows by index to `rows` unless they are
+    /// [computed](ListWriter::is_computed). Stops when `out` holds at least `limit` bytes, the list is
+    /// complete, many entries were hidden, or the filters took many steps. In the last two cases it may
+    /// append nothing.
     pub fn write(
         &mut self,
         list: ListRef<'_>,
@@ -121,21 +123,25 @@ impl ListWriter {
         let mut boundary = None;
         if self.lists == 0 {
             self.lists = 1;
-            if let Route::Depth(depth) = &self.route {
-                self.put_row(depth.first_dir().unwrap_or(Numbers::NO_ROW), rows);
+            if let Route::Incremental(walk) = &self.route {
+                self.put_row(walk.first_dir().unwrap_or(Numbers::NO_ROW), rows);
             }
         }
         let (mut hidden, before) = (0, hides.steps());
-        while !self.done && out.len() < limit && hidden < HIDDEN && hides.steps().wrapping_sub(before) < STEPS {
-            let step = match self.waiting.take() {
-                Some(step) => step,
+        while !self.done
+            && out.len() < limit
+            && hidden < HIDDEN_LIMIT
+            && hides.steps().wrapping_sub(before) < STEP_LIMIT
+        {
+            let event = match self.pending.take() {
+                Some(event) => event,
                 None => self.route.next(list, &self.selection, hides),
             };
-            if !self.gone.is_empty() && self.put_gone_before(list, &step, out, rows) {
-                self.waiting = Some(step);
+            if !self.deletions.is_empty() && self.put_deletion_before(list, &event, out, rows) {
+                self.pending = Some(event);
                 continue;
             }
-            match step {
+            match event {
                 Event::Entry(entry) => {
                     if matches!(entry.position, Position::Here | Position::Early) {
                         self.is_damaged |= !is_sound(list, entry.row, self.route.name());
@@ -145,12 +151,12 @@ impl ListWriter {
                     if matches!(entry.position, Position::Here | Position::Late) {
                         self.put_row(entry.row, rows);
                     }
-                    if let Position::Lost(lost) = entry.position {
-                        self.put_lost(lost);
+                    if let Position::Unresolved(error) = entry.position {
+                        self.record_unresolved(error);
                     }
                     hidden += match entry.position {
                         Position::Hidden => 1,
-                        Position::Lost(_) => LOST,
+                        Position::Unresolved(_) => UNRESOLVED_COST,
                         _ => 0,
                     };
                     continue;
@@ -171,77 +177,86 @@ impl ListWriter {
         Written { done: self.done, boundary }
     }
 
-    /// Lists begun: 1, and the sub-lists so far. When the list is complete: the number of DONEs that end it.
+    /// Returns the number of lists begun: 1 plus the sub-lists so far. For a complete list this is the number
+    /// of DONEs that end it.
     pub fn lists(&self) -> u32 {
         self.lists
     }
 
-    /// Entries written so far.
+    /// Returns the number of entries written so far.
     pub fn entries(&self) -> u32 {
         self.entries
     }
 
-    /// Bytes of the files and of the targets of symlinks that were listed so far, every name of a link group counted.
+    /// Returns the total size of the listed files and symlink targets so far, in bytes. Every name of a hard
+    /// link group counts.
     pub fn total(&self) -> u64 {
         self.encoder.total
     }
 
-    /// Lists that are complete, and the entries in them: what stands before [`Written::boundary`].
+    /// Returns the number of complete lists and of the entries in them, which is what precedes [`Written::boundary`].
     pub fn finished(&self) -> (u32, u32) {
         self.finished
     }
 
-    /// Takes the symlinks that lead nowhere, of those that the client wants to be followed. It must be told of them.
+    /// Takes the symlinks that the client wants followed but that could not be resolved. The client must be
+    /// notified of them.
     pub fn take_lost(&mut self) -> Vec<Missing> {
-        std::mem::take(&mut self.lost)
+        std::mem::take(&mut self.unresolved)
     }
 
-    /// Whether an entry was written that no valid list has: the disk has changed it since it was checked, and what was
-    /// written is not to be believed.
+    /// Returns whether an entry was written that no valid list can hold. The stored list has changed since it
+    /// was checked, and the output must not be used.
     pub fn is_damaged(&self) -> bool {
         self.is_damaged
     }
 
-    /// Whether the same entries are listed over and over, and no more may be.
+    /// Returns whether the list exceeds its limit because the same entries are listed repeatedly.
     pub fn is_too_long(&self, list: ListRef<'_>) -> bool {
         self.entries > list.len().saturating_add(limits::REPEATED_ENTRIES)
     }
 
-    /// Bits of rsync's I/O error so far: what the end of the list carries.
+    /// Returns the bits of rsync's I/O error so far, which the end of the list carries.
     pub fn io_error(&self) -> i32 {
         self.io_error
     }
 
-    /// Bytes that it takes for as long as the list goes out.
+    /// Returns the memory used while the list is being sent, in bytes.
     pub fn memory(&self) -> usize {
         let route = if let Route::Merge(merge) = &self.route { merge.memory() } else { 0 };
         self.selection.memory() + self.encoder.links.memory() + route
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Writes a name that is not there, if its turn is before a step.
-    fn put_gone_before(&mut self, list: ListRef<'_>, step: &Event, out: &mut Vec<u8>, rows: &mut Vec<u32>) -> bool {
-        let name = match step {
-            Event::Entry(Entry { position: Position::Hidden | Position::Early | Position::Lost(_), .. }) => None,
-            Event::Entry(entry) => self.gone.next_before(self.route.name(), list.row(entry.row).is_dir()),
-            Event::End | Event::List(..) | Event::Done => self.gone.next(),
+    /// Writes the next deletion if it comes before this event. Returns whether it did.
+    fn put_deletion_before(
+        &mut self,
+        list: ListRef<'_>,
+        event: &Event,
+        out: &mut Vec<u8>,
+        rows: &mut Vec<u32>,
+    ) -> bool {
+        let name = match event {
+            Event::Entry(Entry { position: Position::Hidden | Position::Early | Position::Unresolved(_), .. }) => None,
+            Event::Entry(entry) => self.deletions.next_before(self.route.name(), list.row(entry.row).is_dir()),
+            Event::End | Event::List(..) | Event::Done => self.deletions.next(),
         };
         let Some(name) = name else { return false };
-        self.encoder.put_gone(&name, out);
+        self.encoder.put_deletion(&name, out);
         self.entries += 1;
         self.put_row(Numbers::NO_ROW, rows);
         true
     }
 
-    /// Notes that the entry which was given last is a symlink that leads nowhere.
-    fn put_lost(&mut self, lost: Lost) {
-        let missing = Missing::referent(self.route.path(), lost);
+    /// Records that the last entry is a symlink that cannot be resolved.
+    fn record_unresolved(&mut self, error: LookupError) {
+        let missing = Missing::referent(self.route.path(), error);
         self.io_error |= missing.io_error();
-        self.lost.push(missing);
+        self.unresolved.push(missing);
     }
 
     fn put_row(&self, row: u32, rows: &mut Vec<u32>) {
@@ -250,7 +265,8 @@ impl ListWriter {
         }
     }
 
-    /// A missing directory is an error of the list that would have held it: the first.
+    /// Returns the I/O error for the current list. A missing directory is an error of the first list, which
+    /// would have held it.
     fn io_error_of_this_list(&self) -> i32 {
         if self.lists == 1 { self.io_error } else { 0 }
     }
@@ -265,7 +281,7 @@ impl ListWriter {
     }
 }
 
-/// Whether a valid list can have such an entry.
+/// Returns whether a valid list can hold this entry.
 fn is_sound(list: ListRef<'_>, row: u32, name: &[u8]) -> bool {
     let (row, is_root) = (list.row(row), name == b".");
     let has_name = name.last().is_some_and(|&byte| byte != b'/') && (!is_root || row.is_dir());
@@ -278,7 +294,7 @@ impl Route {
         let entry = match self {
             Self::Walk(walk) => walk.next(list, selection, hides),
             Self::Merge(merge) => merge.next(list, selection, hides),
-            Self::Depth(depth) => return depth.next(list, hides),
+            Self::Incremental(walk) => return walk.next(list, hides),
             Self::Ended => return Event::Done,
         };
         entry.map_or_else(
@@ -290,21 +306,21 @@ impl Route {
         )
     }
 
-    /// The path, below the module, of the entry that was given last. Incremental lists have no use for it.
+    /// Returns the path, below the module, of the last entry. Empty for incremental lists, which do not need it.
     fn path(&self) -> &[u8] {
         match self {
             Self::Walk(walk) => walk.path(),
             Self::Merge(merge) => merge.path(),
-            Self::Depth(_) | Self::Ended => b"",
+            Self::Incremental(_) | Self::Ended => b"",
         }
     }
 
-    /// The name of the entry that was given last.
+    /// Returns the name of the last entry.
     fn name(&self) -> &[u8] {
         match self {
             Self::Walk(walk) => walk.name(),
             Self::Merge(merge) => merge.name(),
-            Self::Depth(depth) => depth.name(),
+            Self::Incremental(walk) => walk.name(),
             Self::Ended => b"",
         }
     }

@@ -1,95 +1,96 @@
-//! Symlinks, resolved within the index as a kernel resolves them within a root: an absolute target begins at the
-//! repository's root, and `..` stops there. So nothing outside can be named.
+//! Resolves symlinks within the index as a kernel resolves them within a root directory. An absolute target
+//! begins at the repository's root, and `..` stops there, so a path cannot lead out of the repository.
 
 use super::Hides;
 use crate::list::{ListRef, Row};
 
-/// Symlinks that one path may lead through, as in Linux.
+/// Maximum number of symlinks that one path may lead through, as in Linux.
 pub(crate) const LINKS: u32 = 40;
 
-/// The symlinks that a client wants replaced by what they point to.
+/// The symlinks that a client wants replaced by their targets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Follow {
-    /// All of them (`-L`).
+    /// All symlinks (`-L`).
     pub all: bool,
-    /// Those that point to directories (`-k`).
+    /// Symlinks to directories (`-k`).
     pub dirs: bool,
-    /// Those whose targets leave the transfer (`--copy-unsafe-links`).
+    /// Symlinks whose targets lead out of the transfer (`--copy-unsafe-links`).
     pub leaving: bool,
 }
 
-/// A path that leads nowhere.
+/// The reason why a path cannot be resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lost {
-    /// A component is not there, or hidden.
-    Absent,
-    /// A component is no directory.
+pub(crate) enum LookupError {
+    /// A component does not exist or is hidden.
+    NotFound,
+    /// A component is not a directory.
     NotDirectory,
-    /// There are more symlinks on the way than [`LINKS`].
+    /// The path leads through more than [`LINKS`] symlinks.
     TooManyLinks,
-    /// It leads to a directory, but there are as many symlinks on the way as there may be: stock rsync lists such a
-    /// directory, and cannot open it.
+    /// The path leads to a directory, but through exactly as many symlinks as are allowed. Stock rsync lists
+    /// such a directory but cannot open it.
     Unopened,
-    /// It leads through a directory that may not be gone into.
+    /// The path leads through a directory that must not be entered.
     Denied,
-    /// It leads to a directory whose contents may not be listed.
+    /// The path leads to a directory whose contents must not be listed.
     Closed,
 }
 
-/// What a symlink stands for.
+/// The resolved target of a symlink.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
-    /// The entry that it leads to, which is no symlink.
+    /// The row of the target, which is not a symlink itself.
     pub(crate) row: u32,
-    /// Symlinks on the way, this one counted, and those that were counted before.
+    /// The number of symlinks on the way, including this one and those before it.
     pub(crate) links: u32,
 }
 
-/// What a client gets for an entry.
+/// What is listed for an entry.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Standing {
+pub(crate) enum Followed {
     /// The entry itself.
     Itself,
-    /// What the symlink leads to.
-    For(Target),
-    /// Nothing: the symlink leads nowhere.
-    Lost(Lost),
+    /// The target of the symlink.
+    Target(Target),
+    /// Nothing: the symlink cannot be resolved.
+    Failed(LookupError),
 }
 
 impl Follow {
-    /// Whether any symlink is to be replaced.
+    /// Returns whether any symlinks are replaced.
     pub fn any(self) -> bool {
         self.all || self.dirs || self.leaving
     }
 
-    /// What the entry at `row`, in the directory `dir`, stands for. Its name in the list is so many directories deep, and
-    /// so many symlinks on the way to it count.
-    pub(crate) fn standing(
+    /// Returns what is listed for the entry at `row` in the directory `dir`. `depth` is the number of
+    /// directories in its name in the list, `links` the number of symlinks on the way to it.
+    pub(crate) fn follow_entry(
         self,
         list: ListRef<'_>,
         hides: &impl Hides,
         dir: u32,
         row: u32,
         (depth, links): (usize, u32),
-    ) -> Standing {
+    ) -> Followed {
         if !self.any() {
-            return Standing::Itself;
+            return Followed::Itself;
         }
-        let Some(target) = list.row(row).target() else { return Standing::Itself };
+        let Some(target) = list.row(row).target() else { return Followed::Itself };
         let must = self.all || self.leaving && leaves(target, depth);
         if !must && !self.dirs {
-            return Standing::Itself;
+            return Followed::Itself;
         }
         match resolve_link(list, hides, dir, target, links) {
-            Ok(target) if must || list.row(target.row).is_dir() => Standing::For(target),
-            Err(lost) if must => Standing::Lost(lost),
-            _ => Standing::Itself,
+            Ok(target) if must || list.row(target.row).is_dir() => Followed::Target(target),
+            Err(error) if must => Followed::Failed(error),
+            _ => Followed::Itself,
         }
     }
 }
 
-/// Whether a symlink with this target, so many directories below the transfer's root, may lead out of it. Stock rsync
-/// judges by the text alone: `..` is expected at the beginning only.
+/// Returns whether a symlink with this target may lead out of the transfer. The symlink is `depth`
+/// directories below the transfer's root. Stock rsync judges by the text alone: it allows `..` only at the
+/// beginning.
 ///
 /// Source: a stock 3.5.0 daemon observed with 4,684 targets at four depths.
 fn leaves(target: &[u8], depth: usize) -> bool {
@@ -107,34 +108,34 @@ fn leaves(target: &[u8], depth: usize) -> bool {
         || up > depth
 }
 
-/// What a symlink in the directory `dir` leads to.
+/// Resolves the target of a symlink in the directory `dir`.
 pub(crate) fn resolve_link(
     list: ListRef<'_>,
     hides: &impl Hides,
     dir: u32,
     target: &[u8],
     links: u32,
-) -> Result<Target, Lost> {
+) -> Result<Target, LookupError> {
     if links >= LINKS {
-        return Err(Lost::TooManyLinks);
+        return Err(LookupError::TooManyLinks);
     }
     resolve(list, hides, dir, target, links + 1)
 }
 
-/// What a path leads to that begins in the directory `dir`, behind `links` symlinks. Takes time in the length of the path
-/// and of at most [`LINKS`] targets.
+/// Resolves a path that begins in the directory `dir`, after `links` symlinks. The time is bounded by the
+/// length of the path and of at most [`LINKS`] targets.
 pub(super) fn resolve(
     list: ListRef<'_>,
     hides: &impl Hides,
     dir: u32,
     path: &[u8],
     mut links: u32,
-) -> Result<Target, Lost> {
+) -> Result<Target, LookupError> {
     let mut at = list.dir(if path.starts_with(b"/") { 0 } else { dir }).row();
-    // The names that are still to go, the next one last.
+    // The components that are still to be resolved, the next one last.
     let mut names: Vec<&[u8]> = path.rsplit(|&byte| byte == b'/').collect();
     while let Some(name) = names.pop() {
-        let dir = list.row(at).dir_number().ok_or(Lost::NotDirectory)?;
+        let dir = list.row(at).dir_number().ok_or(LookupError::NotDirectory)?;
         match name {
             b"" | b"." => continue,
             b".." => {
@@ -147,7 +148,7 @@ pub(super) fn resolve(
         let row = child(list, hides, dir, name)?;
         match row.target() {
             None => at = row.number(),
-            Some(_) if links == LINKS => return Err(Lost::TooManyLinks),
+            Some(_) if links == LINKS => return Err(LookupError::TooManyLinks),
             Some(target) => {
                 links += 1;
                 if target.starts_with(b"/") {
@@ -160,15 +161,15 @@ pub(super) fn resolve(
     Ok(Target { row: at, links })
 }
 
-/// The number of a directory, if it may be gone into.
-pub(super) fn enter(list: ListRef<'_>, hides: &impl Hides, dir: u32) -> Result<u32, Lost> {
-    if hides.may_enter(list.row(list.dir(dir).row())) { Ok(dir) } else { Err(Lost::Denied) }
+/// Returns the number of a directory that may be entered. Fails if it must not be.
+pub(super) fn enter(list: ListRef<'_>, hides: &impl Hides, dir: u32) -> Result<u32, LookupError> {
+    if hides.may_enter(list.row(list.dir(dir).row())) { Ok(dir) } else { Err(LookupError::Denied) }
 }
 
-/// The entry of that name in a directory, unless the module's rules hide it.
-pub(super) fn child<'a>(list: ListRef<'a>, hides: &impl Hides, dir: u32, name: &[u8]) -> Result<Row<'a>, Lost> {
-    let row = list.dir(enter(list, hides, dir)?).child(name).ok_or(Lost::Absent)?;
-    if hides.module_hides_row(list, row) { Err(Lost::Absent) } else { Ok(row) }
+/// Returns the entry of this name in a directory. Fails if it does not exist or the module's rules hide it.
+pub(super) fn child<'a>(list: ListRef<'a>, hides: &impl Hides, dir: u32, name: &[u8]) -> Result<Row<'a>, LookupError> {
+    let row = list.dir(enter(list, hides, dir)?).child(name).ok_or(LookupError::NotFound)?;
+    if hides.module_hides_row(list, row) { Err(LookupError::NotFound) } else { Ok(row) }
 }
 
 #[cfg(test)]
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_leaves_the_transfer_as_stock_judges_it() {
+    fn a_target_leaves_the_transfer_if_stock_rsync_says_so() {
         let cases: [(&str, usize, bool); 16] = [
             ("a", 0, false),
             ("/a", 3, true),

@@ -1,33 +1,35 @@
-//! Rows that are asked for, four bytes each.
+//! Marked rows of a selection, four bytes each.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::list::ListRef;
 
-/// The bits of a mark that are the row: [`crate::limits::ENTRIES`] rows fit.
+/// The bits of a mark that hold the row. They fit [`crate::limits::ENTRIES`] rows.
 pub(crate) const ROW: u32 = (1 << 28) - 1;
-/// Asked for by name.
-pub(crate) const ASKED: u32 = 1 << 28;
-/// A directory with everything below it.
+/// The row was requested by name.
+pub(crate) const REQUESTED: u32 = 1 << 28;
+/// The row is a directory that is listed with everything below it.
 pub(crate) const RECURSE: u32 = 1 << 29;
-/// A directory with its children.
+/// The row is a directory that is listed with its children.
 pub(crate) const CHILDREN: u32 = 1 << 30;
-/// A directory above what was asked for, listed for that. With neither bit it is only on the way.
+/// The row is a directory that is listed because it is above a requested entry. Without this bit and
+/// [`REQUESTED`], a row is only on the way to other rows.
 pub(crate) const IMPLIED: u32 = 1 << 31;
-/// Either way, the row is listed.
-pub(crate) const LISTED: u32 = ASKED | IMPLIED;
+/// The bits that cause the row to be listed.
+pub(crate) const LISTED: u32 = REQUESTED | IMPLIED;
 
-/// What is asked for with names relative to one directory: of the transfer, or that a symlink stands for.
+/// The marks of the names that are relative to one directory: a root of the transfer, or a directory that a
+/// symlink stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// The number of the directory.
     pub(crate) base: u32,
-    /// Symlinks on the way to it from the transfer's root.
+    /// The number of symlinks on the way to it from the transfer's root.
     pub(crate) links: u32,
-    /// Marked rows, ascending; with every row, those of its parents up to the base's children.
+    /// Marked rows, in ascending order. For every row they include its parents up to the base's children.
     pub(crate) marks: Vec<u32>,
-    /// Symlinks that stand for directories because paths lead through them, ascending by row.
+    /// Symlinks that stand for directories because paths lead through them, by ascending row.
     grafts: Vec<Graft>,
 }
 
@@ -35,23 +37,24 @@ pub(crate) struct View {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Graft {
     row: u32,
-    /// The place of the view of that directory among those of the selection.
+    /// The position of that directory's view in the selection.
     view: u32,
 }
 
 impl View {
-    /// Bytes that it takes.
+    /// Returns the memory used, in bytes.
     pub(super) fn memory(&self) -> usize {
         size_of::<Self>() + size_of::<u32>() * self.marks.capacity() + size_of::<Graft>() * self.grafts.capacity()
     }
 
-    /// Where the marks of so many consecutive rows stand.
+    /// Returns the range of the marks of these consecutive rows.
     pub(crate) fn marks_in(&self, rows: &Range<u32>) -> Range<usize> {
         let at = |row: u32| self.marks.partition_point(|mark| mark & ROW < row);
         at(rows.start)..at(rows.end)
     }
 
-    /// The view of the directory that a symlink stands for, by its place, if paths lead through it.
+    /// Returns the position of the view of the directory that a symlink stands for. `None` if no path leads
+    /// through the symlink.
     pub(crate) fn graft(&self, row: u32) -> Option<u32> {
         let at = self.grafts.binary_search_by_key(&row, |graft| graft.row).ok()?;
         Some(self.grafts[at].view)
@@ -61,38 +64,38 @@ impl View {
         !self.grafts.is_empty()
     }
 
-    /// The bits of a row's mark.
+    /// Returns the bits of a row's mark. `None` if the row is not marked.
     pub(crate) fn mark_of(&self, row: u32) -> Option<u32> {
         let found = self.marks.binary_search_by_key(&row, |mark| mark & ROW).ok()?;
         Some(self.marks[found] & !ROW)
     }
 }
 
-/// Collects marks, in any order and many times over.
+/// Collects marks in any order, with duplicates.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     marks: Vec<u32>,
     sorted_at: usize,
-    /// The directory whose parents were put last: names come in runs.
+    /// The directory whose parents were marked last. Names come in runs of the same directory.
     parents_of: Option<u32>,
     base: u32,
     links: u32,
-    /// By the row of the symlink.
+    /// The marks below symlinks that stand for directories, by the symlink's row.
     grafts: BTreeMap<u32, Marks>,
 }
 
 impl Marks {
-    /// Of names that are relative to a directory which so many symlinks lead to.
+    /// Creates an empty set of marks. `links` symlinks lead to the directory `base`.
     pub(super) fn new(base: u32, links: u32) -> Self {
         Self { base, links, ..Self::default() }
     }
 
-    /// The marks below a symlink that stands for a directory.
+    /// Returns the marks below a symlink that stands for a directory.
     pub(super) fn graft(&mut self, row: u32, base: u32, links: u32) -> &mut Self {
         self.grafts.entry(row).or_insert_with(|| Self::new(base, links))
     }
 
-    /// Bytes that it takes beside its grafts.
+    /// Returns the memory used, in bytes, without that of the grafts.
     pub(super) fn memory(&self) -> usize {
         size_of::<u32>() * self.marks.capacity()
     }
@@ -108,7 +111,7 @@ impl Marks {
         }
     }
 
-    /// Puts the directories between the base and a row.
+    /// Marks the directories between the base and a row.
     pub(super) fn put_parents(&mut self, list: ListRef<'_>, row: u32, bits: u32) {
         let base = self.base;
         if row == list.dir(base).row() {
@@ -126,7 +129,7 @@ impl Marks {
         }
     }
 
-    /// The view. Those of its grafts are appended to `views`.
+    /// Returns the view. The views of the grafts are appended to `views`.
     pub(super) fn into_view(mut self, views: &mut Vec<View>) -> View {
         self.sort();
         self.marks.shrink_to_fit();

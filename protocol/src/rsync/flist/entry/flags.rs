@@ -1,4 +1,4 @@
-//! The flags of an entry. What one means can depend on the version and on the entry's type.
+//! The flags of an entry. The meaning of some depends on the version and on the entry's type.
 
 pub(super) const TOP_DIR: u32 = 0x0001;
 pub(super) const SAME_MODE: u32 = 0x0002;
@@ -19,5 +19,5 @@ pub(super) const GROUP_NAME: u32 = 0x0800;
 pub(super) const FIRST_LINK: u32 = 0x1000;
 pub(super) const NSEC: u32 = 0x2000;
 pub(super) const SAME_ATIME: u32 = 0x4000;
-/// Flags that stand for the end of a list that had an I/O error, in byte form.
+/// The flags that mark the end of a list with an I/O error, in byte form.
 pub(super) const END_WITH_ERROR: u32 = 0x1000 | MORE_FLAGS;

@@ -1,4 +1,4 @@
-//! What is said of an entry, and what goes without saying.
+//! Decides which fields of an entry are sent and which are implied by the previous entry.
 
 use super::flags::{
     FIRST_LINK, GROUP_NAME, LINKED, NO_CONTENTS, NSEC, SAME_ATIME, SAME_DEVICE_28, SAME_DEVICE_NUMBER_27, SAME_GID,
@@ -9,7 +9,7 @@ use crate::list::{ListRef, Row};
 use crate::rsync::flist::walk::Entry;
 use crate::rsync::version::LinkForm;
 
-/// What is decided about an entry before its first byte.
+/// Everything that is decided about an entry before its first byte is written.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) flags: u32,
@@ -20,12 +20,12 @@ pub(super) struct Plan {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) device: Option<(u32, u32)>,
-    /// The stand-in for an inode.
+    /// The number that stands for the inode of a hard link group.
     pub(super) link: Option<i64>,
 }
 
 impl EntryEncoder {
-    /// Decides the flags.
+    /// Decides the flags of an entry.
     #[inline]
     pub(super) fn plan(
         &mut self,
@@ -40,22 +40,22 @@ impl EntryEncoder {
         let is_dir = mode & TYPE == DIRECTORY;
         let mut plan = Plan { mode, mtime: time.sec, owner, link: None, ..Plan::default() };
         let mut flag = |on: bool, flag: u32| plan.flags |= if on { flag } else { 0 };
-        // Before protocol 30 there is no word for a directory without contents, and this one means deletions.
+        // Before protocol 30 there is no flag for a directory without contents, and this one would cause deletions.
         flag(is_dir && entry.top && (entry.contents || self.facts.variable_ints), TOP_DIR);
         flag(is_dir && !entry.contents && self.facts.variable_ints, NO_CONTENTS);
-        flag(mode == self.before.mode, SAME_MODE);
-        flag(Some(time.sec) == self.before.mtime, SAME_TIME);
+        flag(mode == self.previous.mode, SAME_MODE);
+        flag(Some(time.sec) == self.previous.mtime, SAME_TIME);
         flag(self.facts.nanoseconds && time.nsec != 0, NSEC);
-        flag(self.class.atimes && !is_dir && Some(time.sec) == self.before.atime, SAME_ATIME);
+        flag(self.class.atimes && !is_dir && Some(time.sec) == self.previous.atime, SAME_ATIME);
         let named = self.class.incremental && !self.class.numeric_ids && !self.class.nameless;
         let users = &mut self.owners.users;
         plan.uid = users.id(owner);
-        let same = !self.class.owner || self.before.uid == Some(plan.uid);
+        let same = !self.class.owner || self.previous.uid == Some(plan.uid);
         flag(same, SAME_UID);
         flag(!same && users.see(owner) && named && !users.name(list, owner).is_empty(), USER_NAME);
         let groups = &mut self.owners.groups;
         plan.gid = groups.id(owner);
-        let same = !self.class.group || self.before.gid == Some(plan.gid);
+        let same = !self.class.group || self.previous.gid == Some(plan.gid);
         flag(same, SAME_GID);
         flag(!same && groups.see(owner) && named && !groups.name(list, owner).is_empty(), GROUP_NAME);
         plan.nsec = time.nsec;
@@ -70,8 +70,8 @@ impl EntryEncoder {
             FIFO | SOCKET if self.class.specials && self.facts.special_devices => {
                 plan.flags |= match self.facts.second_flags_byte {
                     true => SAME_MAJOR,
-                    // The number is that of the entry before, which is 0 unless that is a device.
-                    false if self.before.is_device => 0,
+                    // The number is that of the previous entry, which is 0 unless that is a device.
+                    false if self.previous.is_device => 0,
                     false => SAME_DEVICE_NUMBER_27,
                 };
                 Some((0, 0))
@@ -85,12 +85,12 @@ impl EntryEncoder {
     }
 
     fn plan_link(&mut self, list: ListRef<'_>, row: u32, linked: bool, first: Option<u32>, plan: &mut Plan) {
-        // Any number that differs from group to group stands for the inode.
+        // Any number that is unique to the group can stand for the inode.
         let inode = |leader: u32| Some(i64::from(leader) + 1);
         match self.facts.links {
             LinkForm::Index if linked => plan.flags |= LINKED | if first.is_none() { FIRST_LINK } else { 0 },
             LinkForm::Inode if linked => {
-                plan.flags |= LINKED | if self.before.device_sent { SAME_DEVICE_28 } else { 0 };
+                plan.flags |= LINKED | if self.previous.device_sent { SAME_DEVICE_28 } else { 0 };
                 plan.link = list.row(row).link_leader().and_then(inode);
             }
             LinkForm::InodeOfEveryFile if self.class.hard_links && plan.mode & TYPE == FILE => {

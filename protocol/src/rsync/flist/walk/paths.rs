@@ -1,12 +1,12 @@
-//! Before protocol 29: the order of full paths as bytes. A directory's entry and its contents stand
-//! apart, with `name-x` between `name` and `name/x`.
+//! The order before protocol 29: full paths as bytes. A directory's entry and its contents are apart, with
+//! `name-x` between `name` and `name/x`.
 //!
-//! `.` is written first all the same, though names such as `+x` are numbered before it: a client takes
-//! those directories for sent with their contents (and deletes in them) that come after a directory that
-//! is marked so.
+//! `.` is always written first, although names such as `+x` are numbered before it. The reason is that a
+//! client takes all directories after a directory with the top flag as sent with their contents, and deletes
+//! in them.
 
-use super::children::{Child, Children, Into};
-use super::{Entry, Path, Position, base_entry, hides_lost};
+use super::children::{Child, Children, Visit};
+use super::{Entry, Path, Position, base_entry, hides_unresolved};
 use crate::list::{Dir, ListRef};
 use crate::rsync::selection::{Hides, Selection};
 
@@ -14,23 +14,24 @@ use crate::rsync::selection::{Hides, Selection};
 pub(in super::super) struct Walk {
     pub(super) path: Path,
     stack: Vec<Frame>,
-    /// `.`, to be written.
+    /// `.`, until it is written.
     first: Option<Entry>,
-    /// `.`, if its contents may not be listed.
+    /// `.`, if its contents must not be listed.
     unopened: Option<Entry>,
 }
 
-/// A directory being listed: three runs that are merged by name, and `.` in the topmost.
+/// A directory whose children are being listed: three sequences that are merged by name, and `.` in the
+/// topmost directory.
 #[derive(Debug)]
 struct Frame {
     path_len: usize,
     dot: Option<Entry>,
     children: Children,
     file: Option<Child>,
-    /// Directories in the order of their contents.
+    /// The subdirectories, in the order of their contents.
     dirs: Vec<Child>,
     dirs_at: usize,
-    /// Places in `dirs`, in the order of the directories' own entries.
+    /// Positions in `dirs`, in the order of the directories' own entries.
     entries: Vec<u32>,
     entries_at: usize,
 }
@@ -46,16 +47,16 @@ enum Next {
 impl Walk {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection, number: u32, hides: &impl Hides) -> Self {
         let view = selection.view(number);
-        let (dot, asked) = base_entry(list, view);
+        let (dot, requested) = base_entry(list, view);
         let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), first: None, unopened: None };
         let at = |position| dot.map(|dot| Entry { position, ..dot });
-        let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
-        walk.unopened = dot.as_ref().and_then(|dot| into.unopened(list, hides, dot));
+        let visit = Visit { dir: view.base, requested, view: Some(number), links: 0, depth: 0 };
+        walk.unopened = dot.as_ref().and_then(|dot| visit.unopened(list, hides, dot));
         if walk.unopened.is_some() {
             walk.first = at(Position::Here);
             return walk;
         }
-        walk.descend(list, selection, hides, into, at(Position::Late));
+        walk.descend(list, selection, hides, visit, at(Position::Late));
         walk.path = Path::base(list, view.base);
         walk.first = at(Position::Early);
         walk
@@ -89,17 +90,17 @@ impl Walk {
             };
             self.path.set(frame.path_len, dir.name_of(child.name));
             if let Next::Contents = next {
-                let Some(into) = frame.children.entered(list, &child) else { continue };
-                if let Some(unopened) = into.unopened(list, hides, &frame.children.entry(&child)) {
+                let Some(visit) = frame.children.entered(list, &child) else { continue };
+                if let Some(unopened) = visit.unopened(list, hides, &frame.children.entry(&child)) {
                     return Some(unopened);
                 }
-                self.descend(list, selection, hides, into, None);
+                self.descend(list, selection, hides, visit, None);
                 continue;
             }
-            // Directories have been through the filters.
+            // Directories have already been checked against the filters.
             let hides_it = || self.path.hidden(hides, false) || frame.children.hides_itself(list, hides, &child);
             let is_hidden = !child.is_dir && child.mark.is_none() && hides_it();
-            if is_hidden || child.lost.is_some() && hides_lost(&self.path, hides) {
+            if is_hidden || child.error.is_some() && hides_unresolved(&self.path, hides) {
                 return Some(Entry::hidden(child.row));
             }
             if frame.children.lists(&child) {
@@ -113,11 +114,11 @@ impl Walk {
         list: ListRef<'_>,
         selection: &Selection,
         hides: &impl Hides,
-        into: Into,
+        visit: Visit,
         dot: Option<Entry>,
     ) {
         let path_len = self.path.len();
-        let mut children = Children::of(list, selection, hides, into);
+        let mut children = Children::of(list, selection, hides, visit);
         if children.is_empty() && dot.is_none() {
             return;
         }
@@ -138,7 +139,7 @@ impl Walk {
 }
 
 impl Frame {
-    /// Which of the runs has the least name; none when all are at their end.
+    /// Returns which sequence has the smallest next name. `None` if all are finished.
     fn peek(&self, dir: Dir<'_>) -> Option<Next> {
         let name = |child: &Child| dir.name_of(child.name);
         let entry = self.entries.get(self.entries_at).map(|&at| name(&self.dirs[at as usize]));

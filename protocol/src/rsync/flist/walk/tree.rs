@@ -1,8 +1,8 @@
-//! Protocol 29 and later: the order of [`crate::order`], so that of the rows, a directory's contents right
+//! The order from protocol 29 on: that of [`crate::order`] and of the rows. A directory's contents come right
 //! after it.
 
-use super::children::{Child, Children, Into};
-use super::{Entry, Path, base_entry, hides_lost};
+use super::children::{Child, Children, Visit};
+use super::{Entry, Path, base_entry, hides_unresolved};
 use crate::list::ListRef;
 use crate::rsync::selection::{Hides, Selection};
 
@@ -11,7 +11,7 @@ pub(in super::super) struct Walk {
     pub(super) path: Path,
     stack: Vec<Frame>,
     dot: Option<Entry>,
-    /// The directory that was given last, if too many symlinks lead to it.
+    /// The directory that was returned last, if it cannot be opened.
     unopened: Option<Entry>,
 }
 
@@ -25,12 +25,12 @@ struct Frame {
 impl Walk {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection, number: u32, hides: &impl Hides) -> Self {
         let view = selection.view(number);
-        let (dot, asked) = base_entry(list, view);
+        let (dot, requested) = base_entry(list, view);
         let mut walk = Self { path: Path::base(list, view.base), stack: Vec::new(), dot, unopened: None };
-        let into = Into { dir: view.base, asked, view: Some(number), links: 0, depth: 0 };
-        walk.unopened = dot.as_ref().and_then(|dot| into.unopened(list, hides, dot));
+        let visit = Visit { dir: view.base, requested, view: Some(number), links: 0, depth: 0 };
+        walk.unopened = dot.as_ref().and_then(|dot| visit.unopened(list, hides, dot));
         if walk.unopened.is_none() {
-            walk.descend(list, selection, hides, into);
+            walk.descend(list, selection, hides, visit);
         }
         walk
     }
@@ -48,19 +48,19 @@ impl Walk {
                 self.stack.pop();
                 continue;
             };
-            let Child { name, row, mark, is_dir, lost, .. } = child;
+            let Child { name, row, mark, is_dir, error, .. } = child;
             self.path.set(frame.path_len, frame.children.dir(list).name_of(name));
-            // What was asked for by name has been through the filters.
+            // Requested entries have already been checked against the filters.
             let hides_it = || self.path.hidden(hides, is_dir) || frame.children.hides_itself(list, hides, &child);
             let is_hidden = mark.is_none() && hides_it();
-            if is_hidden || lost.is_some() && hides_lost(&self.path, hides) {
+            if is_hidden || error.is_some() && hides_unresolved(&self.path, hides) {
                 return Some(Entry::hidden(row));
             }
             let (lists, entry) = (frame.children.lists(&child), frame.children.entry(&child));
-            if is_dir && let Some(into) = frame.children.entered(list, &child) {
-                match into.unopened(list, hides, &entry) {
+            if is_dir && let Some(visit) = frame.children.entered(list, &child) {
+                match visit.unopened(list, hides, &entry) {
                     Some(unopened) => self.unopened = Some(unopened),
-                    None => self.descend(list, selection, hides, into),
+                    None => self.descend(list, selection, hides, visit),
                 }
             }
             if lists {
@@ -69,8 +69,8 @@ impl Walk {
         }
     }
 
-    fn descend(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides, into: Into) {
-        let children = Children::of(list, selection, hides, into);
+    fn descend(&mut self, list: ListRef<'_>, selection: &Selection, hides: &impl Hides, visit: Visit) {
+        let children = Children::of(list, selection, hides, visit);
         if !children.is_empty() {
             self.stack.push(Frame { children, path_len: self.path.len() });
         }

@@ -1,19 +1,19 @@
-//! Names that a client asked for and that are not there, listed so that it deletes them
-//! (`--delete-missing-args`): entries of mode 0 in the order of the others.
+//! Missing names that are listed so that the client deletes them (`--delete-missing-args`). They are entries
+//! of mode 0 and are sorted among the others.
 //!
 //! Source: a stock 3.5.0 daemon observed at protocols 27 to 31.
 
 use super::merge::compare;
 use crate::rsync::version::ListOrder;
 
-/// The names that are still to be written, the next one last.
+/// The names that have not been written yet, the next one last.
 #[derive(Debug)]
-pub(super) struct Gone {
+pub(super) struct Deletions {
     order: ListOrder,
     names: Vec<Vec<u8>>,
 }
 
-impl Gone {
+impl Deletions {
     pub(super) fn new(mut names: Vec<Vec<u8>>, order: ListOrder) -> Self {
         names.sort_unstable_by(|a, b| compare(order, (b, false), (a, false)));
         names.dedup();
@@ -24,9 +24,9 @@ impl Gone {
         self.names.is_empty()
     }
 
-    /// Takes the next name, if its turn is before an entry's.
+    /// Takes the next name if it comes before this entry.
     pub(super) fn next_before(&mut self, name: &[u8], is_dir: bool) -> Option<Vec<u8>> {
-        self.names.pop_if(|gone| compare(self.order, (gone, false), (name, is_dir)).is_lt())
+        self.names.pop_if(|deletion| compare(self.order, (deletion, false), (name, is_dir)).is_lt())
     }
 
     /// Takes the next name.

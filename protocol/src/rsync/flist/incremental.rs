@@ -1,8 +1,8 @@
-//! A list a directory, depth first: incremental recursion.
+//! Incremental recursion: one list per directory, depth first.
 //!
-//! A client numbers directories in the order in which it is told of them, `.` included. The lists of directories come
-//! depth first, because a client's generator keeps one stack of filters and one "skip what is below" mark, and both
-//! go by depth alone.
+//! A client numbers directories in the order in which it receives them, including `.`. The directories' lists
+//! are sent depth first, because a client's generator keeps one stack of filters and one mark for "skip
+//! everything below". Both depend on the depth alone.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,17 +11,18 @@ use super::walk::{Entry, Path, Position};
 use crate::list::ListRef;
 use crate::rsync::selection::{Hides, Selection};
 
-/// A place in the lists of one recursed path.
+/// A position in the lists of one recursed path.
 #[derive(Debug)]
-pub(super) struct Depth {
+pub(super) struct IncrementalWalk {
     path: Path,
-    /// The entry that was asked for, until it is given.
+    /// The requested entry, until it is returned.
     top: Option<Entry>,
     is_dot: bool,
     current: Option<Current>,
-    /// Directories whose lists were given, each with what is below it and still to come; the deepest is last.
+    /// Directories whose lists have been returned, the deepest last. Each holds its subdirectories whose
+    /// lists are still to come.
     pending: Vec<Pending>,
-    /// The number that the next directory gets from the client.
+    /// The number that the client gives to the next directory.
     next_index: u32,
 }
 
@@ -34,31 +35,31 @@ struct Current {
     below: Pending,
 }
 
-/// Directories in one directory whose own lists are still to come.
+/// The directories in one directory whose own lists are still to come.
 #[derive(Debug, Default)]
 struct Pending {
-    /// Their numbers, in runs: without filters, a single one.
+    /// Their numbers, as ranges. Without filters there is a single range.
     dirs: VecDeque<Range<u32>>,
-    /// The client's number of the first.
+    /// The client's number of the first directory.
     index: u32,
-    /// The length of their parent's path.
+    /// The length of the parent's path, in bytes.
     path_len: usize,
 }
 
-/// What comes next in the list.
+/// The next element of the list.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// An entry of this list.
+    /// An entry of the current list.
     Entry(Entry),
-    /// The end of this list.
+    /// The end of the current list.
     End,
-    /// The list of a directory: the client's number of it, and its row.
+    /// The start of a directory's list: the client's number of the directory, and its row.
     List(u32, u32),
-    /// Nothing.
+    /// The end of all lists.
     Done,
 }
 
-impl Depth {
+impl IncrementalWalk {
     pub(super) fn new(list: ListRef<'_>, selection: &Selection) -> Self {
         let top = selection.top(list);
         Self {
@@ -71,7 +72,7 @@ impl Depth {
         }
     }
 
-    /// What index 0 means: the first list's own directory.
+    /// Returns the row of index 0, which is the directory of the first list.
     pub(super) fn first_dir(&self) -> Option<u32> {
         self.top.filter(|_| self.is_dot).map(|top| top.row)
     }
@@ -93,7 +94,7 @@ impl Depth {
             if self.path.hidden(hides, is_dir) {
                 return Event::Entry(Entry::hidden(row));
             }
-            // Directories in a directory have higher numbers: so a way down has an end, even if the list has rotted.
+            // Directories in a directory have higher numbers, so every descent ends even if the list has rotted.
             if is_dir && let Some(number) = list.row(row).dir_number().filter(|&number| number > current.dir) {
                 current.below.push(number);
                 self.next_index += 1;
@@ -104,7 +105,7 @@ impl Depth {
         Event::End
     }
 
-    /// The first list: with the contents of `.`, or a single entry.
+    /// Begins the first list, which holds the contents of `.` or a single entry.
     fn begin(&mut self, list: ListRef<'_>, top: Entry) {
         let number = list.row(top.row).dir_number().filter(|_| top.contents);
         if self.is_dot
@@ -138,7 +139,7 @@ impl Depth {
         Event::Done
     }
 
-    /// Begins the list of the directory that the path is of.
+    /// Begins the list of the directory at the current path.
     fn enter(&mut self, list: ListRef<'_>, number: u32) {
         let dir = list.dir(number);
         let below = Pending { dirs: VecDeque::new(), index: self.next_index, path_len: self.path.len() };
@@ -154,7 +155,7 @@ impl Pending {
         }
     }
 
-    /// The next directory, with the client's number of it.
+    /// Takes the next directory: the client's number of it, and its own number.
     fn pop(&mut self) -> Option<(u32, u32)> {
         let run = self.dirs.front_mut()?;
         let number = run.next()?;
