@@ -1,5 +1,8 @@
-//! What only this host knows of a list's entries: where the files are on disk, and where the packs hold what is
-//! kept of them. The layout is in `docs/index-format.md`.
+//! The facts about a list's entries that hold on this host only: each file's identity on disk, and the place of its
+//! record in the store's packs. The layout is described in `docs/index-format.md`.
+//!
+//! A writer fills a [`LocalTable`] row by row and encodes it. A reader checks the [`Header`] and the checksum, then calls
+//! [`open_body`] to get a [`LocalRef`].
 
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Serialize};
@@ -9,56 +12,57 @@ use twox_hash::XxHash3_128;
 use crate::codec::{DecodeError, Reader};
 use crate::entry::{Digest, Time};
 
-/// First bytes of an encoded table.
+/// The first bytes of an encoded table.
 pub const MAGIC: [u8; 8] = *b"SMLOCAL\n";
 /// The version of the format.
 pub const VERSION: u16 = 4;
-/// The version before, which is still read: it has absolute device numbers, and no link counts.
+/// The previous version of the format, which can still be read. It has absolute device numbers and no link counts.
 pub const ABSOLUTE_DEVICES: u16 = 3;
-/// Bytes of the header; the archived body begins here.
+/// The length of the header in bytes. The archived body begins here.
 pub const HEADER_BYTES: usize = 80;
 
-/// The device that an entry lies on, as seen from the root. Device numbers themselves change when a host starts
-/// anew or a file system is attached again.
+/// The device of an entry, relative to the root's device. Absolute device numbers change when a host reboots or a file
+/// system is mounted again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum RelativeDevice {
-    /// The root's own.
+    /// The root's own device.
     #[default]
     Roots,
-    /// Another one: a mount below the root, or a subvolume.
+    /// Another device: a mount below the root, or a subvolume.
     Another,
 }
 
 impl RelativeDevice {
-    /// Where an entry on `device` lies, both numbers as the system gives them (`st_dev`).
+    /// Compares an entry's device with the root's. Both are `st_dev` numbers.
     pub fn of(device: u64, root: u64) -> Self {
         if device == root { Self::Roots } else { Self::Another }
     }
 }
 
-/// The identity of a file's state on this host: what must be equal for the content to be the indexed one.
+/// The identity of a file's state on this host. The content can be the indexed one only if the identity is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Identity {
     /// The device, relative to the root's.
     pub device: RelativeDevice,
-    /// Inode number.
+    /// The inode number.
     pub inode: u64,
-    /// Last change of the inode. `sec` of [`i64::MIN`] stands for "unknown: never equal to any".
+    /// The time of the inode's last change. A `sec` of [`i64::MIN`] stands for an unknown time, which no file has.
     pub ctime: Time,
 }
 
 impl Identity {
-    /// The identity of a file about which nothing is known.
+    /// The identity of a file of which nothing is known.
     pub const UNKNOWN: Identity =
         Identity { device: RelativeDevice::Roots, inode: 0, ctime: Time { sec: i64::MIN, nsec: 0 } };
 
-    /// What the names of one inode have in common, as far as relative devices can tell.
+    /// Returns a key that all names of one inode share. Two inodes on different devices below the root may have the same
+    /// key, because relative devices do not tell them apart.
     pub fn inode_key(&self) -> (RelativeDevice, u64) {
         (self.device, self.inode)
     }
 }
 
-/// Where an entry lies, how many names its inode has and whether it is rotten, in one column.
+/// One element of the column `standing`: the entry's device, the number of names of its inode, and whether it is rotten.
 #[derive(Debug, Clone, Copy)]
 struct Standing(u64);
 
@@ -84,49 +88,49 @@ impl Standing {
     }
 }
 
-/// Bytes of one check in a record.
+/// The length of one check in a record, in bytes.
 pub const CHECK_BYTES: u64 = 8;
-/// Bytes of block checksums that one check covers. A receiver asks for ranges of them, and a range costs no more
-/// reading than its own bytes and the rest of two such parts.
+/// The number of bytes of block checksums that one check covers. Receivers ask for ranges of block checksums. To check a
+/// range, only the rest of the parts at its two ends has to be read in addition.
 pub const SUMS_PER_CHECK: u64 = 64 << 10;
 
-/// Where the record of a file lies among the store's packs: its block checksums, and behind them the content of a
-/// small file, each followed by its checks. Either may be absent.
+/// The place of a file's record in the store's packs. A record consists of the file's block checksums, followed by the
+/// content of a small file, each followed by its checks. Either may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct RecordAt {
-    /// The pack's number; 0 stands for "no record".
+    /// The pack's number. 0 stands for "no record".
     pub pack: u32,
-    /// Bytes from the pack's start.
+    /// The offset in the pack, in bytes.
     pub offset: u64,
-    /// Bytes of block checksums.
+    /// The number of bytes of block checksums.
     pub sums: u64,
-    /// Bytes of content: all of the file, or 0.
+    /// The number of bytes of content: the file's size, or 0 if the content is not kept.
     pub content: u32,
 }
 
 impl RecordAt {
-    /// Bytes of the record, checks included.
+    /// Returns the length of the record in bytes, including its checks.
     pub fn len(&self) -> u64 {
         let content = if self.content == 0 { 0 } else { u64::from(self.content) + CHECK_BYTES };
         self.content_start().saturating_add(content)
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the record has neither block checksums nor content.
     pub fn is_empty(&self) -> bool {
         self.sums == 0 && self.content == 0
     }
 
-    /// Bytes of the record before the content.
+    /// Returns the offset of the content in the record, in bytes.
     pub fn content_start(&self) -> u64 {
         let checks = self.sums.div_ceil(SUMS_PER_CHECK).saturating_mul(CHECK_BYTES);
         self.sums.saturating_add(checks)
     }
 }
 
-/// Local facts as columns, one element per row of the list; those of records one per regular file.
+/// Local facts as columns. They have one element per row of the list, or per regular file for the columns of records.
 #[derive(Debug, Default, Archive, Serialize)]
 pub struct LocalTable {
-    /// Each a [`Standing`]; in a table of [`ABSOLUTE_DEVICES`] a device number.
+    /// [`Standing`]s. In a table of version [`ABSOLUTE_DEVICES`], device numbers.
     standing: Vec<u64>,
     inode: Vec<u64>,
     ctime_sec: Vec<i64>,
@@ -137,19 +141,19 @@ pub struct LocalTable {
     record_content: Vec<u32>,
 }
 
-/// A table that cannot be used.
+/// Why an encoded table is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LocalError {
-    /// Not a table at all, or one of another format version.
+    /// The bytes are not a table, or one of another format version.
     #[error("not a table of local facts of format {VERSION}")]
     Format,
     /// The header does not decode.
     #[error("local facts header: {0}")]
     Header(#[from] DecodeError),
-    /// Damaged, or cut short.
+    /// The table is damaged or truncated.
     #[error("local facts are damaged (checksum or length differs)")]
     Checksum,
-    /// The body is no archived table, or its columns do not fit the list.
+    /// The body is not an archived table, or its columns do not fit the list.
     #[error("local facts do not fit the file list")]
     Columns,
 }
@@ -157,18 +161,18 @@ pub enum LocalError {
 /// The fixed header of an encoded table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// The format: [`VERSION`] or [`ABSOLUTE_DEVICES`].
+    /// The version of the format: [`VERSION`] or [`ABSOLUTE_DEVICES`].
     pub version: u16,
-    /// Bytes after the header.
+    /// The length of the body, which follows the header, in bytes.
     pub body_len: u64,
-    /// XXH3-128 of the body.
+    /// The XXH3-128 checksum of the body.
     pub checksum: u128,
-    /// The list that the rows belong to.
+    /// The digest of the list that the rows belong to.
     pub list_digest: Digest,
 }
 
 impl Header {
-    /// Reads the first [`HEADER_BYTES`] of a table.
+    /// Decodes the header from the first [`HEADER_BYTES`] bytes of a table.
     pub fn decode(bytes: &[u8]) -> Result<Self, LocalError> {
         let mut reader = Reader::new(bytes);
         if reader.array("magic")? != MAGIC {
@@ -189,7 +193,7 @@ impl Header {
 }
 
 impl LocalTable {
-    /// An empty table with room for so many rows, of which so many are regular files.
+    /// Creates an empty table with room for `rows` rows, of which `files` are regular files.
     pub fn with_capacity(rows: usize, files: usize) -> Self {
         Self {
             standing: Vec::with_capacity(rows),
@@ -203,8 +207,8 @@ impl LocalTable {
         }
     }
 
-    /// Appends the facts of the next row. `links` is how many names its inode had, where that is known, and `record`
-    /// is `Some` exactly for regular files.
+    /// Appends the facts of the next row. `links` is the number of names of its inode, if known. `record` must be `Some`
+    /// for regular files and `None` for all other types.
     pub fn push(&mut self, identity: Identity, links: Option<u32>, record: Option<RecordAt>) {
         self.standing.push(Standing::of(identity.device, links).0);
         self.inode.push(identity.inode);
@@ -218,19 +222,19 @@ impl LocalTable {
         }
     }
 
-    /// Notes of the file that was appended last that its content is not the list's, although it is in the state that was
-    /// given for it: [`LocalRef::identity`] is unknown from now on.
+    /// Marks the row that was appended last as rotten: the file is in the state given for it, but its content is not the
+    /// one in the list. [`LocalRef::identity`] is unknown for such a row.
     pub fn mark_rotten(&mut self) {
         if let Some(last) = self.standing.last_mut() {
             *last |= Standing::ROTTEN;
         }
     }
 
-    /// The encoded table for the list with that digest.
+    /// Encodes the table for the list with this digest.
     pub fn encode(&self, list_digest: Digest) -> AlignedVec {
         let mut out = AlignedVec::with_capacity(28 * self.inode.len() + 24 * self.record_pack.len() + 1024);
         out.extend_from_slice(&[0; HEADER_BYTES]);
-        // Serializing plain columns into memory has no way to fail.
+        // Serializing plain columns into memory cannot fail.
         let Ok(mut out) = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Panic>(self, out);
         let (header, body) = out.split_at_mut(HEADER_BYTES);
         header[..8].copy_from_slice(&MAGIC);
@@ -242,8 +246,8 @@ impl LocalTable {
     }
 }
 
-/// Checks an archived body, whose header and checksum the caller has checked, against its list's number
-/// of entries and of regular files. `version` is the header's.
+/// Opens an archived body whose header and checksum the caller has checked. `version` is the header's; `entries` and
+/// `files` are the list's numbers of entries and of regular files. Fails if the columns do not have these lengths.
 pub fn open_body(body: &[u8], version: u16, entries: u32, files: u32) -> Result<LocalRef<'_>, LocalError> {
     let table = rkyv::access::<ArchivedLocalTable, rkyv::rancor::Error>(body).map_err(|_| LocalError::Columns)?;
     let rows = [table.standing.len(), table.inode.len(), table.ctime_sec.len(), table.ctime_nsec.len()];
@@ -266,17 +270,17 @@ impl std::fmt::Debug for LocalRef<'_> {
 #[derive(Clone, Copy)]
 pub struct LocalRef<'a> {
     table: &'a ArchivedLocalTable,
-    /// The root's device number, in a table that has such numbers.
+    /// The root's device number, if the table has absolute device numbers.
     root_device: Option<u64>,
 }
 
 impl<'a> LocalRef<'a> {
-    /// A view of a table that [`open_body`] has checked, with the [`LocalRef::root_device`] that it had then.
+    /// Creates a view of a table that [`open_body`] has checked, with the [`LocalRef::root_device`] from that call.
     pub fn new(table: &'a ArchivedLocalTable, root_device: Option<u64>) -> Self {
         Self { table, root_device }
     }
 
-    /// The root's device number, in a table of [`ABSOLUTE_DEVICES`].
+    /// Returns the root's device number, if the table is of version [`ABSOLUTE_DEVICES`].
     pub fn root_device(&self) -> Option<u64> {
         self.root_device
     }
@@ -289,23 +293,24 @@ impl<'a> LocalRef<'a> {
         }
     }
 
-    /// How many names the inode of the entry at `row` had, where that is known.
+    /// Returns the number of names that the inode of the entry at `row` had. `None` if it is unknown.
     pub fn links(&self, row: u32) -> Option<u32> {
         self.standing(row).links()
     }
 
-    /// Whether the file at `row` was found to have another content than the list says, in the state that
-    /// [`LocalRef::last_seen`] gives.
+    /// Returns whether the file at `row` is rotten: it was found in the state [`LocalRef::last_seen`], but with a
+    /// different content than the list says.
     pub fn is_rotten(&self, row: u32) -> bool {
         self.standing(row).is_rotten()
     }
 
-    /// The identity that the entry at `row` has while it is the indexed one; unknown for a rotten file.
+    /// Returns the identity that the entry at `row` has as long as it is the indexed one. It is
+    /// [`Identity::UNKNOWN`] for a rotten file.
     pub fn identity(&self, row: u32) -> Identity {
         if self.is_rotten(row) { Identity::UNKNOWN } else { self.last_seen(row) }
     }
 
-    /// The identity that the entry at `row` had when it was last looked at, rotten or not.
+    /// Returns the identity that the entry at `row` had when the indexer last looked at it, rotten or not.
     pub fn last_seen(&self, row: u32) -> Identity {
         let at = row as usize;
         let sec = self.table.ctime_sec.get(at).map_or(0, |sec| sec.to_native());
@@ -317,7 +322,7 @@ impl<'a> LocalRef<'a> {
         }
     }
 
-    /// Where the record of a regular file lies, by [`crate::list::Row::file_number`].
+    /// Returns the place of a regular file's record, given its [`crate::list::Row::file_number`]. `None` if it has none.
     pub fn record(&self, file: u32) -> Option<RecordAt> {
         let at = file as usize;
         let pack = self.table.record_pack.get(at)?.to_native();
@@ -332,7 +337,7 @@ impl<'a> LocalRef<'a> {
 mod tests {
     use super::*;
 
-    /// The table's body, mapped as a table of `version`.
+    /// Encodes the table and reads its rows back as a table of `version`.
     fn facts(table: &LocalTable, version: u16) -> Vec<(Identity, Option<u32>)> {
         let encoded = table.encode(Digest::NONE);
         let rows = table.inode.len() as u32;
@@ -345,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_devices_under_other_numbers_are_the_same_table() {
+    fn the_table_does_not_depend_on_absolute_device_numbers() {
         let table = |root: u64, mount: u64| {
             let mut table = LocalTable::default();
             table.push(identity(root, root), Some(3), None);
@@ -357,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn device_and_link_count_come_back() {
+    fn device_and_link_count_survive_encoding() {
         let mut table = LocalTable::default();
         let rows = [
             (identity(1, 1), Some(1)),
@@ -370,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotten_file_is_never_the_indexed_one() {
+    fn the_identity_of_a_rotten_file_is_unknown() {
         let mut table = LocalTable::default();
         table.push(identity(2, 1), Some(5), None);
         table.mark_rotten();

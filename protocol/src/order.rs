@@ -1,10 +1,9 @@
-//! The one definition of the order of names.
+//! The order of names. No other code in this project compares names.
 //!
-//! Both ends of rsync's protocol number entries by their place in the sorted list, and nothing
-//! corrects a difference: the wrong file would be updated. So nobody else in this project compares
-//! names. The order is rsync's for protocol 29 and later: within a directory all non-directories come
-//! first, then the directories, each compared by unsigned bytes, and a directory as if its name ended
-//! in `/`.
+//! Both ends of rsync's protocol number entries by their position in the sorted list, and nothing detects a difference:
+//! the wrong file would be updated. The order is that of rsync's protocol 29 and later. Within a directory, all
+//! non-directories come first, then the directories. Both are compared by unsigned bytes, a directory as if its name
+//! ended in `/`.
 
 use std::cmp::Ordering;
 
@@ -22,7 +21,7 @@ pub fn siblings(a: &[u8], a_is_dir: bool, b: &[u8], b_is_dir: bool) -> Ordering 
 pub fn directories(a: &[u8], b: &[u8]) -> Ordering {
     let shared = a.len().min(b.len());
     a[..shared].cmp(&b[..shared]).then_with(|| {
-        // One is a prefix of the other: the shorter one continues with its slash.
+        // One name is a prefix of the other. The shorter one continues with its slash.
         let next = |name: &[u8]| name.get(shared).copied();
         match (next(a), next(b)) {
             (None, None) => Ordering::Equal,

@@ -1,4 +1,4 @@
-//! Names and relative paths: bytes, never trusted.
+//! Names and relative paths as bytes: checking, joining, splitting and displaying them. They are never trusted.
 
 use std::fmt;
 
@@ -6,27 +6,27 @@ use thiserror::Error;
 
 use crate::limits;
 
-/// Why a name or path is refused. `Display` shows the offender with odd bytes escaped.
+/// Why a name or path is refused. `Display` escapes unprintable bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PathError {
     /// A component is empty, or longer than [`limits::NAME`].
-    #[error("a name of {0} bytes")]
+    #[error("name of {0} bytes, must be 1 to {max}", max = limits::NAME)]
     Length(usize),
     /// A component is `.` or `..`.
-    #[error("the name {}", Escaped(.0))]
+    #[error("invalid name '{}'", Escaped(.0))]
     Dots(Vec<u8>),
-    /// A component holds `/` or NUL.
-    #[error("a name with '/' or NUL in it: {}", Escaped(.0))]
+    /// A component contains `/` or NUL.
+    #[error("name contains '/' or NUL: '{}'", Escaped(.0))]
     Byte(Vec<u8>),
     /// The path is absolute.
-    #[error("the absolute path {}", Escaped(.0))]
+    #[error("absolute path '{}'", Escaped(.0))]
     Absolute(Vec<u8>),
     /// The path is longer than [`limits::PATH`].
-    #[error("a path of {0} bytes")]
+    #[error("path of {0} bytes, the limit is {limit}", limit = limits::PATH)]
     TooLong(usize),
 }
 
-/// Accepts one path component: 1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`.
+/// Checks one path component: 1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`.
 pub fn check_name(name: &[u8]) -> Result<(), PathError> {
     if name.is_empty() || name.len() > limits::NAME {
         return Err(PathError::Length(name.len()));
@@ -40,8 +40,8 @@ pub fn check_name(name: &[u8]) -> Result<(), PathError> {
     Ok(())
 }
 
-/// Accepts a relative path of checked names; the empty path is the root. One trailing slash, as a
-/// shell's completion leaves it, is dropped.
+/// Checks a relative path and each of its names; the empty path is the root. Returns the path without a trailing slash,
+/// which a shell's completion may have added.
 pub fn check_relative(path: &[u8]) -> Result<&[u8], PathError> {
     if path.first() == Some(&b'/') {
         return Err(PathError::Absolute(path.to_vec()));
@@ -56,12 +56,12 @@ pub fn check_relative(path: &[u8]) -> Result<&[u8], PathError> {
     Ok(path)
 }
 
-/// `parent/name`, or `name` alone below the root.
+/// Returns `parent/name`, or `name` if the parent is the root.
 pub fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 
-/// The parent's path and the last name; the parent of a top-level name is the empty path.
+/// Splits a path into the parent's path and the last name. The parent of a top-level name is the empty path.
 pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&byte| byte == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
@@ -69,13 +69,13 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The components of a checked relative path; none for the root.
+/// Returns the components of a checked relative path. The root has none.
 pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
 }
 
-/// Shows bytes as text: UTF-8 as it is, control characters and stray bytes as `\xNN`, so that a hostile
-/// name cannot steer a terminal.
+/// Displays bytes as text. UTF-8 is shown as it is, except that control characters and backslashes are escaped and
+/// invalid bytes are shown as `\xNN`, so that a hostile name cannot control a terminal.
 #[derive(Debug, Clone, Copy)]
 pub struct Escaped<'a>(pub &'a [u8]);
 

@@ -1,19 +1,22 @@
-//! Block checksums at several levels: what a sender computes once, and a receiver fetches in ranges.
+//! Block checksums at several levels. A sender computes them once, and a receiver fetches ranges of them.
 //!
-//! A file is cut into blocks of equal length at several *levels*, coarse to fine; each level's block size is a
-//! multiple of the next one's. A block has an *item*: a weak rolling checksum (4 bytes) and a truncated strong
+//! A file is cut into blocks of equal length at several *levels*, from coarse to fine. The block size of a level is a
+//! multiple of the next level's. Each block has an *item*: a weak rolling checksum (4 bytes) and a truncated strong
 //! checksum. A receiver fetches the coarse items first, and finer ones only below blocks that it did not find.
 //!
-//! Both checksums compose, so that a sender reads a file once, and pays only for the finest level:
+//! Both checksums compose. A sender therefore reads a file once, and computes checksums of its data only at the finest
+//! level:
 //!
 //! - weak: `H(b) = Σ b[i] · M^(n-1-i) mod 2^32`. It rolls, and `H(ab) = H(a) · M^|b| + H(b)`.
-//! - strong: at the finest level XXH3-64 of the block, above it XXH3-64 of the full strong checksums of the
-//!   blocks one level below (8 bytes each, little-endian, in order).
+//! - strong: at the finest level XXH3-64 of the block; above it XXH3-64 of the full strong checksums of the blocks one
+//!   level below (8 bytes each, little-endian, in order).
 //!
-//! The last block of a level holds what is left and may be short. Checksums are a hint: the SHA-256 of the whole
-//! file decides.
+//! The last block of a level contains the rest of the file and may be short. Block checksums are a hint; the SHA-256 of
+//! the whole file decides.
 //!
-//! A record, integers little-endian:
+//! A [`Scheme`] is the list of levels, chosen by a [`SumsPolicy`]. A [`SumsBuilder`] makes a file's record while the file
+//! is read. A [`Layout`] locates items in a record, and a [`SumsRef`] reads a whole one. The format of a record, with
+//! little-endian integers:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -22,7 +25,7 @@
 //! | 1 | number of levels, 0 to 8 |
 //! | 8 | file size |
 //! | 5 each | levels, coarse to fine: block size (4), strong length (1) |
-//! | rest | per level its items in block order: weak (4), strong (the low bytes of the 64-bit value) |
+//! | rest | the items of each level in block order: weak (4), strong (the low bytes of the 64-bit value) |
 
 mod builder;
 mod weak;
@@ -34,58 +37,60 @@ use twox_hash::XxHash3_64;
 pub use builder::SumsBuilder;
 pub(crate) use weak::{MULTIPLIER, power, weak};
 
-/// Most levels a scheme has.
+/// The maximum number of levels in a scheme.
 pub const MAX_LEVELS: usize = 8;
-/// Smallest block size, in bytes. A smaller one costs more than it finds, and lets a peer inflate the block count.
+/// The smallest block size in bytes. A smaller one would cost more than it finds, and would let a peer inflate the number
+/// of blocks.
 pub const MIN_BLOCK: u32 = 64;
-/// Largest block size, in bytes: a receiver holds a few blocks in memory.
+/// The largest block size in bytes. It is limited because a receiver holds a few blocks in memory.
 pub const MAX_BLOCK: u32 = 4 << 20;
-/// Longest strong checksum of an item, in bytes.
+/// The maximum length of an item's strong checksum in bytes.
 pub const MAX_STRONG: u8 = 8;
 
 const MAGIC: [u8; 2] = *b"BS";
 const VERSION: u8 = 1;
 const FIXED_HEADER: usize = 12;
 const LEVEL_HEADER: usize = 5;
-/// Block size ratio of neighbouring levels. Wider, and a small change costs more finer checksums; narrower, and the
-/// additional levels cost more than they save.
+/// Ratio of the block sizes of neighbouring levels. With a larger one, a small change costs more fine checksums; with a
+/// smaller one, the additional levels cost more than they save.
 const RATIO: u32 = 8;
-/// Fewest blocks of the coarsest level, and its largest block size in bytes.
+/// Minimum number of blocks at the coarsest level.
 const MIN_BLOCKS: u64 = 12;
+/// Largest block size of the coarsest level, in bytes.
 const COARSEST: u32 = 1 << 20;
 
 /// One level of checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Level {
-    /// Block length in bytes, [`MIN_BLOCK`] to [`MAX_BLOCK`].
+    /// The block size in bytes, [`MIN_BLOCK`] to [`MAX_BLOCK`].
     pub block_size: u32,
-    /// Bytes of the strong checksum that an item keeps, up to [`MAX_STRONG`].
+    /// The number of bytes of the strong checksum in an item, up to [`MAX_STRONG`].
     pub strong_len: u8,
 }
 
 impl Level {
-    /// Bytes of one item: weak and truncated strong checksum.
+    /// Returns the length of an item in bytes: the weak and the truncated strong checksum.
     pub fn item_len(self) -> usize {
         4 + usize::from(self.strong_len)
     }
 
-    /// Number of blocks of a file of `size` bytes, the short last one included.
+    /// Returns the number of blocks of a file of `size` bytes, including a short last one.
     pub fn blocks(self, size: u64) -> u64 {
         size.div_ceil(u64::from(self.block_size))
     }
 }
 
-/// What the publisher chooses about block checksums.
+/// A publisher's settings for block checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SumsPolicy {
-    /// `false`: no checksums, the receiver fetches whole files. For files whose bytes all change with every
-    /// version, such as compressed ones.
+    /// Whether there are block checksums. Without them, receivers fetch whole files. `false` suits files whose bytes all
+    /// change with every version, such as compressed ones.
     pub enabled: bool,
-    /// Block size of the finest level for files up to 256 MiB; it doubles at 256 MiB and at 4 GiB. Default 512.
-    /// Halving it doubles the size of the checksums (1.2 to 1.4 % of the file by default) and saves a tenth to a
-    /// half of the literal data of an update.
+    /// The block size of the finest level in bytes, for files of up to 256 MiB. It doubles above 256 MiB and again above
+    /// 4 GiB. Default 512. Halving it doubles the size of the checksums (by default 1.2 to 1.4 % of the file) and saves a
+    /// tenth to a half of the literal data of an update.
     pub finest: u32,
-    /// Files smaller than this, in bytes, have no checksums. Default 4096: below it a whole fetch costs about as
+    /// Files smaller than this, in bytes, have no checksums. Default 4096: fetching a smaller file whole costs about as
     /// little as the checksums and the round trip.
     pub min_size: u64,
 }
@@ -96,22 +101,22 @@ impl Default for SumsPolicy {
     }
 }
 
-/// The levels of a file's checksums, coarse to fine. Empty: the file has none.
+/// The levels of a file's block checksums, coarse to fine. It is empty if the file has no checksums.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scheme {
     levels: Vec<Level>,
 }
 
 impl Scheme {
-    /// The scheme of a file of `size` bytes: for 20 MB blocks of 256 KiB, 32 KiB, 4 KiB and 512 bytes. Empty when
-    /// the policy says so.
+    /// Returns the scheme for a file of `size` bytes. For 20 MB and the default policy, the blocks have 256 KiB, 32 KiB,
+    /// 4 KiB and 512 bytes. The scheme is empty if the policy gives the file no checksums.
     pub fn for_size(size: u64, policy: &SumsPolicy) -> Scheme {
         if !policy.enabled || size < policy.min_size.max(1) {
             return Scheme::default();
         }
         let growth = u8::from(size > 256 << 20) + u8::from(size > 4 << 30);
         let finest = policy.finest.clamp(MIN_BLOCK, MAX_BLOCK >> 2).next_power_of_two() << growth;
-        // Of the finest level, a match in doubt is believed by its neighbours only.
+        // The finest level can do with short checksums, because a doubtful match is only accepted near a sure one.
         let strong_len = strong_bytes(size, finest, FINEST_SURE).clamp(1, 2 + growth);
         let mut levels = vec![Level { block_size: finest, strong_len }];
         while levels.len() < MAX_LEVELS {
@@ -125,7 +130,7 @@ impl Scheme {
         Scheme { levels }
     }
 
-    /// Takes levels that came from outside.
+    /// Checks levels that came from outside and makes a scheme of them.
     pub fn new(levels: Vec<Level>) -> Result<Scheme, SumsError> {
         if levels.len() > MAX_LEVELS {
             return Err(SumsError::TooManyLevels(levels.len()));
@@ -143,17 +148,17 @@ impl Scheme {
         Ok(Scheme { levels })
     }
 
-    /// The levels, coarse to fine.
+    /// Returns the levels, coarse to fine.
     pub fn levels(&self) -> &[Level] {
         &self.levels
     }
 
-    /// Whether the file has no checksums.
+    /// Returns whether the file has no checksums.
     pub fn is_empty(&self) -> bool {
         self.levels.is_empty()
     }
 
-    /// The full strong checksum of one block of `level`. `data` is the block, possibly the short last one.
+    /// Computes the full strong checksum of one block of `level`. `data` is the block, possibly the short last one.
     pub(crate) fn strong(&self, level: usize, data: &[u8]) -> u64 {
         let Some(finer) = self.levels.get(level + 1) else {
             return XxHash3_64::oneshot(data);
@@ -166,18 +171,20 @@ impl Scheme {
     }
 }
 
-/// Of the finest level, and of the others: fewer random matches than one in 2^n files.
+/// At the finest level, fewer than one in 2^n files may have a random match.
 const FINEST_SURE: u32 = 7;
+/// At every other level, fewer than one in 2^n files may have a random match.
 const COARSE_SURE: u32 = 16;
 
-/// Strong length that keeps random matches of all blocks with all offsets of a basis of the same size so rare.
+/// Returns the length of strong checksum in bytes that makes random matches rare: if all blocks of a file are compared
+/// with all offsets of a basis of the same size, fewer than one in 2^`sure_bits` files has one.
 fn strong_bytes(size: u64, block_size: u32, sure_bits: u32) -> u8 {
     let pair_bits = (size as f64).log2() + (size as f64 / f64::from(block_size)).max(1.0).log2();
     let strong_bits = (pair_bits.ceil() as u32 + sure_bits).saturating_sub(32);
     strong_bits.div_ceil(8).min(u32::from(MAX_STRONG)) as u8
 }
 
-/// Where things lie in a record, known from the file size and the levels alone.
+/// The layout of a record, which follows from the file's size and the levels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     size: u64,
@@ -185,10 +192,10 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of the record of a file of `size` bytes.
+    /// Returns the layout of the record of a file of `size` bytes.
     ///
     /// # Errors
-    /// [`SumsError::TooLarge`] when the size or the record's length does not fit into 63 bits.
+    /// [`SumsError::TooLarge`] if the size or the record's length does not fit into 63 bits.
     pub fn new(size: u64, scheme: Scheme) -> Result<Layout, SumsError> {
         let layout = Layout { size, scheme };
         let header = layout.header_len() as u64;
@@ -202,12 +209,12 @@ impl Layout {
         }
     }
 
-    /// Size of the file in bytes.
+    /// Returns the size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The levels, coarse to fine.
+    /// Returns the levels, coarse to fine.
     pub fn levels(&self) -> &[Level] {
         self.scheme.levels()
     }
@@ -216,20 +223,20 @@ impl Layout {
         &self.scheme
     }
 
-    /// Number of blocks of a level; `None` when there is no such level.
+    /// Returns the number of blocks of a level. `None` if there is no such level.
     pub fn blocks(&self, level: usize) -> Option<u64> {
         Some(self.levels().get(level)?.blocks(self.size))
     }
 
-    /// The bytes of the file that a block covers. Empty past the end.
+    /// Returns the range of the file that a block covers, which is empty past the end. `None` if there is no such level.
     pub fn block_range(&self, level: usize, block: u64) -> Option<Range<u64>> {
         let block_size = u64::from(self.levels().get(level)?.block_size);
         let start = block.checked_mul(block_size)?.min(self.size);
         Some(start..(start + block_size).min(self.size))
     }
 
-    /// Where in the record the items of `count` blocks from `first` lie: one contiguous range of bytes.
-    /// `None` when there is no such level or block.
+    /// Returns the place in the record of the items of `count` blocks from `first`: one contiguous range of bytes.
+    /// `None` if there is no such level or block.
     pub fn items(&self, level: usize, first: u64, count: u64) -> Option<Range<u64>> {
         let item_len = self.levels().get(level)?.item_len() as u64;
         let end = first.checked_add(count).filter(|&end| Some(end) <= self.blocks(level))?;
@@ -237,7 +244,7 @@ impl Layout {
         Some(start + first * item_len..start + end * item_len)
     }
 
-    /// Length of the whole record in bytes.
+    /// Returns the length of the whole record in bytes.
     pub fn record_len(&self) -> u64 {
         self.header_len() as u64 + self.levels().iter().map(|l| self.level_len(l)).sum::<u64>()
     }
@@ -251,7 +258,7 @@ impl Layout {
     }
 }
 
-/// A record, checked.
+/// A checked record.
 #[derive(Debug, Clone)]
 pub struct SumsRef<'a> {
     layout: Layout,
@@ -259,8 +266,8 @@ pub struct SumsRef<'a> {
 }
 
 impl<'a> SumsRef<'a> {
-    /// Checks a record: header, levels, and that the length is exactly what they imply. The items are not
-    /// checked, as any value is possible.
+    /// Checks a record: the header, the levels, and that the length is exactly the implied one. The items are not
+    /// checked, because any value is possible.
     pub fn parse(bytes: &'a [u8]) -> Result<SumsRef<'a>, SumsError> {
         let (header, rest) = bytes.split_at_checked(FIXED_HEADER).ok_or(SumsError::Truncated)?;
         if header[..2] != MAGIC {
@@ -282,61 +289,61 @@ impl<'a> SumsRef<'a> {
         Ok(SumsRef { layout, bytes })
     }
 
-    /// Size of the file and its levels.
+    /// Returns the layout of the record.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Size of the file in bytes.
+    /// Returns the size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.layout.size
     }
 
-    /// The levels, coarse to fine.
+    /// Returns the levels, coarse to fine.
     pub fn levels(&self) -> &[Level] {
         self.layout.levels()
     }
 
-    /// The items of `count` blocks from `first`. `None` when there is no such level or block.
+    /// Returns the items of `count` blocks from `first`. `None` if there is no such level or block.
     pub fn range(&self, level: usize, first: u64, count: u64) -> Option<&'a [u8]> {
         let items = self.layout.items(level, first, count)?;
         self.bytes.get(items.start as usize..items.end as usize)
     }
 }
 
-/// Why checksums were refused.
+/// Why block checksums are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SumsError {
     /// The record ends within its header.
     #[error("block checksums: the header is truncated")]
     Truncated,
-    /// These are no block checksums.
-    #[error("block checksums: bad magic")]
+    /// The bytes are not a record of block checksums.
+    #[error("block checksums: wrong magic")]
     BadMagic,
-    /// Written by a newer version.
+    /// The record has another version of the format.
     #[error("block checksums: unknown format version {0}")]
     UnknownVersion(u8),
-    /// More than [`MAX_LEVELS`].
-    #[error("block checksums: {0} levels, at most {MAX_LEVELS} are possible")]
+    /// There are more than [`MAX_LEVELS`] levels.
+    #[error("block checksums: {0} levels, the limit is {MAX_LEVELS}")]
     TooManyLevels(usize),
-    /// A block size or strong length out of its limits, or a block size that does not divide the coarser one.
-    #[error("block checksums: level {index} is out of its limits: {level:?}")]
+    /// A block size or strong length is outside its limits, or a block size does not divide the next coarser one.
+    #[error("block checksums: invalid level {index}: {level:?}")]
     BadLevel {
-        /// Position, 0 is the coarsest.
+        /// The index of the level; 0 is the coarsest.
         index: usize,
-        /// What was found.
+        /// The invalid level.
         level: Level,
     },
-    /// The record of a file of that size cannot exist.
-    #[error("block checksums: impossible file size {0}")]
+    /// The file's size is too large for a record. The field is the size in bytes.
+    #[error("block checksums: invalid file size {0}")]
     TooLarge(u64),
-    /// The record's length is not what its header says.
+    /// The record does not have the length that its header implies.
     #[error("block checksums: {found} bytes, the header implies {expected}")]
     WrongLength {
-        /// Bytes that the header implies.
+        /// The implied length in bytes.
         expected: u64,
-        /// Bytes found.
+        /// The length found in bytes.
         found: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! A record built from the bytes of a file as they come.
+//! Builds a record from the bytes of a file while they are read.
 
 use twox_hash::XxHash3_64;
 
@@ -6,13 +6,14 @@ use super::{FIXED_HEADER, LEVEL_HEADER, Level, MAGIC, Scheme, VERSION, power, we
 
 /// Builds a record while a file is read.
 ///
-/// Costs one XXH3 and one weak checksum over the data, whatever the number of levels.
+/// Computes one XXH3 and one weak checksum over the data, whatever the number of levels. Call [`SumsBuilder::update`]
+/// with the file's bytes in order, then [`SumsBuilder::finish`].
 #[derive(Debug)]
 pub struct SumsBuilder {
     scheme: Scheme,
-    /// The start of a block of the finest level whose end was not seen yet.
+    /// The unfinished block of the finest level.
     partial: Vec<u8>,
-    /// Per level, coarse to fine.
+    /// One builder per level, coarse to fine.
     levels: Vec<LevelBuilder>,
     size: u64,
 }
@@ -23,17 +24,21 @@ struct LevelBuilder {
     /// `M` to the power of the block size.
     power: u32,
     items: Vec<u8>,
-    /// The unfinished block: bytes so far, weak checksum so far, strong checksums of the blocks below.
+    // The unfinished block:
+    /// Its length so far in bytes.
     len: u64,
+    /// Its weak checksum so far.
     weak: u32,
+    /// The strong checksums of its blocks one level below.
     below: Vec<u8>,
 }
 
 impl SumsBuilder {
-    /// `size` is the expected file size: a hint for allocation only. The record describes the bytes seen.
+    /// Creates a builder. `size` is the expected file size in bytes and only a hint for allocation. The record describes
+    /// the bytes that are passed to [`SumsBuilder::update`].
     pub fn new(scheme: Scheme, size: u64) -> SumsBuilder {
         let levels = scheme.levels.iter().map(|&level| {
-            // A wrong size must not cost memory: what is missing is added as it comes.
+            // A wrong size must not cost memory, so the initial capacity is limited; the vector grows as needed.
             let expected = (level.blocks(size) as usize).saturating_mul(level.item_len()).min(1 << 20);
             let items = Vec::with_capacity(expected);
             LevelBuilder { level, power: power(u64::from(level.block_size)), items, len: 0, weak: 0, below: Vec::new() }
@@ -41,7 +46,7 @@ impl SumsBuilder {
         SumsBuilder { levels: levels.collect(), scheme, partial: Vec::new(), size: 0 }
     }
 
-    /// Takes the next bytes of the file.
+    /// Adds the next bytes of the file.
     pub fn update(&mut self, mut data: &[u8]) {
         self.size += data.len() as u64;
         let Some(finest) = self.levels.last() else { return };
@@ -65,7 +70,7 @@ impl SumsBuilder {
         self.partial.extend_from_slice(blocks.remainder());
     }
 
-    /// The finished record.
+    /// Returns the finished record.
     pub fn finish(mut self) -> Vec<u8> {
         if !self.partial.is_empty() {
             let block = std::mem::take(&mut self.partial);

@@ -2,11 +2,12 @@
 
 use fearless_simd::{Level as Instructions, dispatch};
 
-/// Multiplier of the weak checksum: odd, with well-mixed powers.
+/// The multiplier of the weak checksum. It is odd, and its powers are well mixed.
 pub(crate) const MULTIPLIER: u32 = 0x8DA6_B343;
 
 const CHUNK: usize = 256;
-/// The powers of [`MULTIPLIER`] that weigh the bytes of a chunk: low halves, signed, and what they leave.
+/// The powers of [`MULTIPLIER`] that weight the bytes of a chunk, split into signed low halves and the remaining high
+/// halves.
 const WEIGHTS: ([i16; CHUNK], [i16; CHUNK]) = {
     let (mut low, mut high) = ([0; CHUNK], [0; CHUNK]);
     let (mut weight, mut i) = (1u32, CHUNK);
@@ -20,7 +21,7 @@ const WEIGHTS: ([i16; CHUNK], [i16; CHUNK]) = {
 };
 const CHUNK_POWER: u32 = power(CHUNK as u64);
 
-/// `MULTIPLIER` to the power of `exponent`.
+/// Returns `MULTIPLIER` to the power of `exponent`.
 pub(crate) const fn power(mut exponent: u64) -> u32 {
     let (mut result, mut square) = (1u32, MULTIPLIER);
     while exponent > 0 {
@@ -33,7 +34,7 @@ pub(crate) const fn power(mut exponent: u64) -> u32 {
     result
 }
 
-/// The weak checksum of a block, by the widest instructions that the machine has.
+/// Computes the weak checksum of a block with the widest SIMD instructions of the machine.
 pub(crate) fn weak(block: &[u8]) -> u32 {
     dispatch!(Instructions::new(), _widest => weak_by_chunks(block))
 }
@@ -45,13 +46,13 @@ fn weak_by_chunks(block: &[u8]) -> u32 {
     rest.iter().fold(sum, |sum, &byte| sum.wrapping_mul(MULTIPLIER).wrapping_add(u32::from(byte)))
 }
 
-/// The sum of a chunk's weighted bytes. Products of 16-bit numbers are what SIMD instructions are good at, so
-/// the two halves of the weights make two sums, of which the high one counts modulo 2^16.
+/// Returns the sum of a chunk's weighted bytes. SIMD instructions are good at products of 16-bit numbers, so each half of
+/// the weights makes a sum of its own. The high one counts modulo 2^16.
 #[inline(always)]
 fn weigh(chunk: &[u8; CHUNK]) -> u32 {
     let mut bytes = [0i16; CHUNK];
     bytes.iter_mut().zip(chunk).for_each(|(wide, &byte)| *wide = i16::from(byte));
-    // At most 256 · 255 · 2^15: this fits.
+    // The absolute value is at most 256 · 255 · 2^15, which fits an i32.
     let low: i32 = bytes.iter().zip(&WEIGHTS.0).map(|(&byte, &weight)| i32::from(byte) * i32::from(weight)).sum();
     let high =
         bytes.iter().zip(&WEIGHTS.1).fold(0i16, |sum, (byte, weight)| sum.wrapping_add(byte.wrapping_mul(*weight)));
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_weak_checksum_is_the_polynomial_at_any_length() {
+    fn the_weak_checksum_equals_the_polynomial_at_any_length() {
         let bytes: Vec<u8> = (0..3000u32).map(|i| ((i * i) >> 3) as u8 | (0xE0 * u8::from(i > 1500))).collect();
         for len in [0, 1, 255, 256, 257, 512, 1000, 3000] {
             let one_by_one = |sum: u32, &byte: &u8| sum.wrapping_mul(MULTIPLIER).wrapping_add(u32::from(byte));
