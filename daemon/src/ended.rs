@@ -19,7 +19,7 @@ pub(crate) enum Ended {
     Fault(#[from] Fault),
     #[error("{0}")]
     Rule(#[from] RuleError),
-    #[error("filter rules that cost more than they may")]
+    #[error("the filter rules are too expensive to evaluate")]
     RulesTooCostly,
     #[error("the list repeats more than {} entries", limits::REPEATED_ENTRIES)]
     ListTooLong,

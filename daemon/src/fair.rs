@@ -1,5 +1,6 @@
-//! What there is only so much of, shared out in turns by network: a client that waits in many connections gets no more turns than
-//! one that waits in one.
+//! Fair sharing of limited resources, in turns by network: a client that waits on many connections gets no more turns than
+//! one that waits on one. A [`Pot`] holds the units of a resource, a [`Claim`] waits for some of them, and a [`Grant`]
+//! holds them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::networks::Network;
 
-/// Those who wait: the networks in the order of their turns, and each one's own in the order of their coming.
+/// A queue in which networks take turns. Items of the same network are served in order of arrival.
 pub(crate) struct Rotation<T> {
     order: VecDeque<Network>,
     waiting: HashMap<Network, VecDeque<(u64, T)>>,
@@ -23,7 +24,7 @@ impl<T> Default for Rotation<T> {
 }
 
 impl<T> Rotation<T> {
-    /// One more waits. Gives its number.
+    /// Adds an item to the queue and returns its number.
     pub(crate) fn push(&mut self, network: Network, item: T) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -40,7 +41,7 @@ impl<T> Rotation<T> {
         self.len
     }
 
-    /// The first of the networks whose turn it is, of those that `may` have one; and the first one of it.
+    /// Returns the first network, in order of turns, whose first item `may` be served: its place in the order, and the item.
     fn first(&self, may: impl Fn(Network, &T) -> bool) -> Option<(usize, &T)> {
         self.order.iter().enumerate().find_map(|(place, network)| {
             let (_, item) = self.waiting.get(network)?.front()?;
@@ -48,7 +49,7 @@ impl<T> Rotation<T> {
         })
     }
 
-    /// Takes the first one of the network at that place in the order, which goes to the end of it.
+    /// Takes the first item of the network at `place` in the order. The network moves to the end of the order.
     fn take(&mut self, place: usize) -> Option<(Network, T)> {
         let network = self.order.remove(place)?;
         let own = self.waiting.get_mut(&network)?;
@@ -62,7 +63,7 @@ impl<T> Rotation<T> {
         Some((network, item))
     }
 
-    /// One waits no more.
+    /// Removes an item from the queue.
     pub(crate) fn remove(&mut self, network: Network, number: u64) -> Option<T> {
         let own = self.waiting.get_mut(&network)?;
         let place = own.iter().position(|(other, _)| *other == number)?;
@@ -75,7 +76,7 @@ impl<T> Rotation<T> {
         Some(item)
     }
 
-    /// How many have their turn before that one, if nobody else comes.
+    /// Returns how many items are served before this one if no others arrive.
     pub(crate) fn before(&self, network: Network, number: u64) -> usize {
         let own = self.waiting.get(&network);
         let Some(rounds) = own.and_then(|own| own.iter().position(|(other, _)| *other == number)) else { return 0 };
@@ -91,25 +92,25 @@ impl<T> Rotation<T> {
         counts.sum()
     }
 
-    /// Makes room for one of that network: the last one of the network that has the most goes, if that has at least two
-    /// more.
+    /// Makes room for an item of `network`: removes the last item of the network that has the most, if it has at least two
+    /// more than `network`.
     pub(crate) fn displace_for(&mut self, network: Network) -> Option<T> {
         let len = |network| self.waiting.get(network).map_or(0, VecDeque::len);
-        let most = *self.order.iter().max_by_key(|network| len(network))?;
-        if len(&most) < len(&network) + 2 {
+        let largest = *self.order.iter().max_by_key(|network| len(network))?;
+        if len(&largest) < len(&network) + 2 {
             return None;
         }
-        let (number, _) = self.waiting.get(&most)?.back()?;
-        self.remove(most, *number)
+        let (number, _) = self.waiting.get(&largest)?.back()?;
+        self.remove(largest, *number)
     }
 }
 
-/// Units of something, and the queue for them.
+/// The units of a limited resource, and the queue for them.
 pub(crate) struct Pot {
-    /// Units that one network may have at a time.
-    most: u64,
+    /// Maximum number of units that one network may hold.
+    network_limit: u64,
     state: Mutex<State>,
-    /// How many wait.
+    /// The number of claims in the queue.
     waiting: watch::Sender<usize>,
 }
 
@@ -119,14 +120,14 @@ struct State {
     claims: Rotation<(u64, oneshot::Sender<Grant>)>,
 }
 
-/// Units that somebody has, until dropped.
+/// Units that somebody holds until this is dropped.
 pub(crate) struct Grant {
     pot: Arc<Pot>,
     network: Network,
     units: u64,
 }
 
-/// A claim that waits for units, until dropped.
+/// A place in the queue for units. Dropping it gives up the place.
 pub(crate) struct Claim {
     pot: Arc<Pot>,
     network: Network,
@@ -135,38 +136,39 @@ pub(crate) struct Claim {
 }
 
 impl Pot {
-    /// A full one. One network may have all of it.
+    /// Creates a pot of `units` units, all of which one network may hold.
     pub(crate) fn new(units: u64) -> Arc<Self> {
         Self::with_limit(units, units)
     }
 
-    /// A full one, of which one network may have at most so much.
-    pub(crate) fn with_limit(units: u64, most: u64) -> Arc<Self> {
+    /// Creates a pot of `units` units, of which one network may hold at most `network_limit`.
+    pub(crate) fn with_limit(units: u64, network_limit: u64) -> Arc<Self> {
         let state = State { free: units, held: HashMap::new(), claims: Rotation::default() };
-        Arc::new(Self { most, state: Mutex::new(state), waiting: watch::Sender::new(0) })
+        Arc::new(Self { network_limit, state: Mutex::new(state), waiting: watch::Sender::new(0) })
     }
 
-    /// Units that are there and that nobody waits for.
+    /// Takes units if enough are free and nobody waits for any.
     pub(crate) fn try_take(self: &Arc<Self>, network: Network, units: u64) -> Option<Grant> {
         let mut state = self.lock();
-        let may = state.claims.len() == 0 && state.may_have(network, units, self.most) && units <= state.free;
+        let may = state.claims.len() == 0 && state.may_have(network, units, self.network_limit) && units <= state.free;
         may.then(|| self.grant(&mut state, network, units))
     }
 
-    /// Waits for units. Nobody gets more than one network may have.
+    /// Waits for units. `None` if that is more than one network may hold.
     pub(crate) async fn take(self: &Arc<Self>, network: Network, units: u64) -> Option<Grant> {
         match self.try_take(network, units) {
             Some(grant) => Some(grant),
-            None if units > self.most => None,
+            None if units > self.network_limit => None,
             None => self.claim(network, units, usize::MAX)?.granted().await,
         }
     }
 
-    /// A place in the queue, which has at most `most`.
-    pub(crate) fn claim(self: &Arc<Self>, network: Network, units: u64, most: usize) -> Option<Claim> {
+    /// Joins the queue, which holds up to `queue_limit` claims. `None` if it is full and no other network has a place to
+    /// give up.
+    pub(crate) fn claim(self: &Arc<Self>, network: Network, units: u64, queue_limit: usize) -> Option<Claim> {
         let (sender, granted) = oneshot::channel();
         let mut state = self.lock();
-        let displaced = if state.claims.len() < most { None } else { Some(state.claims.displace_for(network)?) };
+        let displaced = if state.claims.len() < queue_limit { None } else { Some(state.claims.displace_for(network)?) };
         let number = state.claims.push(network, (units, sender));
         self.waiting.send_replace(state.claims.len());
         drop(state);
@@ -177,19 +179,19 @@ impl Pot {
 
     /// Waits until somebody waits for units.
     pub(crate) async fn is_short(&self) {
-        // The sender is this pot's own.
+        // This cannot fail: the pot owns the sender.
         let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 
-    /// Gives what is free to those whose turn it is.
+    /// Grants free units to the claims whose turn it is.
     fn share_out(self: &Arc<Self>) {
         loop {
             let mut state = self.lock();
-            let may = |network, (units, _): &(u64, _)| state.may_have(network, *units, self.most);
+            let may = |network, (units, _): &(u64, _)| state.may_have(network, *units, self.network_limit);
             let Some((place, units)) = state.claims.first(may).map(|(place, (units, _))| (place, *units)) else {
                 return;
             };
-            // Who wants much waits for it: otherwise those who want little would always be before it.
+            // A large claim blocks the queue until its units are free. Otherwise smaller claims would always overtake it.
             if units > state.free {
                 return;
             }
@@ -197,7 +199,7 @@ impl Pot {
             let grant = self.grant(&mut state, network, units);
             self.waiting.send_replace(state.claims.len());
             drop(state);
-            // Who does not wait any more gives it back.
+            // If the receiver is gone, this returns the units.
             drop(sender.send(grant));
         }
     }
@@ -230,8 +232,8 @@ impl Pot {
 }
 
 impl State {
-    fn may_have(&self, network: Network, units: u64, most: u64) -> bool {
-        self.held.get(&network).copied().unwrap_or(0).saturating_add(units) <= most
+    fn may_have(&self, network: Network, units: u64, limit: u64) -> bool {
+        self.held.get(&network).copied().unwrap_or(0).saturating_add(units) <= limit
     }
 }
 
@@ -240,12 +242,12 @@ impl Grant {
         self.units
     }
 
-    /// Takes the units of another one of the same network.
+    /// Adds the units of another grant of the same network.
     pub(crate) fn join(&mut self, mut other: Self) {
         self.units += std::mem::take(&mut other.units);
     }
 
-    /// Gives back all but so many.
+    /// Gives back all units except `units`.
     pub(crate) fn keep(&mut self, units: u64) {
         let over = self.units.saturating_sub(units);
         self.units -= over;
@@ -260,12 +262,12 @@ impl Drop for Grant {
 }
 
 impl Claim {
-    /// Waits for the units; none when another one had to be let in instead.
+    /// Waits for the units. `None` if the claim was displaced by another network's.
     pub(crate) async fn granted(&mut self) -> Option<Grant> {
         (&mut self.granted).await.ok()
     }
 
-    /// How many have their turn before this one.
+    /// Returns how many claims are served before this one.
     pub(crate) fn before(&self) -> usize {
         self.pot.lock().claims.before(self.network, self.number)
     }
@@ -278,7 +280,7 @@ impl Drop for Claim {
         self.pot.waiting.send_replace(state.claims.len());
         drop(state);
         if was_waiting {
-            // It may have been before others who want less.
+            // It may have blocked smaller claims behind it.
             self.pot.share_out();
         }
     }
@@ -292,7 +294,7 @@ mod tests {
     use crate::networks::tests::network;
 
     #[test]
-    fn networks_take_turns_however_many_wait_in_each() {
+    fn networks_take_turns_however_many_items_each_has() {
         let mut rotation = Rotation::default();
         (0..5).for_each(|at| _ = rotation.push(network(1), (1, at)));
         (0..2).for_each(|at| _ = rotation.push(network(2), (2, at)));
@@ -304,13 +306,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn everybody_is_told_how_many_have_their_turn_before(
-            comes in prop::collection::vec(0..6u8, 1..40),
+        fn every_item_knows_how_many_are_served_before_it(
+            arrivals in prop::collection::vec(0..6u8, 1..40),
             turns in 0..20usize,
             gone in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
         ) {
             let mut rotation = Rotation::default();
-            let mut all: Vec<_> = comes.iter().map(|&of| (network(of), rotation.push(network(of), of))).collect();
+            let mut all: Vec<_> = arrivals.iter().map(|&of| (network(of), rotation.push(network(of), of))).collect();
             (0..turns).for_each(|_| _ = rotation.take(0));
             for index in gone {
                 let (network, number) = all[index.index(all.len())];
@@ -320,14 +322,14 @@ mod tests {
                 rotation.waiting.get(network).is_some_and(|own| own.iter().any(|(other, _)| other == number))
             });
             prop_assert_eq!(all.len(), rotation.len());
-            let mut told: Vec<_> = all.iter().map(|&(network, number)| rotation.before(network, number)).collect();
-            told.sort_unstable();
-            prop_assert_eq!(told, (0..all.len()).collect::<Vec<_>>());
+            let mut before: Vec<_> = all.iter().map(|&(network, number)| rotation.before(network, number)).collect();
+            before.sort_unstable();
+            prop_assert_eq!(before, (0..all.len()).collect::<Vec<_>>());
         }
     }
 
     #[test]
-    fn who_comes_to_a_full_queue_displaces_one_of_a_network_that_has_two_more() {
+    fn in_a_full_queue_a_network_with_two_more_items_is_displaced() {
         let mut rotation = Rotation::default();
         (0..3).for_each(|at| _ = rotation.push(network(1), at));
         assert_eq!(rotation.displace_for(network(1)), None);
@@ -338,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pot_gives_what_comes_back_to_each_network_in_turn() {
+    async fn returned_units_go_to_each_network_in_turn() {
         let pot = Pot::new(1);
         let held = pot.take(network(1), 1).await.unwrap();
         let mut many: Vec<_> = (0..3).map(|_| pot.claim(network(1), 1, 10).unwrap()).collect();
@@ -354,11 +356,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_all_that_one_network_may_have_waits_and_others_do_not() {
+    async fn a_network_at_its_limit_waits_and_others_do_not() {
         let pot = Pot::with_limit(100, 50);
         let mut held = pot.take(network(1), 50).await.unwrap();
         let mut more = pot.claim(network(1), 10, 10).unwrap();
-        assert!(pot.take(network(1), 51).await.is_none(), "that will never be");
+        assert!(pot.take(network(1), 51).await.is_none(), "more than the limit");
         let mut other = pot.claim(network(2), 40, 10).unwrap();
         let grant = other.granted().await.unwrap();
         held.keep(40);
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stops_to_wait_leaves_its_turn_to_who_wants_less() {
+    async fn an_abandoned_large_claim_lets_smaller_ones_pass() {
         let pot = Pot::new(10);
         let _held = pot.take(network(1), 5).await.unwrap();
         let much = pot.claim(network(2), 8, 10).unwrap();
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn units_that_come_to_somebody_who_has_gone_go_to_the_next() {
+    async fn units_granted_to_an_abandoned_claim_go_to_the_next() {
         let pot = Pot::new(1);
         let held = pot.take(network(1), 1).await.unwrap();
         let (gone, mut next) = (pot.claim(network(1), 1, 10).unwrap(), pot.claim(network(2), 1, 10).unwrap());

@@ -1,36 +1,36 @@
-//! Work that may block: on threads of its own, so much of it at a time.
+//! Gates: bounded concurrency for work that may block. The work runs on separate threads.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-/// Lets so many pieces of work run at once. Clones are the same gate.
+/// A limit on how many jobs run at once. Clones share the limit.
 #[derive(Debug, Clone)]
 pub(crate) struct Gate(Arc<Semaphore>);
 
-/// The right to run one piece of work.
+/// The permit to run one job.
 pub(crate) struct Pass {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Gate {
-    /// For `most` at once.
-    pub(crate) fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+    /// Creates a gate for up to `limit` jobs at once.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self(Arc::new(Semaphore::new(limit)))
     }
 
-    /// Waits in the order of asking. A caller that gives up leaves nothing in the queue.
+    /// Waits for a pass. Callers are served in order; one that gives up leaves nothing in the queue.
     pub(crate) async fn enter(&self) -> Pass {
         Pass { _permit: Arc::clone(&self.0).acquire_owned().await.ok() }
     }
 
-    /// A pass, if one is free.
+    /// Returns a pass if one is free.
     pub(crate) fn try_enter(&self) -> Option<Pass> {
         Arc::clone(&self.0).try_acquire_owned().ok().map(|permit| Pass { _permit: Some(permit) })
     }
 
-    /// Waits for a pass, and runs the work. Nothing comes of work that panicked.
+    /// Waits for a pass, and runs the work. `None` if it panicked.
     pub(crate) async fn run<T, F>(&self, work: F) -> Option<T>
     where
         T: Send + 'static,
@@ -41,7 +41,7 @@ impl Gate {
 }
 
 impl Pass {
-    /// Runs the work on a thread of its own, whether or not anybody waits for it.
+    /// Runs the work on a separate thread, whether or not anybody waits for the result.
     pub(crate) fn run<T, F>(self, work: F) -> JoinHandle<T>
     where
         T: Send + 'static,
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_hangs_holds_up_its_own_gate_alone() {
+    async fn work_that_hangs_blocks_only_its_own_gate() {
         let (hung, other) = (Gate::new(2), Gate::new(2));
         let (release, wait) = mpsc::channel::<()>();
         let wait = Arc::new(std::sync::Mutex::new(wait));
@@ -75,7 +75,7 @@ mod tests {
         let running = [hung.enter().await.run(hang()), hung.enter().await.run(hang())];
         assert!(hung.try_enter().is_none());
         for _ in 0..100 {
-            // Callers that give up leave nothing behind.
+            // Callers that give up leave nothing in the queue.
             assert!(timeout(Duration::from_millis(1), hung.run(|| ())).await.is_err());
         }
         assert_eq!(other.run(|| 7).await, Some(7));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_comes_of_work_that_panicked_and_its_pass_comes_back() {
+    async fn work_that_panics_returns_nothing_and_frees_its_pass() {
         let gate = Gate::new(1);
         assert_eq!(gate.run(|| assert!(std::hint::black_box(false))).await, None);
         assert_eq!(gate.run(|| 1).await, Some(1));

@@ -1,4 +1,5 @@
-//! The forms in which a generation's list goes to receivers: deltas from a list that they have, or compressed.
+//! The forms in which a generation's list is sent to receivers: deltas from a list that they have, or the whole list,
+//! compressed.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,21 +10,22 @@ use stillmirror_store::{Delta, Generation, Store};
 
 use crate::damage::{DamageLog, Part};
 
-/// What a generation's list is sent from.
+/// The forms of one generation's list.
 pub(crate) struct ListForms {
-    /// The deltas that lead to it, the last one first.
+    /// The deltas that lead to the list, last one first.
     deltas: Vec<Arc<Delta>>,
-    /// The list, compressed again because what the store has is damaged.
+    /// The list, compressed again because the file in the store is damaged.
     compressed: OnceLock<Option<Vec<u8>>>,
 }
 
 impl ListForms {
-    /// Finds the deltas that lead to the list of `generation`. Of older generations it reads the heads alone.
+    /// Finds the deltas that lead to the list of `generation`. Reads only the heads of older generations' deltas.
     pub(crate) fn new(generation: &Generation, store: &Store) -> Self {
         Self { deltas: find_deltas(generation, store), compressed: OnceLock::new() }
     }
 
-    /// How the list of `generation` comes to a receiver that has the one with digest `have`. Reads the deltas through.
+    /// Returns the form in which the list of `generation` is sent to a receiver that has the list with digest `have`.
+    /// Reads the deltas completely to verify them.
     pub(crate) fn form(&self, generation: &Generation, have: Digest, damage_log: &DamageLog) -> ListForm {
         let head = generation.head();
         if have == head.list_digest {
@@ -42,14 +44,15 @@ impl ListForms {
         ListForm::Deltas(lens)
     }
 
-    /// The deltas that lead from the list with digest `have` to this one, in the order in which they are applied.
+    /// Returns the deltas that lead from the list with digest `have` to this one, in the order in which they are applied.
+    /// `None` if there are none.
     pub(crate) fn deltas(&self, have: Digest) -> Option<impl ExactSizeIterator<Item = &Delta>> {
         let first = have.is_some().then(|| self.deltas.iter().position(|delta| delta.from() == have))??;
         Some(self.deltas[..=first].iter().rev().map(AsRef::as_ref))
     }
 
-    /// Whether there is a right compressed list to send. Reads it through; one that is damaged is made again, and
-    /// that one is kept. False when the list itself is damaged too.
+    /// Returns whether there is an intact compressed list to send. Reads it completely. If it is damaged, the list is
+    /// compressed again and kept in memory. `false` if the list itself is damaged too.
     pub(crate) fn check_compressed(&self, generation: &Generation, damage_log: &DamageLog) -> bool {
         if self.compressed.get().is_some_and(Option::is_some) || generation.list_zst_is_right() {
             return true;
@@ -59,14 +62,14 @@ impl ListForms {
         self.compressed.get_or_init(|| generation.compress_list().ok()).is_some()
     }
 
-    /// The compressed list, which is right after [`ListForms::check_compressed`] said so.
+    /// Returns the compressed list. It is intact only if [`ListForms::check_compressed`] returned `true`.
     pub(crate) fn compressed<'a>(&'a self, generation: &'a Generation) -> &'a [u8] {
         self.compressed.get().and_then(Option::as_deref).unwrap_or(generation.list_zst())
     }
 }
 
-/// Goes from a generation back through the retained ones for as long as each has a delta, and all of them
-/// together are smaller than the compressed list.
+/// Goes back from a generation through the retained ones, as long as each has a delta and all deltas together are not
+/// larger than the compressed list.
 fn find_deltas(current: &Generation, store: &Store) -> Vec<Arc<Delta>> {
     let mut budget = current.list_zst().len();
     let mut deltas = Vec::new();

@@ -1,5 +1,5 @@
-//! Memory for lists that are one client's own: what it asked for by name, and which row each index of its list means. One
-//! budget for all sessions.
+//! The memory budget, over all sessions, for lists that belong to a single client: the entries that it requested by name,
+//! and which row each index of its list stands for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,64 +10,69 @@ use crate::ended::Ended;
 use crate::fair::{Grant, Pot};
 use crate::networks::Network;
 
-/// Bytes that are taken at a time.
+/// The granularity of grants, in bytes.
 const STEP: u64 = 64 << 10;
-/// The part of all that one network may have.
-const PART: u64 = 2;
-/// How long a session waits for memory: a list that others hold may take them hours.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// One network may hold at most one in this many bytes.
+const NETWORK_PART: u64 = 2;
+/// How long a session waits for memory. Lists that other sessions hold may be needed for hours.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// The budget.
+/// The budget of all sessions.
 pub(crate) struct ListMemory {
     pot: Arc<Pot>,
-    /// Bytes that one network may have.
-    most: u64,
-    patience: Duration,
+    /// Maximum number of bytes that one network may hold.
+    network_limit: u64,
+    max_wait: Duration,
 }
 
-/// What one session has of it, until dropped.
+/// The part of the budget that one session holds until this is dropped.
 pub(crate) struct Share {
     memory: Arc<ListMemory>,
     network: Network,
     grant: Option<Grant>,
-    /// Bytes that it needs whatever else it needs.
+    /// Bytes that the session needs in addition to what it covers or keeps.
     base: u64,
 }
 
 impl ListMemory {
-    /// A budget of so many bytes; 0 for no limit.
+    /// Creates a budget of `bytes` bytes; 0 for no limit.
     pub(crate) fn new(bytes: u64) -> Arc<Self> {
-        Self::with_patience(bytes, PATIENCE)
+        Self::with_max_wait(bytes, MAX_WAIT)
     }
 
-    fn with_patience(bytes: u64, patience: Duration) -> Arc<Self> {
-        // One step in any case, so that short lists are always served.
-        let most = if bytes == 0 { u64::MAX / PART } else { (bytes / PART / STEP).max(1) * STEP };
-        Arc::new(Self { pot: Pot::with_limit(most.saturating_mul(PART), most), most, patience })
+    fn with_max_wait(bytes: u64, max_wait: Duration) -> Arc<Self> {
+        // At least one step, so that short lists are always served.
+        let network_limit =
+            if bytes == 0 { u64::MAX / NETWORK_PART } else { (bytes / NETWORK_PART / STEP).max(1) * STEP };
+        let pot = Pot::with_limit(network_limit.saturating_mul(NETWORK_PART), network_limit);
+        Arc::new(Self { pot, network_limit, max_wait })
     }
 
-    /// Nothing of it, for a session of that network.
+    /// Returns an empty share for a session of `network`.
     pub(crate) fn share(self: &Arc<Self>, network: Network) -> Share {
         Share { memory: Arc::clone(self), network, grant: None, base: 0 }
     }
 }
 
 impl Share {
-    /// From now on it needs so many bytes beside what it is asked to cover or to keep.
+    /// Sets the number of bytes that the session needs in addition to what it covers or keeps.
     pub(crate) fn set_base(&mut self, bytes: usize) {
         self.base = bytes as u64;
     }
 
-    /// Sees to it that this session has so many bytes. Waits for those of others.
+    /// Makes sure that this session holds `bytes` bytes. Waits for other sessions if necessary. Fails if no memory becomes
+    /// free in time, or one network may not hold that much.
     pub(crate) async fn cover(&mut self, bytes: usize) -> Result<(), Ended> {
         let (bytes, has) = (self.base.saturating_add(bytes as u64), self.bytes());
         if bytes <= has {
             return Ok(());
         }
         let more = (bytes - has).next_multiple_of(STEP);
-        let ListMemory { pot, most, patience } = &*self.memory;
+        let ListMemory { pot, network_limit, max_wait } = &*self.memory;
         let grant = match has.checked_add(more) {
-            Some(whole) if whole <= *most => timeout(*patience, pot.take(self.network, more)).await.ok().flatten(),
+            Some(whole) if whole <= *network_limit => {
+                timeout(*max_wait, pot.take(self.network, more)).await.ok().flatten()
+            }
             _ => None,
         };
         let grant = grant.ok_or(Ended::NoListMemory)?;
@@ -78,7 +83,7 @@ impl Share {
         Ok(())
     }
 
-    /// Gives back what is over so many bytes.
+    /// Gives back all memory beyond `bytes` bytes.
     pub(crate) fn keep(&mut self, bytes: usize) {
         if let Some(grant) = &mut self.grant {
             grant.keep(self.base.saturating_add(bytes as u64).next_multiple_of(STEP));
@@ -98,8 +103,8 @@ mod tests {
     const KIB: usize = 1 << 10;
 
     #[tokio::test]
-    async fn sessions_have_no_more_together_than_there_is() {
-        let memory = ListMemory::with_patience(256 * KIB as u64, Duration::from_millis(20));
+    async fn all_sessions_together_stay_within_the_budget() {
+        let memory = ListMemory::with_max_wait(256 * KIB as u64, Duration::from_millis(20));
         let mut shares: Vec<_> = (0..3).map(|at| memory.share(network(at))).collect();
         shares[0].cover(1).await.unwrap();
         assert_eq!(shares[0].bytes(), STEP);
@@ -113,8 +118,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_network_has_half_of_it_at_the_most_and_a_session_that_needs_more_hears_so_at_once() {
-        let memory = ListMemory::with_patience(256 * KIB as u64, Duration::MAX);
+    async fn a_network_gets_at_most_half_and_a_session_that_needs_more_fails_at_once() {
+        let memory = ListMemory::with_max_wait(256 * KIB as u64, Duration::MAX);
         assert!(matches!(memory.share(network(1)).cover(129 * KIB).await, Err(Ended::NoListMemory)));
         let mut first = memory.share(network(1));
         first.cover(128 * KIB).await.unwrap();
@@ -122,8 +127,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_what_another_gives_back() {
-        let memory = ListMemory::with_patience(256 * KIB as u64, Duration::MAX);
+    async fn a_waiting_session_gets_what_another_gives_back() {
+        let memory = ListMemory::with_max_wait(256 * KIB as u64, Duration::MAX);
         let mut first = memory.share(network(1));
         first.cover(128 * KIB).await.unwrap();
         let waits = tokio::spawn({
@@ -136,8 +141,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_limit_nobody_waits() {
-        let memory = ListMemory::with_patience(0, Duration::MAX);
+    async fn without_a_limit_no_session_waits() {
+        let memory = ListMemory::with_max_wait(0, Duration::MAX);
         let mut shares = [memory.share(network(1)), memory.share(network(1))];
         for share in &mut shares {
             share.cover(1 << 40).await.unwrap();

@@ -1,4 +1,4 @@
-//! Accepting connections and telling what they speak.
+//! Accepts connections, detects which protocol the client speaks, and starts its session.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::session;
 use crate::shared::ServerState;
 use crate::strangers::Stranger;
 
-/// A pause after a failed accept: what is short then (descriptors, memory) comes back with time.
+/// The pause after a failed accept. What is short then (descriptors, memory) becomes free with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client may be silent before it gets the greeting for rsync clients: some of these, and what checks whether
-/// a daemon is alive, wait for it. Others speak first.
+/// How long a client may be silent before it gets the greeting for rsync clients. Some rsync clients wait for it, and so
+/// do health checks. All others speak first.
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to read its last frame.
-const FAREWELL: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(2);
 
-/// Accepts until dropped.
+/// Accepts connections until dropped.
 pub(crate) async fn accept(
     listener: TcpListener,
     port: Port,
@@ -56,22 +56,22 @@ pub(crate) async fn accept(
     }
 }
 
-/// Once the daemon ends, sessions have a moment to say so.
+/// Waits until the daemon cuts off its sessions, and then for as long as they may take to tell their clients.
 async fn grace_period_over(shared: &ServerState) {
     shared.ending.cancelled().await;
-    sleep(session::LAST_WORDS + FAREWELL).await;
+    sleep(session::FRAME_GRACE + LINGER).await;
 }
 
-/// A socket to listen on.
+/// The kind of a listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Port {
-    /// Every dialect.
+    /// For every dialect.
     Any,
-    /// Stock rsync's alone: nobody need speak first.
+    /// For stock rsync only: the server need not wait for the client's first bytes.
     Rsync,
 }
 
-/// What a client speaks.
+/// The protocol that a client speaks.
 enum Dialect {
     /// The native protocol.
     Native(ClientHello),
@@ -79,7 +79,7 @@ enum Dialect {
     Rsync {
         /// The client's first bytes.
         begun: Vec<u8>,
-        /// The client was greeted.
+        /// Whether the client was greeted already.
         greeted: bool,
     },
     /// Neither.
@@ -101,16 +101,16 @@ async fn connection(
     };
     match dialect {
         Ok(Ok(dialect)) if entered.is_over() => {
-            let _ = socket.write_all(&too_many(&dialect, shared.networks.most())).await;
+            let _ = socket.write_all(&too_many(&dialect, shared.networks.limit())).await;
         }
         Ok(Ok(Dialect::Native(hello))) => {
             drop(stranger);
             let input = session::native::serve(shared, socket, peer, hello).await;
-            return read_out(input).await;
+            return drain(input).await;
         }
         Ok(Ok(Dialect::Rsync { begun, greeted })) if shared.rsync.enabled => {
             let input = session::rsync::serve(shared, socket, peer, &begun, greeted, stranger).await;
-            return read_out(input).await;
+            return drain(input).await;
         }
         Ok(Ok(Dialect::Rsync { .. })) => {
             let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
@@ -121,24 +121,24 @@ async fn connection(
             let reply = Reply::Error { code: ErrorCode::Malformed, message };
             let _ = socket.write_all(&reply.frame(0)).await;
         }
-        Ok(Err(error)) => return tracing::debug!(%peer, %error, "the peer left before its hello"),
-        Err(_) => return tracing::debug!(%peer, "no hello in time"),
+        Ok(Err(error)) => return tracing::debug!(%peer, %error, "the peer disconnected before its hello"),
+        Err(_) => return tracing::debug!(%peer, "the peer sent no hello in time"),
     }
     let _ = socket.shutdown().await;
-    read_out(socket).await;
+    drain(socket).await;
 }
 
-/// What a client hears that is one more than its address may have.
-fn too_many(dialect: &Dialect, most: usize) -> Vec<u8> {
+/// Returns the error for a client whose address has too many connections.
+fn too_many(dialect: &Dialect, limit: usize) -> Vec<u8> {
     match dialect {
         Dialect::Rsync { greeted, .. } => {
-            let mut words = if *greeted { Vec::new() } else { greeting::hello(Version::NEWEST) };
-            words.extend(format!("@ERROR: max connections ({most}) reached -- try again later\n").into_bytes());
-            words
+            let mut reply = if *greeted { Vec::new() } else { greeting::hello(Version::NEWEST) };
+            reply.extend(format!("@ERROR: max connections ({limit}) reached -- try again later\n").into_bytes());
+            reply
         }
         Dialect::Native(hello) => {
             let hello = session::native::answer_hello(hello.negotiate().unwrap_or(0));
-            let message = format!("too many connections from this address: it may have {most}");
+            let message = format!("too many connections from this address: the limit is {limit}");
             [&hello.encode()[..], &Reply::Error { code: ErrorCode::Refused, message }.frame(0)].concat()
         }
         Dialect::Unknown => Vec::new(),
@@ -152,8 +152,8 @@ async fn dialect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> st
     let mut hello = [0; HELLO_BYTES];
     let (mut filled, mut greeted) = (0, false);
     while filled < HELLO_BYTES {
-        let patience = if filled > 0 || greeted || !shared.rsync.enabled { Duration::MAX } else { SILENCE };
-        let Ok(read) = timeout(patience, socket.read(&mut hello[filled..])).await else {
+        let max_silence = if filled > 0 || greeted || !shared.rsync.enabled { Duration::MAX } else { SILENCE };
+        let Ok(read) = timeout(max_silence, socket.read(&mut hello[filled..])).await else {
             socket.write_all(&greeting::hello(Version::NEWEST)).await?;
             greeted = true;
             continue;
@@ -169,7 +169,7 @@ async fn dialect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> st
         }
         let may_be = |magic: &[u8]| begun.iter().zip(magic).all(|(one, other)| one == other);
         if !may_be(&MAGIC) && !may_be(greeting::MAGIC) {
-            // A client that was greeted hears of its fault in the same words.
+            // A client that was greeted gets its error in rsync's protocol.
             let begun = begun.to_vec();
             return Ok(if greeted { Dialect::Rsync { begun, greeted } } else { Dialect::Unknown });
         }
@@ -177,12 +177,12 @@ async fn dialect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> st
     Ok(ClientHello::decode(&hello).map_or(Dialect::Unknown, Dialect::Native))
 }
 
-/// Reads what a peer still sends, for a while: a socket that is closed with unread bytes is reset, and
-/// the peer loses what it was sent last.
-async fn read_out(mut input: impl AsyncRead + Unpin) {
+/// Reads what the peer still sends, for a while. If a socket is closed with unread bytes, the connection is reset, and
+/// the peer loses what was sent to it last.
+async fn drain(mut input: impl AsyncRead + Unpin) {
     let all = async {
-        let mut scrap = [0; 1024];
-        while input.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
+        let mut discarded = [0; 1024];
+        while input.read(&mut discarded).await.is_ok_and(|read| read > 0) {}
     };
-    let _ = timeout(FAREWELL, all).await;
+    let _ = timeout(LINGER, all).await;
 }

@@ -1,4 +1,4 @@
-//! Which addresses count as one client, and how many connections each of them has.
+//! Networks: groups of addresses that count as one client, and the number of connections that each has.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,34 +6,34 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Limits;
 
-/// Connections over the limit of one network that are told so at a time. More are closed at once: to be told takes a
-/// socket for a while.
-const TOLD: usize = 16;
+/// Maximum number of connections over a network's limit that get an error message at a time. More are closed without one,
+/// because each message occupies a socket for a while.
+const MAX_REFUSALS: usize = 16;
 
-/// The addresses with one prefix.
+/// All addresses with the same prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Network(IpAddr);
 
-/// The connections of each network.
+/// The connections of all networks.
 pub(crate) struct Networks {
     ipv4_prefix: u8,
     ipv6_prefix: u8,
-    /// Of one network; 0 for no limit.
-    most: usize,
+    /// Maximum number of connections of one network; 0 for no limit.
+    limit: usize,
     open: Mutex<HashMap<Network, Open>>,
 }
 
-/// What one network has open.
+/// The open connections of one network.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Open {
     connections: usize,
-    /// Connections that are being told that there are too many.
-    told: usize,
-    /// The log has said it.
+    /// Connections over the limit that are being sent an error message.
+    refusals: usize,
+    /// Whether the log mentions that the network is over its limit.
     is_logged: bool,
 }
 
-/// A connection that counts for its network, until dropped.
+/// A connection that counts for its network until this is dropped.
 pub(crate) struct Connection {
     networks: Arc<Networks>,
     pub(crate) network: Network,
@@ -42,11 +42,11 @@ pub(crate) struct Connection {
 
 impl Networks {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
-        let Limits { connections_per_address: most, ipv4_prefix, ipv6_prefix, .. } = *limits;
-        Arc::new(Self { ipv4_prefix, ipv6_prefix, most, open: Mutex::default() })
+        let Limits { connections_per_address: limit, ipv4_prefix, ipv6_prefix, .. } = *limits;
+        Arc::new(Self { ipv4_prefix, ipv6_prefix, limit, open: Mutex::default() })
     }
 
-    /// The network of an address.
+    /// Returns the network of an address.
     pub(crate) fn of(&self, address: IpAddr) -> Network {
         Network(match address.to_canonical() {
             IpAddr::V4(address) => {
@@ -60,24 +60,24 @@ impl Networks {
         })
     }
 
-    /// The most connections of one network.
-    pub(crate) fn most(&self) -> usize {
-        self.most
+    /// Returns the maximum number of connections of one network.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
     }
 
-    /// Counts a connection from that address; none for one that is to be closed without a word.
+    /// Counts a connection from `address`. `None` if it must be closed without an error message.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Connection> {
         let network = self.of(address);
         let mut open = self.lock();
         let counts = open.entry(network).or_default();
-        let is_over = self.most > 0 && counts.connections >= self.most;
-        if is_over && counts.told >= TOLD {
+        let is_over = self.limit > 0 && counts.connections >= self.limit;
+        if is_over && counts.refusals >= MAX_REFUSALS {
             return None;
         }
         if is_over && !std::mem::replace(&mut counts.is_logged, true) {
-            tracing::warn!(%address, connections = counts.connections, "more connections from one address than it may have");
+            tracing::warn!(%address, connections = counts.connections, "too many connections from one address");
         }
-        *(if is_over { &mut counts.told } else { &mut counts.connections }) += 1;
+        *(if is_over { &mut counts.refusals } else { &mut counts.connections }) += 1;
         Some(Connection { networks: Arc::clone(self), network, is_over })
     }
 
@@ -87,7 +87,7 @@ impl Networks {
 }
 
 impl Connection {
-    /// Whether it is one more than its network may have: all it may get is to be told so.
+    /// Returns whether its network is over the limit. If so, the connection only gets an error message.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
@@ -97,9 +97,9 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut open = self.networks.lock();
         let Some(counts) = open.get_mut(&self.network) else { return };
-        let count = if self.is_over { &mut counts.told } else { &mut counts.connections };
+        let count = if self.is_over { &mut counts.refusals } else { &mut counts.connections };
         *count = count.saturating_sub(1);
-        if counts.connections + counts.told == 0 {
+        if counts.connections + counts.refusals == 0 {
             open.remove(&self.network);
         }
     }
@@ -109,7 +109,7 @@ impl Drop for Connection {
 pub(crate) mod tests {
     use super::*;
 
-    /// The networks of 10.0.0.0, 10.0.0.1, …
+    /// Returns the network of the address 10.0.0.`number`.
     pub(crate) fn network(number: u8) -> Network {
         Network(IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)))
     }
@@ -119,7 +119,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_address_counts_with_those_of_its_prefix() {
+    fn addresses_with_the_same_prefix_are_one_network() {
         let of = |networks: &Networks, address: &str| networks.of(address.parse().unwrap());
         let by_default = networks(Limits::default());
         assert_ne!(of(&by_default, "192.0.2.1"), of(&by_default, "192.0.2.2"));
@@ -135,24 +135,24 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_network_has_so_many_connections_and_no_more_until_one_ends() {
+    fn a_network_at_its_limit_gets_no_connection_until_one_ends() {
         let networks = networks(Limits { connections_per_address: 2, ..Limits::default() });
         let (one, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let enter = |address| networks.enter(address);
         let mut held: Vec<_> = (0..2).filter_map(|_| enter(one)).collect();
         assert!(held.len() == 2 && !held.iter().any(Connection::is_over));
-        let told: Vec<_> = (0..TOLD).filter_map(|_| enter(one)).collect();
-        assert!(told.len() == TOLD && told.iter().all(Connection::is_over));
-        assert!(enter(one).is_none(), "nobody else is even told");
+        let refused: Vec<_> = (0..MAX_REFUSALS).filter_map(|_| enter(one)).collect();
+        assert!(refused.len() == MAX_REFUSALS && refused.iter().all(Connection::is_over));
+        assert!(enter(one).is_none(), "no more error messages");
         assert!(enter(other).is_some_and(|connection| !connection.is_over()));
         held.pop();
         assert!(enter(one).is_some_and(|connection| !connection.is_over()));
-        drop((held, told));
-        assert!(networks.lock().is_empty(), "nothing is remembered of who has left");
+        drop((held, refused));
+        assert!(networks.lock().is_empty(), "closed connections leave nothing behind");
     }
 
     #[test]
-    fn without_a_limit_every_connection_is_let_in() {
+    fn without_a_limit_every_connection_is_admitted() {
         let networks = networks(Limits { connections_per_address: 0, ..Limits::default() });
         let held: Vec<_> = (0..5000).filter_map(|_| networks.enter("192.0.2.1".parse().unwrap())).collect();
         assert!(held.len() == 5000 && !held.iter().any(Connection::is_over));
