@@ -1,11 +1,10 @@
-//! The native protocol: preamble, frames, requests and replies.
+//! The native protocol: hellos, frames, requests and replies.
 //!
-//! A receiver opens with a 24-byte [`ClientHello`], the sender answers with a [`ServerHello`]; the
-//! receiver need not wait for it to send requests. From there on both directions carry frames: a
-//! 12-byte [`FrameHeader`] and a payload. A request has a number of the receiver's choice, and every
-//! reply frame to it carries that number, so replies to several requests may be interleaved. A reply
-//! ends with [`kind::END`] or [`kind::ERROR`]. Byte tables and the state diagram are in
-//! `docs/native-protocol.md`.
+//! A receiver opens with a 24-byte [`ClientHello`], and the sender answers with a [`ServerHello`]. The receiver may send
+//! requests before that answer arrives. From then on, both directions carry frames: a 12-byte [`FrameHeader`] and a
+//! payload. The receiver chooses a number for each request, and every reply frame carries the number of its request, so
+//! replies to several requests may be interleaved. A reply ends with [`kind::END`] or [`kind::ERROR`]. The byte tables
+//! and the state diagram are in `docs/native-protocol.md`.
 
 mod answers;
 mod frame;
@@ -25,30 +24,30 @@ pub use hello::{Capabilities, ClientHello, HELLO_BYTES, MAGIC, ServerHello, VERS
 pub use reply::{ErrorCode, ItemFailure, ListForm, Reply};
 pub use request::{Item, Request, items_that_fit};
 
-/// What a peer sent that the protocol does not allow.
+/// A peer's violation of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum WireError {
     /// The peer does not speak this protocol.
     #[error("the peer does not speak the native protocol")]
     Magic,
-    /// No common version.
+    /// There is no common version.
     #[error("the peer speaks versions {min} to {max} of the protocol; this program speaks {VERSION}")]
     Version {
-        /// The peer's oldest.
+        /// The oldest version that the peer speaks.
         min: u16,
-        /// The peer's newest.
+        /// The newest version that the peer speaks.
         max: u16,
     },
-    /// A frame is larger than it may be.
-    #[error("a frame of {len} bytes where {limit} are allowed")]
+    /// A frame is too large.
+    #[error("frame of {len} bytes, the limit is {limit}")]
     FrameTooLarge {
-        /// Bytes claimed.
+        /// The payload length in the header, in bytes.
         len: u32,
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// A frame of a kind that does not exist, or not in this direction.
-    #[error("a frame of unknown kind {0}")]
+    /// A frame's kind does not exist, or not in this direction.
+    #[error("frame of unknown kind {0}")]
     Kind(u8),
     /// A field does not decode.
     #[error("malformed frame: {0}")]

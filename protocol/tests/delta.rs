@@ -1,4 +1,4 @@
-//! Block checksums and the search, end to end in memory: whatever was edited, and whatever a peer sends.
+//! Block checksums and the search, end to end in memory, with arbitrary edits and hostile checksums.
 
 use proptest::prelude::*;
 use stillmirror_protocol::delta::{Assembly, Basis, DeltaError, Piece, Search, Step};
@@ -14,12 +14,12 @@ fn default_record(data: &[u8]) -> Vec<u8> {
     record(Scheme::for_size(data.len() as u64, &SumsPolicy::default()), data, 1 << 16)
 }
 
-/// Searches with the checksums of `record`; gives up after more steps than any search may take.
+/// Searches with the checksums of `record`. Panics after more steps than any search should take.
 fn search(record: &[u8], bases: &[&dyn Basis]) -> Assembly {
     counted_search(record, bases).0
 }
 
-/// The same, with the number of look-ups.
+/// Like [`search`], but also returns the number of lookups.
 fn counted_search(record: &[u8], bases: &[&dyn Basis]) -> (Assembly, u64) {
     let sums = SumsRef::parse(record).expect("a valid record");
     let mut search = Search::new(sums.layout().clone());
@@ -39,7 +39,7 @@ fn counted_search(record: &[u8], bases: &[&dyn Basis]) -> (Assembly, u64) {
     panic!("the search does not end");
 }
 
-/// Checks that the pieces tile the file and lie within the bases; makes the file from them.
+/// Checks that the pieces tile the file and lie within the bases. Returns the file made from them.
 fn rebuild(assembly: &Assembly, new: &[u8], bases: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     for piece in assembly.pieces() {
@@ -67,7 +67,7 @@ fn round_trip(new: &[u8], bases: &[&[u8]]) -> Assembly {
     assembly
 }
 
-/// Bytes without structure.
+/// Returns pseudo-random bytes.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -79,7 +79,7 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Bytes of any structure: noise, runs, and a small alphabet.
+/// Generates content from noise, runs of one byte, and noise of a small alphabet.
 fn content(max: usize) -> impl Strategy<Value = Vec<u8>> {
     let part = (0..max / 4, any::<u64>(), 0..3u8).prop_map(|(len, seed, kind)| match kind {
         0 => noise(len, seed),
@@ -148,13 +148,13 @@ proptest! {
     }
 
     #[test]
-    fn a_record_is_the_same_however_the_data_was_cut(data in content(200_000), piece in 1..10_000usize) {
+    fn a_record_does_not_depend_on_how_the_data_is_split(data in content(200_000), piece in 1..10_000usize) {
         let scheme = Scheme::for_size(data.len() as u64, &SumsPolicy::default());
         prop_assert_eq!(record(scheme.clone(), &data, piece), record(scheme, &data, usize::MAX));
     }
 
     #[test]
-    fn a_record_tells_its_layout(data in content(200_000)) {
+    fn a_record_has_the_layout_of_its_scheme(data in content(200_000)) {
         let bytes = default_record(&data);
         let sums = SumsRef::parse(&bytes).expect("valid");
         let scheme = Scheme::for_size(data.len() as u64, &SumsPolicy::default());
@@ -171,7 +171,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_record_is_refused_or_read_without_a_panic(data in content(60_000), at in any::<usize>(), byte in any::<u8>(), cut in any::<usize>()) {
+    fn a_damaged_record_never_panics(data in content(60_000), at in any::<usize>(), byte in any::<u8>(), cut in any::<usize>()) {
         let mut bytes = default_record(&data);
         let len = bytes.len();
         prop_assert!(SumsRef::parse(&bytes[..cut % len]).is_err());
@@ -185,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_checksums_end_in_a_plan_that_tiles_the_file(
+    fn arbitrary_checksums_yield_an_assembly_that_tiles_the_file(
         old in content(200_000),
         size in 4096..300_000usize,
         seed in any::<u64>(),
@@ -202,7 +202,7 @@ proptest! {
     }
 
     #[test]
-    fn odd_schemes_work_like_the_default_one(data in content(100_000), fine in 8..200u32, ratios in proptest::collection::vec(2..9u32, 0..4), strong_len in 2..=8u8) {
+    fn unusual_schemes_work_like_the_default_one(data in content(100_000), fine in 8..200u32, ratios in proptest::collection::vec(2..9u32, 0..4), strong_len in 2..=8u8) {
         let mut levels = vec![Level { block_size: fine * 8, strong_len }];
         for ratio in ratios {
             levels.push(Level { block_size: levels[levels.len() - 1].block_size * ratio, strong_len });
@@ -242,14 +242,14 @@ fn one_byte_inserted_costs_a_few_fine_blocks() {
 }
 
 #[test]
-fn an_unlike_file_costs_less_than_a_thousandth_in_checksums() {
+fn an_unrelated_file_costs_less_than_a_thousandth_in_checksums() {
     let new = noise(4_000_000, 3);
     let assembly = round_trip(&new, &[&noise(4_000_000, 4)]);
     assert!(assembly.sums_bytes() < 4_000, "{} bytes of checksums", assembly.sums_bytes());
 }
 
 #[test]
-fn zeros_of_the_new_file_are_found_wherever_the_basis_has_some() {
+fn zeros_in_the_new_file_are_found_in_the_zeros_of_the_basis() {
     let zeros = vec![0; 5_000_000];
     let basis = [noise(100_000, 5), vec![0; 600_000]].concat();
     let assembly = round_trip(&zeros, &[&basis]);
@@ -265,7 +265,7 @@ fn a_file_is_found_across_several_bases() {
 }
 
 #[test]
-fn a_file_without_checksums_is_fetched_whole_and_at_once() {
+fn a_file_without_checksums_is_fetched_as_one_literal() {
     let assembly = round_trip(b"short", &[b"short"]);
     assert!(assembly.literals().eq(std::iter::once(0..5)));
     assert!(round_trip(b"", &[b"old"]).pieces().is_empty());
@@ -273,7 +273,7 @@ fn a_file_without_checksums_is_fetched_whole_and_at_once() {
 
 #[test]
 fn weak_checksums_that_all_match_do_not_stall_the_search() {
-    // Every offset of a basis of zeros has the weak checksum 0, none the strong one.
+    // Every offset of a basis of zeros has the weak checksum 0, but none has the strong checksum 0.
     let bytes = default_record(&vec![0; 1 << 20]);
     let header = bytes.len() - sums_len(&bytes);
     let mut hostile = bytes.clone();
@@ -317,14 +317,14 @@ fn impossible_levels_are_refused() {
 }
 
 #[test]
-fn a_huge_claimed_size_asks_for_a_bounded_number_of_checksums() {
+fn a_huge_claimed_size_does_not_exceed_the_limit_on_checksums() {
     let scheme = Scheme::new(vec![Level { block_size: 64, strong_len: 0 }]).expect("valid");
     let mut search = Search::new(Layout::new(1 << 60, scheme).expect("possible"));
     let Step::NeedSums(ranges) = search.start() else { panic!("checksums are needed") };
     assert!(ranges.iter().map(|range| range.count).sum::<u64>() <= 1 << 22);
 }
 
-/// Content that repeats itself: zeros, another byte, patterns shorter than a block and longer than the finest.
+/// Returns repetitive content with its names: zeros, another byte, and patterns shorter and longer than a fine block.
 fn repetitive(len: usize) -> Vec<(&'static str, Vec<u8>)> {
     let pattern = |period: usize| noise(period, 5).into_iter().cycle().take(len).collect();
     vec![
@@ -337,7 +337,7 @@ fn repetitive(len: usize) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn runs_of_equal_blocks_are_found_as_a_whole_and_cost_no_more_lookups_than_noise() {
+fn runs_of_equal_blocks_are_found_and_cost_few_lookups() {
     let len = 6 << 20;
     let count = |old: &[u8], new: &[u8]| {
         let old = old.to_vec();
@@ -348,9 +348,9 @@ fn runs_of_equal_blocks_are_found_as_a_whole_and_cost_no_more_lookups_than_noise
     let noisy = noise(len, 1);
     let mut touched = noisy.clone();
     touched[len / 3] ^= 1;
-    let (_, most) = count(&noisy, &touched);
-    let (_, unlike) = count(&noisy, &noise(len, 2));
-    let most = 4 * most.max(unlike);
+    let (_, similar) = count(&noisy, &touched);
+    let (_, unrelated) = count(&noisy, &noise(len, 2));
+    let limit = 4 * similar.max(unrelated);
     for (name, old) in repetitive(len) {
         let mut new = old.clone();
         new[len / 3] ^= 1;
@@ -358,7 +358,7 @@ fn runs_of_equal_blocks_are_found_as_a_whole_and_cost_no_more_lookups_than_noise
         (0..len).step_by(1 << 20).for_each(|at| islands[at..at + 5000].copy_from_slice(&noisy[at..at + 5000]));
         for (old, new) in [(&old, &new), (&new, &old), (&islands, &new), (&new, &islands), (&old, &noisy)] {
             let (assembly, lookups) = count(old, new);
-            assert!(lookups <= most, "{name}: {lookups} look-ups, and at most {most} for noise");
+            assert!(lookups <= limit, "{name}: {lookups} lookups, the limit is {limit} (four times those for noise)");
             assert!(assembly.pieces().len() < 64, "{name}: {} pieces", assembly.pieces().len());
         }
         assert!(count(&old, &new).0.literal_bytes() < 5000, "{name}");
@@ -368,10 +368,10 @@ fn runs_of_equal_blocks_are_found_as_a_whole_and_cost_no_more_lookups_than_noise
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Runs of zeros between noise, before and after: the file comes out right, and the work is bounded by the bytes
-    /// that are searched, whatever the runs' lengths.
+    /// The old and the new file consist of noise with runs of zeros between. The file is rebuilt correctly, and the
+    /// number of lookups is bounded by the bytes searched, whatever the lengths of the runs.
     #[test]
-    fn sparse_content_is_rebuilt_at_a_cost_that_grows_with_its_length(
+    fn sparse_content_is_rebuilt_with_lookups_in_proportion_to_its_length(
         parts in proptest::collection::vec((0..200_000usize, 0..3000usize, any::<u64>()), 1..8),
         edits in proptest::collection::vec(edit(), 0..4),
     ) {
@@ -380,6 +380,6 @@ proptest! {
         edits.iter().for_each(|edit| apply(edit, &mut new));
         let (assembly, lookups) = counted_search(&default_record(&new), &[&old as &dyn Basis]);
         prop_assert!(rebuild(&assembly, &new, &[&old]) == new);
-        prop_assert!(lookups <= 4096 + old.len() as u64 / 8, "{} look-ups in {} bytes", lookups, old.len());
+        prop_assert!(lookups <= 4096 + old.len() as u64 / 8, "{} lookups in {} bytes", lookups, old.len());
     }
 }

@@ -1,4 +1,4 @@
-//! Lists and changes: whatever tree, whatever change, both ends build the same bytes.
+//! Lists and changes: for any tree and any change, both ends build the same bytes.
 
 mod common;
 
@@ -36,7 +36,7 @@ fn file(size: u64, byte: u8) -> Kind {
     Kind::File { size, digests: Digests { sha256: Digest([byte; 32]), ..Digests::default() } }
 }
 
-/// A kind with its link group. Members of a group agree in content, so content follows from the group.
+/// Generates a kind with its link group. The group determines the kind, because members of a group agree in content.
 fn linked() -> impl Strategy<Value = (Kind, Option<u64>)> {
     let member = |group: u64| match group {
         1 => Kind::Symlink { target: b"target".to_vec() },
@@ -80,12 +80,12 @@ fn open(bytes: &[u8]) -> ListRef<'_> {
     list::open(bytes).expect("a built list is valid")
 }
 
-/// A list as a tree again, link groups numbered by leader.
+/// Reads a list back as a tree. Link groups are numbered by leader.
 fn read(list: ListRef<'_>) -> Tree {
     (0..list.len()).map(|row| (list.path(row), list.row(row).to_entry())).collect()
 }
 
-/// The tree as a list must show it: groups of one name dissolved, others numbered by their first row.
+/// Returns the tree as a list represents it: link groups of one name are dissolved, others numbered by their first row.
 fn canonical(tree: &Tree, list: ListRef<'_>) -> Tree {
     let mut groups: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     for (path, entry) in tree {
@@ -103,7 +103,7 @@ fn canonical(tree: &Tree, list: ListRef<'_>) -> Tree {
 
 proptest! {
     #[test]
-    fn a_list_says_what_the_tree_was(tree in tree()) {
+    fn a_list_represents_its_tree(tree in tree()) {
         let bytes = encoded(&tree);
         let list = open(&bytes);
         prop_assert_eq!(read(list), canonical(&tree, list));
@@ -127,7 +127,7 @@ proptest! {
     }
 
     #[test]
-    fn the_old_list_and_the_delta_make_the_new_list_to_the_byte(old in tree(), new in tree()) {
+    fn the_old_list_and_the_delta_make_the_same_bytes_as_the_new_list(old in tree(), new in tree()) {
         let (old, new) = (encoded(&old), encoded(&new));
         let changes = diff(open(&old), open(&new));
         let delta = changes.encode(list::digest(&old), list::digest(&new));
@@ -144,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn a_subdirectory_can_be_the_root_of_a_list_of_its_own(tree in tree()) {
+    fn a_subdirectory_can_be_the_root_of_a_new_list(tree in tree()) {
         let bytes = encoded(&tree);
         let list = open(&bytes);
         for dir in list.dirs() {
@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn any_flipped_byte_is_noticed(tree in tree(), at: prop::sample::Index, flip in 1..=255u8) {
+    fn any_flipped_byte_is_detected(tree in tree(), at: prop::sample::Index, flip in 1..=255u8) {
         let mut bytes = encoded(&tree);
         let at = at.index(bytes.len());
         bytes[at] ^= flip;
@@ -171,7 +171,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_body_under_a_fresh_checksum_is_refused_or_read_without_harm(
+    fn a_damaged_body_with_a_valid_checksum_never_panics(
         tree in tree(),
         at: prop::sample::Index,
         flip in 1..=255u8,
@@ -187,12 +187,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_delta_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_are_decoded_as_a_delta_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Changes::decode(&bytes);
     }
 
     #[test]
-    fn any_changes_apply_or_are_refused(tree in tree(), changes in tree(), removed in prop::collection::vec(name(), 0..4)) {
+    fn any_changes_are_applied_or_refused(tree in tree(), changes in tree(), removed in prop::collection::vec(name(), 0..4)) {
         let bytes = encoded(&tree);
         let mut changes = whole(&changes, 7);
         for name in removed {
@@ -201,7 +201,7 @@ proptest! {
         if let Ok(applied) = apply(Some(open(&bytes)), &changes) {
             prop_assert_eq!(applied.sources.len(), applied.list.len());
             let bytes = applied.list.encode();
-            // Groups of different content under one number are the one thing that changes can say and a list cannot.
+            // The only invalid list that changes can describe is one whose link group has members of different content.
             if let Err(error) = list::open(&bytes) {
                 prop_assert!(matches!(error, ListError::Offence(list::Offence::Link(_))), "{}", error);
             }
@@ -225,7 +225,7 @@ fn a_file_that_becomes_a_directory_loses_nothing_else() {
 }
 
 #[test]
-fn changes_below_what_is_no_directory_are_refused() {
+fn changes_below_a_missing_directory_are_refused() {
     let bytes = encoded(&Tree::from([(vec![], directory(0o755))]));
     let mut changes = Changes::default();
     changes.dirs.insert(b"nowhere".to_vec(), BTreeMap::from([(b"x".to_vec(), Op::Remove)]));
@@ -233,7 +233,7 @@ fn changes_below_what_is_no_directory_are_refused() {
 }
 
 #[test]
-fn a_list_of_another_format_version_is_told_apart_from_damage() {
+fn a_list_of_another_format_version_is_distinguished_from_damage() {
     let mut bytes = encoded(&Tree::from([(vec![], directory(0o755))]));
     bytes[8] = 9;
     assert_eq!(list::open(&bytes).err(), Some(ListError::Version { found: 9 }));

@@ -1,18 +1,18 @@
-//! Answers that span frames: the repositories, and the children of a directory.
+//! Answers that may span several frames: the repositories, and the children of a directory.
 
 use crate::changes::{EntryDecoder, EntryEncoder};
 use crate::codec::{DecodeError, Reader, put_bytes, put_varint};
 use crate::entry::Entry;
 use crate::{limits, path};
 
-/// One repository that a sender announces.
+/// A repository that a sender announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
-    /// Its name.
+    /// The repository's name.
     pub name: String,
     /// The operator's one-line description.
     pub comment: String,
-    /// Its current encoded head; empty when it is not indexed yet.
+    /// The current encoded head. It is empty if the repository is not indexed yet, or if this client may not read it.
     pub head: Vec<u8>,
 }
 
@@ -47,14 +47,14 @@ impl Repository {
     }
 }
 
-/// Appends one child to the answer to [`Request::Dir`](super::Request::Dir): its name, then the entry.
+/// Appends one child to the answer to [`Request::Dir`](super::Request::Dir): the name, then the entry.
 pub fn encode_child(out: &mut Vec<u8>, encoder: &mut EntryEncoder, name: &[u8], entry: &Entry) {
     put_bytes(out, name);
     encoder.encode(out, entry);
 }
 
-/// Decodes the whole answer to [`Request::Dir`](super::Request::Dir): names and entries, in order. A single file that was
-/// asked for comes as its own only child.
+/// Decodes the whole answer to [`Request::Dir`](super::Request::Dir): names and entries, in order. If the request named a
+/// file, that file is the only entry.
 pub fn decode_dir(bytes: &[u8]) -> Result<Vec<(Vec<u8>, Entry)>, DecodeError> {
     let mut reader = Reader::new(bytes);
     let mut decoder = EntryDecoder::default();

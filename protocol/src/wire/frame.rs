@@ -1,18 +1,18 @@
-//! Frames, and what kinds there are.
+//! Frames and their kinds.
 
 use super::WireError;
 use crate::codec::{DecodeError, Reader};
 
-/// Bytes of a frame's header.
+/// The length of a frame's header in bytes.
 pub const FRAME_HEADER_BYTES: usize = 12;
 
-/// Frame kinds. Requests are below 128, replies from there up.
+/// Frame kinds. Requests are below 128, replies are 128 and above.
 pub mod kind {
     /// Request: the repositories that this sender serves. No payload.
     pub const REPOSITORIES: u8 = 1;
-    /// Request: a repository's head; pins its current generation for the session.
+    /// Request: a repository's head. Pins its current generation for the session.
     pub const HEAD: u8 = 2;
-    /// Request: the file list, or what leads to it from one that the receiver has.
+    /// Request: the file list, or the deltas that lead to it from a list that the receiver has.
     pub const LIST: u8 = 3;
     /// Request: the children of one directory.
     pub const DIR: u8 = 4;
@@ -21,30 +21,30 @@ pub mod kind {
     /// Request: byte ranges of files.
     pub const DATA: u8 = 6;
 
-    /// Reply: the connection waits for its turn (request number 0); payload: varint place in the queue.
+    /// Reply with request number 0: the connection waits in the queue. Payload: varint position in the queue.
     pub const QUEUED: u8 = 128;
     /// Reply to `HEAD`: varint handle of the pinned generation, then its head.
     pub const PINNED: u8 = 129;
-    /// Reply to `LIST`: how the list comes.
+    /// Reply to `LIST`: the form in which the list follows.
     pub const LIST_FORM: u8 = 130;
     /// Reply: the next bytes of the answer.
     pub const BYTES: u8 = 131;
-    /// Reply to `DATA`: one item, or the rest of it, is not coming.
+    /// Reply to `DATA`: one item, or the rest of it, is not sent.
     pub const ITEM_FAILED: u8 = 132;
-    /// Reply: the answer is whole. No payload.
+    /// Reply: the answer is complete. No payload.
     pub const END: u8 = 133;
-    /// Reply: the request failed (or, with request number 0, the session ends).
+    /// Reply: the request failed. With request number 0, the session ends.
     pub const ERROR: u8 = 134;
 }
 
 /// A frame's header: payload length (u32), request number (u32), kind (u8), three zero bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// Payload bytes.
+    /// The length of the payload in bytes.
     pub len: u32,
-    /// The request that the frame belongs to; 0 for the session itself.
+    /// The number of the request that the frame belongs to; 0 for the session itself.
     pub request: u32,
-    /// One of [`kind`].
+    /// The kind, one of the constants in [`kind`].
     pub kind: u8,
 }
 
@@ -58,7 +58,7 @@ impl FrameHeader {
         out
     }
 
-    /// Decodes a header and holds its length against `limit` (bytes).
+    /// Decodes a header. Fails if the payload is longer than `limit` bytes.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES], limit: usize) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         let (len, request, kind) = (reader.u32("length")?, reader.u32("request")?, reader.u8("kind")?);
@@ -72,7 +72,7 @@ impl FrameHeader {
     }
 }
 
-/// A frame with header and payload in one buffer.
+/// Returns a frame with header and payload in one buffer.
 pub fn frame(request: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
     let header = FrameHeader { len: payload.len() as u32, request, kind };
     [&header.encode()[..], payload].concat()

@@ -1,26 +1,26 @@
-//! How a connection begins: each side's first bytes.
+//! The hellos: the first bytes that each side of a connection sends.
 
 use super::WireError;
 use crate::codec::Reader;
 
-/// First bytes of both hellos. Not text, so that no line protocol is mistaken for it.
+/// The first bytes of both hellos. They are not text, so that no line protocol is mistaken for this one.
 pub const MAGIC: [u8; 8] = *b"\x93STILL\r\n";
-/// The version of the protocol that this program speaks, and the oldest that it understands.
+/// The only version of the protocol that this program speaks.
 pub const VERSION: u16 = 1;
-/// Bytes of either hello.
+/// The length of either hello in bytes.
 pub const HELLO_BYTES: usize = 24;
-/// Capabilities, as bits of both hellos; what both sides have set is in force. None is defined yet: a
-/// side ignores bits that it does not know.
+/// Capabilities as bits of both hellos. A capability is in force if both sides have set it, and unknown bits are ignored.
+/// None is defined yet.
 pub type Capabilities = u32;
 
 /// The receiver's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientHello {
-    /// Oldest version that the receiver speaks.
+    /// The oldest version that the receiver speaks.
     pub min_version: u16,
-    /// Newest version that the receiver speaks.
+    /// The newest version that the receiver speaks.
     pub max_version: u16,
-    /// Capabilities.
+    /// The receiver's capabilities.
     pub capabilities: Capabilities,
 }
 
@@ -30,16 +30,16 @@ impl ClientHello {
 
     /// Encodes the hello.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        hello([self.min_version, self.max_version], self.capabilities, 0)
+        encode_hello([self.min_version, self.max_version], self.capabilities, 0)
     }
 
     /// Decodes the hello.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
-        let ([min_version, max_version], capabilities, _) = read_hello(bytes)?;
+        let ([min_version, max_version], capabilities, _) = decode_hello(bytes)?;
         Ok(Self { min_version, max_version, capabilities })
     }
 
-    /// The version that both sides speak.
+    /// Returns the version that both sides speak. Fails if there is none.
     pub fn negotiate(&self) -> Result<u16, WireError> {
         if (self.min_version..=self.max_version).contains(&VERSION) {
             Ok(VERSION)
@@ -52,25 +52,25 @@ impl ClientHello {
 /// The sender's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerHello {
-    /// The version in force; 0 when there is no common one, and the connection ends.
+    /// The version in force. 0 if there is no common one; the connection ends then.
     pub version: u16,
-    /// Requests that the sender reads before it stops reading.
+    /// The number of requests in flight at which the sender stops reading.
     pub requests: u16,
-    /// Capabilities.
+    /// The sender's capabilities.
     pub capabilities: Capabilities,
-    /// The largest payload that the sender puts into one frame, at most [`REPLY_PAYLOAD`](crate::limits::REPLY_PAYLOAD).
+    /// The largest payload of a frame from the sender in bytes, up to [`REPLY_PAYLOAD`](crate::limits::REPLY_PAYLOAD).
     pub reply_payload: u32,
 }
 
 impl ServerHello {
     /// Encodes the hello.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        hello([self.version, self.requests], self.capabilities, self.reply_payload)
+        encode_hello([self.version, self.requests], self.capabilities, self.reply_payload)
     }
 
     /// Decodes the hello.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
-        let ([version, requests], capabilities, reply_payload) = read_hello(bytes)?;
+        let ([version, requests], capabilities, reply_payload) = decode_hello(bytes)?;
         if version != VERSION {
             return Err(WireError::Version { min: version, max: version });
         }
@@ -78,7 +78,7 @@ impl ServerHello {
     }
 }
 
-fn hello(shorts: [u16; 2], capabilities: u32, payload: u32) -> [u8; HELLO_BYTES] {
+fn encode_hello(shorts: [u16; 2], capabilities: u32, payload: u32) -> [u8; HELLO_BYTES] {
     let mut out = [0; HELLO_BYTES];
     out[..8].copy_from_slice(&MAGIC);
     out[8..10].copy_from_slice(&shorts[0].to_le_bytes());
@@ -88,7 +88,7 @@ fn hello(shorts: [u16; 2], capabilities: u32, payload: u32) -> [u8; HELLO_BYTES]
     out
 }
 
-fn read_hello(bytes: &[u8; HELLO_BYTES]) -> Result<([u16; 2], u32, u32), WireError> {
+fn decode_hello(bytes: &[u8; HELLO_BYTES]) -> Result<([u16; 2], u32, u32), WireError> {
     let mut reader = Reader::new(bytes);
     if reader.array("magic")? != MAGIC {
         return Err(WireError::Magic);

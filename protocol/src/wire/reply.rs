@@ -1,20 +1,20 @@
-//! What a sender answers.
+//! Replies, which a sender sends.
 
 use super::{WireError, frame, kind};
 use crate::codec::{DecodeError, Reader, put_bytes, put_varint};
 use crate::limits;
 
-/// What a sender answers, one value a frame.
+/// A reply frame other than [`kind::BYTES`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// See [`kind::QUEUED`].
     Queued {
-        /// Connections before this one.
+        /// The number of connections before this one.
         place: u64,
     },
     /// See [`kind::PINNED`].
     Pinned {
-        /// Names the generation in this session's further requests.
+        /// The handle of the generation, for this session's further requests.
         handle: u32,
         /// The encoded head.
         head: Vec<u8>,
@@ -23,42 +23,42 @@ pub enum Reply {
     ListForm(ListForm),
     /// See [`kind::ITEM_FAILED`].
     ItemFailed {
-        /// The item's place in the request, from 0.
+        /// The item's index in the request, from 0.
         item: u32,
-        /// Why.
+        /// Why the item failed.
         reason: ItemFailure,
     },
     /// See [`kind::END`].
     End,
     /// See [`kind::ERROR`].
     Error {
-        /// Why.
+        /// Why the request or the session failed.
         code: ErrorCode,
-        /// For people.
+        /// The error as text for people.
         message: String,
     },
 }
 
-/// How a list comes.
+/// The form in which a list is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListForm {
-    /// The receiver has it. No bytes follow.
+    /// The receiver has the list already. No bytes follow.
     Unchanged,
-    /// Deltas of these lengths follow, one after the other, to be applied in turn.
+    /// Deltas of these lengths in bytes follow, one after the other, to be applied in this order.
     Deltas(Vec<u64>),
-    /// The whole list follows, zstd-compressed, of this length when decompressed.
+    /// The whole list follows, compressed with zstd.
     Whole {
-        /// Bytes of the encoded list.
+        /// The length of the encoded list before compression, in bytes.
         list_len: u64,
     },
 }
 
-/// Why an item of a data request is not coming.
+/// Why an item of a data request is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ItemFailure {
     /// The file on the sender's disk is no longer the indexed one.
     Stale,
-    /// The file is gone.
+    /// The file no longer exists.
     Vanished,
     /// The sender cannot read it.
     Unreadable,
@@ -67,19 +67,19 @@ pub enum ItemFailure {
 /// Why a request or a session fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// The peer's bytes do not follow the protocol.
+    /// The peer violates the protocol.
     Malformed,
-    /// No such repository.
+    /// There is no repository of this name.
     UnknownRepository,
     /// The repository has no generation yet.
     NotIndexed,
-    /// A handle, row, path or range that the generation does not have.
+    /// A handle, row, path or range does not exist.
     NotThere,
-    /// The sender is at its limit, or the peer is too slow.
+    /// The sender is at a limit, or the peer is too slow.
     Refused,
-    /// The sender is going down.
+    /// The sender is shutting down.
     ShuttingDown,
-    /// A fault on the sender's side.
+    /// The sender failed.
     Internal,
 }
 
@@ -95,7 +95,7 @@ pub(super) const ERROR_CODES: [ErrorCode; 7] = [
 pub(super) const ITEM_FAILURES: [ItemFailure; 3] = [ItemFailure::Stale, ItemFailure::Vanished, ItemFailure::Unreadable];
 
 impl Reply {
-    /// The frame kind.
+    /// Returns the frame kind.
     pub fn kind(&self) -> u8 {
         match self {
             Self::Queued { .. } => kind::QUEUED,
@@ -107,7 +107,7 @@ impl Reply {
         }
     }
 
-    /// The whole frame that carries this reply to `request`.
+    /// Returns the whole frame that carries this reply to `request`.
     pub fn frame(&self, request: u32) -> Vec<u8> {
         frame(request, self.kind(), &self.encode())
     }
@@ -144,7 +144,7 @@ impl Reply {
         out
     }
 
-    /// Decodes a reply frame's payload. [`kind::BYTES`] has no structure and is not decoded here.
+    /// Decodes the payload of a reply frame. The payload of [`kind::BYTES`] has no structure, so that kind is refused.
     pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(payload);
         let reply = match kind {

@@ -1,4 +1,4 @@
-//! What a receiver asks.
+//! Requests, which a receiver sends.
 
 use super::{WireError, kind};
 use crate::codec::{DecodeError, Reader, put_bytes, put_varint};
@@ -10,57 +10,57 @@ use crate::{limits, path};
 pub struct Item {
     /// The file's row in the pinned generation's list.
     pub row: u32,
-    /// First byte.
+    /// The offset of the first byte.
     pub offset: u64,
-    /// Bytes.
+    /// The number of bytes.
     pub len: u64,
 }
 
-/// What a receiver asks for.
+/// A receiver's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// See [`kind::REPOSITORIES`]. Answer: bytes (see [`Repository::decode_all`](super::Repository::decode_all)).
+    /// See [`kind::REPOSITORIES`]. Answer: bytes for [`Repository::decode_all`](super::Repository::decode_all).
     Repositories,
     /// See [`kind::HEAD`]. Answer: [`Reply::Pinned`](super::Reply::Pinned).
     Head {
         /// The repository's name.
         repository: String,
     },
-    /// See [`kind::LIST`]. Answer: [`Reply::ListForm`](super::Reply::ListForm), then its bytes.
+    /// See [`kind::LIST`]. Answer: [`Reply::ListForm`](super::Reply::ListForm), then the bytes of that form.
     List {
-        /// The generation.
+        /// The handle of the generation.
         handle: u32,
-        /// Digest of the list that the receiver has; [`Digest::NONE`] for none.
+        /// The digest of the list that the receiver has; [`Digest::NONE`] if it has none.
         have: Digest,
     },
-    /// See [`kind::DIR`]. Answer: bytes (see [`decode_dir`](super::decode_dir)).
+    /// See [`kind::DIR`]. Answer: bytes for [`decode_dir`](super::decode_dir).
     Dir {
-        /// The generation.
+        /// The handle of the generation.
         handle: u32,
-        /// The directory, or the single file, relative to the root.
+        /// The path of the directory, or of a single file, relative to the root.
         path: Vec<u8>,
     },
-    /// See [`kind::SUMS`]. Answer: for each item in turn a u32 length and that many bytes of the
-    /// record. The range is cut at the record's end; a file without a record gives length 0.
+    /// See [`kind::SUMS`]. Answer: for each item in turn a u32 length and that many bytes of the record. A range is
+    /// truncated at the end of the record. A file without a record gives length 0.
     Sums {
-        /// The generation.
+        /// The handle of the generation.
         handle: u32,
-        /// What is wanted.
+        /// The wanted ranges of block checksum records.
         items: Vec<Item>,
     },
-    /// See [`kind::DATA`]. Answer: the bytes of the items, one after the other, nothing between them,
-    /// and [`Reply::ItemFailed`](super::Reply::ItemFailed) for an item of which no (further) byte comes. The range must lie
-    /// within the file.
+    /// See [`kind::DATA`]. Answer: the bytes of the items, one after the other with nothing between them, and
+    /// [`Reply::ItemFailed`](super::Reply::ItemFailed) for an item of which no further byte is sent. The ranges must lie
+    /// within their files.
     Data {
-        /// The generation.
+        /// The handle of the generation.
         handle: u32,
-        /// What is wanted.
+        /// The wanted ranges of files.
         items: Vec<Item>,
     },
 }
 
 impl Request {
-    /// The frame kind.
+    /// Returns the frame kind.
     pub fn kind(&self) -> u8 {
         match self {
             Self::Repositories => kind::REPOSITORIES,
@@ -72,7 +72,7 @@ impl Request {
         }
     }
 
-    /// Encodes the payload. [`limits::REQUEST_PAYLOAD`] bytes hold [`items_that_fit`].
+    /// Encodes the payload. Up to [`items_that_fit`] items fit into [`limits::REQUEST_PAYLOAD`] bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
@@ -127,8 +127,8 @@ impl Request {
     }
 }
 
-/// The most items that fit one request whatever their values: three varints of at most 5 + 10 + 10
-/// bytes behind a handle and a count.
+/// Returns the number of items that fit into one request whatever their values are. An item is three varints of up to
+/// 5 + 10 + 10 bytes; a handle and a count precede the items.
 pub const fn items_that_fit() -> usize {
     (limits::REQUEST_PAYLOAD - 15) / 25
 }
@@ -136,7 +136,7 @@ pub const fn items_that_fit() -> usize {
 fn decode_items(reader: &mut Reader<'_>) -> Result<(u32, Vec<Item>), DecodeError> {
     let handle = reader.varint_u32("handle")?;
     let count = reader.varint_to("items", limits::REQUEST_ITEMS as u64)? as usize;
-    // An item takes three bytes at least: a count beyond that is a lie and reserves nothing.
+    // An item takes at least three bytes, so nothing is reserved for a count that the payload cannot hold.
     let mut items = Vec::with_capacity(count.min(reader.remaining() / 3));
     for _ in 0..count {
         let row = reader.varint_u32("row")?;

@@ -1,4 +1,4 @@
-//! What is sent is what is read.
+//! Round trips of requests and replies, and arbitrary payloads.
 
 use proptest::prelude::*;
 
@@ -48,17 +48,17 @@ fn reply() -> impl Strategy<Value = Reply> {
 
 proptest! {
     #[test]
-    fn requests_come_back_as_they_were_sent(request in request()) {
+    fn requests_survive_a_round_trip(request in request()) {
         prop_assert_eq!(Request::decode(request.kind(), &request.encode()), Ok(request));
     }
 
     #[test]
-    fn replies_come_back_as_they_were_sent(reply in reply()) {
+    fn replies_survive_a_round_trip(reply in reply()) {
         prop_assert_eq!(Reply::decode(reply.kind(), &reply.encode()), Ok(reply));
     }
 
     #[test]
-    fn any_payload_decodes_or_is_refused(kind: u8, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_payload_is_decoded_or_refused(kind: u8, payload in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Request::decode(kind, &payload);
         let _ = Reply::decode(kind, &payload);
         let _ = Repository::decode_all(&payload);
@@ -67,14 +67,14 @@ proptest! {
 }
 
 #[test]
-fn a_request_full_of_the_largest_items_fits_its_frame() {
+fn a_request_full_of_the_largest_items_fits_into_its_frame() {
     let largest = Item { row: u32::MAX, offset: limits::FILE_SIZE, len: 0 };
     let request = Request::Data { handle: u32::MAX, items: vec![largest; items_that_fit()] };
     assert!(request.encode().len() <= limits::REQUEST_PAYLOAD);
 }
 
 #[test]
-fn a_peer_of_another_version_is_told_apart_from_a_stranger() {
+fn a_peer_with_another_version_is_distinguished_from_another_protocol() {
     let newer = ClientHello { min_version: 2, max_version: 9, capabilities: 0 };
     let decoded = ClientHello::decode(&newer.encode()).and_then(|hello| hello.negotiate());
     assert_eq!(decoded, Err(WireError::Version { min: 2, max: 9 }));

@@ -1,4 +1,4 @@
-//! Trees in the plainest form, for every test of lists.
+//! Trees as plain maps, shared by all tests of lists.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,11 @@ use stillmirror_protocol::changes::{Changes, Put};
 use stillmirror_protocol::entry::Entry;
 use stillmirror_protocol::path;
 
-/// Path -> entry; the root is the empty path.
+/// Entries by path. The root is the empty path.
 pub(crate) type Tree = BTreeMap<Vec<u8>, Entry>;
 
-/// Puts entries one after the other: what is above one becomes a directory, what is below a file goes.
+/// Builds a tree by putting entries one after the other. The ancestors of an entry become directories, and everything
+/// below a non-directory is removed.
 pub(crate) fn grow(root: Entry, entries: Vec<(Vec<u8>, Entry)>, directory: impl Fn() -> Entry) -> Tree {
     let mut tree = Tree::from([(Vec::new(), root)]);
     for (path, entry) in entries {
@@ -28,7 +29,7 @@ pub(crate) fn grow(root: Entry, entries: Vec<(Vec<u8>, Entry)>, directory: impl 
     tree
 }
 
-/// The changes that make the tree out of nothing.
+/// Returns the changes that build the tree from nothing.
 pub(crate) fn whole(tree: &Tree, tag: u32) -> Changes {
     let put = |entry: &Entry| Put { entry: entry.clone(), tag };
     let mut changes = Changes { root: Some(put(&tree[&b""[..]])), ..Changes::default() };
