@@ -1,5 +1,5 @@
-//! What a receiver takes from a sender beside lists and frames: block checksums, heads, repositories, directories.
-//! Refused, or read through and written again as it was.
+//! Arbitrary block checksums, heads, repositories and directories, as a receiver gets them from a sender. They are
+//! refused, or they decode and encode to the same value.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     match what % 5 {
         0 => sums(data),
         1 => head(data),
-        // No fuzzer guesses a checksum.
+        // A fuzzer cannot guess a checksum, so append the right one.
         2 => head(&[data, &XxHash3_128::oneshot(data).to_le_bytes()].concat()),
         3 => repositories(data),
         _ => directory(data),

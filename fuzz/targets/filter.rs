@@ -1,4 +1,4 @@
-//! Patterns from anybody, against names from anybody.
+//! Arbitrary patterns, matched against arbitrary paths.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

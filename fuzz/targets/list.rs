@@ -1,4 +1,4 @@
-//! A list's body from a hostile sender: refused, or read through every accessor without harm.
+//! A list's body from a hostile sender. It is refused, or every accessor can read it without a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

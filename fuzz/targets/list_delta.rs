@@ -1,4 +1,4 @@
-//! A list delta from a hostile sender.
+//! A list delta from a hostile sender. It is refused, or it decodes and applies without a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -10,7 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     let again = Changes::decode(&changes.encode(from, to)).expect("what was decoded encodes");
     assert_eq!(again, (from, to, changes.clone()));
     if let Ok(applied) = apply(None, &changes) {
-        // Valid or refused; never a panic.
+        // The list is valid or refused, but never panics.
         let _ = list::open(&applied.list.encode());
     }
 });

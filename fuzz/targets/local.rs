@@ -1,4 +1,4 @@
-//! Local facts of a store that somebody wrote: refused, or read by every row and file without harm.
+//! Local facts from a modified store. They are refused, or every row and file can be read without a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
         read(&aligned, version, entries, files);
         let _ = Header::decode(data);
     } else {
-        edited(data, entries, files);
+        read_edited(data, entries, files);
     }
 });
 
@@ -32,8 +32,8 @@ fn read(body: &[u8], version: u16, entries: u32, files: u32) {
     assert_eq!(table.record(files), None);
 }
 
-/// A right table, with some of its bytes changed.
-fn edited(data: &[u8], entries: u32, files: u32) {
+/// Reads a valid table with some of its bytes changed.
+fn read_edited(data: &[u8], entries: u32, files: u32) {
     let (entries, files) = (entries % 40, files % 40);
     let mut table = LocalTable::default();
     for row in 0..entries.max(files) {

@@ -1,4 +1,4 @@
-//! What a receiver reads from a sender that may be hostile.
+//! The bytes that a receiver reads from a hostile sender: hello, frames, and answers that span frames.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What a daemon reads from a receiver it knows nothing of.
+//! The bytes that a daemon reads from an unknown receiver: hello and request frames.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         let Ok(header) = FrameHeader::decode(header, limits::REQUEST_PAYLOAD) else { return };
         let Some((payload, after)) = after.split_at_checked(header.len as usize) else { return };
         if let Ok(request) = Request::decode(header.kind, payload) {
-            // Varints are shortest-form only, so what decodes has one encoding.
+            // Varints must be in their shortest form, so a request has only one encoding.
             assert_eq!(Request::decode(request.kind(), &request.encode()), Ok(request));
         }
         rest = after;

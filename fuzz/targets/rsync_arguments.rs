@@ -1,4 +1,4 @@
-//! Any arguments, and any answer to the setup block that follows from them.
+//! Arbitrary arguments of a stock client, and an arbitrary answer to the setup block that they lead to.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

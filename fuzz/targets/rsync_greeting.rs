@@ -1,4 +1,5 @@
-//! Any bytes before the setup: the same events whatever their pieces, and no more memory than the limits say.
+//! Arbitrary bytes before the setup. The events do not depend on how the bytes are split, and memory stays within the
+//! limits.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

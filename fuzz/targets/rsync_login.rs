@@ -1,5 +1,5 @@
-//! Any answer to a challenge, of a client that announces any digests: accepted only if it proves
-//! the password.
+//! Arbitrary answers to a challenge, from a client that announces arbitrary digests. An answer is accepted only if it
+//! proves knowledge of the password.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use stillmirror_protocol::rsync::auth::{Method, Proof};
 use stillmirror_protocol::rsync::greeting::{Event, Greeting, GreetingOffer};
 use stillmirror_protocol::rsync::version::Version;
 
-const CHALLENGE: &str = "bytes that nobody can foresee";
+const CHALLENGE: &str = "bytes that nobody can predict";
 const METHODS: [Method; 6] = [Method::Sha512, Method::Sha256, Method::Sha1, Method::Md5, Method::Md4, Method::OldMd4];
 
 fuzz_target!(|input: (u8, Vec<u8>, Vec<u8>, Vec<u8>, Option<u8>)| {
@@ -19,7 +19,7 @@ fuzz_target!(|input: (u8, Vec<u8>, Vec<u8>, Vec<u8>, Option<u8>)| {
     let version = 27 + version % 6;
     let hello = [format!("@RSYNCD: {version}.0 ").as_bytes(), &digests, b"\nmodule\n"].concat();
     let Some(mut greeting) = challenged(&hello) else { return };
-    // An honest client knows which of the methods it is.
+    // The answer of an honest client is the response of one of the methods.
     let honest = honest.map(|method| METHODS[usize::from(method) % METHODS.len()]);
     let answer = match honest {
         Some(method) => [b"user ", method.response(&password, CHALLENGE).as_bytes()].concat(),
@@ -32,7 +32,7 @@ fuzz_target!(|input: (u8, Vec<u8>, Vec<u8>, Vec<u8>, Option<u8>)| {
     assert!(!proof.knows(b"another password, which nobody has"));
 });
 
-/// Up to the challenge.
+/// Runs a greeting up to the challenge. `None` if it ends before.
 fn challenged(hello: &[u8]) -> Option<Greeting> {
     let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted: false, motd: b"" });
     greeting.receive(hello);

@@ -1,4 +1,4 @@
-//! Any bytes as frames of a client: every byte of them is accounted for, in order.
+//! Arbitrary bytes as multiplexed frames of a client. Every byte ends up in the data stream or in a message, in order.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(run(&again, usize::MAX), (whole, messages));
 });
 
-/// The data stream and the messages.
+/// Returns the data stream and the messages.
 fn run(data: &[u8], piece: usize) -> (Vec<u8>, Vec<(u8, Vec<u8>)>) {
     let mut demux = Demux::new(true);
     let (mut stream, mut messages, mut held) = (Vec::new(), Vec::new(), Vec::new());

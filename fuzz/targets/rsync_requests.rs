@@ -1,5 +1,5 @@
-//! Any bytes after the setup, of a client with any version and options: the same events whatever their pieces, and
-//! each is answered.
+//! Arbitrary bytes after the setup, from a client with an arbitrary version and options. The events do not depend on how
+//! the bytes are split, and each can be answered.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

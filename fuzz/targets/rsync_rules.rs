@@ -1,4 +1,4 @@
-//! Rules from any client and any module's configuration, against names from anybody.
+//! Arbitrary rules of a client and of a module's configuration, matched against arbitrary paths.
 #![no_main]
 
 use std::sync::Arc;

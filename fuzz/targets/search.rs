@@ -1,4 +1,4 @@
-//! Block checksums from a hostile sender, searched for in local files: refused, or an assembly that tiles
+//! A search with block checksums from a hostile sender. They are refused, or the search ends in an assembly that tiles
 //! the new file.
 #![no_main]
 
@@ -11,7 +11,7 @@ fuzz_target!(|input: (u32, Vec<(u16, u8)>, Vec<u8>, Vec<u8>)| {
     let _ = SumsRef::parse(&items);
     let levels = levels.into_iter().map(|(block, strong_len)| Level { block_size: u32::from(block) * 8, strong_len });
     let Ok(scheme) = Scheme::new(levels.collect()) else { return };
-    // A real receiver takes larger files; the fuzzer is to try many small ones.
+    // A real receiver accepts larger files, but many small ones suit the fuzzer better.
     let size = u64::from(size % (1 << 20));
     let Ok(layout) = Layout::new(size, scheme) else { return };
     let bases: [&dyn Basis; 1] = [&basis];

@@ -1,5 +1,5 @@
-//! Files of a store that somebody wrote into: kept lists, packs, the table of packs. Refused, or read through without
-//! harm; and what has a check of its own is never taken for what it is not.
+//! Modified files of a store: encoded lists, packs, and the table of packs. They are refused, or they can be read without
+//! a panic. Data with its own check is never returned with wrong bytes.
 #![no_main]
 
 use std::fs;
@@ -15,40 +15,42 @@ use stillmirror_store::Store;
 use stillmirror_store::list_cache::{Key, Limits, ListCache, Shelf};
 use twox_hash::XxHash3_128;
 
-/// What the store's own tests are made of.
+// The helpers of the store's own tests.
 #[path = "../../store/tests/common/mod.rs"]
 mod common;
 
-/// A small store, and the right content of its files.
-struct Right {
+/// A small store, and the intact content of its files.
+struct Intact {
     dir: PathBuf,
+    /// The file of an encoded list.
     kept_path: PathBuf,
     kept: Vec<u8>,
     pack: Vec<u8>,
+    /// The table of packs.
     uses: Vec<u8>,
-    /// What is kept of each file: block checksums, content.
+    /// The record of each file: block checksums and content.
     records: Vec<Option<(Vec<u8>, Vec<u8>)>>,
 }
 
-static RIGHT: LazyLock<Right> = LazyLock::new(Right::make);
+static INTACT: LazyLock<Intact> = LazyLock::new(Intact::make);
 
 fuzz_target!(|input: (u8, bool, u16, Vec<(u16, u8)>)| {
     let (what, checked, cut, edits) = input;
-    let edit = |right: &[u8]| {
-        let mut bytes = right.to_vec();
-        edits.iter().for_each(|&(at, byte)| bytes[usize::from(at) % right.len()] = byte);
+    let edit = |intact: &[u8]| {
+        let mut bytes = intact.to_vec();
+        edits.iter().for_each(|&(at, byte)| bytes[usize::from(at) % intact.len()] = byte);
         bytes.truncate(bytes.len().saturating_sub(usize::from(cut % 64)));
         bytes
     };
     match what % 3 {
-        0 => kept_list(edit(&RIGHT.kept), checked),
-        1 => generation(&RIGHT.pack_path(), &edit(&RIGHT.pack), &RIGHT.pack),
+        0 => kept_list(edit(&INTACT.kept), checked),
+        1 => generation(&INTACT.pack_path(), &edit(&INTACT.pack), &INTACT.pack),
         _ => {
-            let mut bytes = edit(&RIGHT.uses);
+            let mut bytes = edit(&INTACT.uses);
             if let (true, Some((fields, checksum))) = (checked, bytes.split_last_chunk_mut::<16>()) {
                 *checksum = XxHash3_128::oneshot(fields).to_le_bytes();
             }
-            generation(&RIGHT.uses_path(), &bytes, &RIGHT.uses);
+            generation(&INTACT.uses_path(), &bytes, &INTACT.uses);
         }
     }
 });
@@ -57,8 +59,8 @@ fn kept_list(mut bytes: Vec<u8>, checked: bool) {
     if let (true, Some((header, body))) = (checked, bytes.split_at_mut_checked(112)) {
         header[80..96].copy_from_slice(&XxHash3_128::oneshot(body).to_le_bytes());
     }
-    replace(&RIGHT.kept_path, &bytes);
-    let Ok(Some(list)) = RIGHT.shelf().open(&key()) else { return };
+    replace(&INTACT.kept_path, &bytes);
+    let Ok(Some(list)) = INTACT.shelf().open(&key()) else { return };
     let mut before = 0;
     for mark in list.marks() {
         let end = usize::try_from(mark.offset).expect("it lies in the file");
@@ -70,21 +72,21 @@ fn kept_list(mut bytes: Vec<u8>, checked: bool) {
     let _ = (0..=list.entries().min(1000)).chain([u32::MAX]).map(|ndx| list.row(ndx)).count();
 }
 
-fn generation(path: &Path, bytes: &[u8], right: &[u8]) {
+fn generation(path: &Path, bytes: &[u8], intact: &[u8]) {
     replace(path, bytes);
-    if let Ok(Some(generation)) = Store::open(&RIGHT.dir).and_then(|store| store.current()) {
-        for (file, right) in (0..).zip(&RIGHT.records) {
+    if let Ok(Some(generation)) = Store::open(&INTACT.dir).and_then(|store| store.current()) {
+        for (file, intact) in (0..).zip(&INTACT.records) {
             let _ = (generation.sums(file), generation.content(file, common::CONTENT.len() as u64));
             if let Ok(record) = generation.record(file) {
-                assert_eq!(record.map(|record| (record.sums.to_vec(), record.content.to_vec())), *right);
+                assert_eq!(record.map(|record| (record.sums.to_vec(), record.content.to_vec())), *intact);
             }
         }
         let _ = (generation.missing_packs().count(), generation.packs_to_compact());
     }
-    replace(path, right);
+    replace(path, intact);
 }
 
-/// Another file under that name: what is mapped is never written.
+/// Replaces the file at `path` by a new one. The old file may be mapped, so it is not written to.
 fn replace(path: &Path, bytes: &[u8]) {
     drop(fs::remove_file(path));
     fs::write(path, bytes).expect("a directory of its own");
@@ -98,15 +100,15 @@ fn key() -> Key {
     Key::new(1, Digest([1; 32]), &class(), b"selection", b"")
 }
 
-impl Right {
+impl Intact {
     fn make() -> Self {
         let store = common::store(&own_dir(), 1);
         let generation = store.current().expect("a store").expect("a generation");
         let record = |file| {
-            let record = generation.record(file).expect("a right record");
+            let record = generation.record(file).expect("an intact record");
             record.map(|record| (record.sums.to_vec(), record.content.to_vec()))
         };
-        let mut right = Self {
+        let mut intact = Self {
             dir: store.dir().to_owned(),
             kept_path: PathBuf::new(),
             kept: Vec::new(),
@@ -118,13 +120,13 @@ impl Right {
         let wanted = Wanted { paths: vec![Vec::new()], recurse: true, ..Wanted::default() };
         let selection = Selection::resolve(list, wanted, &Everything).0;
         let writer = ListWriter::new(list, class(), selection, &Everything);
-        drop(right.shelf().build(&key(), list, writer, &Everything).expect("it is built"));
-        let mut kept = fs::read_dir(right.dir.join("lists")).expect("it is built");
-        right.kept_path = kept.next().expect("a file").expect("a name").path();
-        right.kept = fs::read(&right.kept_path).expect("it is built");
-        right.pack = fs::read(right.pack_path()).expect("a pack");
-        right.uses = fs::read(right.uses_path()).expect("a table of packs");
-        right
+        drop(intact.shelf().build(&key(), list, writer, &Everything).expect("it is built"));
+        let mut kept = fs::read_dir(intact.dir.join("lists")).expect("it is built");
+        intact.kept_path = kept.next().expect("a file").expect("a name").path();
+        intact.kept = fs::read(&intact.kept_path).expect("it is built");
+        intact.pack = fs::read(intact.pack_path()).expect("a pack");
+        intact.uses = fs::read(intact.uses_path()).expect("a table of packs");
+        intact
     }
 
     fn shelf(&self) -> Shelf {
@@ -140,7 +142,8 @@ impl Right {
     }
 }
 
-/// A directory of this process. A fuzzer ends without a last word, so each removes what those before it left.
+/// Returns the path of a directory for this process. A fuzzer exits without cleaning up, so the directories of processes
+/// that no longer run are removed here.
 fn own_dir() -> PathBuf {
     const PREFIX: &str = "stillmirror-fuzz-";
     let all = std::env::temp_dir();
