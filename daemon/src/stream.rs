@@ -1,19 +1,21 @@
-//! The data lane of a session, whatever its dialect: byte ranges of files, read ahead of what is being
-//! sent, sent in order.
+//! The data lane of a session, for both dialects: reads byte ranges of files ahead and sends them in order.
+//!
+//! A [`Lane`] takes one [`Order`] after the other from its [`Framing`], plans it in pieces of one buffer each,
+//! reads a piece ahead, asks the framing for the protocol bytes around the files' bytes, and sends both.
 //!
 //! ```text
-//! Framing   the dialect: which items come next, and what is said before, between and after their bytes
+//! Framing   the dialect: the next items, and the protocol bytes before, between and after their content
 //! plan      cuts an order of items into pieces of one buffer each
-//! part      a range of a file, or words, and where its bytes come from
-//! layout    where in the buffer the parts of a piece go: what the store has of small files as it lies there
-//! load      brings a piece into memory: from disk, or out of the cache that all sessions share
+//! part      a range of a file, or no content at all, and where its bytes come from
+//! layout    where in the buffer the parts of a piece go; small files from the store keep their order there
+//! load      brings a piece into memory: from disk, or from the cache that all sessions share
 //! pump      reads extents and sends each at once, on one thread
-//! frames    what goes out for a piece: the dialect's own bytes, and the files' where they were read to
+//! frames    the output for a piece: protocol bytes, and references to file bytes in the piece's memory
 //! writer    the sending half of the connection
 //! ```
 //!
-//! No byte of a file is copied between the read and the send, but of small files that the cache takes or
-//! gives; and a session whose peer does not read gives all buffers back while others wait for them.
+//! File bytes are not copied between the read and the send, except small files that enter or leave the cache.
+//! A session whose peer does not read gives all its buffers back while others wait for them.
 
 mod frames;
 mod layout;
@@ -36,107 +38,114 @@ use crate::ended::Ended;
 use crate::networks::Network;
 use crate::pace::Pace;
 use crate::pinned::Pinned;
-use crate::shared::Shared;
+use crate::shared::ServerState;
 pub(crate) use frames::Frames;
-use load::{Arriving, LargeFile, Load, Loaded, read_batch};
+use load::{LargeFile, Load, Loaded, Reading, read_batch};
 use plan::{Piece, Plan};
 pub(crate) use writer::Writer;
 
-/// Pieces that are read while another one is sent: with it they make the most that one session holds.
-const AHEAD: usize = 1;
+/// Pieces that are read while another one is sent. A session holds up to `READ_AHEAD + 1` pieces.
+const READ_AHEAD: usize = 1;
 
-/// Items that are answered one after the other, all of one generation.
+/// A sequence of items that are answered in order, all from one generation.
 pub(crate) trait Order: Send + Sync + 'static {
-    /// The generation.
+    /// Returns the edition that the items belong to.
     fn pinned(&self) -> &Arc<Pinned>;
-    /// Items.
+    /// Returns the number of items.
     fn len(&self) -> u32;
-    /// What the item at that place, which is below `len`, asks for.
-    fn asked(&self, item: u32) -> Asked;
+    /// Returns the content that `item` asks for; `item` is below [`Order::len`].
+    fn content(&self, item: u32) -> ItemContent;
 }
 
-/// What an item asks for.
+/// The file content that an item asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// No file: the dialect's own words are the whole answer.
-    Words,
-    /// A range within the regular file at `row`. An empty one still needs the file to be the indexed one. A redo, for
-    /// whom what came before did not match its digest, is not served out of the store again.
+pub(crate) enum ItemContent {
+    /// No file content: the answer consists of protocol bytes only.
+    NoFile,
+    /// A range within the regular file at `row`. Even an empty range requires that the file is still the indexed one.
+    /// `is_redo`: the client found that the bytes sent before do not match the digest, so the store is not used again.
     Bytes { row: u32, offset: u64, len: u64, is_redo: bool },
 }
 
-/// What came of a part of an item.
+/// The result of loading one part of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Got {
-    /// The item's place in its order.
+pub(crate) struct PartResult {
+    /// The item's position in its order.
     pub(crate) item: u32,
-    /// Bytes of the item that came before. A failure ends the item.
+    /// Bytes of the item that precede this part.
     pub(crate) before: u64,
-    /// Where in the piece's memory its bytes are; an empty range for words.
+    /// The range of the part's bytes in the piece's memory, empty if the item has no file content. A failure ends the
+    /// item.
     pub(crate) bytes: Result<Range<usize>, ItemFailure>,
 }
 
-/// A dialect: where orders come from, and what the wire says around the bytes of files.
+/// A dialect: the source of orders, and the protocol bytes around the bytes of files.
 pub(crate) trait Framing: Send + 'static {
     /// Items with what the dialect has to know about them.
     type Order: Order;
-    /// What the dialect has to remember once a piece is sent.
-    type After: Send;
+    /// The dialect's state after a piece. It comes from `frames` and takes effect in `commit`, once the piece is sent.
+    type NextState: Send;
 
-    /// The next order; with `wait` not set, only one that is there already. `None` when there is none.
+    /// Returns the next order. Without `wait`, returns only an order that is available already. `None` if there is
+    /// none.
     fn next_order(&mut self, wait: bool) -> impl Future<Output = Result<Option<Self::Order>, Ended>> + Send;
 
-    /// What to send for the parts of a piece, whose bytes lie in `memory`; `is_last` when the order ends
-    /// with it. The same piece may be asked for again, when its first part was sent and memory had to be
-    /// given back: the answer must be the same then.
-    fn frames(&self, order: &Self::Order, parts: &[Got], memory: &[u8], is_last: bool) -> (Frames, Self::After);
+    /// Returns what to send for the parts of a piece whose bytes lie in `memory`. `is_last` is set if the order ends
+    /// with this piece. The lane asks for the same piece again if it had to give its memory back after a part of the
+    /// piece was sent. The answer must then be the same.
+    fn frames(
+        &self,
+        order: &Self::Order,
+        parts: &[PartResult],
+        memory: &[u8],
+        is_last: bool,
+    ) -> (Frames, Self::NextState);
 
-    /// Whether the words depend on the bytes of that item: these must be in memory then.
-    fn looks_at_bytes(&self, order: &Self::Order, item: u32) -> bool;
+    /// Returns whether the protocol bytes depend on the item's bytes, which must then be in memory.
+    fn needs_bytes(&self, order: &Self::Order, item: u32) -> bool;
 
-    /// A piece is sent.
-    fn settle(&mut self, order: &Self::Order, frames: &Frames, after: Self::After, is_last: bool);
+    /// Takes over the state after a piece. Called once the piece is sent.
+    fn commit(&mut self, order: &Self::Order, frames: &Frames, next_state: Self::NextState, is_last: bool);
 }
 
-/// One session's data lane.
+/// The data lane of one session.
 pub(crate) struct Lane<F: Framing> {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     writer: Arc<Mutex<Writer>>,
-    /// The dialect.
     pub(crate) framing: F,
-    /// Orders that are not read to their end yet.
+    /// Orders that are not completely read yet.
     plans: VecDeque<Plan<F::Order>>,
-    /// What is being read, in the order of sending.
+    /// Pieces that are being read, in sending order.
     ahead: VecDeque<Load<F::Order>>,
-    /// The item of the order in hand of which nothing more is sent.
+    /// The item of the current order that failed. The rest of it is not sent.
     failed: Option<u32>,
     /// The large file that was opened last.
     file: Option<Arc<LargeFile>>,
-    /// Whose session it is.
+    /// The client's network.
     network: Network,
     pace: Pace,
 }
 
-/// A piece of which not everything is sent.
-struct Stuck<F: Framing> {
+/// A piece that is not completely sent.
+struct PartlySent<F: Framing> {
     load: Load<F::Order>,
     loaded: Loaded,
     frames: Frames,
-    after: F::After,
+    next_state: F::NextState,
     sent: usize,
 }
 
 impl<F: Framing> Lane<F> {
-    /// A lane that sends through `writer`.
-    pub(crate) fn new(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>, network: Network, framing: F) -> Self {
+    /// Creates a lane that sends through `writer`.
+    pub(crate) fn new(shared: Arc<ServerState>, writer: Arc<Mutex<Writer>>, network: Network, framing: F) -> Self {
         let (plans, ahead) = (VecDeque::new(), VecDeque::new());
         Self { shared, writer, framing, plans, ahead, failed: None, file: None, network, pace: Pace::new() }
     }
 
-    /// Answers one order after the other until there are no more.
+    /// Answers one order after the other until the framing has no more.
     pub(crate) async fn run(mut self) -> Result<Self, Ended> {
         while self.open_next().await? {
-            if self.is_at_extent() {
+            if self.sends_extent_next() {
                 self = self.pump().await?;
             } else if let Some(load) = self.next().await? {
                 self.send(load).await?;
@@ -146,8 +155,8 @@ impl<F: Framing> Lane<F> {
         Ok(self)
     }
 
-    /// Sees to it that there is an order to read for, and waits for one if nothing else is to do. False
-    /// when nothing is left to do, or to be read.
+    /// Makes sure that there is an order to read, and waits for one if there is nothing to send either. Returns false
+    /// if nothing is left to read or send.
     async fn open_next(&mut self) -> Result<bool, Ended> {
         if self.plans.is_empty() {
             match self.framing.next_order(self.ahead.is_empty()).await? {
@@ -158,18 +167,18 @@ impl<F: Framing> Lane<F> {
         Ok(true)
     }
 
-    /// The next piece to send, with those behind it on their way.
+    /// Returns the next piece to send, and starts reading the pieces behind it.
     async fn next(&mut self) -> Result<Option<Load<F::Order>>, Ended> {
-        while self.ahead.len() <= AHEAD && self.open_next().await? {
-            // Extents are read when it is their turn, and sent at once.
-            if !self.ahead.is_empty() && self.comes_to_extent() {
+        while self.ahead.len() <= READ_AHEAD && self.open_next().await? {
+            // An extent is not read ahead: it is read when it is to be sent, and sent at once.
+            if !self.ahead.is_empty() && self.reads_extent_next() {
                 break;
             }
             let Some(mut load) = self.plan_next(Plan::next) else { break };
-            // Only a session that holds nothing waits: so nobody waits for who waits.
+            // A session blocks only while it holds no buffer, so two sessions cannot deadlock.
             let may_wait = self.ahead.is_empty();
             match self.start(&load.order, &load.piece, may_wait).await {
-                Some(coming) => load.coming = coming,
+                Some(reading) => load.reading = reading,
                 None => {
                     self.put_back(load);
                     break;
@@ -180,7 +189,7 @@ impl<F: Framing> Lane<F> {
         Ok(self.ahead.pop_front())
     }
 
-    /// Takes the next piece off the plan, without reading it.
+    /// Takes the next piece off the plan, but does not start reading it.
     fn plan_next(&mut self, next: impl FnOnce(&mut Plan<F::Order>) -> Piece) -> Option<Load<F::Order>> {
         let plan = self.plans.front_mut()?;
         let (order, before) = (Arc::clone(plan.order()), plan.cursor());
@@ -188,10 +197,10 @@ impl<F: Framing> Lane<F> {
         if is_last {
             self.plans.pop_front();
         }
-        Some(Load { order, before, piece, is_last, coming: Arriving::Words })
+        Some(Load { order, before, piece, is_last, reading: Reading::Nothing })
     }
 
-    /// Puts the piece that was taken last back.
+    /// Puts the piece that was taken last back into the plan.
     fn put_back(&mut self, load: Load<F::Order>) {
         match self.plans.front_mut() {
             Some(plan) if Arc::ptr_eq(plan.order(), &load.order) => plan.rewind(load.before),
@@ -203,16 +212,16 @@ impl<F: Framing> Lane<F> {
         }
     }
 
-    /// Starts reading a piece; `None` when that takes a buffer and there is none without waiting.
-    async fn start(&mut self, order: &Arc<F::Order>, piece: &Piece, may_wait: bool) -> Option<Arriving> {
+    /// Starts reading a piece. `None` if the read needs a buffer or a turn that is not free, and `may_wait` is false.
+    async fn start(&mut self, order: &Arc<F::Order>, piece: &Piece, may_wait: bool) -> Option<Reading> {
         let shared = Arc::clone(&self.shared);
         match piece {
-            Piece::Batch(parts) if parts.iter().all(part::Part::is_words) => Some(Arriving::Words),
+            Piece::Batch(parts) if parts.iter().all(part::Part::needs_no_read) => Some(Reading::Nothing),
             Piece::Batch(parts) => {
                 let pinned = Arc::clone(order.pinned());
                 let is_scattered = part::is_scattered(parts);
                 if !is_scattered && let Some(loaded) = load::map_batch(&pinned, parts) {
-                    return Some(Arriving::Loaded(loaded));
+                    return Some(Reading::Loaded(loaded));
                 }
                 let turn = match &pinned.edition.gates.scattered {
                     _ if !is_scattered => None,
@@ -229,26 +238,26 @@ impl<F: Framing> Lane<F> {
                         mapped.unwrap_or_else(|| read_batch(&shared, &pinned, &parts, buffer))
                     }
                 };
-                Some(Arriving::Batch(pass.run(read)))
+                Some(Reading::Batch(pass.run(read)))
             }
             Piece::Extent(extent) => {
                 let file = self.large_file(order, extent.row, extent.key);
-                load::start_extent(&shared, file, extent, may_wait).await.map(Arriving::Extent)
+                load::start_extent(&shared, file, extent, may_wait).await.map(Reading::Extent)
             }
         }
     }
 
     async fn send(&mut self, mut load: Load<F::Order>) -> Result<(), Ended> {
-        let loaded = load.coming.take().wait(&load.piece).await;
-        let (frames, after) = self.frames(&load, &loaded);
+        let loaded = load.reading.take().wait(&load.piece).await;
+        let (frames, next_state) = self.frames(&load, &loaded);
         let mut writer = Arc::clone(&self.writer).lock_owned().await;
-        self.finish(&mut writer, Stuck { load, loaded, frames, after, sent: 0 }).await
+        self.finish(&mut writer, PartlySent { load, loaded, frames, next_state, sent: 0 }).await
     }
 
-    /// Sends the rest of a piece. When the peer stops reading while others wait for buffers, this gives
-    /// all of the session's own back, and reads again once the peer goes on.
-    async fn finish(&mut self, writer: &mut Writer, stuck: Stuck<F>) -> Result<(), Ended> {
-        let Stuck { mut load, mut loaded, mut frames, mut after, mut sent } = stuck;
+    /// Sends the rest of a piece. If the peer stops reading while others wait for buffers, this gives all of the
+    /// session's buffers back, and reads the piece again once the peer goes on.
+    async fn finish(&mut self, writer: &mut Writer, unsent: PartlySent<F>) -> Result<(), Ended> {
+        let PartlySent { mut load, mut loaded, mut frames, mut next_state, mut sent } = unsent;
         let shared = Arc::clone(&self.shared);
         loop {
             let is_piped = loaded.is_piped();
@@ -260,48 +269,48 @@ impl<F: Framing> Lane<F> {
             drop(loaded);
             self.give_back();
             writer.writable().await?;
-            load.coming = self.restart(&load).await;
-            loaded = load.coming.take().wait(&load.piece).await;
-            let (again, after_again) = self.frames(&load, &loaded);
-            if sent > 0 && !again.continues(&frames) {
+            load.reading = self.restart(&load).await;
+            loaded = load.reading.take().wait(&load.piece).await;
+            let (new_frames, new_state) = self.frames(&load, &loaded);
+            if sent > 0 && !new_frames.continues(&frames) {
                 return Err(Ended::Torn);
             }
-            (frames, after) = (again, after_again);
+            (frames, next_state) = (new_frames, new_state);
         }
-        self.settle(&load, &frames, after);
+        self.commit(&load, &frames, next_state);
         Ok(())
     }
 
-    async fn restart(&mut self, load: &Load<F::Order>) -> Arriving {
+    async fn restart(&mut self, load: &Load<F::Order>) -> Reading {
         loop {
-            if let Some(coming) = self.start(&load.order, &load.piece, true).await {
-                return coming;
+            if let Some(reading) = self.start(&load.order, &load.piece, true).await {
+                return reading;
             }
         }
     }
 
-    /// Forgets what was read ahead; it is planned again.
+    /// Drops all pieces that were read ahead, and puts them back into the plan.
     fn give_back(&mut self) {
         while let Some(load) = self.ahead.pop_back() {
             self.put_back(load);
         }
     }
 
-    /// What to send for a piece: nothing of an item behind its failure.
-    fn frames(&self, load: &Load<F::Order>, loaded: &Loaded) -> (Frames, F::After) {
+    /// Returns what to send for a piece. The parts of an item that follow its failure are left out.
+    fn frames(&self, load: &Load<F::Order>, loaded: &Loaded) -> (Frames, F::NextState) {
         let mut failed = self.failed;
         let mut parts = loaded.parts.clone();
         parts.retain(|part| {
-            let is_said = failed != Some(part.item);
+            let is_sent = failed != Some(part.item);
             if part.bytes.is_err() {
                 failed = Some(part.item);
             }
-            is_said
+            is_sent
         });
         self.framing.frames(&load.order, &parts, loaded.bytes(), load.is_last)
     }
 
-    fn settle(&mut self, load: &Load<F::Order>, frames: &Frames, after: F::After) {
+    fn commit(&mut self, load: &Load<F::Order>, frames: &Frames, next_state: F::NextState) {
         for &(item, _) in frames.failures() {
             self.failed = Some(item);
             if let Some(plan) = self.plans.front_mut().filter(|plan| Arc::ptr_eq(plan.order(), &load.order)) {
@@ -311,13 +320,13 @@ impl<F: Framing> Lane<F> {
         if let (Piece::Extent(extent), Some(file)) = (&load.piece, &self.file)
             && file.state == extent.key.file
         {
-            // The end of the half that came last may lie within the extent.
+            // A piece may be only a half of its extent, and end within it.
             let end = extent.span.start + extent.within.end as u64;
             file.convoy.advance(extent.key.number + u64::from(end == extent.span.end), Instant::now());
         }
         if load.is_last {
             self.failed = None;
         }
-        self.framing.settle(&load.order, frames, after, load.is_last);
+        self.framing.commit(&load.order, frames, next_state, load.is_last);
     }
 }

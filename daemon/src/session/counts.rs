@@ -1,4 +1,4 @@
-//! What a session of any dialect sent, for the log.
+//! Counts of the files that a session sent, for the log. Both dialects use them.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,15 +8,16 @@ use stillmirror_protocol::wire::ItemFailure;
 
 use crate::stream::Frames;
 
-/// Names that one session's log line shows.
+/// The maximum number of file names in one session's log line.
 const NAMES_SHOWN: usize = 5;
 
-/// Who came, when, and what they were sent of files.
+/// The peer of a session, its start, and the files that it was sent.
 pub(crate) struct Counts {
     pub(crate) peer: SocketAddr,
     began: Instant,
+    /// Files that were sent completely.
     pub(crate) files: u64,
-    /// Bytes of files.
+    /// File bytes sent.
     pub(crate) literal: u64,
     failures: Failures,
 }
@@ -24,7 +25,7 @@ pub(crate) struct Counts {
 /// Files that were not sent.
 #[derive(Default)]
 struct Failures {
-    /// Those that are gone, or not what they were when they were indexed.
+    /// Files that vanished, or changed since they were indexed.
     stale: u64,
     unreadable: u64,
     names: Vec<String>,
@@ -35,12 +36,12 @@ impl Counts {
         Self { peer, began: Instant::now(), files: 0, literal: 0, failures: Failures::default() }
     }
 
-    /// How long the session lasts, to the millisecond.
+    /// Returns the duration of the session so far, in seconds with milliseconds.
     pub(crate) fn seconds(&self) -> f64 {
         self.began.elapsed().as_millis() as f64 / 1000.0
     }
 
-    /// A piece was sent, and with it the last of so many files; `path` tells those of items.
+    /// Counts a piece that was sent, and `files` files that end with it. `path` returns the path of an item.
     pub(crate) fn add(&mut self, frames: &Frames, files: u64, path: impl Fn(u32) -> Vec<u8>) {
         self.files += files;
         self.literal += frames.literal();
@@ -49,15 +50,15 @@ impl Counts {
         }
     }
 
-    /// Writes the log line about files that were not sent, if there is one to write.
+    /// Logs the files that were not sent, if there are any.
     pub(crate) fn report_failures(&self, repository: &str, generation: u64) {
         let Failures { stale, unreadable, names } = &self.failures;
         let what = match (stale, unreadable) {
             (0, 0) => return,
-            (_, 0) => "files were not sent because they are no longer the indexed ones; index the repository again",
+            (_, 0) => "files were not sent because they changed since they were indexed; index the repository again",
             (0, _) => "files were not sent because they could not be read",
             _ => {
-                "files were not sent: some are no longer the indexed ones (index the repository again), others could not be read"
+                "files were not sent: some changed since they were indexed (index the repository again), others could not be read"
             }
         };
         let first = names.join(", ");

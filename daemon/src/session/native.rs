@@ -1,7 +1,7 @@
-//! One native session: a reader of requests, two lanes that answer them, one writer.
+//! A native session: one reader of requests, two lanes that answer them, and one writer.
 //!
-//! The control lane answers what is small or comes from the index, the data lane sends files. They
-//! take turns at the writer frame by frame, so a head or a directory never waits behind gigabytes.
+//! The control lane answers requests for small things and for parts of the index. The data lane sends files. They take
+//! turns at the writer frame by frame, so a head or a directory never waits behind gigabytes of file data.
 
 mod control;
 mod data;
@@ -18,42 +18,42 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::admission::{Arrival, Patience, Slot, Ticket, Turn};
+use crate::admission::{Arrival, IdleTimeout, Slot, Ticket, Turn};
 use crate::ended::Ended;
 use crate::networks::Network;
 use crate::pool::EXTENT;
-use crate::session::out_of_time;
-use crate::shared::Shared;
+use crate::session::forced_shutdown;
+use crate::shared::ServerState;
 use crate::stream::Writer;
 use tally::Tally;
 
-/// The part of an idle session's patience that is left while others wait for its place.
-const PATIENCE_IN_DEMAND: u32 = 4;
+/// The idle timeout is divided by this number while other clients wait for a slot.
+const IN_DEMAND_DIVISOR: u32 = 4;
 
-/// A request that is under way until this is dropped.
-struct UnderWay {
+/// An in-flight request. Dropping this ends it.
+struct InFlight {
     number: u32,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The daemon's hello.
+/// Returns the daemon's hello.
 pub(crate) fn answer_hello(version: u16) -> ServerHello {
     let requests = limits::REQUESTS_UNDER_WAY as u16;
     ServerHello { version, requests, capabilities: 0, reply_payload: EXTENT as u32 }
 }
 
-/// What the parts of a session share.
+/// The state that the parts of a session share.
 struct Session {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     peer: SocketAddr,
     writer: Arc<Mutex<Writer>>,
-    under_way: Arc<Semaphore>,
+    request_permits: Arc<Semaphore>,
     tally: std::sync::Mutex<Tally>,
 }
 
-/// Serves a client that has said hello. Gives back what is left of the connection: its reading half.
+/// Serves a client whose hello has arrived. Returns the reading half of the connection; the other half is closed.
 pub(crate) async fn serve(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     socket: TcpStream,
     peer: SocketAddr,
     hello: ClientHello,
@@ -64,7 +64,7 @@ pub(crate) async fn serve(
         shared: Arc::clone(shared),
         peer,
         writer: Arc::new(Mutex::new(Writer::new(output, shared))),
-        under_way: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
+        request_permits: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         tally: std::sync::Mutex::new(Tally::new(peer)),
     });
     let result = session.run(&mut input, hello).await;
@@ -90,15 +90,15 @@ impl Session {
         };
         let ended = tokio::select! {
             ended = serve => ended,
-            ended = out_of_time(&self.shared, &self.writer) => Err(ended),
+            ended = forced_shutdown(&self.shared, &self.writer) => Err(ended),
         };
         if self.shared.stopping.is_cancelled() && matches!(ended, Ok(()) | Err(Ended::Stopping)) {
-            self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;
+            self.end_with(ErrorCode::ShuttingDown, "the daemon is shutting down").await?;
         }
         ended
     }
 
-    /// Waits for a place; `None` when there is none to be had.
+    /// Waits for a slot. `None` if the client was told that it does not get one.
     async fn admit(&self) -> Result<Option<Slot>, Ended> {
         match self.shared.admission.arrive(self.network()) {
             Arrival::Admitted(place) => Ok(Some(place)),
@@ -108,7 +108,7 @@ impl Session {
     }
 
     async fn turn_away(&self) -> Result<Option<Slot>, Ended> {
-        self.refuse(ErrorCode::Refused, "too many connections, and too many wait already").await?;
+        self.end_with(ErrorCode::Refused, "too many connections, and the queue is full").await?;
         Ok(None)
     }
 
@@ -116,20 +116,20 @@ impl Session {
         self.shared.networks.of(self.peer.ip())
     }
 
-    /// How long the client may ask for nothing.
-    fn patience(&self) -> Patience {
+    /// Returns how long the client may go without a request.
+    fn idle_timeout(&self) -> IdleTimeout {
         let most = self.shared.limits.idle;
-        Patience { most, in_demand: most / PATIENCE_IN_DEMAND, admission: Arc::clone(&self.shared.admission) }
+        IdleTimeout { max: most, in_demand: most / IN_DEMAND_DIVISOR, admission: Arc::clone(&self.shared.admission) }
     }
 
     async fn queue(&self, mut ticket: Ticket) -> Result<Option<Slot>, Ended> {
         loop {
             match ticket.turn(&self.shared.stopping).await {
-                Turn::Come(place) => return Ok(Some(place)),
+                Turn::Admitted(place) => return Ok(Some(place)),
                 Turn::Displaced => return self.turn_away().await,
                 Turn::Waiting(place) => self.reply(0, &Reply::Queued { place }).await?,
                 Turn::Stopping => {
-                    self.refuse(ErrorCode::ShuttingDown, "the daemon is going down").await?;
+                    self.end_with(ErrorCode::ShuttingDown, "the daemon is shutting down").await?;
                     return Ok(None);
                 }
             }
@@ -141,7 +141,7 @@ impl Session {
         self.writer.lock().await.send_bytes(&reply.frame(request)).await
     }
 
-    /// Sends one frame of an answer's bytes.
+    /// Sends one `BYTES` frame of an answer.
     async fn send_answer(&self, request: u32, payload: &[IoSlice<'_>]) -> Result<(), Ended> {
         let len = payload.iter().map(|slice| slice.len()).sum::<usize>() as u32;
         let header = FrameHeader { len, request, kind: kind::BYTES }.encode();
@@ -151,8 +151,8 @@ impl Session {
         self.writer.lock().await.send(&mut slices).await
     }
 
-    /// Sends the frame that ends a session.
-    async fn refuse(&self, code: ErrorCode, message: &str) -> Result<(), Ended> {
+    /// Sends the error frame that ends a session.
+    async fn end_with(&self, code: ErrorCode, message: &str) -> Result<(), Ended> {
         self.reply(0, &Reply::Error { code, message: message.to_owned() }).await
     }
 

@@ -1,4 +1,4 @@
-//! What goes out for a piece: words of the dialect's own, and bytes of files where they were read to.
+//! The output for a piece: protocol bytes of the dialect, and references to file bytes in the piece's memory.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -7,10 +7,10 @@ use stillmirror_protocol::wire::ItemFailure;
 
 use crate::pipe::Part;
 
-/// Words and bytes in order of sending.
+/// Protocol bytes and file bytes in sending order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Frames {
-    words: Vec<u8>,
+    protocol: Vec<u8>,
     spans: Vec<Span>,
     len: usize,
     literal: u64,
@@ -19,86 +19,88 @@ pub(crate) struct Frames {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Span {
-    /// A range of the words.
-    Words(Range<usize>),
+    /// A range of the protocol bytes.
+    Protocol(Range<usize>),
     /// A range of the piece's memory.
-    Bytes(Range<usize>),
+    File(Range<usize>),
 }
 
 impl Frames {
-    /// Appends words and gives their place among the words.
-    pub(crate) fn words(&mut self, bytes: &[u8]) -> usize {
-        self.write(|words| words.extend_from_slice(bytes))
+    /// Appends protocol bytes. Returns their position, for [`Frames::overwrite`].
+    pub(crate) fn push_protocol(&mut self, bytes: &[u8]) -> usize {
+        self.write_protocol(|out| out.extend_from_slice(bytes))
     }
 
-    /// Appends the words that `write` appends to what it is given, and gives their place.
-    pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
-        let start = self.words.len();
-        write(&mut self.words);
-        let end = self.words.len().max(start);
+    /// Appends the protocol bytes that `write` appends to its buffer. Returns their position.
+    pub(crate) fn write_protocol(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let start = self.protocol.len();
+        write(&mut self.protocol);
+        let end = self.protocol.len().max(start);
         self.len += end - start;
         match self.spans.last_mut() {
-            Some(Span::Words(last)) if last.end == start => last.end = end,
-            _ => self.spans.push(Span::Words(start..end)),
+            Some(Span::Protocol(last)) if last.end == start => last.end = end,
+            _ => self.spans.push(Span::Protocol(start..end)),
         }
         start
     }
 
-    /// Overwrites words that were appended at `place`.
-    pub(crate) fn rewrite(&mut self, place: usize, bytes: &[u8]) {
-        self.words[place..place + bytes.len()].copy_from_slice(bytes);
+    /// Overwrites protocol bytes that were appended at `place`.
+    pub(crate) fn overwrite(&mut self, place: usize, bytes: &[u8]) {
+        self.protocol[place..place + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Appends bytes of a file, by their place in the piece's memory.
-    pub(crate) fn bytes(&mut self, range: Range<usize>) {
+    /// Appends a range of the piece's memory that holds file bytes.
+    pub(crate) fn push_file(&mut self, range: Range<usize>) {
         if range.is_empty() {
             return;
         }
         self.len += range.len();
         self.literal += range.len() as u64;
-        self.spans.push(Span::Bytes(range));
+        self.spans.push(Span::File(range));
     }
 
-    /// Notes that nothing more of an item comes.
-    pub(crate) fn fail(&mut self, item: u32, reason: ItemFailure) {
+    /// Records that the rest of an item is not sent.
+    pub(crate) fn push_failure(&mut self, item: u32, reason: ItemFailure) {
         self.failures.push((item, reason));
     }
 
-    /// Bytes of all.
+    /// Returns the total length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Bytes of files in them.
+    /// Returns the number of file bytes.
     pub(crate) fn literal(&self) -> u64 {
         self.literal
     }
 
-    /// The items that fail in them.
+    /// Returns the items that fail, and why.
     pub(crate) fn failures(&self) -> &[(u32, ItemFailure)] {
         &self.failures
     }
 
-    /// Whether what is left of `begun` can be taken from these frames: they say the same.
+    /// Returns whether these frames can replace `begun`, of which a part is sent already: the protocol bytes are
+    /// equal, and so are the lengths of all spans.
     pub(super) fn continues(&self, begun: &Self) -> bool {
         let lens = |frames: &Self| frames.spans.iter().map(Span::len).collect::<Vec<_>>();
-        self.words == begun.words && lens(self) == lens(begun)
+        self.protocol == begun.protocol && lens(self) == lens(begun)
     }
 
-    /// All that is to be sent, with the words and the place of the piece's first byte in its file.
+    /// Returns the protocol bytes, and what to put into a pipe. `start` is the offset of the piece's first byte in its
+    /// file.
     pub(super) fn parts(&self, start: u64) -> (&[u8], impl Iterator<Item = Part> + Clone) {
         let part = move |span: &Span| match span {
-            Span::Words(range) => Part::Words(range.clone()),
-            Span::Bytes(range) => Part::Bytes(start + range.start as u64..start + range.end as u64),
+            Span::Protocol(range) => Part::Words(range.clone()),
+            Span::File(range) => Part::Bytes(start + range.start as u64..start + range.end as u64),
         };
-        (&self.words, self.spans.iter().map(part))
+        (&self.protocol, self.spans.iter().map(part))
     }
 
-    /// What is to be sent after the first `skip` bytes, with the piece's memory.
+    /// Returns what is to be sent after the first `skip` bytes. `memory` is the piece's memory.
     pub(crate) fn slices<'a>(&'a self, memory: &'a [u8], skip: usize) -> Vec<IoSlice<'a>> {
         let bytes = |span: &Span| match span {
-            Span::Words(range) => &self.words[range.clone()],
-            Span::Bytes(range) => &memory[range.clone()],
+            Span::Protocol(range) => &self.protocol[range.clone()],
+            Span::File(range) => &memory[range.clone()],
         };
         let mut skip = skip;
         let mut slices = Vec::with_capacity(self.spans.len());
@@ -116,7 +118,7 @@ impl Frames {
 impl Span {
     fn len(&self) -> usize {
         match self {
-            Self::Words(range) | Self::Bytes(range) => range.len(),
+            Self::Protocol(range) | Self::File(range) => range.len(),
         }
     }
 }
@@ -130,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn words_and_bytes_go_out_in_order_from_any_byte_on() {
+    fn protocol_and_file_bytes_are_sent_in_order_from_any_offset() {
         let mut frames = Frames::default();
-        let place = frames.words(b"??");
-        frames.words(b":");
-        frames.bytes(1..3);
-        frames.bytes(5..6);
-        frames.words(b";");
-        frames.rewrite(place, b"ab");
+        let place = frames.push_protocol(b"??");
+        frames.push_protocol(b":");
+        frames.push_file(1..3);
+        frames.push_file(5..6);
+        frames.push_protocol(b";");
+        frames.overwrite(place, b"ab");
         let expected = b"ab:125;";
         for skip in 0..=expected.len() {
             assert_eq!(joined(&frames, b"0123456789", skip), &expected[skip..]);
@@ -146,22 +148,22 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_frames_say_where_in_the_file_their_bytes_are() {
+    fn parts_give_the_file_offsets_of_their_bytes() {
         let mut frames = Frames::default();
-        frames.words(b"ab");
-        frames.bytes(1..3);
-        frames.words(b"c");
-        let (words, parts) = frames.parts(1000);
-        assert_eq!(words, b"abc");
+        frames.push_protocol(b"ab");
+        frames.push_file(1..3);
+        frames.push_protocol(b"c");
+        let (protocol, parts) = frames.parts(1000);
+        assert_eq!(protocol, b"abc");
         assert!(parts.eq([Part::Words(0..2), Part::Bytes(1001..1003), Part::Words(2..3)]));
     }
 
     #[test]
-    fn frames_that_were_begun_are_not_continued_with_others() {
-        let frames = |range: Range<usize>, words: &[u8]| {
+    fn frames_that_differ_do_not_continue_those_that_were_begun() {
+        let frames = |range: Range<usize>, protocol: &[u8]| {
             let mut frames = Frames::default();
-            frames.bytes(range);
-            frames.words(words);
+            frames.push_file(range);
+            frames.push_protocol(protocol);
             frames
         };
         let begun = frames(0..10, b"a");

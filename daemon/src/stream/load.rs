@@ -1,4 +1,4 @@
-//! Pieces on their way from disk.
+//! Loads pieces into memory: from the store, from the cache, or from the tree.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -12,66 +12,66 @@ use tokio::task::JoinHandle;
 use super::layout::{self, Layout, PackRange};
 use super::part::{Origin, Part};
 use super::plan::{Cursor, ExtentPiece, Piece, Plan};
-use super::{Frames, Framing, Got, Lane, Order, Stuck, Writer};
+use super::{Frames, Framing, Lane, Order, PartResult, PartlySent, Writer};
 use crate::convoy::Member;
 use crate::damage;
 use crate::ended::Ended;
-use crate::extents::{Begun, Coming, Extent, Key, Outcome};
+use crate::extents::{Begun, Extent, Key, Outcome, PendingExtent};
 use crate::file::{FileState, OpenFile, Wanted, room};
 use crate::gate::Pass;
 use crate::pinned::Pinned;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
-use crate::shared::Shared;
+use crate::shared::ServerState;
 
-/// A piece on its way.
+/// A planned piece that is being loaded.
 pub(super) struct Load<O> {
     pub(super) order: Arc<O>,
-    /// Where the plan stood before this piece, to return to.
+    /// The plan's cursor before this piece, for putting the piece back.
     pub(super) before: Cursor,
     pub(super) piece: Piece,
     pub(super) is_last: bool,
-    pub(super) coming: Arriving,
+    pub(super) reading: Reading,
 }
 
-/// How it comes.
-pub(super) enum Arriving {
+/// The read of a piece.
+pub(super) enum Reading {
     /// There is nothing to read.
-    Words,
-    /// It has come.
+    Nothing,
+    /// The piece is in memory already.
     Loaded(Loaded),
     Batch(JoinHandle<Loaded>),
-    Extent(Coming),
+    Extent(PendingExtent),
 }
 
 /// A piece in memory.
 pub(super) struct Loaded {
     memory: Memory,
-    pub(super) parts: Vec<Got>,
+    pub(super) parts: Vec<PartResult>,
 }
 
 enum Memory {
     Nothing,
     Own(Buffer),
     Shared(Extent),
-    /// A pack that the generation has mapped.
+    /// A mapped pack of the generation, by number.
     Mapped(Arc<Pinned>, u32),
-    /// Not in memory of this process: what is left to send, words included, is in the pipe.
+    /// No memory of this process: all that is left to send, including the protocol bytes, is in the pipe.
     Piped(Pipe),
 }
 
-impl Arriving {
+impl Reading {
     pub(super) fn take(&mut self) -> Self {
-        std::mem::replace(self, Self::Words)
+        std::mem::replace(self, Self::Nothing)
     }
 
     pub(super) async fn wait(self, piece: &Piece) -> Loaded {
         match (self, piece) {
             (Self::Loaded(loaded), _) => loaded,
-            (Self::Extent(coming), piece) => Loaded::extent(piece, coming.wait().await),
+            (Self::Extent(pending), piece) => Loaded::extent(piece, pending.wait().await),
             (Self::Batch(reading), Piece::Batch(parts)) => match reading.await {
                 Ok(loaded) => loaded,
-                // The reader died: none of its parts comes.
+                // The reading thread panicked.
                 Err(_) => Loaded::nothing(parts, Err(ItemFailure::Unreadable)),
             },
             (_, Piece::Batch(parts)) => Loaded::nothing(parts, Ok(0..0)),
@@ -86,33 +86,35 @@ impl Loaded {
             return Self { memory: Memory::Nothing, parts: Vec::new() };
         };
         let bytes = outcome.as_ref().map(|_| extent.within.clone()).map_err(|reason| *reason);
-        let got = Got { item: extent.item, before: extent.before, bytes };
+        let got = PartResult { item: extent.item, before: extent.before, bytes };
         Self { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts: vec![got] }
     }
 
-    /// What is to come out of the page cache, without being read.
+    /// Returns a piece that is to be sent from the page cache through a pipe, without being read.
     fn unread(extent: &ExtentPiece) -> Self {
-        let got = Got { item: extent.item, before: extent.before, bytes: Ok(extent.within.clone()) };
+        let got = PartResult { item: extent.item, before: extent.before, bytes: Ok(extent.within.clone()) };
         Self { memory: Memory::Nothing, parts: vec![got] }
     }
 
-    /// Puts all that is said of it into a pipe. False when that cannot be, or something is wrong: to be read then.
+    /// Puts the frames of the piece into a pipe. Returns false if they do not fit, or on any error. The piece must then
+    /// be read.
     fn fill(&mut self, mut pipe: Pipe, file: &LargeFile, extent: &ExtentPiece, frames: &Frames) -> bool {
-        let (words, parts) = frames.parts(extent.span.start);
-        let is_full =
-            pipe.has_room(parts.clone()) && file.open().is_ok_and(|file| file.fill(&mut pipe, words, parts).is_ok());
-        if is_full {
+        let (protocol, parts) = frames.parts(extent.span.start);
+        let is_filled =
+            pipe.has_room(parts.clone()) && file.open().is_ok_and(|file| file.fill(&mut pipe, protocol, parts).is_ok());
+        if is_filled {
             self.memory = Memory::Piped(pipe);
         }
-        is_full
+        is_filled
     }
 
-    /// Whether it is in a pipe.
+    /// Returns whether the piece is in a pipe.
     pub(super) fn is_piped(&self) -> bool {
         matches!(self.memory, Memory::Piped(_))
     }
 
-    /// Sends what follows the first `sent` bytes of its frames, as far as it goes without waiting.
+    /// Sends what follows the first `sent` bytes of its frames, as far as that is possible without waiting. Returns the
+    /// number of bytes sent.
     pub(super) fn send_now(&mut self, writer: &mut Writer, frames: &Frames, sent: usize) -> Result<usize, Ended> {
         match &mut self.memory {
             Memory::Piped(pipe) => writer.send_now(pipe),
@@ -120,7 +122,8 @@ impl Loaded {
         }
     }
 
-    /// Sends what follows the first `sent` bytes of its frames, for as long as `patient` says.
+    /// Sends what follows the first `sent` bytes of its frames, until all is sent or `patient` returns false. Returns
+    /// the number of bytes sent.
     pub(super) async fn send_while(
         &mut self,
         writer: &mut Writer,
@@ -137,11 +140,11 @@ impl Loaded {
     fn nothing(parts: &[Part], bytes: Result<Range<usize>, ItemFailure>) -> Self {
         let got = |part: &Part| {
             let bytes = match part.origin {
-                Origin::Words => Ok(0..0),
+                Origin::NoFile => Ok(0..0),
                 Origin::Denied => Err(ItemFailure::Unreadable),
                 Origin::Tree(..) | Origin::Store(..) => bytes.clone(),
             };
-            Got { item: part.item, before: part.before, bytes }
+            PartResult { item: part.item, before: part.before, bytes }
         };
         Self { memory: Memory::Nothing, parts: parts.iter().map(got).collect() }
     }
@@ -156,9 +159,9 @@ impl Loaded {
     }
 }
 
-/// A pass for a read and a buffer: in this order, so that a repository whose disk hangs holds no more buffers than its
-/// gate lets through. `None` when there is none of both without waiting.
-pub(super) async fn room_to_read(shared: &Arc<Shared>, pinned: &Pinned, may_wait: bool) -> Option<(Pass, Buffer)> {
+/// Takes a pass for a read, and then a buffer. The order ensures that a repository whose disk hangs holds no more buffers
+/// than its gate has passes. `None` if one of them is not free, and `may_wait` is false.
+pub(super) async fn room_to_read(shared: &Arc<ServerState>, pinned: &Pinned, may_wait: bool) -> Option<(Pass, Buffer)> {
     let gate = &pinned.edition.gates.files;
     if may_wait {
         let pass = gate.enter().await;
@@ -167,34 +170,34 @@ pub(super) async fn room_to_read(shared: &Arc<Shared>, pinned: &Pinned, may_wait
     Some((gate.try_enter()?, shared.pool.try_take()?))
 }
 
-/// Gets hold of an extent: out of the cache, from who reads it already, or by reading it. `None` when that
-/// takes a buffer and there is none without waiting.
+/// Gets an extent from the cache or from a read in progress, or starts to read it. `None` if that needs a pass or a
+/// buffer that is not free, and `may_wait` is false.
 pub(super) async fn start_extent(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     file: Arc<LargeFile>,
     extent: &ExtentPiece,
     may_wait: bool,
-) -> Option<Coming> {
-    if let Some(coming) = shared.extents.find(extent.key) {
-        return Some(coming);
+) -> Option<PendingExtent> {
+    if let Some(pending) = shared.extents.find(extent.key) {
+        return Some(pending);
     }
     let (pass, buffer) = room_to_read(shared, &file.pinned, may_wait).await?;
     Some(match shared.extents.begin(extent.key) {
-        Begun::Coming(coming) => coming,
-        Begun::Mine(lead) => {
-            let (span, number, coming) = (extent.span.clone(), extent.key.number, lead.coming());
-            let read = move || lead.read(buffer, file.is_kept(number), |buffer| file.read(&span, buffer));
+        Begun::Found(pending) => pending,
+        Begun::Mine(task) => {
+            let (span, number, pending) = (extent.span.clone(), extent.key.number, task.pending());
+            let read = move || task.read(buffer, file.is_kept(number), |buffer| file.read(&span, buffer));
             drop(pass.run(read));
-            coming
+            pending
         }
     })
 }
 
-/// Parts that lie in the page cache, all in one pack, and are right: as the store has them mapped, so that nothing is
-/// read, no memory is taken, and no disk waited for.
+/// Returns parts as they lie in a mapped pack, without reading them, without a buffer, and without waiting for the disk.
+/// `None` unless all parts lie in one pack, are in the page cache, and match their checksums.
 ///
-/// They are checked here, for every client anew, and sent from the same pages soon after. Only a disk that rots under
-/// a page which the kernel has dropped and read again in between gets past that.
+/// The parts are checked for every client anew, and sent from the same pages soon after. The check misses only damage
+/// on the disk to a page that the kernel dropped and read again in between.
 pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> {
     let (tree, generation) = (&pinned.edition.tree, &pinned.edition.generation);
     let layout = if parts.iter().all(Part::is_stored) { Layout::of(parts) } else { return None };
@@ -210,7 +213,7 @@ pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> 
         let Origin::Store(_, stored) = part.origin else { continue };
         let (state, place) = (states.next()?, stored.bytes());
         let place = place.start as usize..place.end as usize;
-        // What is wrong is met, and told, where it can be read from the tree.
+        // `read_stored` finds the damage again, reports it, and reads the file from the tree instead.
         if state.is_ok() && !generation.is_content(stored.file, bytes.get(place.clone())?) {
             return None;
         }
@@ -220,81 +223,81 @@ pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> 
     Some(loaded)
 }
 
-/// Brings parts of files into one buffer: out of the store, the cache, or the tree.
-pub(super) fn read_batch(shared: &Shared, pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
+/// Reads the parts of a batch into one buffer: from the store, the cache, or the tree.
+pub(super) fn read_batch(shared: &ServerState, pinned: &Pinned, parts: &[Part], mut buffer: Buffer) -> Loaded {
     let mut loaded = Loaded::nothing(parts, Ok(0..0));
     let layout = Layout::of(parts);
     let (stored, rest) = buffer.split_at_mut(layout.stored());
     read_stored(pinned, parts, layout.runs(), stored, &mut loaded.parts);
     let missing = read_tree(shared, pinned, parts, rest, layout.stored(), &mut loaded.parts);
-    let came = missing.iter().filter_map(|&at| {
+    let read = missing.iter().filter_map(|&at| {
         let bytes = loaded.parts[at].bytes.clone().ok()?;
         Some((parts[at].small_file()?, &buffer[bytes]))
     });
-    shared.extents.shelve(came, &shared.pool);
+    shared.extents.shelve(read, &shared.pool);
     Loaded { memory: Memory::Own(buffer), parts: loaded.parts }
 }
 
-/// The rows of parts from the store.
+/// Returns the rows of the parts that come from the store.
 fn stored_rows(parts: &[Part]) -> Vec<u32> {
     let row = |part: &Part| if let Origin::Store(row, _) = part.origin { Some(row) } else { None };
     parts.iter().filter_map(row).collect()
 }
 
-/// Brings what the store has, in runs, to the beginning of the buffer, and checks it. What cannot be had, or is
-/// wrong, comes from the tree.
-fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut [u8], got: &mut [Got]) {
+/// Reads the runs of stored contents to the beginning of the buffer, and checks them. A content that cannot be read, or
+/// is damaged, is read from the tree instead.
+fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut [u8], got: &mut [PartResult]) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
     let states = edition.tree.look(generation, &stored_rows(parts));
-    let mut has_come = Vec::with_capacity(runs.len());
+    let mut is_read = Vec::with_capacity(runs.len());
     for run in runs {
         let (room, rest) = std::mem::take(&mut free).split_at_mut(run.room());
-        has_come.push(edition.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
+        is_read.push(edition.tree.read_stored(generation, run.pack, &run.bytes, room).is_ok());
         free = rest;
     }
     let stored = parts.iter().enumerate().filter_map(|(at, part)| match part.origin {
         Origin::Store(row, stored) => Some((at, part, row, stored)),
-        Origin::Words | Origin::Denied | Origin::Tree(..) => None,
+        Origin::NoFile | Origin::Denied | Origin::Tree(..) => None,
     });
-    // All are looked at before anything is written over what a run brought.
-    let mut wrong = Vec::new();
+    // Contents can share bytes of the buffer. So all are checked before any of them is overwritten.
+    let mut damaged = Vec::new();
     for ((at, part, row, stored), state) in stored.zip(states) {
         let Some((run, place)) = layout::place(runs, stored) else { continue };
-        let is_right = has_come[run] && generation.is_content(stored.file, &memory[place.clone()]);
+        let is_right = is_read[run] && generation.is_content(stored.file, &memory[place.clone()]);
         if state.is_ok() && !is_right {
-            if has_come[run] {
+            if is_read[run] {
                 let path = generation.list().path(row);
-                edition.damages.met(damage::Part::Content, &repository.name, generation, path::Escaped(&path));
+                edition.damage_log.record(damage::Part::Content, &repository.name, generation, path::Escaped(&path));
             }
-            wrong.push((at, row, part.within(place.start)));
+            damaged.push((at, row, part.within(place.start)));
             got[at].bytes = Err(ItemFailure::Unreadable);
         } else {
             got[at].bytes = state.map(|()| part.within(place.start));
         }
     }
-    for (at, row, place) in wrong {
+    for (at, row, place) in damaged {
         got[at].bytes = read_instead(pinned, row, parts[at].offset, place, memory, got);
     }
 }
 
-/// Brings a part from the tree to a place in the buffer where the store's bytes are of no use. Equal contents share a
-/// place. Places that overlap otherwise come from a damaged store; the part fails then.
+/// Reads a part from the tree to the place in the buffer where the store's bytes are unusable. Files with equal contents
+/// share a place. Any other overlap means that the store is damaged, and the part fails.
 fn read_instead(
     pinned: &Pinned,
     row: u32,
     offset: u64,
     place: Range<usize>,
     memory: &mut [u8],
-    got: &[Got],
+    got: &[PartResult],
 ) -> Result<Range<usize>, ItemFailure> {
     let generation = &pinned.edition.generation;
     let (path, indexed) = (generation.list().path(row), pinned.edition.tree.indexed(generation, row));
     let mut bytes = vec![0; place.len()];
     pinned.edition.tree.read_instead(&path, indexed, offset, &mut bytes)?;
     let differs = |taken: &Range<usize>| {
-        let both = taken.start.max(place.start)..taken.end.min(place.end);
-        !both.is_empty() && memory[both.clone()] != bytes[both.start - place.start..both.end - place.start]
+        let overlap = taken.start.max(place.start)..taken.end.min(place.end);
+        !overlap.is_empty() && memory[overlap.clone()] != bytes[overlap.start - place.start..overlap.end - place.start]
     };
     if got.iter().filter_map(|got| got.bytes.as_ref().ok()).any(differs) {
         return Err(ItemFailure::Unreadable);
@@ -303,15 +306,15 @@ fn read_instead(
     Ok(place)
 }
 
-/// Brings what is in the tree, each part behind the other, to the rest of the buffer, which begins at `start`. Says
-/// which parts had to be read.
+/// Puts the parts from the tree one behind the other into the rest of the buffer, which begins at `start`. Returns the
+/// indices of the parts that had to be read because they were not cached.
 fn read_tree(
-    shared: &Shared,
+    shared: &ServerState,
     pinned: &Pinned,
     parts: &[Part],
     mut free: &mut [u8],
     start: usize,
-    got: &mut [Got],
+    got: &mut [PartResult],
 ) -> Vec<usize> {
     let keys = parts.iter().filter_map(Part::place).map(|(key, _)| key);
     let mut cached = shared.extents.ready(keys).into_iter();
@@ -343,30 +346,31 @@ fn read_tree(
     missing.into_iter().map(|(at, _)| at).collect()
 }
 
-/// A large file, opened when the first of its extents is read.
+/// A large file. It is opened when the first of its extents is read.
 pub(super) struct LargeFile {
     pinned: Arc<Pinned>,
     row: u32,
     pub(super) state: FileState,
     pub(super) convoy: Member,
-    /// Whether it is small enough to be kept in any case.
+    /// Whether the file is small enough for the cache to keep all of its extents.
     is_kept: bool,
     open: OnceLock<Result<OpenFile, ItemFailure>>,
 }
 
 impl LargeFile {
-    /// Whether an extent is kept for others: somebody else has it still before them, or the file is so
-    /// small that the next one may well come while it is still there.
+    /// Returns whether to keep an extent in the cache: another session is still to read it, or the file is so small that
+    /// the next client may well come while the extent is still cached.
     pub(super) fn is_kept(&self, extent: u64) -> bool {
         self.is_kept || self.convoy.is_followed(extent)
     }
 
-    /// Whether it is the file at that row of that generation.
+    /// Returns whether this is the file at `row` of that edition.
     pub(super) fn is_at(&self, pinned: &Arc<Pinned>, row: u32) -> bool {
         self.row == row && Arc::ptr_eq(&self.pinned, pinned)
     }
 
-    /// Whether it was opened, was the indexed one, and tells its state at once.
+    /// Returns whether the file is open, was the indexed one, and lies on a local file system, where its state is known
+    /// without waiting.
     pub(super) fn is_open_locally(&self) -> bool {
         matches!(self.open.get(), Some(Ok(file)) if file.is_local())
     }
@@ -383,12 +387,13 @@ impl LargeFile {
 }
 
 impl<F: Framing> Lane<F> {
-    /// The beginning of the extent that comes next, in a pipe: when it lies in the page cache, and nobody looks at its
-    /// bytes. It takes no memory, so it need not be shared either.
-    pub(super) fn piped(&mut self) -> Option<Stuck<F>> {
+    /// Puts the beginning of the next extent into a pipe. `None` unless the extent lies in the page cache, and its bytes
+    /// are needed for nothing else. A piped piece takes no memory of this process, so it is not shared with other
+    /// sessions.
+    pub(super) fn piped(&mut self) -> Option<PartlySent<F>> {
         let plan = self.plans.front()?;
         let (order, extent) = (Arc::clone(plan.order()), plan.peek_extent()?);
-        if self.framing.looks_at_bytes(&order, extent.item) || self.shared.extents.find(extent.key).is_some() {
+        if self.framing.needs_bytes(&order, extent.item) || self.shared.extents.find(extent.key).is_some() {
             return None;
         }
         let file = self.large_file(&order, extent.row, extent.key);
@@ -399,15 +404,15 @@ impl<F: Framing> Lane<F> {
         let load = self.plan_next(Plan::next_of_extent)?;
         let Piece::Extent(extent) = &load.piece else { return None };
         let mut loaded = Loaded::unread(extent);
-        let (frames, after) = self.frames(&load, &loaded);
+        let (frames, next_state) = self.frames(&load, &loaded);
         if !loaded.fill(pipe, &file, extent, &frames) {
             self.put_back(load);
             return None;
         }
-        Some(Stuck { load, loaded, frames, after, sent: 0 })
+        Some(PartlySent { load, loaded, frames, next_state, sent: 0 })
     }
 
-    /// The file of an extent, which stays the same from extent to extent.
+    /// Returns the file of an extent: the one that is open, or a new one.
     pub(super) fn large_file(&mut self, order: &Arc<F::Order>, row: u32, key: Key) -> Arc<LargeFile> {
         match &self.file {
             Some(file) if file.is_at(order.pinned(), row) => Arc::clone(file),

@@ -5,22 +5,23 @@ use std::sync::Arc;
 
 use super::layout::Layout;
 use super::part::{Origin, Part, SMALL};
-use super::{Asked, Order};
+use super::{ItemContent, Order};
 use crate::extents::Key;
 use crate::file::Stored;
 use crate::pool::EXTENT;
 
-/// Files in one batch: they are read at once, while other batches are read beside it.
-const BATCH: usize = 128;
-/// Bytes that are planned of an extent when all of it is too much: what is left of a whole one is most of it still.
+/// The maximum number of files in one batch. They are read together, while other batches are read in parallel.
+const MAX_FILES: usize = 128;
+/// Bytes that are planned of an extent if all of it is too much for one piece. What then remains of a whole extent still
+/// counts as most of it.
 const HALF: usize = EXTENT / 2;
-/// Parts of one batch, those without a file included: their words go out in one call.
-const PARTS: usize = 256;
+/// The maximum number of parts in one batch, including those without a file. Their protocol bytes are sent in one call.
+const MAX_PARTS: usize = 256;
 
-/// What is read into one buffer.
+/// The content of one buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// Small files, small ranges of large ones, and words; nothing at all for an order without items.
+    /// Small files, small ranges of large ones, and items without file content. Empty for an order without items.
     Batch(Vec<Part>),
     /// All or most of an extent of a large file.
     Extent(ExtentPiece),
@@ -29,21 +30,20 @@ pub(super) enum Piece {
 /// All or most of an extent of a large file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExtentPiece {
-    /// The item's place in its order.
+    /// The item's position in its order.
     pub(super) item: u32,
-    /// Bytes of the item that come before.
+    /// Bytes of the item that precede this piece.
     pub(super) before: u64,
     /// The file's row.
     pub(super) row: u32,
-    /// The extent.
     pub(super) key: Key,
-    /// Bytes of the file that the extent covers.
+    /// The range of the file that the extent covers.
     pub(super) span: Range<u64>,
-    /// The part of the extent that is asked for.
+    /// The range within the extent that is asked for.
     pub(super) within: Range<usize>,
 }
 
-/// How far an order is planned: items, and bytes of the next one.
+/// How far an order is planned: the next item, and the bytes of it that are planned already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Cursor {
     item: u32,
@@ -57,39 +57,37 @@ pub(super) struct Plan<O> {
 }
 
 impl<O: Order> Plan<O> {
-    /// All of an order.
+    /// Creates a plan for a whole order.
     pub(super) fn new(order: Arc<O>) -> Self {
         Self { order, cursor: Cursor::default() }
     }
 
-    /// The order.
     pub(super) fn order(&self) -> &Arc<O> {
         &self.order
     }
 
-    /// Where the plan stands.
     pub(super) fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Goes back to where it stood before.
+    /// Returns to an earlier cursor.
     pub(super) fn rewind(&mut self, cursor: Cursor) {
         self.cursor = cursor;
     }
 
-    /// Plans nothing more of an item.
+    /// Skips the rest of an item.
     pub(super) fn skip(&mut self, item: u32) {
         if self.cursor.item == item && !self.is_done() {
             self.cursor = Cursor { item: item + 1, done: 0 };
         }
     }
 
-    /// Whether all is planned.
+    /// Returns whether the whole order is planned.
     pub(super) fn is_done(&self) -> bool {
         self.cursor.item >= self.order.len()
     }
 
-    /// The extent that comes next, if one does.
+    /// Returns the next piece if it is an extent, without planning it.
     pub(super) fn peek_extent(&self) -> Option<ExtentPiece> {
         match (!self.is_done()).then(|| self.step()) {
             Some(NextPart::Extent(extent)) => Some(extent),
@@ -97,7 +95,7 @@ impl<O: Order> Plan<O> {
         }
     }
 
-    /// Plans the next piece, of an extent its beginning alone.
+    /// Plans the next piece. Of an extent, it plans only the first [`HALF`].
     pub(super) fn next_of_extent(&mut self) -> Piece {
         let Some(mut extent) = self.peek_extent() else { return self.next() };
         extent.within.end = extent.within.end.min(extent.within.start + HALF);
@@ -109,17 +107,17 @@ impl<O: Order> Plan<O> {
     pub(super) fn next(&mut self) -> Piece {
         let mut parts = Vec::new();
         let (mut layout, mut files) = (Layout::default(), 0);
-        while !self.is_done() && parts.len() < PARTS {
+        while !self.is_done() && parts.len() < MAX_PARTS {
             match self.step() {
                 NextPart::Extent(extent) if parts.is_empty() => {
                     self.advance(extent.within.len());
                     return Piece::Extent(extent);
                 }
-                NextPart::Part(part) if part.is_words() => {
+                NextPart::Part(part) if part.needs_no_read() => {
                     self.advance(part.len);
                     parts.push(part);
                 }
-                NextPart::Part(part) if files < BATCH && layout.add(&part) => {
+                NextPart::Part(part) if files < MAX_FILES && layout.add(&part) => {
                     files += 1;
                     self.advance(part.len);
                     parts.push(part);
@@ -130,12 +128,12 @@ impl<O: Order> Plan<O> {
         Piece::Batch(parts)
     }
 
-    /// What comes next: the rest of the item within one extent of its file. Most of the extent of a
-    /// large file is read as a whole, for others to use.
+    /// Returns what comes next: the rest of the item within one extent of its file. If most of an extent of a large
+    /// file is asked for, the extent is read as a whole, so that other sessions can use it.
     fn step(&self) -> NextPart {
         let Cursor { item, done } = self.cursor;
-        let Asked::Bytes { row, offset, len, is_redo } = self.order.asked(item) else {
-            return NextPart::Part(Part { item, before: 0, origin: Origin::Words, offset: 0, len: 0 });
+        let ItemContent::Bytes { row, offset, len, is_redo } = self.order.content(item) else {
+            return NextPart::Part(Part { item, before: 0, origin: Origin::NoFile, offset: 0, len: 0 });
         };
         let (edition, begin) = (&self.order.pinned().edition, offset + done);
         if !self.order.pinned().may_send(row) {
@@ -160,12 +158,12 @@ impl<O: Order> Plan<O> {
         NextPart::Extent(ExtentPiece { item, before: done, row, key, span, within })
     }
 
-    /// Leaves bytes of the item behind, and the item once nothing is left of it.
+    /// Advances by `len` bytes of the item, and to the next item if none of its bytes are left.
     fn advance(&mut self, len: usize) {
         self.cursor.done += len as u64;
-        let wanted = match self.order.asked(self.cursor.item) {
-            Asked::Words => 0,
-            Asked::Bytes { len, .. } => len,
+        let wanted = match self.order.content(self.cursor.item) {
+            ItemContent::NoFile => 0,
+            ItemContent::Bytes { len, .. } => len,
         };
         if self.cursor.done >= wanted {
             self.cursor = Cursor { item: self.cursor.item + 1, done: 0 };

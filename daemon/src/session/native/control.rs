@@ -1,4 +1,4 @@
-//! The control lane: heads, lists, directories, block checksums.
+//! The control lane: answers requests for heads, lists, directories and block checksums.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -9,35 +9,36 @@ use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Reply, Request
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
-use super::{Session, UnderWay};
+use super::{InFlight, Session};
 use crate::damage;
 use crate::ended::Ended;
 use crate::pinned::Pinned;
 use crate::session::touch;
 use crate::visible::Visible;
 
-/// Payload bytes of one frame of a control answer.
+/// The maximum payload (bytes) of one frame of a control answer.
 const CHUNK: usize = 256 << 10;
-/// Bytes of directory entries encoded at a time: what one session's answer costs in memory.
+/// Bytes of directory entries that are encoded at a time. This bounds the memory for one session's answer.
 const DIR_CHUNK: usize = 32 << 10;
-/// Pieces of one frame: what one `writev` takes, less the header's own.
-const PIECES: usize = 512;
+/// The maximum number of slices in one frame, so that one `writev` takes them all and the header.
+const MAX_SLICES: usize = 512;
 
-/// A request that is answered from the index.
+/// A request for the control lane.
 pub(super) struct Job {
-    pub(super) under_way: UnderWay,
+    pub(super) in_flight: InFlight,
     pub(super) answer: Answer,
 }
 
-/// What is to be answered.
+/// The answer to send, with what it is made from.
 pub(super) enum Answer {
     Repositories,
-    /// The handle and what it stands for.
+    /// A head: the handle, and the edition that it stands for.
     Head(u32, Arc<Pinned>),
-    /// The digest of the list that the receiver has.
+    /// A list: the edition, and the digest of the list that the receiver has.
     List(Arc<Pinned>, Digest),
+    /// A directory: the edition, and the path.
     Dir(Arc<Pinned>, Vec<u8>),
-    /// The payload of a request that decodes.
+    /// Block checksums: the edition, and the payload of the request, which is known to decode.
     Sums(Arc<Pinned>, Box<[u8]>),
     Refusal(ErrorCode, String),
 }
@@ -45,8 +46,8 @@ pub(super) enum Answer {
 impl Session {
     /// Answers one request after the other.
     pub(super) async fn answer_control(&self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Ended> {
-        while let Some(Job { under_way, answer }) = jobs.recv().await {
-            let number = under_way.number;
+        while let Some(Job { in_flight, answer }) = jobs.recv().await {
+            let number = in_flight.number;
             let refusal = match answer {
                 Answer::Repositories => self.announce(number).await?,
                 Answer::Head(handle, pinned) => self.head(number, handle, &pinned).await?,
@@ -163,7 +164,7 @@ impl Session {
             };
             let Some(right) = checked.await else { return Ok(Some(internal())) };
             let end = begin + right.len();
-            // Where they are wrong there are none: the receiver does without.
+            // A damaged record is sent as an empty one. The receiver then does without it.
             let records = items[begin..end].iter().zip(right);
             let records: Vec<&[u8]> =
                 records.map(|(item, is_right)| if is_right { record(pinned, item) } else { &[] }).collect();
@@ -173,7 +174,7 @@ impl Session {
         Ok(None)
     }
 
-    /// Sends records, each behind its length, in frames of bounded size.
+    /// Sends records, each preceded by its length, in frames of bounded size.
     async fn send_records(&self, number: u32, records: &[&[u8]]) -> Result<(), Ended> {
         let lens: Vec<[u8; 4]> = records.iter().map(|record| (record.len() as u32).to_le_bytes()).collect();
         let mut frame = Vec::new();
@@ -199,18 +200,18 @@ impl Session {
         self.send_answer(number, &frame).await
     }
 
-    /// Sends an answer's bytes in frames, letting the data lane in between.
+    /// Sends an answer's bytes in frames, between which the data lane can send.
     async fn send_chunks(&self, number: u32, bytes: &[u8]) -> Result<(), Ended> {
         for chunk in bytes.chunks(CHUNK) {
             self.send_answer(number, &[IoSlice::new(chunk)]).await?;
-            // A peer that takes all at once would never let others have their turn.
+            // With a peer that takes everything at once, no await point would ever yield to other tasks.
             yield_now().await;
         }
         Ok(())
     }
 
-    /// Does what may wait for the disk, since a generation is mapped, on a thread of its own. `None`
-    /// when it panicked.
+    /// Runs `work` on a thread for blocking work, since access to a mapped generation may wait for the disk. `None` if
+    /// `work` panicked.
     pub(super) async fn blocking<T, F>(&self, pinned: &Arc<Pinned>, work: F) -> Option<T>
     where
         T: Send + 'static,
@@ -222,7 +223,8 @@ impl Session {
     }
 }
 
-/// Whether the first records are right: of as many items as one frame has room for, and one at least.
+/// Checks the records of the first items: of as many items as fit into one frame, and of at least one. Returns for each
+/// of them whether its record may be sent.
 fn check_records(pinned: &Pinned, items: &[Item]) -> Vec<bool> {
     let mut bytes = 0;
     let room = |item: &&Item| {
@@ -232,7 +234,7 @@ fn check_records(pinned: &Pinned, items: &[Item]) -> Vec<bool> {
     };
     items
         .iter()
-        .take(PIECES / 2)
+        .take(MAX_SLICES / 2)
         .take_while(room)
         .map(|item| pinned.may_send(item.row) && is_right(pinned, item))
         .collect()
@@ -246,13 +248,14 @@ fn is_file(pinned: &Pinned, item: &Item) -> bool {
 /// A directory that is being listed.
 struct Listing {
     row: u32,
-    /// Children done.
+    /// The number of children encoded so far.
     next: u32,
     encoder: EntryEncoder,
 }
 
 impl Listing {
-    /// Encodes the next children, and says whether there are more. A single file is its own only child.
+    /// Encodes the next children. Returns their bytes, and whether there are more children. A file is its own only
+    /// child.
     fn encode(&mut self, pinned: &Pinned) -> (Vec<u8>, bool) {
         let list = pinned.edition.generation.list();
         let row = list.row(self.row);
@@ -272,7 +275,7 @@ impl Listing {
     }
 }
 
-/// The part of a file's block checksums that an item asks for.
+/// Returns the part of a file's block checksum record that an item asks for.
 fn record<'a>(pinned: &'a Pinned, item: &Item) -> &'a [u8] {
     let generation = &pinned.edition.generation;
     let whole = generation.list().row(item.row).file_number().and_then(|file| generation.sums(file)).unwrap_or(&[]);
@@ -281,13 +284,13 @@ fn record<'a>(pinned: &'a Pinned, item: &Item) -> &'a [u8] {
     &part[..part.len().min(u32::MAX as usize)]
 }
 
-/// Whether that part is what the indexer wrote. Reads it, so that sending it does not wait for the disk.
+/// Returns whether that part is what the indexer wrote. This reads it, so sending it does not wait for the disk.
 fn is_right(pinned: &Pinned, item: &Item) -> bool {
     let (generation, part) = (&pinned.edition.generation, record(pinned, item));
     let Some(file) = generation.list().row(item.row).file_number().filter(|_| !part.is_empty()) else { return true };
     let checked = generation.check_sums(file, item.offset..item.offset.saturating_add(part.len() as u64));
     if let Err(error) = &checked {
-        pinned.edition.damages.met(damage::Part::Sums, &pinned.repository.name, generation, error);
+        pinned.edition.damage_log.record(damage::Part::Sums, &pinned.repository.name, generation, error);
     }
     checked.is_ok()
 }

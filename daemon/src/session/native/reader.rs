@@ -1,4 +1,4 @@
-//! Reading requests and handing them to their lanes.
+//! Reads requests and hands them to their lanes.
 
 use std::sync::Arc;
 
@@ -11,30 +11,30 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::control::{self, Answer};
-use super::{Session, UnderWay, data};
+use super::{InFlight, Session, data};
 use crate::ended::Ended;
 use crate::pinned::Pinned;
 use crate::visible::{Unavailable, Visible};
 
-/// Bytes read ahead of the requests: many small ones.
+/// The size (bytes) of the read buffer. It holds many small requests.
 const READ_AHEAD: usize = 4 << 10;
-/// Generations that one session may hold on to.
-const PINS: usize = 64;
+/// The maximum number of generations that one session may pin.
+const MAX_PINS: usize = 64;
 
-/// Where requests go.
+/// The queues of the two lanes.
 pub(super) struct Lanes {
     pub(super) control: mpsc::Sender<control::Job>,
     pub(super) data: mpsc::Sender<data::Job>,
 }
 
 impl Session {
-    /// Reads requests until the peer has no more or the daemon stops. Reads none while as many are
-    /// under way as may be.
+    /// Reads requests until the peer has no more or the daemon stops. While the maximum number of requests is
+    /// in flight, it reads none.
     pub(super) async fn read(&self, input: &mut OwnedReadHalf, lanes: Lanes) -> Result<(), Ended> {
         let mut input = BufReader::with_capacity(READ_AHEAD, input);
         let mut pins = Pins(Vec::new());
         loop {
-            let Ok(permit) = Arc::clone(&self.under_way).acquire_owned().await else { return Ok(()) };
+            let Ok(permit) = Arc::clone(&self.request_permits).acquire_owned().await else { return Ok(()) };
             let arrived = match self.await_request(&mut input).await {
                 Ok(true) => self.read_request(&mut input).await,
                 Ok(false) => return Ok(()),
@@ -46,12 +46,12 @@ impl Session {
             };
             self.tally().requests += 1;
             let request = self.resolve(&mut pins, request, payload);
-            let under_way = UnderWay { number, _permit: permit };
-            // A lane that is gone has ended the session already.
+            let in_flight = InFlight { number, _permit: permit };
+            // If a lane is gone, it has ended the session already.
             let sent = match request {
-                Resolved::Control(answer) => lanes.control.send(control::Job { under_way, answer }).await.is_ok(),
+                Resolved::Control(answer) => lanes.control.send(control::Job { in_flight, answer }).await.is_ok(),
                 Resolved::Data(pinned, items) => {
-                    lanes.data.send(data::Job { under_way, pinned, request: items }).await.is_ok()
+                    lanes.data.send(data::Job { in_flight, pinned, request: items }).await.is_ok()
                 }
             };
             if !sent {
@@ -60,17 +60,17 @@ impl Session {
         }
     }
 
-    /// Waits for the first byte of a request; false when there will be none.
+    /// Waits for the first byte of a request. Returns false if the peer sends no more, or the daemon stops.
     async fn await_request(&self, input: &mut BufReader<&mut OwnedReadHalf>) -> Result<bool, Ended> {
-        let patience = self.patience();
+        let idle_timeout = self.idle_timeout();
         loop {
             tokio::select! {
                 biased;
                 () = self.shared.stopping.cancelled() => return Ok(false),
                 bytes = input.fill_buf() => return Ok(!bytes?.is_empty()),
-                () = patience.over() => {
-                    // One permit is the caller's.
-                    if self.under_way.available_permits() + 1 == limits::REQUESTS_UNDER_WAY {
+                () = idle_timeout.expired() => {
+                    // The caller holds one permit itself.
+                    if self.request_permits.available_permits() + 1 == limits::REQUESTS_UNDER_WAY {
                         return Err(Ended::Idle);
                     }
                 }
@@ -98,14 +98,14 @@ impl Session {
         Ok((header.request, request, payload))
     }
 
-    /// Tells the peer why its session ends, between two frames.
+    /// Tells the peer why its session ends, if the peer is to blame.
     async fn explain(&self, ended: Ended) -> Ended {
         let code = match ended {
             Ended::Malformed(_) => ErrorCode::Malformed,
             Ended::Idle | Ended::HalfRequest => ErrorCode::Refused,
             _ => return ended,
         };
-        let _ = self.refuse(code, &ended.to_string()).await;
+        let _ = self.end_with(code, &ended.to_string()).await;
         ended
     }
 
@@ -137,42 +137,44 @@ impl Session {
     }
 }
 
-/// What a client hears of a repository that it does not get.
+/// Returns the answer to a client that does not get a repository.
 fn refusal(name: &str, why: Unavailable) -> Answer {
     let (code, message) = match why {
         Unavailable::Unknown => (ErrorCode::UnknownRepository, format!("there is no repository '{name}' here")),
         Unavailable::Denied => (ErrorCode::Refused, format!("access to the repository '{name}' is denied")),
         Unavailable::HidesNames => {
-            let why = "hides names by rules that only rsync clients can be held to: use rsync:// for it";
+            let why = "hides names by rules that only apply to rsync clients: use rsync:// for it";
             (ErrorCode::Refused, format!("the repository '{name}' {why}"))
         }
     };
     Answer::Refusal(code, message)
 }
 
+/// A request, assigned to its lane.
 enum Resolved {
     Control(Answer),
-    /// The generation, and the payload of a request that decodes.
+    /// The edition, and the payload of a data request, which is known to decode.
     Data(Arc<Pinned>, Box<[u8]>),
 }
 
-/// The generations that a session holds on to; a handle is a place among them.
+/// The editions that a session has pinned. A handle is an index into this list.
 struct Pins(Vec<Arc<Pinned>>);
 
 impl Pins {
     fn get(&self, handle: u32) -> Result<Arc<Pinned>, Answer> {
-        let unknown = || Answer::Refusal(ErrorCode::NotThere, format!("there is no handle {handle} in this session"));
+        let unknown = || Answer::Refusal(ErrorCode::NotThere, format!("unknown handle {handle}"));
         self.0.get(handle as usize).cloned().ok_or_else(unknown)
     }
 
-    /// The same generation keeps its handle.
+    /// Adds an edition and returns its handle. An edition that is pinned already keeps its handle. Fails if the session
+    /// holds too many.
     fn add(&mut self, pinned: Pinned) -> Result<(u32, Arc<Pinned>), Answer> {
         let same = |other: &Arc<Pinned>| Arc::ptr_eq(&other.edition, &pinned.edition);
         if let Some(at) = self.0.iter().position(same) {
             return Ok((at as u32, Arc::clone(&self.0[at])));
         }
-        if self.0.len() == PINS {
-            let message = format!("this session holds {PINS} generations already; begin a new one");
+        if self.0.len() == MAX_PINS {
+            let message = format!("this session already holds {MAX_PINS} generations; begin a new session");
             return Err(Answer::Refusal(ErrorCode::Refused, message));
         }
         let pinned = Arc::new(pinned);

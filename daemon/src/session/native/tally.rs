@@ -1,4 +1,4 @@
-//! What a session did, for the log: one line a pull.
+//! The log line of a native session.
 
 use std::net::SocketAddr;
 
@@ -8,10 +8,11 @@ use crate::session::counts::Counts;
 /// Counts of one session.
 pub(super) struct Tally {
     pub(super) counts: Counts,
-    /// Whether it got as far as being served.
+    /// Whether the session got a slot.
     served: bool,
-    /// The repository and generation asked for last.
+    /// The repository that was pinned last.
     repository: String,
+    /// The generation that was pinned last.
     generation: u64,
     pub(super) requests: u64,
 }
@@ -21,12 +22,12 @@ impl Tally {
         Self { counts: Counts::new(peer), served: false, repository: String::new(), generation: 0, requests: 0 }
     }
 
-    /// The session has its place.
+    /// Notes that the session got a slot.
     pub(super) fn begin(&mut self) {
         self.served = true;
     }
 
-    /// The session pinned a generation.
+    /// Notes that the session pinned a generation.
     pub(super) fn pinned(&mut self, repository: &str, generation: u64) {
         repository.clone_into(&mut self.repository);
         self.generation = generation;

@@ -1,6 +1,6 @@
-//! Answers to requests, in order: the rsync framing of the data lane.
+//! The rsync framing of the data lane: answers a stock client's requests in order.
 
-mod saying;
+mod frame_builder;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,78 +15,78 @@ use stillmirror_protocol::rsync::requests::Request;
 use stillmirror_protocol::rsync::version::Closing;
 use tokio::sync::mpsc;
 
-use super::input;
-use super::window::At;
+use super::input::ClientInput;
+use super::window::Position;
 use super::{Session, Settled};
 use crate::ended::Ended;
 use crate::pinned::Pinned;
-use crate::stream::{Asked, Frames, Framing, Got, Order};
-use saying::Saying;
+use crate::stream::{Frames, Framing, ItemContent, Order, PartResult};
+use frame_builder::FrameBuilder;
 
-/// Requests that wait to be answered, beside those that may have to be remembered while the list goes out.
+/// The capacity of the request queue, in addition to what the client may ask for while the list is sent.
 pub(super) const QUEUE: u32 = 1024;
-/// Items of one order.
+/// The maximum number of items in one order.
 const ORDER: usize = 128;
 
-/// How long the lane goes on.
+/// When the lane stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Until {
-    /// For so many answers, of what the client has asked for by then.
+pub(super) enum StopCondition {
+    /// After this many inputs of the client, or when none is queued.
     Answers(usize),
-    /// Until the client is past this place in the list.
-    Past(At),
-    /// Until the session ends.
-    End,
+    /// When the client is past this position in the list.
+    ClientPast(Position),
+    /// When the session ends.
+    SessionEnd,
 }
 
-/// How much of the list has gone out.
+/// How much of the list is sent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listed {
-    /// Lists begun.
+    /// The number of lists begun.
     pub(super) lists: u32,
     pub(super) entries: u32,
-    /// Bytes of the files and of the targets of symlinks in it.
+    /// The total size of the files and of the symlink targets in it, in bytes.
     pub(super) total: u64,
-    /// Nothing more is listed.
+    /// Whether the list is complete.
     pub(super) is_last: bool,
 }
 
-/// A run of answers.
-pub(super) struct Answering {
+/// A sequence of answers.
+pub(super) struct AnswerOrder {
     pinned: Arc<Pinned>,
     items: Vec<Answer>,
 }
 
 /// One answer.
 enum Answer {
-    /// A request that wants no content.
+    /// The echo of a request that wants no content.
     Echo(Request),
     /// A file, or the end of one.
-    File(Content),
-    /// An entry that cannot be appended to: it is shorter than what the client has.
+    File(FileAnswer),
+    /// The index of a file that the client cannot append to, because it is shorter than what the client has.
     Shorter(i32),
-    /// So many of them.
+    /// This many ends of sub-lists or phases.
     Done(u32),
     DoneAndStatistics,
     Deleted([i32; 5]),
 }
 
 /// A file that is sent.
-struct Content {
+struct FileAnswer {
     request: Request,
     row: u32,
-    /// Where reading begins: before `from` when what is not sent is part of the digest.
+    /// The first byte that is read. It is before `from` if the digest also covers bytes that are not sent.
     read_from: u64,
     /// The first byte that is sent.
     from: u64,
     size: u64,
-    /// The digest, where the index knows it.
+    /// The digest, if the index has it.
     digest: Option<Sum>,
-    /// It was sent before.
+    /// Whether the client asks for the file again.
     is_redo: bool,
 }
 
-impl Order for Answering {
+impl Order for AnswerOrder {
     fn pinned(&self) -> &Arc<Pinned> {
         &self.pinned
     }
@@ -95,18 +95,18 @@ impl Order for Answering {
         self.items.len() as u32
     }
 
-    fn asked(&self, item: u32) -> Asked {
+    fn content(&self, item: u32) -> ItemContent {
         match &self.items[item as usize] {
             Answer::File(file) => {
                 let (row, offset, is_redo) = (file.row, file.read_from, file.is_redo);
-                Asked::Bytes { row, offset, len: file.size - offset, is_redo }
+                ItemContent::Bytes { row, offset, len: file.size - offset, is_redo }
             }
-            _ => Asked::Words,
+            _ => ItemContent::NoFile,
         }
     }
 }
 
-/// The digests of a list.
+/// Returns which digests a list has.
 pub(super) fn indexed(list: ListRef<'_>) -> Indexed {
     Indexed { xxh128: list.has_xxh128(), md5: list.has_md5() }
 }
@@ -115,35 +115,35 @@ pub(super) fn indexed(list: ListRef<'_>) -> Indexed {
 pub(super) struct Answers {
     session: Arc<Session>,
     settled: Arc<Settled>,
-    requests: mpsc::Receiver<input::Asked>,
-    /// What goes out next, before anything of a piece.
+    requests: mpsc::Receiver<ClientInput>,
+    /// Protocol bytes that are sent before the next piece.
     pub(super) replies: Replies,
-    pub(super) until: Until,
+    pub(super) stop: StopCondition,
     numbers: Numbers,
     phases: Phases,
     lists: u32,
     entries: u32,
-    /// Bytes of the files that are listed.
+    /// The total size of the files that are listed, in bytes.
     total: u64,
-    /// Where the client is in the list.
-    at: At,
-    /// Behind the last index whose content was asked for: clients ask in the list's order, and go back for a redo.
-    asked_to: i32,
-    /// There was nothing to do but to wait for the client.
-    has_waited: bool,
-    /// An error that waits until what came before it is answered.
+    /// The client's position in the list.
+    client: Position,
+    /// The end of the indices whose content was asked for. Clients ask in list order, so a lower index is a redo.
+    requested_end: i32,
+    /// Whether the lane has waited for the client with nothing else to do.
+    was_idle: bool,
+    /// An error that ends the session once everything before it is answered.
     failed: Option<Ended>,
     ended: bool,
-    /// The digest of the file that is being sent.
+    /// Computes the digest of the file that is being sent.
     hasher: Option<Hasher>,
-    /// Bits of what went wrong with files.
+    /// Errors with files, as bits of [`stillmirror_protocol::rsync::exit::io_error`].
     io_error: i32,
-    /// Bytes sent, the list included.
+    /// Bytes sent, including the list.
     pub(super) sent: u64,
 }
 
-/// What the framing remembers of a piece.
-pub(super) struct After {
+/// The state of the framing after a piece.
+pub(super) struct NextState {
     replies: Replies,
     hasher: Option<Hasher>,
     io_error: i32,
@@ -151,11 +151,11 @@ pub(super) struct After {
 }
 
 impl Answers {
-    /// Before the list.
+    /// Creates the framing of a session that has not sent its list yet.
     pub(super) fn new(
         session: Arc<Session>,
         settled: Arc<Settled>,
-        requests: mpsc::Receiver<input::Asked>,
+        requests: mpsc::Receiver<ClientInput>,
         replies: Replies,
     ) -> Self {
         let phases = Phases::new(settled.setup.version);
@@ -164,15 +164,15 @@ impl Answers {
             settled,
             requests,
             replies,
-            until: Until::End,
+            stop: StopCondition::SessionEnd,
             numbers: Numbers::Table(Vec::new()),
             phases,
             lists: 0,
             entries: 0,
             total: 0,
-            at: At::default(),
-            asked_to: 0,
-            has_waited: false,
+            client: Position::default(),
+            requested_end: 0,
+            was_idle: false,
             failed: None,
             ended: false,
             hasher: None,
@@ -181,28 +181,30 @@ impl Answers {
         }
     }
 
-    /// How the list is numbered, if that is known before it goes out.
-    pub(super) fn number(&mut self, numbers: Option<Numbers>) {
+    /// Sets how the list is numbered. `None` if that is known only once the list is written.
+    pub(super) fn set_numbers(&mut self, numbers: Option<Numbers>) {
         self.numbers = numbers.unwrap_or(Numbers::Table(Vec::new()));
     }
 
-    /// Indices whose rows are remembered.
-    pub(super) fn numbered(&self) -> usize {
+    /// Returns the number of indices whose rows are stored in a table.
+    pub(super) fn table_len(&self) -> usize {
         if let Numbers::Table(table) = &self.numbers { table.len() } else { 0 }
     }
 
-    /// A piece of the list is about to go out: its rows by index, and what is listed with it.
+    /// Notes that a piece of the list is about to be sent. `rows` has its rows by index; they are moved to the table, if
+    /// there is one. The second argument describes the list up to the end of the piece.
     pub(super) fn listed(&mut self, rows: &mut Vec<u32>, Listed { lists, entries, total, is_last }: Listed) {
         (self.entries, self.total) = (entries, total);
-        let most = self.list().len() as usize + self.list().dirs().len();
+        let max_len = self.list().len() as usize + self.list().dirs().len();
         if let Numbers::Table(table) = &mut self.numbers {
-            // At once: what is not written to yet takes no memory, and growing takes twice as much for a while.
-            table.reserve_exact(most.saturating_sub(table.len()));
+            // Reserve all of it at once: unwritten memory costs nothing, but growing the table would take twice its
+            // size for a while.
+            table.reserve_exact(max_len.saturating_sub(table.len()));
             table.append(rows);
         }
         self.phases.lists_begun(u64::from(lists - self.lists));
         self.lists = lists;
-        self.session.lane.open_lists.store(lists.saturating_sub(self.at.lists), Ordering::Relaxed);
+        self.session.lane.open_lists.store(lists.saturating_sub(self.client.lists), Ordering::Relaxed);
         if is_last {
             self.phases.lists_ended();
             if let Numbers::Table(table) = &mut self.numbers {
@@ -211,27 +213,27 @@ impl Answers {
         }
     }
 
-    /// Where the client is in the list.
-    pub(super) fn at(&self) -> At {
-        self.at
+    /// Returns the client's position in the list.
+    pub(super) fn client_position(&self) -> Position {
+        self.client
     }
 
-    /// Whether there was, since this was asked last, nothing to do but to wait for the client.
-    pub(super) fn has_waited(&mut self) -> bool {
-        std::mem::take(&mut self.has_waited)
+    /// Returns whether the lane has waited for the client, with nothing else to do, since the last call.
+    pub(super) fn take_was_idle(&mut self) -> bool {
+        std::mem::take(&mut self.was_idle)
     }
 
-    /// Requests at hand.
-    pub(super) fn waiting(&self) -> usize {
+    /// Returns the number of queued requests.
+    pub(super) fn queued(&self) -> usize {
         self.requests.len()
     }
 
-    /// Whether no entry of the list went out.
+    /// Returns whether the list is empty so far.
     pub(super) fn is_empty(&self) -> bool {
         self.entries == 0
     }
 
-    /// Whether the session is over.
+    /// Returns whether the session is over.
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
@@ -240,45 +242,45 @@ impl Answers {
         self.settled.pinned.edition.generation.list()
     }
 
-    /// The next thing that the client asks for; `None` when there is none (at hand).
-    async fn next(&mut self, wait: bool) -> Option<input::Asked> {
-        match &mut self.until {
-            Until::Answers(0) => return None,
-            Until::Answers(left) => {
+    /// Returns the next input of the client. `None` if the lane is to stop, or if nothing is queued and `wait` is false.
+    async fn next(&mut self, wait: bool) -> Option<ClientInput> {
+        match &mut self.stop {
+            StopCondition::Answers(0) => return None,
+            StopCondition::Answers(left) => {
                 *left -= 1;
                 return self.requests.try_recv().ok();
             }
-            Until::Past(place) if place.is_behind(self.at) => return None,
-            Until::Past(_) | Until::End if !wait => return self.requests.try_recv().ok(),
-            Until::Past(_) | Until::End => {}
+            StopCondition::ClientPast(place) if place.is_passed_by(self.client) => return None,
+            StopCondition::ClientPast(_) | StopCondition::SessionEnd if !wait => return self.requests.try_recv().ok(),
+            StopCondition::ClientPast(_) | StopCondition::SessionEnd => {}
         }
-        if let Ok(asked) = self.requests.try_recv() {
-            return Some(asked);
+        if let Ok(input) = self.requests.try_recv() {
+            return Some(input);
         }
-        self.has_waited = true;
-        let waits = &self.session.lane.waits;
-        waits.store(true, Ordering::Relaxed);
-        let asked = self.requests.recv().await;
-        waits.store(false, Ordering::Relaxed);
-        asked
+        self.was_idle = true;
+        let is_idle = &self.session.lane.is_idle;
+        is_idle.store(true, Ordering::Relaxed);
+        let input = self.requests.recv().await;
+        is_idle.store(false, Ordering::Relaxed);
+        input
     }
 
-    fn answer(&mut self, asked: input::Asked, items: &mut Vec<Answer>) -> Result<(), Ended> {
-        match asked {
-            input::Asked::Request(request, _) if request.is_keep_alive(self.entries) => {}
-            input::Asked::Request(request, _) => items.push(self.answer_request(request)?),
-            input::Asked::Deleted(counts) => items.push(Answer::Deleted(counts)),
-            input::Asked::Done(ends) => {
+    fn answer(&mut self, input: ClientInput, items: &mut Vec<Answer>) -> Result<(), Ended> {
+        match input {
+            ClientInput::Request(request, _) if request.is_keep_alive(self.entries) => {}
+            ClientInput::Request(request, _) => items.push(self.answer_request(request)?),
+            ClientInput::Deleted(counts) => items.push(Answer::Deleted(counts)),
+            ClientInput::Done(ends) => {
                 for _ in 0..ends {
                     self.answer_end(items)?;
                 }
-                self.session.lane.open_lists.store(self.lists.saturating_sub(self.at.lists), Ordering::Relaxed);
+                self.session.lane.open_lists.store(self.lists.saturating_sub(self.client.lists), Ordering::Relaxed);
             }
-            input::Asked::Exit(code) => {
+            ClientInput::Exit(code) => {
                 self.replies.exit_seen();
                 return Err(Ended::ClientExit(code));
             }
-            input::Asked::Failed(ended) => return Err(ended),
+            ClientInput::Failed(ended) => return Err(ended),
         }
         Ok(())
     }
@@ -287,7 +289,7 @@ impl Answers {
         if self.ended {
             return Ok(());
         }
-        self.at.lists += 1;
+        self.client.lists += 1;
         match (self.phases.done()?, items.last_mut()) {
             (Closing::Done, Some(Answer::Done(ends))) => *ends += 1,
             (Closing::Done, _) => items.push(Answer::Done(1)),
@@ -299,7 +301,7 @@ impl Answers {
 
     fn answer_request(&mut self, request: Request) -> Result<Answer, Ended> {
         let ndx = request.ndx;
-        self.at.index = self.at.index.max(u32::try_from(ndx).unwrap_or(0));
+        self.client.index = self.client.index.max(u32::try_from(ndx).unwrap_or(0));
         let row = u32::try_from(ndx).ok().and_then(|ndx| self.numbers.row(self.list(), ndx));
         let row = row.filter(|&row| row < self.list().len()).ok_or(Fault::Index(ndx))?;
         if !request.wants_data() {
@@ -316,15 +318,15 @@ impl Answers {
             .algorithm()
             .indexed(&digests, indexed(self.list()))
             .filter(|_| covers_all || self.algorithm() == Algorithm::None);
-        let is_redo = ndx < self.asked_to;
+        let is_redo = ndx < self.requested_end;
         let read_from = if covers_all && (digest.is_none() || is_redo) { 0 } else { from };
-        self.asked_to = self.asked_to.max(ndx.saturating_add(1));
-        Ok(Answer::File(Content { request, row, read_from, from, size, digest, is_redo }))
+        self.requested_end = self.requested_end.max(ndx.saturating_add(1));
+        Ok(Answer::File(FileAnswer { request, row, read_from, from, size, digest, is_redo }))
     }
 
-    /// Whether the digest of a file is computed as it goes out: where the index has none, and where a client found what
-    /// came before wrong.
-    fn hashes(&self, file: &Content) -> bool {
+    /// Returns whether to compute the digest of a file as it is sent: the index has none, or the client found that what
+    /// it got before does not match.
+    fn hashes(&self, file: &FileAnswer) -> bool {
         file.digest.is_none() || file.is_redo && self.algorithm() != Algorithm::None
     }
 
@@ -339,10 +341,10 @@ impl Answers {
 }
 
 impl Framing for Answers {
-    type Order = Answering;
-    type After = After;
+    type Order = AnswerOrder;
+    type NextState = NextState;
 
-    async fn next_order(&mut self, wait: bool) -> Result<Option<Answering>, Ended> {
+    async fn next_order(&mut self, wait: bool) -> Result<Option<AnswerOrder>, Ended> {
         let mut items = Vec::new();
         let mut wait = wait;
         while !self.ended && items.len() < ORDER {
@@ -351,11 +353,11 @@ impl Framing for Answers {
                 return Err(ended);
             }
             if self.failed.is_some() {
-                // What came before it goes out first.
+                // The orders before the error are sent first.
                 break;
             }
-            let Some(asked) = self.next(wait).await else { break };
-            if let Err(ended) = self.answer(asked, &mut items) {
+            let Some(input) = self.next(wait).await else { break };
+            if let Err(ended) = self.answer(input, &mut items) {
                 self.failed = Some(ended);
                 if !items.is_empty() {
                     break;
@@ -364,35 +366,36 @@ impl Framing for Answers {
             wait &= items.is_empty();
         }
         let pinned = Arc::clone(&self.settled.pinned);
-        Ok((!items.is_empty()).then_some(Answering { pinned, items }))
+        Ok((!items.is_empty()).then_some(AnswerOrder { pinned, items }))
     }
 
-    fn frames(&self, order: &Answering, parts: &[Got], memory: &[u8], _is_last: bool) -> (Frames, After) {
+    fn frames(&self, order: &AnswerOrder, parts: &[PartResult], memory: &[u8], _is_last: bool) -> (Frames, NextState) {
         let (replies, hasher) = (self.replies.clone(), self.hasher.clone());
-        let after = After { replies, hasher, io_error: self.io_error, files: 0 };
-        let mut saying = Saying::new(self, after, memory);
+        let next_state = NextState { replies, hasher, io_error: self.io_error, files: 0 };
+        let mut builder = FrameBuilder::new(self, next_state, memory);
         for part in parts {
-            saying.say(&order.items[part.item as usize], part);
+            builder.push(&order.items[part.item as usize], part);
         }
-        saying.finish()
+        builder.finish()
     }
 
-    /// A digest that the index lacks is computed; and who wants none would not notice what changes under way.
-    fn looks_at_bytes(&self, order: &Answering, item: u32) -> bool {
+    /// The bytes are needed to compute a digest that the index lacks. They are also needed if the client wants no digest:
+    /// in a pipe they could still change, and the client would not notice.
+    fn needs_bytes(&self, order: &AnswerOrder, item: u32) -> bool {
         let is_known = |answer: &Answer| matches!(answer, Answer::File(file) if !self.hashes(file));
         self.algorithm() == Algorithm::None || !order.items.get(item as usize).is_some_and(is_known)
     }
 
-    fn settle(&mut self, order: &Answering, frames: &Frames, after: After, _is_last: bool) {
+    fn commit(&mut self, order: &AnswerOrder, frames: &Frames, next_state: NextState, _is_last: bool) {
         self.sent += frames.len() as u64;
         let path = |item: u32| match &order.items[item as usize] {
             Answer::File(file) => self.list().path(file.row),
             _ => Vec::new(),
         };
         let mut tally = self.session.tally();
-        tally.counts.add(frames, after.files, path);
-        tally.io_error |= after.io_error;
+        tally.counts.add(frames, next_state.files, path);
+        tally.io_error |= next_state.io_error;
         drop(tally);
-        (self.replies, self.hasher, self.io_error) = (after.replies, after.hasher, after.io_error);
+        (self.replies, self.hasher, self.io_error) = (next_state.replies, next_state.hasher, next_state.io_error);
     }
 }

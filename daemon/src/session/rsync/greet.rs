@@ -1,4 +1,4 @@
-//! The text lines: a module, who may have it, and whose turn it is.
+//! The greeting, as text lines: the choice of a module, the login, the wait for a slot, and the client's arguments.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,37 +15,38 @@ use tokio::time::{sleep, timeout};
 use super::{Input, Session};
 use crate::admission::{Admission, Arrival, Slot, Turn};
 use crate::ended::Ended;
-use crate::logins::LONGEST_DELAY;
+use crate::logins::MAX_DELAY;
 use crate::operator_file;
 use crate::pinned::Pinned;
 use crate::repository::Repository;
 use crate::strangers::Stranger;
 use crate::visible::{Unavailable, Visible};
 
-/// How long a client may take to say who it is: its user may be typing.
-const LOGIN: Duration = Duration::from_secs(60);
-/// How often a client that waits is sent something: none has a shorter timeout.
-const SIGN: Duration = Duration::from_millis(700);
-/// How long the message of the day is waited for. Clients do without it then.
-const MOTD_PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of a message of the day.
-const MOTD_BYTES: u64 = 64 << 10;
+/// How long a client may take to log in. Its user may be typing.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a waiting client is sent something. It is shorter than the shortest timeout of a client.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(700);
+/// How long to wait for the message of the day. After that, clients do not get it.
+const MOTD_TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum size (bytes) of the message of the day.
+const MAX_MOTD: u64 = 64 << 10;
 
-/// Who a client says that its user is.
+/// The user name that a client claims, and its proof that it knows the password.
 struct Credentials {
     user: Vec<u8>,
     proof: Proof,
 }
 
-/// A client that was let in, and what it asked for.
+/// The arguments of a client that was let in, and what it holds.
 pub(super) struct Welcome {
     pub(super) options: Box<Options>,
     pub(super) pinned: Arc<Pinned>,
+    /// The slots in the module and in the daemon.
     pub(super) places: [Option<Slot>; 2],
 }
 
 impl Session {
-    /// Goes on until the client's arguments are there; `None` when it wanted no more than the list of modules.
+    /// Conducts the greeting up to the client's arguments. `None` if the client only wanted the list of modules.
     pub(super) async fn greet(
         &self,
         input: &mut Input,
@@ -66,10 +67,10 @@ impl Session {
         let Event::Module(name) = wanted else {
             let listed: Vec<&Arc<Repository>> = self.shared.registry.listed().collect();
             greeting.list(listed.iter().map(|repository| (&*repository.name, &*repository.comment)));
-            self.say(&mut greeting).await?;
+            self.send_output(&mut greeting).await?;
             return Ok(None);
         };
-        let welcome = self.let_in(&mut greeting, input, &name, stranger).await;
+        let welcome = self.admit(&mut greeting, input, &name, stranger).await;
         match welcome {
             Ok((pinned, places, options)) => {
                 input.put_back(greeting.into_rest());
@@ -78,14 +79,14 @@ impl Session {
             Err(ended) => {
                 if matches!(ended, Ended::Refused(_) | Ended::Stopping) {
                     greeting.refuse(&ended.to_string());
-                    self.say(&mut greeting).await?;
+                    self.send_output(&mut greeting).await?;
                 }
                 Err(ended)
             }
         }
     }
 
-    async fn let_in(
+    async fn admit(
         &self,
         greeting: &mut Greeting,
         input: &mut Input,
@@ -93,7 +94,7 @@ impl Session {
         stranger: Stranger,
     ) -> Result<(Arc<Pinned>, [Option<Slot>; 2], Box<Options>), Ended> {
         let visible = Visible::new(&self.shared.registry, self.peer.ip());
-        let coming_in = async {
+        let login = async {
             let repository = match visible.find_module(name) {
                 Ok(repository) => Arc::clone(repository),
                 Err(why) => return Err(self.refuse(greeting, input, name, why, &visible).await?),
@@ -102,7 +103,7 @@ impl Session {
             Ok((repository, user))
         };
         let (repository, user) = tokio::select! {
-            known = timeout(LOGIN.max(self.shared.limits.handshake) + LONGEST_DELAY, coming_in) => {
+            known = timeout(LOGIN_TIMEOUT.max(self.shared.limits.handshake) + MAX_DELAY, login) => {
                 known.map_err(|_| Ended::HalfRequest)??
             }
             () = stranger.evicted() => return Err(Ended::HalfRequest),
@@ -112,7 +113,7 @@ impl Session {
         self.tally().begin(&repository.name, user);
         let places = self.wait_for_turn(&repository).await?;
         self.writer.lock().await.draw_on(repository.bandwidth.as_ref());
-        // What is current now, not when the client began to wait.
+        // The edition is chosen only now, because it may have changed while the client waited.
         let edition = repository
             .current()
             .ok_or_else(|| Ended::Refused(format!("module '{}' {}", repository.name, repository.absence())))?;
@@ -125,8 +126,8 @@ impl Session {
         }
     }
 
-    /// What a client hears of a module that it does not get. Where a module that is not listed would ask for its user, it
-    /// is asked for all the same.
+    /// Returns the refusal for a client that does not get a module. If there is an unlisted module that requires a login,
+    /// an unknown module asks for one too, so that the client cannot tell which of the two it named.
     async fn refuse(
         &self,
         greeting: &mut Greeting,
@@ -148,7 +149,7 @@ impl Session {
         Ok(self.login_failed(&shown, &user))
     }
 
-    /// The user's name, where one is asked for.
+    /// Logs the client in, and returns the user's name. `None` if the module requires no login.
     async fn log_in(
         &self,
         greeting: &mut Greeting,
@@ -166,7 +167,8 @@ impl Session {
         Ok(Some(String::from_utf8_lossy(&user).into_owned()))
     }
 
-    /// Asks a client who its user is. Who failed before waits here, before it is known whether it fails again.
+    /// Asks the client for its user and proof. A client whose logins failed before is delayed here, before it is known
+    /// whether this one fails too.
     async fn ask_for_user(&self, greeting: &mut Greeting, input: &mut Input) -> Result<Credentials, Ended> {
         let mut random = [0; CHALLENGE_BYTES];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
@@ -175,8 +177,8 @@ impl Session {
             return Err(Ended::HalfRequest);
         };
         let Some(wait) = self.shared.logins.begin(self.network(), Instant::now()) else {
-            tracing::warn!(peer = %self.peer, user = %user.escape_ascii(), "login refused: too many before it failed");
-            return Err(Ended::Refused("too many logins from your address failed -- try again later".to_owned()));
+            tracing::warn!(peer = %self.peer, user = %user.escape_ascii(), "login refused: too many earlier ones failed");
+            return Err(Ended::Refused("too many failed logins from your address -- try again later".to_owned()));
         };
         tokio::select! {
             () = sleep(wait) => Ok(Credentials { user, proof }),
@@ -194,7 +196,7 @@ impl Session {
         let (users, user) = (Arc::clone(repository), user.to_vec());
         let looking = self.blocking(&repository.logins, move || users.users.password(&user));
         let Ok(found) = timeout(self.shared.limits.handshake, looking).await else {
-            tracing::error!(module = repository.name, "nobody can log in: the secrets file does not come");
+            tracing::error!(module = repository.name, "nobody can log in: timeout while reading the secrets file");
             return Ok(false);
         };
         match found? {
@@ -207,7 +209,7 @@ impl Session {
         }
     }
 
-    /// A place among the module's sessions, and one among all.
+    /// Waits for a slot in the module, and then for one in the daemon.
     async fn wait_for_turn(&self, repository: &Repository) -> Result<[Option<Slot>; 2], Ended> {
         let own = match &repository.admission {
             Some(admission) => Some(self.wait_for_place(admission).await?),
@@ -216,8 +218,8 @@ impl Session {
         Ok([own, Some(self.wait_for_place(&self.shared.admission).await?)])
     }
 
-    /// Any byte keeps a client with a timeout from leaving, and none shows less than a line: so between the news
-    /// of its place a line is written dot by dot.
+    /// Waits for a slot. Any byte keeps a client's timeout from expiring, but clients only show whole lines. So between
+    /// the messages about its place, a client is sent a line dot by dot.
     async fn wait_for_place(&self, admission: &Arc<Admission>) -> Result<Slot, Ended> {
         let mut ticket = match admission.arrive(self.network()) {
             Arrival::Admitted(place) => return Ok(place),
@@ -226,11 +228,11 @@ impl Session {
         };
         let mut is_begun = false;
         loop {
-            let turn = timeout(SIGN, ticket.turn(&self.shared.stopping)).await;
+            let turn = timeout(PROGRESS_INTERVAL, ticket.turn(&self.shared.stopping)).await;
             let end = if turn.is_ok() && std::mem::take(&mut is_begun) { "\n" } else { "" };
             let text = match &turn {
                 Ok(Turn::Waiting(place)) => {
-                    format!("{end}All connections are taken: you wait for one behind {place} others.\n")
+                    format!("{end}All connections are in use: {place} others are waiting ahead of you.\n")
                 }
                 Ok(_) => end.to_owned(),
                 Err(_) => {
@@ -240,7 +242,7 @@ impl Session {
             };
             self.writer.lock().await.send_bytes(text.as_bytes()).await?;
             match turn {
-                Ok(Turn::Come(place)) => return Ok(place),
+                Ok(Turn::Admitted(place)) => return Ok(place),
                 Ok(Turn::Displaced) => return Err(too_many()),
                 Ok(Turn::Stopping) => return Err(Ended::Stopping),
                 Ok(Turn::Waiting(_)) | Err(_) => {}
@@ -248,30 +250,30 @@ impl Session {
         }
     }
 
-    /// The client's next event, with everything said that is to be said before.
+    /// Sends all pending output, and waits for the client's next event.
     async fn event(&self, greeting: &mut Greeting, input: &mut Input) -> Result<Event, Ended> {
         loop {
-            self.say(greeting).await?;
+            self.send_output(greeting).await?;
             match greeting.next() {
                 Ok(Some(event)) => return Ok(event),
                 Ok(None) => {}
                 Err(fault) => {
-                    self.tell(greeting, &fault).await?;
+                    self.report_fault(greeting, &fault).await?;
                     return Err(fault.into());
                 }
             }
-            self.say(greeting).await?;
+            self.send_output(greeting).await?;
             input.read().await?;
             greeting.receive(&input.take());
         }
     }
 
-    /// Tells a client of its fault in the words of its stage.
-    async fn tell(&self, greeting: &mut Greeting, fault: &Fault) -> Result<(), Ended> {
+    /// Reports a fault to the client, as a line or in frames, depending on the stage of the greeting.
+    async fn report_fault(&self, greeting: &mut Greeting, fault: &Fault) -> Result<(), Ended> {
         match fault.farewell() {
             Farewell::Line => {
                 greeting.refuse(&fault.to_string());
-                self.say(greeting).await
+                self.send_output(greeting).await
             }
             Farewell::Frames => {
                 let mut out = setup::bare(greeting.version());
@@ -281,7 +283,7 @@ impl Session {
         }
     }
 
-    async fn say(&self, greeting: &mut Greeting) -> Result<(), Ended> {
+    async fn send_output(&self, greeting: &mut Greeting) -> Result<(), Ended> {
         let out = greeting.output();
         if out.is_empty() { Ok(()) } else { self.writer.lock().await.send_bytes(&out).await }
     }
@@ -289,16 +291,16 @@ impl Session {
     async fn motd(&self) -> Vec<u8> {
         let Some(path) = self.shared.rsync.motd.clone() else { return Vec::new() };
         let reading = self.blocking(&self.shared.messages, move || read_motd(&path));
-        timeout(MOTD_PATIENCE, reading).await.ok().and_then(Result::ok).unwrap_or_default()
+        timeout(MOTD_TIMEOUT, reading).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 
 fn too_many() -> Ended {
-    Ended::Refused("max connections reached, and too many wait -- try again later".to_owned())
+    Ended::Refused("max connections reached, and the queue is full -- try again later".to_owned())
 }
 
 fn read_motd(path: &Path) -> Vec<u8> {
-    operator_file::read(path, MOTD_BYTES).unwrap_or_else(|error| {
+    operator_file::read(path, MAX_MOTD).unwrap_or_else(|error| {
         tracing::warn!(file = %path.display(), %error, "cannot read the message of the day");
         Vec::new()
     })

@@ -1,4 +1,7 @@
-//! The client's half of a connection.
+//! The client's half of a connection: reads what a stock client sends, and forwards its requests to the lane.
+//!
+//! An [`Input`] first serves the greeting and the setup as raw bytes. From [`Input::begin_requests`] on it returns
+//! events, and [`Input::forward`] passes them to the lane that answers until the client ends.
 
 use std::future::Future;
 use std::io;
@@ -14,99 +17,98 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
-use crate::admission::Patience;
+use crate::admission::IdleTimeout;
 use crate::ended::Ended;
 
 /// Bytes read at a time.
-const READ: usize = 16 << 10;
-/// How long more ends of sub-lists are waited for, for each that is open: clients are through with several thousand lists
-/// a second, so that they are still busy with what they have. And at the least and at the most.
-const GATHER: Duration = Duration::from_micros(30);
-const GATHER_LEAST: Duration = Duration::from_millis(5);
-const GATHER_MOST: Duration = Duration::from_millis(30);
-/// How long a client that was told that its session ends is listened to, while it still sends.
-const HEARING: Duration = Duration::from_secs(30);
-/// How long such a client is silent when it has nothing more to send: longer than a packet takes that was lost.
-const QUIET: Duration = Duration::from_secs(1);
-/// How a client of protocol 31 and later answers the end: it waits for nothing but that.
+const READ_SIZE: usize = 16 << 10;
+/// How long to wait for more ends of sub-lists, for each open sub-list. Clients process several thousand lists a second,
+/// so they are still busy with what they have. The two limits bound the total.
+const GATHER_PER_LIST: Duration = Duration::from_micros(30);
+const MIN_GATHER: Duration = Duration::from_millis(5);
+const MAX_GATHER: Duration = Duration::from_millis(30);
+/// How long to read from a client that was told that its session ends, while it still sends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// After this much silence, such a client has nothing more to send. It is longer than the resend of a lost packet takes.
+const DRAIN_QUIET: Duration = Duration::from_secs(1);
+/// How a client of protocol 31 and later acknowledges the end. After this it only waits for the connection to close.
 const END_SEEN: [u8; 4] = [0, 0, 0, 7 + tag::ERROR_EXIT];
-/// Sub-lists that are open when it does not pay any more.
-const MANY: u32 = 8;
-/// Bytes in names of bases, of requests that wait to be answered. Ordinary clients name few bases.
-const NAMES: usize = 1 << 20;
+/// Ends of sub-lists are gathered only if more sub-lists than this are open.
+const MANY_LISTS: u32 = 8;
+/// The maximum number of bytes in the basis names of queued requests. Ordinary clients name few basis files.
+const NAME_BYTES: usize = 1 << 20;
 
-/// What the client sends, from its first byte on.
+/// The bytes and events that the client sends, from its first byte on.
 pub(super) struct Input {
     socket: OwnedReadHalf,
-    /// Read and not used yet.
+    /// Bytes that are read, but not used yet.
     unused: Vec<u8>,
     received: Arc<AtomicU64>,
     requests: Option<Requests>,
-    /// How long the client may be silent in the midst of its requests.
-    patience: Option<Patience>,
+    /// How long the client may be silent once it sends requests.
+    idle_timeout: Option<IdleTimeout>,
 }
 
-/// What the lane tells of itself to who reads for it.
+/// Lane state shared with the reader.
 #[derive(Default)]
 pub(super) struct LaneState {
-    /// Sub-lists that the client is not through with.
+    /// The number of sub-lists that the client has not ended.
     pub(super) open_lists: AtomicU32,
-    /// It has nothing to do until the client says more.
-    pub(super) waits: AtomicBool,
+    /// Whether the lane has nothing to do until the client sends more.
+    pub(super) is_idle: AtomicBool,
 }
 
-/// A part of what a client asks for, for the lane that answers.
+/// Input of the client for the lane that answers.
 #[derive(Debug)]
-pub(super) enum Asked {
-    /// With what its name takes of [`NAMES`].
+pub(super) enum ClientInput {
+    /// A request, with the part of [`NAME_BYTES`] that its name takes.
     Request(Request, Option<OwnedSemaphorePermit>),
-    /// So many ends of sub-lists or phases.
+    /// This many ends of sub-lists or phases.
     Done(u32),
     Deleted([i32; 5]),
     /// The client ends, with this exit code.
     Exit(Option<i32>),
-    /// Nothing more comes, because of this.
+    /// No more input follows, for this reason.
     Failed(Ended),
 }
 
 impl Input {
-    /// After these first bytes.
+    /// Creates the input of a client whose first bytes are `begun`.
     pub(super) fn new(socket: OwnedReadHalf, begun: &[u8]) -> Self {
         let received = Arc::new(AtomicU64::new(begun.len() as u64));
-        Self { socket, unused: begun.to_vec(), received, requests: None, patience: None }
+        Self { socket, unused: begun.to_vec(), received, requests: None, idle_timeout: None }
     }
 
-    /// Where the bytes received so far are counted.
+    /// Returns the counter of the bytes received so far.
     pub(super) fn received(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.received)
     }
 
-    /// The socket.
     pub(super) fn into_socket(self) -> OwnedReadHalf {
         self.socket
     }
 
-    /// Takes what was read and not used yet.
+    /// Takes the bytes that are read, but not used yet.
     pub(super) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.unused)
     }
 
-    /// Gives back what was taken and is for who comes next.
+    /// Puts back bytes that were taken, but belong to the next stage.
     pub(super) fn put_back(&mut self, bytes: Vec<u8>) {
         self.unused = bytes;
     }
 
-    /// Waits for at least one byte more.
+    /// Waits for at least one more byte.
     pub(super) async fn read(&mut self) -> Result<(), Ended> {
-        self.read_unhurried().await?;
-        // Clients send in small writes, each of which waits for the acknowledgement of the one before.
+        self.read_without_ack().await?;
+        // Clients send small writes, and each of them waits for the acknowledgement of the one before.
         let _ = sockopt::set_tcp_quickack(self.socket.as_ref(), true);
         Ok(())
     }
 
-    /// The same of what is answered in any case: the answer acknowledges it.
-    async fn read_unhurried(&mut self) -> Result<(), Ended> {
-        self.unused.reserve(READ);
+    /// Like [`Input::read`], but without an acknowledgement of its own: an answer follows, and acknowledges the data.
+    async fn read_without_ack(&mut self) -> Result<(), Ended> {
+        self.unused.reserve(READ_SIZE);
         match self.socket.read_buf(&mut self.unused).await? {
             0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             read => {
@@ -116,67 +118,68 @@ impl Input {
         }
     }
 
-    /// Reads and drops what a client still sends that was told that its session ends. A client takes what it was told
-    /// for lost when the connection is closed before all that it has to say is out.
-    pub(super) async fn hear_out(&mut self) {
+    /// Reads and drops what a client still sends after it was told that its session ends. If the connection were closed
+    /// before the client has sent everything, the client would lose that message.
+    pub(super) async fn drain(&mut self) {
         let all = async {
-            let mut scrap = vec![0; READ];
-            while let Ok(Ok(read @ 1..)) = timeout(QUIET, self.socket.read(&mut scrap)).await {
-                if scrap[..read].ends_with(&END_SEEN) {
+            let mut buffer = vec![0; READ_SIZE];
+            while let Ok(Ok(read @ 1..)) = timeout(DRAIN_QUIET, self.socket.read(&mut buffer)).await {
+                if buffer[..read].ends_with(&END_SEEN) {
                     break;
                 }
             }
         };
-        let _ = timeout(HEARING, all).await;
+        let _ = timeout(DRAIN_TIMEOUT, all).await;
     }
 
     /// From here on the client sends frames, and is not silent for longer than `patience`.
-    pub(super) fn begin_requests(&mut self, requests: Requests, patience: Patience) {
+    pub(super) fn begin_requests(&mut self, requests: Requests, idle_timeout: IdleTimeout) {
         self.requests = Some(requests);
-        self.patience = Some(patience);
+        self.idle_timeout = Some(idle_timeout);
     }
 
-    /// Takes the parser of requests, with all that was read in it.
+    /// Takes the request parser, which then has all bytes read so far.
     pub(super) fn take_requests(&mut self) -> Result<Requests, Ended> {
         let mut requests = self.requests.take().ok_or(Ended::Panicked)?;
         requests.receive(&std::mem::take(&mut self.unused));
         Ok(requests)
     }
 
-    /// Gives the parser back.
+    /// Puts the request parser back.
     pub(super) fn put_requests(&mut self, requests: Requests) {
         self.requests = Some(requests);
     }
 
-    /// Reads within the client's time.
+    /// Reads more. Fails if the client is silent for longer than its idle timeout.
     pub(super) async fn read_in_time(&mut self) -> Result<(), Ended> {
-        let patience = self.patience.clone();
-        in_time(patience.as_ref(), self.read()).await
+        let idle_timeout = self.idle_timeout.clone();
+        in_time(idle_timeout.as_ref(), self.read()).await
     }
 
-    /// Reads more within the client's time; more at once, when the client was only ending sub-lists, and has many.
+    /// Like [`Input::read_in_time`], but waits for more input to gather if the client only ends sub-lists and many of
+    /// them are open.
     async fn read_on(&mut self, only_ends: bool, lane: &LaneState) -> Result<(), Ended> {
         let open = lane.open_lists.load(Ordering::Relaxed);
-        if !only_ends || open <= MANY {
+        if !only_ends || open <= MANY_LISTS {
             return self.read_in_time().await;
         }
-        sleep(GATHER.saturating_mul(open).clamp(GATHER_LEAST, GATHER_MOST)).await;
-        let patience = self.patience.clone();
-        in_time(patience.as_ref(), self.read_unhurried()).await
+        sleep(GATHER_PER_LIST.saturating_mul(open).clamp(MIN_GATHER, MAX_GATHER)).await;
+        let idle_timeout = self.idle_timeout.clone();
+        in_time(idle_timeout.as_ref(), self.read_without_ack()).await
     }
 
-    /// The next event.
+    /// Waits for the next event.
     pub(super) async fn event(&mut self) -> Result<Event, Ended> {
         loop {
-            match self.event_at_hand()? {
+            match self.buffered_event()? {
                 Some(event) => return Ok(event),
                 None => self.read_in_time().await?,
             }
         }
     }
 
-    /// The next event, if all of it was read.
-    fn event_at_hand(&mut self) -> Result<Option<Event>, Ended> {
+    /// Returns the next event. `None` if it is not completely read yet.
+    fn buffered_event(&mut self) -> Result<Option<Event>, Ended> {
         let requests = self.requests.as_mut().ok_or(Ended::Panicked)?;
         if !self.unused.is_empty() {
             requests.receive(&self.unused);
@@ -185,44 +188,45 @@ impl Input {
         Ok(requests.next()?)
     }
 
-    /// Passes on what the client asks for, until it ends. Gives a reason when the client waits for the end.
-    pub(super) async fn pass_on(&mut self, to_lane: mpsc::Sender<Asked>, lane: &LaneState) -> Option<Ended> {
-        // A client ends sub-list after sub-list, each in a packet of its own, and waits for none of the
-        // answers: a thousand times less work when they are taken together.
+    /// Forwards the client's input to the lane until the client ends. Returns a reason if the client then waits for the
+    /// connection to close. `None` if the lane ends the session itself.
+    pub(super) async fn forward(&mut self, to_lane: mpsc::Sender<ClientInput>, lane: &LaneState) -> Option<Ended> {
+        // A client ends sub-list after sub-list, each in a packet of its own, and waits for none of the answers. Taking
+        // the ends together is a thousand times less work.
         let (mut ends, mut only_ends) = (0, false);
-        let names = Arc::new(Semaphore::new(NAMES));
+        let names = Arc::new(Semaphore::new(NAME_BYTES));
         loop {
-            let event = self.event_at_hand();
+            let event = self.buffered_event();
             if matches!(event, Ok(Some(Event::Done))) {
                 ends += 1;
                 continue;
             }
             if ends > 0 {
-                // A lane that is gone has ended the session already.
-                to_lane.send(Asked::Done(std::mem::take(&mut ends))).await.ok()?;
+                // If the lane is gone, it has ended the session already.
+                to_lane.send(ClientInput::Done(std::mem::take(&mut ends))).await.ok()?;
                 only_ends = true;
             }
-            let asked = match event {
-                Ok(Some(event)) => asked(event),
+            let input = match event {
+                Ok(Some(event)) => to_input(event),
                 Ok(None) => match self.read_on(std::mem::take(&mut only_ends), lane).await {
                     Ok(()) => None,
-                    // A client to which something is sent need not say anything.
-                    Err(Ended::Idle) if !lane.waits.load(Ordering::Relaxed) => None,
-                    Err(ended) => Some(Asked::Failed(ended)),
+                    // A client may be silent while something is being sent to it.
+                    Err(Ended::Idle) if !lane.is_idle.load(Ordering::Relaxed) => None,
+                    Err(ended) => Some(ClientInput::Failed(ended)),
                 },
-                Err(ended) => Some(Asked::Failed(ended)),
+                Err(ended) => Some(ClientInput::Failed(ended)),
             };
-            let Some(mut asked) = asked else { continue };
+            let Some(mut input) = input else { continue };
             only_ends = false;
-            if let Asked::Request(Request { name: Some(name), .. }, held) = &mut asked {
+            if let ClientInput::Request(Request { name: Some(name), .. }, held) = &mut input {
                 *held = Arc::clone(&names).acquire_many_owned(name.len() as u32).await.ok();
             }
-            let ended = match &asked {
-                Asked::Exit(code) => Some(Some(Ended::ClientExit(*code))),
-                Asked::Failed(_) => Some(None),
+            let ended = match &input {
+                ClientInput::Exit(code) => Some(Some(Ended::ClientExit(*code))),
+                ClientInput::Failed(_) => Some(None),
                 _ => None,
             };
-            to_lane.send(asked).await.ok()?;
+            to_lane.send(input).await.ok()?;
             if let Some(ended) = ended {
                 return ended;
             }
@@ -230,29 +234,32 @@ impl Input {
     }
 }
 
-/// Something that the client is waited for with patience.
-async fn in_time(patience: Option<&Patience>, read: impl Future<Output = Result<(), Ended>>) -> Result<(), Ended> {
-    let Some(patience) = patience else { return read.await };
+/// Awaits `read`. Fails if that takes longer than the idle timeout.
+async fn in_time(
+    idle_timeout: Option<&IdleTimeout>,
+    read: impl Future<Output = Result<(), Ended>>,
+) -> Result<(), Ended> {
+    let Some(idle_timeout) = idle_timeout else { return read.await };
     tokio::select! {
         biased;
         read = read => read,
-        () = patience.over() => Err(Ended::Idle),
+        () = idle_timeout.expired() => Err(Ended::Idle),
     }
 }
 
-/// What is to be answered of an event, if anything is.
-fn asked(event: Event) -> Option<Asked> {
+/// Converts an event for the lane. `None` if the event needs no answer.
+fn to_input(event: Event) -> Option<ClientInput> {
     match event {
-        Event::Request(request) => Some(Asked::Request(request, None)),
-        Event::Deleted(counts) => Some(Asked::Deleted(counts)),
-        Event::Exit(code) => Some(Asked::Exit(code)),
+        Event::Request(request) => Some(ClientInput::Request(request, None)),
+        Event::Deleted(counts) => Some(ClientInput::Deleted(counts)),
+        Event::Exit(code) => Some(ClientInput::Exit(code)),
         Event::Text(text) => {
-            tracing::debug!(text = %text.escape_ascii(), "a client says");
+            tracing::debug!(text = %text.escape_ascii(), "message from a client");
             None
         }
-        // Ends are counted, and answered together.
+        // The caller counts the ends.
         Event::KeepAlive | Event::Success(_) | Event::Done => None,
-        // Rules and names are over: the parser gives none any more.
+        // The parser returns no rules and names at this stage.
         Event::Rule(_) | Event::RulesEnd | Event::Name(_) | Event::NamesEnd => None,
     }
 }

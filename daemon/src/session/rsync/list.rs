@@ -1,4 +1,4 @@
-//! The file list on its way: out of the cache, or as it is written.
+//! Sends the file list: from the cache, or as it is written for this client.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -10,29 +10,29 @@ use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_store::list_cache::{CachedList, Mark};
 
-use super::answers::{Answers, Listed, Until};
-use super::select::{Selected, are_void};
-use super::window::{At, Window};
+use super::answers::{Answers, Listed, StopCondition};
+use super::select::{Selected, are_no_op};
+use super::window::{Position, Window};
 use super::{Session, Settled};
 use crate::choosing::Effort;
 use crate::ended::Ended;
 use crate::lists::Query;
 use crate::stream::Lane;
 
-/// Bytes of the list that are made at a time.
+/// The size (bytes) of an ordinary piece of the list.
 const CHUNK: usize = 128 << 10;
-/// Bytes of the first piece: it is to go out at once.
+/// The size (bytes) of the first piece. It is small, so that it can be sent at once.
 const FIRST_CHUNK: usize = 8 << 10;
-/// Bytes of a piece for a client that has asked for much: a list that comes with the data, bit by bit, holds nothing up.
+/// The size (bytes) of a piece for a client with many open requests. Small pieces between the data delay nothing.
 const BUSY_CHUNK: usize = 16 << 10;
-/// About the bytes of an entry.
-const ENTRY: usize = 32;
-/// Searches in clients' rules that may wait for their turn: each holds its rules, and any of them can take seconds.
-const SEARCHES: usize = 16;
-/// Answers between two pieces of the list, when the client has asked for as many.
-const TURN: usize = 128;
+/// The approximate size (bytes) of an entry.
+const ENTRY_BYTES: usize = 32;
+/// The maximum number of queued searches for no-op rules. Each holds its rules, and any of them can take seconds.
+const MAX_SEARCHES: usize = 16;
+/// Answers that are sent between two pieces of the list, if the client has asked for as many.
+const ANSWERS_PER_TURN: usize = 128;
 
-/// A piece of the list, and all that is needed for the next one.
+/// A piece of the list, and the state for writing the next one.
 struct ListPiece {
     writer: ListWriter,
     rows: Vec<u32>,
@@ -40,9 +40,9 @@ struct ListPiece {
     written: Written,
 }
 
-/// What there is of a list already.
-struct Found {
-    /// How it is asked for; none for one that is not worth a file.
+/// A selected list, with what the cache has of it.
+struct FoundList {
+    /// The cache's query for the list. `None` if the list is not worth a file.
     query: Option<Query>,
     cached: Option<Arc<CachedList>>,
     numbers: Option<Numbers>,
@@ -50,7 +50,7 @@ struct Found {
 }
 
 impl Session {
-    /// Sends the list; answers meanwhile what the client asks for in the part that it has.
+    /// Sends the list. Between its pieces, answers the client's requests for the part that it has.
     pub(super) async fn send_list(
         &self,
         mut lane: Lane<Answers>,
@@ -62,9 +62,9 @@ impl Session {
         if io_error != 0 && !selected.class.carries_errors() {
             lane.framing.replies.io_error(io_error);
         }
-        let found = self.look_for(settled, selected).await?;
+        let found = self.find_list(settled, selected).await?;
         self.tally().cached = found.cached.is_some();
-        lane.framing.number(found.numbers);
+        lane.framing.set_numbers(found.numbers);
         match found.cached {
             Some(cached) => {
                 drop(found.selected.selection);
@@ -75,51 +75,52 @@ impl Session {
         }
     }
 
-    /// The list as it was encoded before, with its numbers.
-    async fn look_for(&self, settled: &Arc<Settled>, selected: Selected) -> Result<Found, Ended> {
+    /// Looks for the encoded list in the cache, and for its numbers.
+    async fn find_list(&self, settled: &Arc<Settled>, selected: Selected) -> Result<FoundList, Ended> {
         let (shared, pinned) = (Arc::clone(&self.shared), Arc::clone(&settled.pinned));
         self.blocking(&settled.pinned.edition.gates.pages, move || {
             let Selected { class, selection, rules } = &selected;
             let query = Query::new(&pinned, *class, selection, rules);
             let cached = query.as_ref().and_then(|query| shared.lists.find(&pinned, query));
-            // The same for a list that is cached: it was made with the same rules.
+            // Without rules, the numbers are computed. That holds for a cached list too: it was made with the same rules.
             let is_computed = class.incremental && rules.nothing();
             let numbers = match &cached {
                 _ if is_computed => Some(pinned.edition.numbers(selection)),
                 Some(cached) => Some(Numbers::Shared(Arc::<CachedList>::clone(cached))),
                 None => None,
             };
-            Found { query, cached, numbers, selected }
+            FoundList { query, cached, numbers, selected }
         })
         .await
     }
 
-    /// Has found out and built what saves the next client with these options the work of this one. That reads the
-    /// whole index, which this one's first bytes must not wait for; and rules can be costly, so that all searches
-    /// together take one turn at a time, with the lists that are encoded. When too many wait for it already, the next
-    /// client with these rules tries again.
+    /// Starts the work that spares the next client with these options what this client had to wait for: the search
+    /// whether its rules are no-ops, and the encoding of the list.
+    ///
+    /// This reads the whole index, so it must not delay the first bytes for this client. Rules can be expensive, so only
+    /// one search runs at a time. If too many searches are queued already, the next client with these rules tries again.
     fn prepare_next(&self, settled: &Arc<Settled>, rules: &Arc<Rules>, query: Query) {
         if rules.nothing() {
             return self.shared.lists.want(&settled.pinned, query);
         }
-        let Some(mut turn) = self.shared.searches.claim(self.network(), 1, SEARCHES) else { return };
-        let over = self.over.clone();
+        let Some(mut turn) = self.shared.searches.claim(self.network(), 1, MAX_SEARCHES) else { return };
+        let closed = self.closed.clone();
         let (shared, settled, rules) = (Arc::clone(&self.shared), Arc::clone(settled), Arc::clone(rules));
         tokio::spawn(async move {
             let search = {
                 let (settled, searched) = (Arc::clone(&settled), Arc::clone(&rules));
                 let before = rules.counted();
-                // What costs no more than honest rules is of use to the next client.
-                let goes_on = move || rules.counted() == before || !over.is_cancelled();
+                // A search that costs no more than honest rules do goes on for the next client's benefit.
+                let goes_on = move || rules.counted() == before || !closed.is_cancelled();
                 move || {
                     let list = settled.pinned.edition.generation.list();
-                    are_void(&settled, &searched, list, goes_on)
+                    are_no_op(&settled, &searched, list, goes_on)
                 }
             };
             let Some(turn) = turn.granted().await else { return };
-            let are_void = tokio::task::spawn_blocking(search).await.ok().flatten();
+            let are_no_op = tokio::task::spawn_blocking(search).await.ok().flatten();
             drop(turn);
-            let query = if are_void == Some(true) { query.without_rules(&settled.pinned) } else { Some(query) };
+            let query = if are_no_op == Some(true) { query.without_rules(&settled.pinned) } else { Some(query) };
             if let Some(query) = query {
                 shared.lists.want(&settled.pinned, query);
             }
@@ -136,7 +137,7 @@ impl Session {
         let (mut window, mut sent, mut room) = (Window::default(), 0, FIRST_CHUNK);
         let mut marks = cached.marks().peekable();
         while let Some(mut mark) = marks.next() {
-            // Pieces as large as there is room for, but one in any case.
+            // The piece is as large as there is room for, but extends at least to the next mark.
             while let Some(next) = marks.next_if(|next| next.offset as usize <= sent + room) {
                 mark = next;
             }
@@ -144,7 +145,7 @@ impl Session {
             let end = offset as usize;
             let is_last = end == cached.stream().len();
             lane.framing.listed(&mut Vec::new(), Listed { lists, entries, total: cached.total(), is_last });
-            window.send(At::after(lists, entries));
+            window.send(Position::after(lists, entries));
             while sent < end {
                 let piece = sent..end.min(sent + CHUNK);
                 let (checked, range) = (Arc::clone(cached), piece.clone());
@@ -155,7 +156,7 @@ impl Session {
                 sent = piece.end;
             }
             if incremental && sent < cached.stream().len() {
-                (lane, room) = answer_meanwhile(lane, &mut window).await?;
+                (lane, room) = answer_between_pieces(lane, &mut window).await?;
             }
         }
         self.tally().listed = u64::from(cached.entries());
@@ -183,7 +184,7 @@ impl Session {
         let mut limit = FIRST_CHUNK;
         while !step.written.done {
             step = self.write(settled, &rules, step, limit).await?;
-            self.tell_lost(&mut lane.framing.replies, settled, class, &mut step.writer);
+            self.report_lost(&mut lane.framing.replies, settled, class, &mut step.writer);
             if step.writer.is_damaged() {
                 return Err(Ended::RottenIndex);
             }
@@ -191,7 +192,7 @@ impl Session {
                 return Err(Ended::ListTooLong);
             }
             self.charge(&rules)?;
-            let memory = step.writer.memory() + size_of::<u32>() * (lane.framing.numbered() + step.rows.len());
+            let memory = step.writer.memory() + size_of::<u32>() * (lane.framing.table_len() + step.rows.len());
             self.list_memory.lock().await.cover(memory).await?;
             let mut room = CHUNK;
             let (lists, entries, total) = (step.writer.lists(), step.writer.entries(), step.writer.total());
@@ -201,8 +202,8 @@ impl Session {
             if boundary > 0 {
                 lane = self.send_piece(lane, &bytes[..boundary]).await?;
                 let (lists, entries) = step.writer.finished();
-                window.send(At::after(lists, entries));
-                (lane, room) = answer_meanwhile(lane, &mut window).await?;
+                window.send(Position::after(lists, entries));
+                (lane, room) = answer_between_pieces(lane, &mut window).await?;
             }
             lane = self.send_piece(lane, &bytes[boundary..]).await?;
             step.bytes = bytes;
@@ -215,8 +216,8 @@ impl Session {
         Ok(lane)
     }
 
-    /// Tells the client of symlinks that are to be followed and lead nowhere.
-    fn tell_lost(&self, replies: &mut Replies, settled: &Settled, class: Class, writer: &mut ListWriter) {
+    /// Reports symlinks that are to be followed and lead nowhere to the client.
+    fn report_lost(&self, replies: &mut Replies, settled: &Settled, class: Class, writer: &mut ListWriter) {
         let lost = writer.take_lost();
         for missing in &lost {
             let severity = missing.severity(settled.options.version);
@@ -233,7 +234,7 @@ impl Session {
         }
     }
 
-    /// Makes the next piece.
+    /// Writes the next piece.
     async fn write(
         &self,
         settled: &Arc<Settled>,
@@ -257,7 +258,7 @@ impl Session {
         .await
     }
 
-    /// Sends bytes of the list as one frame, behind what there is to say before.
+    /// Sends pending replies, and then bytes of the list as one frame.
     async fn send_piece(&self, mut lane: Lane<Answers>, bytes: &[u8]) -> Result<Lane<Answers>, Ended> {
         if !bytes.is_empty() {
             lane.framing.replies.list_head(bytes.len());
@@ -271,25 +272,25 @@ impl Session {
     }
 }
 
-/// Answers what has been asked for, if it is much, and until there is room for more of the list; gives the bytes of
-/// that.
-async fn answer_meanwhile(mut lane: Lane<Answers>, window: &mut Window) -> Result<(Lane<Answers>, usize), Ended> {
+/// Answers requests until the window has room for more of the list, and at least once if many are queued. Returns the
+/// size (bytes) of the next piece.
+async fn answer_between_pieces(mut lane: Lane<Answers>, window: &mut Window) -> Result<(Lane<Answers>, usize), Ended> {
     let mut has_answered = false;
     loop {
-        let was_waited_for = lane.framing.has_waited();
-        let room = window.room(lane.framing.at(), was_waited_for);
-        let is_busy = lane.framing.waiting() >= TURN;
-        lane.framing.until = match room {
-            0 => Until::Past(window.enough()),
-            _ if is_busy && !has_answered => Until::Answers(TURN),
+        let was_idle = lane.framing.take_was_idle();
+        let room = window.room(lane.framing.client_position(), was_idle);
+        let is_busy = lane.framing.queued() >= ANSWERS_PER_TURN;
+        lane.framing.stop = match room {
+            0 => StopCondition::ClientPast(window.resume_position()),
+            _ if is_busy && !has_answered => StopCondition::Answers(ANSWERS_PER_TURN),
             _ => {
-                let most = if is_busy { BUSY_CHUNK } else { CHUNK };
-                return Ok((lane, (room as usize * ENTRY).clamp(FIRST_CHUNK, most)));
+                let max = if is_busy { BUSY_CHUNK } else { CHUNK };
+                return Ok((lane, (room as usize * ENTRY_BYTES).clamp(FIRST_CHUNK, max)));
             }
         };
         has_answered = true;
         lane = lane.run().await?;
-        lane.framing.until = Until::End;
+        lane.framing.stop = StopCondition::SessionEnd;
         if lane.framing.has_ended() {
             return Err(Fault::Phases.into());
         }

@@ -1,4 +1,4 @@
-//! Options that the operator does not want.
+//! Options that the operator refuses (`refuse options`).
 
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::rsync::arguments::{self, Compress, Options, Used};
@@ -6,7 +6,8 @@ use stillmirror_protocol::rsync::fault::Fault;
 
 use crate::config::Compression;
 
-/// Holds a client's options against `refuse options` and against what is refused in any case.
+/// Checks a client's options against `refuse options`, and against what is always refused. Fails with the fault to report
+/// to the client.
 pub(super) fn check(options: &Options, refused: &[String], compression: Compression) -> Result<(), Fault> {
     if let Some(fault) = &options.fault {
         return Err(fault.clone());
@@ -21,22 +22,22 @@ pub(super) fn check(options: &Options, refused: &[String], compression: Compress
     Ok(())
 }
 
-/// What a term of `refuse options` was that matched an option.
+/// How a term of `refuse options` matched an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Match {
     Name,
     Wildcard,
 }
 
-/// Options that no wildcard matches: clients send them without being asked to, or could do nothing without them. So
-/// `* !a !v` is a list of what is allowed. Found by asking rsync 3.5.0 about every option.
+/// Options that no wildcard matches, because clients send them unasked or could do nothing without them. So `* !a !v`
+/// works as a list of what is allowed. Determined by testing every option with rsync 3.5.0.
 const BEYOND_WILDCARDS: [&str; 8] =
     ["checksum-seed", "dry-run", "from0", "log-format", "secluded-args", "sender", "server", "use-qsort"];
-/// Options that cannot be refused by their own names either.
+/// Options that cannot be refused by name either.
 const BEYOND_NAMES: [&str; 2] = ["delete-missing-args", "ignore-missing-args"];
-/// What `-a` stands for. Clients send these letters in its place.
+/// The letters that `-a` stands for, and that clients send in its place.
 const ARCHIVE: [char; 9] = ['r', 'd', 'l', 'p', 't', 'g', 'o', 'D', 'a'];
-/// Names in a list for options that clients send by another one.
+/// Names in `refuse options` for options that clients send under another name.
 const ALIASES: [(&str, &str); 9] = [
     ("archive", "a"),
     ("cc", "checksum-choice"),
@@ -49,7 +50,8 @@ const ALIASES: [(&str, &str); 9] = [
     ("log-format", "out-format"),
 ];
 
-/// The name of the refused option that makes a client's option refused: its own, or that of one that goes with it.
+/// Returns the name of the refused option because of which a client's option is refused: the option's own name, or that
+/// of an option that it implies. `None` if the option is allowed.
 fn refused_name(used: &Used, terms: &[String]) -> Option<&'static str> {
     if refusal(used, terms).is_some() {
         return Some(used.name);
@@ -61,7 +63,7 @@ fn refused_name(used: &Used, terms: &[String]) -> Option<&'static str> {
         "append" => any(["inplace", "partial"]),
         "inplace" => any(["partial"; 2]),
         "compress-choice" | "compress-level" | "new-compress" | "old-compress" => compress(),
-        // It stands for one of these.
+        // `--delete` stands for one of these two.
         "delete" => named("delete-before").and(named("delete-during")).map(|_| "delete-before"),
         "remove-source-files" | "remove-sent-files" => any(["delete"; 2]),
         "delete-missing-args" => named("delete").filter(|by| *by == Match::Name).map(|_| "delete"),
@@ -69,7 +71,7 @@ fn refused_name(used: &Used, terms: &[String]) -> Option<&'static str> {
     }
 }
 
-/// How an option is refused, if it is: the last term that matches it decides.
+/// Returns how an option is refused. `None` if it is allowed. The last term that matches the option decides.
 fn refusal(used: &Used, terms: &[String]) -> Option<Match> {
     let mut refused = None;
     for term in terms {
@@ -102,7 +104,7 @@ fn matches(term: &str, used: &Used) -> Option<Match> {
 mod tests {
     use super::*;
 
-    /// The names that refuse these options, under a list of terms.
+    /// Returns the names by which `terms` refuse the options in `used`.
     fn refused(terms: &str, used: &[(&'static str, &str)]) -> Vec<&'static str> {
         let terms: Vec<String> = terms.split_whitespace().map(str::to_owned).collect();
         let used = used.iter().map(|&(name, letter)| Used { name, letter: letter.chars().next() });
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_send_by_themselves_is_matched_by_no_wildcard_but_by_its_name() {
+    fn options_that_clients_send_unasked_are_refused_by_name_but_not_by_wildcard() {
         for terms in ["*", "s* d* l* f* c*", "?"] {
             assert!(refused(terms, &ALWAYS).is_empty(), "{terms}");
         }
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn archive_stands_for_its_letters_unless_it_is_a_wildcard() {
+    fn archive_stands_for_its_letters_unless_it_is_part_of_a_wildcard() {
         assert!(refused("* !a", &ARCHIVED).is_empty() && refused("* !archive", &ARCHIVED).is_empty());
         assert_eq!(refused("* !archive*", &ARCHIVED).len(), 4);
         assert_eq!(refused("a", &ARCHIVED).len(), 4);
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_is_refused_with_one_that_goes_with_it() {
+    fn an_option_is_refused_if_an_option_that_it_implies_is_refused() {
         for terms in ["compress", "z", "[a-d]*"] {
             assert_eq!(refused(terms, &[("new-compress", "")]), ["compress"], "{terms}");
         }

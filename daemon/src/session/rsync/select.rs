@@ -1,4 +1,4 @@
-//! What of the repository a client wants: its rules, its paths, its names.
+//! Finds out what of the repository a client wants: its rules, its paths, and its names (`--files-from`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,64 +19,66 @@ use crate::ended::Ended;
 use crate::file::OpenFile;
 use crate::pinned::Pinned;
 
-/// Bytes of a file of names in the repository.
-const NAMES_BYTES: u64 = 256 << 20;
-/// Bytes of it that are looked up at a time: any file can be named, and what is missing is all told.
-const NAMES_STEP: u64 = 64 << 10;
+/// The maximum size (bytes) of a file of names in the repository.
+const MAX_NAMES_FILE: u64 = 256 << 20;
+/// Bytes of such a file that are looked up at a time. A client can name any file there, and every missing name is
+/// reported.
+const NAMES_CHUNK: u64 = 64 << 10;
 
-/// How long a client waits to learn whether its rules hide anything.
-const VOID_PATIENCE: Duration = Duration::from_millis(10);
+/// How long a client waits for the search whether its rules hide anything.
+const NO_OP_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Names that are looked up in one step, and steps of comparison that they may cost: some two milliseconds.
+/// The budget of one step: the names that are looked up, and the comparison steps that they may cost. Together they take
+/// some two milliseconds.
 const STEP_NAMES: u32 = 4096;
 const STEP_WORK: u64 = 1 << 20;
-/// Bytes that a rule takes for each of its own, once it is compiled: most for classes of one byte.
+/// The memory of a compiled rule for each byte of its text. The maximum is reached by classes of one byte.
 const RULE_BYTES: usize = 12;
 
-/// What is to be listed.
+/// The selection, the rules and the class of the list to send.
 pub(super) struct Selected {
     pub(super) selection: Selection,
     pub(super) rules: Arc<Rules>,
     pub(super) class: Class,
 }
 
-/// Names that are being looked up.
+/// The state of looking up paths and names.
 struct Lookup {
     selecting: Selecting,
     missing: Vec<Missing>,
 }
 
-/// How far a step of looking up goes.
-struct Quota<'a> {
+/// The budget of one step of looking up names.
+struct StepBudget<'a> {
     rules: &'a Rules,
-    /// Steps of comparison when it began.
+    /// The rules' count of comparison steps when the step began.
     before: u64,
     names: u32,
 }
 
-impl<'a> Quota<'a> {
+impl<'a> StepBudget<'a> {
     fn new(rules: &'a Rules) -> Self {
         Self { rules, before: rules.steps(), names: 0 }
     }
 
-    /// Whether there may be one more name.
+    /// Returns whether the step may look up one more name, and counts it.
     fn has_more(&mut self) -> bool {
         self.names += 1;
         self.names <= STEP_NAMES && self.rules.steps().wrapping_sub(self.before) < STEP_WORK
     }
 }
 
-/// Where a lookup of streamed names stands.
-enum Stand {
-    /// Names are at hand.
+/// The progress of looking up streamed names.
+enum Progress {
+    /// More names may be in the parser.
     More,
-    /// The client has to say more.
-    Waits,
-    Over,
+    /// The client has to send more.
+    NeedsInput,
+    Done,
 }
 
 impl Session {
-    /// Reads the client's rules and names. What is missing is said to it.
+    /// Reads the client's rules, and looks up its paths and names. Missing ones are reported to the client.
     pub(super) async fn select(
         &self,
         input: &mut Input,
@@ -92,7 +94,7 @@ impl Session {
         }
         let selection = lookup.selecting.finish();
         self.list_memory.lock().await.cover(selection.memory()).await?;
-        let rules = self.without_void(settled, rules).await?;
+        let rules = self.drop_no_op_rules(settled, rules).await?;
         let module = &settled.pinned.repository.module;
         let (nameless, munged, chmod) = (module.numeric_ids, module.munge_symlinks, module.outgoing_chmod);
         let public_digests = settled.pinned.repository.is_public_only;
@@ -110,11 +112,11 @@ impl Session {
             let step = move || look_up_paths(&settled_too, &rules_too, lookup);
             let (looked_up, is_over) = self.choosing(&settled.pinned.edition, effort, step).await?;
             self.charge(rules)?;
-            let told = self.tell_missing(settled, replies, looked_up).await?;
+            let reported = self.report_missing(settled, replies, looked_up).await?;
             if is_over {
-                return Ok(told);
+                return Ok(reported);
             }
-            lookup = Some(told);
+            lookup = Some(reported);
         }
     }
 
@@ -143,7 +145,7 @@ impl Session {
             let rules = Rules::parse(texts, options.version, options.cvs_exclude)?;
             let rules = rules.within(Arc::clone(&pinned.repository.rules)).public_only(pinned.edition.has_closed_dirs);
             let one = options.paths.first().filter(|_| options.wanted().may_be_incremental());
-            let is_own = |dir: &&[u8]| is_own_path(settled.list_at_first(), &rules, dir);
+            let is_own = |dir: &&[u8]| is_literal_path(settled.list_at_first(), &rules, dir);
             let under = one.map(|path| transferred(path).0).filter(is_own);
             rules.check_merges(pinned.edition.generation.list(), under.unwrap_or_default())?;
             Ok(rules)
@@ -151,7 +153,7 @@ impl Session {
         .await?
     }
 
-    /// Looks up the names that the client streams, as they come.
+    /// Looks up the names that the client streams, as they arrive.
     async fn client_names(
         &self,
         input: &mut Input,
@@ -163,14 +165,14 @@ impl Session {
         loop {
             let (requests, settled_too, rules_too) = (input.take_requests()?, Arc::clone(settled), Arc::clone(rules));
             let step = move || streamed_names(requests, &settled_too, &rules_too, lookup);
-            let (requests, looked_up, stand) = self.choosing(&settled.pinned.edition, Effort::Own, step).await?;
+            let (requests, looked_up, progress) = self.choosing(&settled.pinned.edition, Effort::Own, step).await?;
             self.charge(rules)?;
             input.put_requests(requests);
-            lookup = self.tell_missing(settled, replies, looked_up).await?;
-            match stand? {
-                Stand::Over => return Ok(lookup),
-                Stand::More => {}
-                Stand::Waits => input.read_in_time().await?,
+            lookup = self.report_missing(settled, replies, looked_up).await?;
+            match progress? {
+                Progress::Done => return Ok(lookup),
+                Progress::More => {}
+                Progress::NeedsInput => input.read_in_time().await?,
             }
         }
     }
@@ -195,34 +197,35 @@ impl Session {
             };
             let (more, rest, looked_up) = self.choosing(&settled.pinned.edition, Effort::Own, step).await??;
             self.charge(rules)?;
-            lookup = self.tell_missing(settled, replies, looked_up).await?;
+            lookup = self.report_missing(settled, replies, looked_up).await?;
             names = more.then_some(rest);
         }
         Ok(lookup)
     }
 
-    /// No rules, when they hide nothing of what is asked for: then the list is everybody's. If that takes long to
-    /// find out, it is found out for the next client with them, when this one has the beginning of its list.
-    async fn without_void(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
+    /// Returns no rules if the client's rules hide nothing of what it asks for. The list is then the same for all
+    /// clients. If the search takes too long, it is repeated for the next client with these rules, once this client has
+    /// the beginning of its list.
+    async fn drop_no_op_rules(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
         if rules.nothing() {
             return Ok(rules);
         }
         let edition = &settled.pinned.edition;
         let (settled, looked_at) = (Arc::clone(settled), Arc::clone(&rules));
         let effort = if rules.are_own() { Effort::Own } else { Effort::Plain };
-        let are_void = self.choosing(edition, effort, move || {
+        let are_no_op = self.choosing(edition, effort, move || {
             let begin = Instant::now();
-            are_void(&settled, &looked_at, settled.list_at_first(), || begin.elapsed() < VOID_PATIENCE)
+            are_no_op(&settled, &looked_at, settled.list_at_first(), || begin.elapsed() < NO_OP_TIMEOUT)
         });
-        let are_void = are_void.await? == Some(true);
+        let are_no_op = are_no_op.await? == Some(true);
         self.charge(&rules)?;
-        if are_void {
+        if are_no_op {
             self.list_memory.lock().await.set_base(0);
         }
-        Ok(if are_void { Arc::default() } else { rules })
+        Ok(if are_no_op { Arc::default() } else { rules })
     }
 
-    async fn tell_missing(
+    async fn report_missing(
         &self,
         settled: &Settled,
         replies: &mut Replies,
@@ -241,9 +244,9 @@ impl Session {
     }
 }
 
-/// Whether rules hide nothing of what is asked for; none where that cannot be said, or is not found out for as long as
-/// `goes_on` says so.
-pub(super) fn are_void(
+/// Returns whether rules hide nothing of what is asked for. `None` if that cannot be decided, or if `goes_on` returns
+/// false before it is.
+pub(super) fn are_no_op(
     settled: &Settled,
     rules: &Rules,
     list: ListRef<'_>,
@@ -254,14 +257,15 @@ pub(super) fn are_void(
         return None;
     }
     let (dir, name) = transferred(&options.paths[0]);
-    if !is_own_path(list, rules, dir) {
+    if !is_literal_path(list, rules, dir) {
         return None;
     }
     let key = [&rules.key(), &b"\0"[..], &name.to_le_bytes(), dir].concat();
-    pinned.edition.voids.get(&key, || rules.is_void_below(list, dir, name, goes_on))
+    pinned.edition.no_op_rules.get(&key, || rules.is_void_below(list, dir, name, goes_on))
 }
 
-/// The one directory (or file) that is transferred, and where names in the list begin within paths below it.
+/// Returns the directory (or file) that a path transfers, and the offset at which the names in the list begin within
+/// paths below it.
 fn transferred(path: &[u8]) -> (&[u8], usize) {
     match path.strip_suffix(b"/") {
         Some(dir) => (dir, path.len()),
@@ -269,22 +273,22 @@ fn transferred(path: &[u8]) -> (&[u8], usize) {
     }
 }
 
-/// Whether rules see this very path: it has no `.` or `..`, leads through no symlink, and the module's own hide nothing
-/// of it.
-fn is_own_path(list: ListRef<'_>, rules: &Rules, path: &[u8]) -> bool {
+/// Returns whether rules see exactly this path: it has no `.` or `..`, leads through no symlink, and the module's own
+/// rules hide no part of it.
+fn is_literal_path(list: ListRef<'_>, rules: &Rules, path: &[u8]) -> bool {
     let is_own = |path: &[u8]| selection::visible(list, rules, path).is_some_and(|row| row.target().is_none());
     selection::tidy(path) == path && is_own(path)
 }
 
-/// Looks up the next paths of the command line; whether these were the last.
+/// Looks up the next paths of the command line, within the budget of one step. Returns whether these were the last.
 fn look_up_paths(settled: &Settled, rules: &Rules, lookup: Option<Lookup>) -> (Lookup, bool) {
-    let (list, mut quota) = (settled.list_at_first(), Quota::new(rules));
+    let (list, mut budget) = (settled.list_at_first(), StepBudget::new(rules));
     let mut lookup = lookup.unwrap_or_else(|| {
         let mut missing = Vec::new();
         let selecting = Selecting::begin(list, settled.options.wanted(), rules, &mut missing);
         Lookup { selecting, missing }
     });
-    while quota.has_more() {
+    while budget.has_more() {
         if !lookup.selecting.next_path(list, rules, &mut lookup.missing) {
             return (lookup, true);
         }
@@ -292,42 +296,43 @@ fn look_up_paths(settled: &Settled, rules: &Rules, lookup: Option<Lookup>) -> (L
     (lookup, false)
 }
 
-/// Looks up what the parser has, as far as one step goes.
+/// Looks up the names that the parser has, within the budget of one step.
 fn streamed_names(
     mut requests: Requests,
     settled: &Settled,
     rules: &Rules,
     mut lookup: Lookup,
-) -> (Requests, Lookup, Result<Stand, Ended>) {
-    let (list, mut quota) = (settled.pinned.edition.generation.list(), Quota::new(rules));
-    let stand = loop {
-        if !quota.has_more() {
-            break Ok(Stand::More);
+) -> (Requests, Lookup, Result<Progress, Ended>) {
+    let (list, mut budget) = (settled.pinned.edition.generation.list(), StepBudget::new(rules));
+    let progress = loop {
+        if !budget.has_more() {
+            break Ok(Progress::More);
         }
         match requests.next() {
             Ok(Some(Event::Name(name))) => lookup.missing.extend(lookup.selecting.add(list, rules, &name).err()),
-            Ok(Some(Event::NamesEnd)) => break Ok(Stand::Over),
+            Ok(Some(Event::NamesEnd)) => break Ok(Progress::Done),
             Ok(Some(Event::Exit(code))) => break Err(Ended::ClientExit(code)),
             Ok(Some(_)) => {}
-            Ok(None) => break Ok(Stand::Waits),
+            Ok(None) => break Ok(Progress::NeedsInput),
             Err(fault) => break Err(fault.into()),
         }
     };
-    (requests, lookup, stand)
+    (requests, lookup, progress)
 }
 
-/// A file of names in the repository, as far as they are looked up.
+/// A file of names in the repository, with the progress of reading it.
 struct NameFile {
     file: OpenFile,
     size: u64,
+    /// Bytes read so far.
     read: u64,
-    /// Read, and not looked up: names, and the beginning of one whose end is not read yet.
-    begun: Vec<u8>,
+    /// Bytes that are read, but not looked up: whole names, and the beginning of the next one.
+    pending: Vec<u8>,
 }
 
 impl NameFile {
-    /// Opens it, if it is the indexed one and not too large for what it is to be. Of what the module's rules hide, the
-    /// client does not hear whether it is there.
+    /// Opens a file of names. Fails if the file is not the indexed one, is too large, or must not be sent. A path that
+    /// the module's rules hide fails in the same way whether the file exists or not.
     fn open(pinned: &Pinned, path: &[u8]) -> Result<Self, Ended> {
         let refused = || Ended::Refused(format!("failed to open files-from file {}", path::Escaped(path)));
         let generation = &pinned.edition.generation;
@@ -335,13 +340,14 @@ impl NameFile {
         if pinned.repository.rules.hides_file(&path) {
             return Err(Fault::Rejected.into());
         }
-        let is_fit = |row: &Row<'_>| row.is_file() && row.size() <= NAMES_BYTES && pinned.may_send(row.number());
-        let row = generation.list().find(&path).filter(is_fit).ok_or_else(refused)?;
+        let is_usable = |row: &Row<'_>| row.is_file() && row.size() <= MAX_NAMES_FILE && pinned.may_send(row.number());
+        let row = generation.list().find(&path).filter(is_usable).ok_or_else(refused)?;
         let file = pinned.edition.tree.open_file(&path, pinned.edition.tree.indexed(generation, row.number()));
-        Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, begun: Vec::new() })
+        Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, pending: Vec::new() })
     }
 
-    /// Looks up the next names, of at most [`NAMES_STEP`] bytes more; whether there are more. `buffer` has room for them.
+    /// Looks up the next names, and reads up to [`NAMES_CHUNK`] bytes into `buffer` if no whole name is pending. Returns
+    /// whether there are more names.
     fn look_up(
         &mut self,
         settled: &Settled,
@@ -351,20 +357,20 @@ impl NameFile {
     ) -> Result<bool, Ended> {
         let from0 = settled.options.from0;
         let ends = |byte: &u8| if from0 { *byte == 0 } else { matches!(byte, b'\n' | b'\r') };
-        if self.read < self.size && !self.begun.iter().any(ends) {
-            let len = (self.size - self.read).min(NAMES_STEP) as usize;
+        if self.read < self.size && !self.pending.iter().any(ends) {
+            let len = (self.size - self.read).min(NAMES_CHUNK) as usize;
             let range = self.file.read(self.read, len, buffer);
             let range = range.map_err(|_| Ended::Refused("failed to read the files-from file".to_owned()))?;
             self.read += len as u64;
-            self.begun.extend_from_slice(&buffer[range]);
+            self.pending.extend_from_slice(&buffer[range]);
         }
         let is_last = self.read == self.size;
-        let end = if is_last { self.begun.len() } else { self.begun.iter().rposition(ends).map_or(0, |at| at + 1) };
+        let end = if is_last { self.pending.len() } else { self.pending.iter().rposition(ends).map_or(0, |at| at + 1) };
         let list = settled.pinned.edition.generation.list();
         let is_comment = |name: &[u8]| !from0 && matches!(name.first(), Some(b'#' | b';'));
-        let (mut quota, mut done) = (Quota::new(rules), 0);
-        for name in self.begun[..end].split(ends) {
-            if !quota.has_more() {
+        let (mut budget, mut done) = (StepBudget::new(rules), 0);
+        for name in self.pending[..end].split(ends) {
+            if !budget.has_more() {
                 break;
             }
             if !name.is_empty() && !is_comment(name) {
@@ -373,8 +379,8 @@ impl NameFile {
             done += name.len() + 1;
         }
         let is_all = done >= end;
-        self.begun.drain(..done.min(end));
-        let is_too_long = is_all && self.begun.len() > limits::PATH;
+        self.pending.drain(..done.min(end));
+        let is_too_long = is_all && self.pending.len() > limits::PATH;
         if is_too_long { Err(Fault::NameTooLong.into()) } else { Ok(!is_last || !is_all) }
     }
 }

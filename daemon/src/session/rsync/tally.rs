@@ -1,4 +1,4 @@
-//! What a session did, for the log: one line a pull, with the fields of rsync's own.
+//! The log line of a stock client's session, with the fields that rsync's own log has.
 
 use std::net::SocketAddr;
 
@@ -10,17 +10,17 @@ use crate::session::counts::Counts;
 /// Counts of one session.
 pub(super) struct Tally {
     pub(super) counts: Counts,
-    /// Empty until the client may have it.
+    /// The module's name, empty until the client is let in.
     module: String,
     user: Option<String>,
     generation: u64,
-    /// Protocol version, 0 until it is known.
+    /// The protocol version, 0 until it is known.
     pub(super) protocol: u32,
-    /// Entries listed.
+    /// The number of entries listed.
     pub(super) listed: u64,
-    /// The list came out of the cache.
+    /// Whether the list came from the cache.
     pub(super) cached: bool,
-    /// What the client was told of files that it does not get: [`stillmirror_protocol::rsync::exit::io_error`].
+    /// The errors reported to the client, as bits of [`stillmirror_protocol::rsync::exit::io_error`].
     pub(super) io_error: i32,
 }
 
@@ -38,13 +38,13 @@ impl Tally {
         }
     }
 
-    /// The client may have the module.
+    /// Notes that the client is let in.
     pub(super) fn begin(&mut self, module: &str, user: Option<String>) {
         module.clone_into(&mut self.module);
         self.user = user;
     }
 
-    /// The session pinned a generation.
+    /// Notes that the session pinned a generation.
     pub(super) fn pinned(&mut self, generation: u64) {
         self.generation = generation;
     }

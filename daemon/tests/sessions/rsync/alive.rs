@@ -127,7 +127,7 @@ async fn a_client_with_a_short_timeout_has_the_patience_to_wait_for_its_turn() {
     rsync(&server, &["-a", "--timeout=3"], "repo/", Some(&dest))
         .await
         .exits(0)
-        .says("you wait for one behind 0 others");
+        .says("0 others are waiting ahead of you");
     assert!(dest.join("a").exists());
 }
 
