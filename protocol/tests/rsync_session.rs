@@ -1,4 +1,5 @@
-//! What stock clients sent, recorded, is read as an independent decoder read it, in whatever pieces it comes.
+//! The recorded streams of stock clients give the same events as an independent decoder read from them,
+//! regardless of the pieces in which they arrive.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,17 +16,17 @@ use stillmirror_protocol::rsync::version::{Closing, Version};
 const PASSWORD: &[u8] = b"s3cret";
 
 #[test]
-fn every_recorded_client_asks_for_what_the_decoder_says() {
+fn every_recorded_client_gives_the_events_of_the_decoder() {
     for recording in recordings() {
         for piece in [1, 7, 4096, usize::MAX] {
             let session = Session::replay(&recording, piece);
-            assert_eq!(session.said, recording.events, "{}, {piece} bytes at a time", recording.name);
+            assert_eq!(session.transcript, recording.events, "{}, {piece} bytes at a time", recording.name);
         }
     }
 }
 
 #[test]
-fn the_last_done_of_every_recorded_session_is_answered_by_the_end() {
+fn the_last_done_of_every_recorded_session_ends_it() {
     let mut whole = 0;
     for recording in recordings() {
         let Some(lists) = recording.lists else { continue };
@@ -43,7 +44,7 @@ fn the_last_done_of_every_recorded_session_is_answered_by_the_end() {
 }
 
 #[test]
-fn the_setup_block_is_a_stock_servers_but_for_what_it_may_leave_out() {
+fn the_setup_block_equals_a_stock_servers_except_for_optional_parts() {
     for recording in recordings() {
         let session = Session::replay(&recording, usize::MAX);
         let ours = &session.setup_block;
@@ -51,7 +52,7 @@ fn the_setup_block_is_a_stock_servers_but_for_what_it_may_leave_out() {
         let stock = &recording.server[recording.server.len() - ours.len()..];
         assert_eq!(ours[seed..], stock[seed..], "{}", recording.name);
         if session.setup.version.number() >= 30 {
-            // Parts of a list, and iconv of symlinks: a server need do neither.
+            // Incremental lists and iconv of symlinks. A server need not support either.
             let optional = 0x001 | 0x004;
             let (ours_bits, ours_rest) = compat_bits(ours);
             let (stock_bits, stock_rest) = compat_bits(stock);
@@ -105,11 +106,11 @@ impl Recording {
     }
 }
 
-/// A client's side of a session, replayed.
+/// The replayed client side of a session.
 struct Session {
     setup: Setup,
     setup_block: Vec<u8>,
-    said: String,
+    transcript: String,
 }
 
 impl Session {
@@ -132,7 +133,7 @@ impl Session {
                 None => negotiation.receive(pieces.next().expect("more of the setup")),
             }
         };
-        let mut said = format!(
+        let mut transcript = format!(
             "protocol {}\ndigests {} {} compress {}",
             setup.version, setup.transfer, setup.list, setup.compression
         );
@@ -140,16 +141,16 @@ impl Session {
         requests.receive(&negotiation.into_rest());
         loop {
             while let Some(event) = requests.next().expect("an honest client") {
-                say(&mut said, &event);
+                record(&mut transcript, &event);
             }
             let Some(piece) = pieces.next() else { break };
             requests.receive(piece);
         }
-        Self { setup, setup_block, said }
+        Self { setup, setup_block, transcript }
     }
 }
 
-/// Plays the server up to the arguments.
+/// Plays the server up to the client's arguments.
 fn greet<'a>(recording: &Recording, pieces: &mut impl Iterator<Item = &'a [u8]>) -> (Options, Vec<u8>) {
     let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted: false, motd: b"" });
     loop {
@@ -170,8 +171,8 @@ fn greet<'a>(recording: &Recording, pieces: &mut impl Iterator<Item = &'a [u8]>)
     }
 }
 
-/// An event in the words of `events.txt`.
-fn say(said: &mut String, event: &Event) {
+/// Appends an event in the format of `events.txt`.
+fn record(transcript: &mut String, event: &Event) {
     let line = match event {
         Event::Rule(rule) => format!("rule {}", rule.escape_ascii()),
         Event::Name(name) => format!("name {}", name.escape_ascii()),
@@ -185,8 +186,8 @@ fn say(said: &mut String, event: &Event) {
         Event::Success(ndx) => format!("success {ndx}"),
         Event::Text(text) => format!("text {}", text.escape_ascii()),
     };
-    said.push('\n');
-    said.push_str(&line);
+    transcript.push('\n');
+    transcript.push_str(&line);
 }
 
 fn request_line(request: &Request) -> String {
@@ -203,7 +204,7 @@ fn request_line(request: &Request) -> String {
     line
 }
 
-/// The bits of a setup block (a varint of one byte or two), and what follows them.
+/// Splits a setup block into its bits, a varint of one or two bytes, and what follows them.
 fn compat_bits(block: &[u8]) -> (u32, &[u8]) {
     match block {
         [lead, low, rest @ ..] if *lead >= 0x80 => (u32::from(lead & 0x3f) << 8 | u32::from(*low), rest),

@@ -1,4 +1,4 @@
-//! The real rsync as the client of a server that is this crate's session and a handful of files in memory.
+//! The real rsync pulls from a server that consists of this crate's session and a few files in memory.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -23,7 +23,7 @@ const NAMES: [&str; 5] = ["f0", "f1", "f2", "f3", "f4"];
 const LENGTHS: [usize; 5] = [0, 5, 16_256, 40_000, 300_001];
 
 #[test]
-fn every_version_and_compression_brings_the_files() {
+fn files_arrive_with_every_version_and_compression() {
     for protocol in 27..=32 {
         pulls_all(&["-r", &format!("--protocol={protocol}")]);
         pulls_all(&["-rz", &format!("--protocol={protocol}")]);
@@ -34,7 +34,7 @@ fn every_version_and_compression_brings_the_files() {
 }
 
 #[test]
-fn every_digest_is_the_one_that_the_client_computes() {
+fn every_digest_matches_the_one_that_the_client_computes() {
     for choice in ["xxh128", "xxh3", "xxh64", "xxhash", "md5", "md4", "sha1", "none", "md4,sha1"] {
         pulls_all(&["-r", &format!("--checksum-choice={choice}")]);
     }
@@ -42,7 +42,7 @@ fn every_digest_is_the_one_that_the_client_computes() {
 }
 
 #[test]
-fn what_a_client_has_is_gone_on_from() {
+fn append_continues_after_what_the_client_has() {
     for options in [&["--append"][..], &["--append-verify"], &["--append-verify", "-z"], &["--append", "--protocol=29"]]
     {
         let scene = Scene::new();
@@ -54,7 +54,7 @@ fn what_a_client_has_is_gone_on_from() {
 }
 
 #[test]
-fn a_part_that_is_not_right_is_replaced_when_it_is_asked_for_again() {
+fn a_wrong_part_is_replaced_when_the_file_is_requested_again() {
     for options in
         [&["--append-verify"][..], &["--append", "--protocol=28"], &["--append-verify", "--checksum-choice=xxh3"]]
     {
@@ -66,7 +66,7 @@ fn a_part_that_is_not_right_is_replaced_when_it_is_asked_for_again() {
 }
 
 #[test]
-fn a_wrong_digest_is_asked_again_and_then_right() {
+fn a_file_with_a_wrong_digest_is_requested_again() {
     for protocol in [27, 29, 30, 32] {
         let scene = Scene::new();
         let options = ["-r", &format!("--protocol={protocol}")];
@@ -76,7 +76,7 @@ fn a_wrong_digest_is_asked_again_and_then_right() {
 }
 
 #[test]
-fn a_file_that_vanished_makes_exit_24_where_it_can_be_said() {
+fn a_vanished_file_makes_exit_24_if_the_version_can_express_it() {
     for (protocol, code) in [(27, 23), (29, 23), (30, 24), (32, 24)] {
         let scene = Scene::new();
         let done = scene.pull(Trouble::Vanished, &["-r", &format!("--protocol={protocol}")]);
@@ -86,7 +86,7 @@ fn a_file_that_vanished_makes_exit_24_where_it_can_be_said() {
 }
 
 #[test]
-fn nothing_but_a_list_is_wanted_by_listings_and_dry_runs() {
+fn listings_and_dry_runs_request_no_content() {
     for options in [&["-r", "--list-only"][..], &["-rn"], &["-rn", "--protocol=28"]] {
         let scene = Scene::new();
         let done = scene.pull(Trouble::None, options);
@@ -96,7 +96,7 @@ fn nothing_but_a_list_is_wanted_by_listings_and_dry_runs() {
 }
 
 #[test]
-fn deletions_are_counted_to_the_end() {
+fn deletions_are_counted() {
     let scene = Scene::new();
     fs::write(scene.path("extra"), "x").expect("a file too many");
     let done = scene.pull(Trouble::None, &["-r", "--delete", "--stats"]);
@@ -106,7 +106,7 @@ fn deletions_are_counted_to_the_end() {
 }
 
 #[test]
-fn a_password_is_asked_for_and_checked() {
+fn a_password_is_requested_and_checked() {
     let scene = Scene::new();
     for protocol in [27, 29, 30, 31, 32] {
         let done = scene.pull_with_password("s3cret", &["-r", &format!("--protocol={protocol}")]);
@@ -117,7 +117,7 @@ fn a_password_is_asked_for_and_checked() {
 }
 
 #[test]
-fn what_is_not_served_here_is_said_with_its_exit_code() {
+fn an_unsupported_option_is_refused_with_its_exit_code() {
     for (options, code) in [
         (&["-r", "--iconv=utf-8,latin1"][..], 4),
         (&["-r", "--remove-source-files"], 1),
@@ -145,7 +145,7 @@ fn pulls_all(options: &[&str]) {
     scene.assert_complete(&done, options);
 }
 
-/// Text, that compresses, and noise, that does not.
+/// Returns text, which compresses, or noise, which does not.
 fn content(file: usize) -> Vec<u8> {
     let mut state = file as u32;
     let mut noise = || {
@@ -155,7 +155,7 @@ fn content(file: usize) -> Vec<u8> {
     (0..LENGTHS[file]).map(|at| if file.is_multiple_of(2) { noise() } else { b'a' + (at % 26) as u8 }).collect()
 }
 
-/// A place to pull to.
+/// A directory to pull into.
 struct Scene(tempfile::TempDir);
 
 impl Scene {
@@ -331,7 +331,7 @@ impl Session {
     }
 
     fn send(&mut self, options: &Options, setup: &Setup, replies: &mut Replies, request: &Request) -> io::Result<()> {
-        // Behind the root directory.
+        // The root directory has index 0.
         let file = request.ndx as usize - 1;
         if self.trouble == Trouble::Vanished && file == 2 {
             let severity = if setup.version.number() < 30 { Severity::Transfer } else { Severity::Warning };
@@ -341,7 +341,7 @@ impl Session {
         }
         let content = content(file);
         let rest = &content[request.from as usize..];
-        // A sign of life may stand between any two frames.
+        // A keep-alive may stand between any two frames.
         replies.keep_alive();
         replies.file(request);
         for slice in rest.chunks(replies.slice()) {
@@ -367,14 +367,14 @@ impl Session {
         if len == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
     }
 
-    /// Reads to the client's end, so that closing does not destroy what is on its way to it.
+    /// Reads until the client closes, so that closing does not discard data on its way to the client.
     fn drain(&mut self) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)?;
         io::copy(&mut self.stream, &mut io::sink()).map(drop)
     }
 }
 
-/// The root and the files, as one list without owners.
+/// Encodes the root and the files as one list without owners.
 fn list(setup: &Setup) -> Vec<u8> {
     const SAME_OWNER: i32 = 0x18;
     const TOP: i32 = 1;

@@ -1,10 +1,10 @@
-//! A reader of stock file lists that shares nothing with the writer.
+//! A decoder of stock file lists that shares no code with the encoder.
 
 use std::collections::BTreeMap;
 
 use stillmirror_protocol::rsync::flist::{Class, ListDigest};
 
-/// One entry, as a client would know it.
+/// One entry with the attributes that a client knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
@@ -19,7 +19,7 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     pub(crate) device: Option<(u32, u32)>,
     pub(crate) target: Option<Vec<u8>>,
-    /// What is equal for the names of one file: the first one's index, or a pair of device and inode.
+    /// A value that is equal for all names of one file: the index of the first one, or a pair of device and inode.
     pub(crate) link: Option<(i64, i64)>,
     pub(crate) digest: Option<Vec<u8>>,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Entry {
 /// One list of a session.
 #[derive(Debug, Default)]
 pub(crate) struct List {
-    /// The place in the table of directories that the list is of; none for the first list.
+    /// The position, in the client's table of directories, of the list's directory. `None` for the first list.
     pub(crate) dir: Option<usize>,
     /// The index of its first entry.
     pub(crate) start: i64,
@@ -35,7 +35,7 @@ pub(crate) struct List {
     pub(crate) io_error: i32,
 }
 
-/// Everything that a sender says in a list.
+/// Everything that a sender transmits in a list.
 #[derive(Debug, Default)]
 pub(crate) struct Decoded {
     pub(crate) lists: Vec<List>,
@@ -58,7 +58,7 @@ struct Reader<'a> {
     xattrs: bool,
 }
 
-/// Reads a whole list; panics where a client would give up.
+/// Decodes a whole list. Panics where a client would give up.
 pub(crate) fn decode(class: Class, bytes: &[u8]) -> Decoded {
     let p = class.version.number();
     let mut reader = Reader {
@@ -82,8 +82,8 @@ pub(crate) fn decode(class: Class, bytes: &[u8]) -> Decoded {
     decoded
 }
 
-/// Sorts as these clients do. What came must have been sorted, but for `.`: they take only directories
-/// after it for sent with their contents.
+/// Sorts entries as these clients do. The received entries must be sorted already, except for `.`: clients
+/// take only the directories after it as sent with their contents.
 fn sort_by_paths(entries: &mut [Entry]) {
     let dots = entries.iter().take_while(|entry| entry.name == b".").count();
     assert!(entries[dots..].iter().all(|entry| entry.name != b"."), "`.` after others");
@@ -113,7 +113,7 @@ impl Reader<'_> {
             }
         }
         if !self.class.numeric_ids {
-            // Names of users and groups come with ACLs too.
+            // Names of users and groups are sent with ACLs too.
             if self.class.owner || self.class.acls {
                 decoded.users = self.names();
             }
@@ -327,7 +327,7 @@ impl Reader<'_> {
         (0..4).fold(0, |value, at| value | u32::from(self.byte()) << (8 * at))
     }
 
-    fn led(&mut self, least: u32) -> i64 {
+    fn with_lead(&mut self, least: u32) -> i64 {
         let lead = self.byte();
         let extra = lead.leading_ones();
         let mut value: u64 = 0;
@@ -340,11 +340,11 @@ impl Reader<'_> {
     }
 
     fn varint(&mut self) -> i64 {
-        i64::from(self.led(1) as i32)
+        i64::from(self.with_lead(1) as i32)
     }
 
     fn varlong(&mut self, least: u32) -> i64 {
-        self.led(least)
+        self.with_lead(least)
     }
 
     fn longint(&mut self) -> i64 {

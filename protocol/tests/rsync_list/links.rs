@@ -1,4 +1,4 @@
-//! Symlinks that are followed for a client, against a model that knows paths only.
+//! Following symlinks for a client, compared with a model that works on paths only.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,9 @@ use crate::decoder::decode;
 use crate::trees::{Tree, encoded, plain};
 use crate::{Names, names, sort_key, write};
 
-/// More entries than this are not expanded: loops multiply.
+/// Maximum number of entries that are expanded, because symlink loops multiply them.
 const ENTRIES: usize = 3000;
-/// Symlinks on one path.
+/// Maximum number of symlinks on one path.
 const LINKS: usize = 40;
 
 fn tree() -> impl Strategy<Value = Tree> {
@@ -62,7 +62,7 @@ fn tree() -> impl Strategy<Value = Tree> {
     })
 }
 
-/// The real path of what a path leads to, and the symlinks on the way.
+/// Resolves a path to a real path. Also returns the number of symlinks on the way.
 fn resolve(tree: &Tree, from: &[u8], path: &[u8], links: usize) -> Result<(Vec<u8>, usize), Why> {
     let (mut at, mut links) = (if path.starts_with(b"/") { Vec::new() } else { from.to_vec() }, links);
     let elements: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
@@ -94,13 +94,13 @@ struct Model<'a> {
     tree: &'a Tree,
     follow: Follow,
     hides: &'a Names,
-    /// Real path by name.
+    /// The real path of each listed name.
     listed: BTreeMap<Vec<u8>, Vec<u8>>,
-    lost: Vec<Why>,
+    unresolved: Vec<Why>,
 }
 
 impl Model<'_> {
-    /// Lists what is in a directory; false when it is too much.
+    /// Lists the contents of a directory. Returns false if there are too many entries.
     fn expand(&mut self, real: &[u8], name: &[u8], links: usize) -> bool {
         let children: Vec<Vec<u8>> =
             self.tree.keys().filter(|path| !path.is_empty() && path::split(path).0 == real).cloned().collect();
@@ -119,7 +119,7 @@ impl Model<'_> {
                         found = (target, links + own);
                     }
                     Err(why) if self.follow.all => {
-                        self.lost.push(why);
+                        self.unresolved.push(why);
                         continue;
                     }
                     _ => {}
@@ -128,7 +128,7 @@ impl Model<'_> {
             self.listed.insert(name.clone(), found.0.clone());
             let is_dir = self.tree[&found.0].kind.is_dir();
             if is_dir && found.1 > LINKS {
-                self.lost.push(Why::Unopened);
+                self.unresolved.push(Why::Unopened);
             } else if self.listed.len() > ENTRIES || is_dir && !self.expand(&found.0, &name, found.1) {
                 return false;
             }
@@ -141,7 +141,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_symlinks_lead_to_is_listed_in_their_place(
+    fn targets_of_symlinks_are_listed_in_their_place(
         tree in tree(), all: bool, hides in names(), version in 27..33u32, piece in 1..2000usize,
     ) {
         let bytes = encoded(&tree);
@@ -149,7 +149,7 @@ proptest! {
         let follow = Follow { all, dirs: !all, leaving: false };
         let wanted = Wanted { paths: vec![Vec::new()], recurse: true, follow, ..Wanted::default() };
         prop_assert!(!wanted.may_be_incremental());
-        let mut model = Model { tree: &tree, follow, hides: &hides, listed: BTreeMap::new(), lost: Vec::new() };
+        let mut model = Model { tree: &tree, follow, hides: &hides, listed: BTreeMap::new(), unresolved: Vec::new() };
         model.listed.insert(b".".to_vec(), Vec::new());
         prop_assume!(model.expand(b"", b"", 0));
         let (selection, missing) = Selection::resolve(list, wanted, &hides);
@@ -166,10 +166,10 @@ proptest! {
             entries.iter().enumerate().map(|(ndx, entry)| (entry.name.clone(), list.path(row(ndx)))).collect();
         prop_assert_eq!(read.len(), entries.len());
         prop_assert_eq!(&read, &model.listed);
-        let mut lost: Vec<_> = sent.lost.iter().map(|missing| missing.why).collect();
-        lost.sort_by_key(|why| format!("{why:?}"));
-        model.lost.sort_by_key(|why| format!("{why:?}"));
-        prop_assert_eq!(lost, model.lost);
-        prop_assert_eq!(decoded.io_error != 0, !sent.lost.is_empty() && class.carries_errors());
+        let mut unresolved: Vec<_> = sent.unresolved.iter().map(|missing| missing.why).collect();
+        unresolved.sort_by_key(|why| format!("{why:?}"));
+        model.unresolved.sort_by_key(|why| format!("{why:?}"));
+        prop_assert_eq!(unresolved, model.unresolved);
+        prop_assert_eq!(decoded.io_error != 0, !sent.unresolved.is_empty() && class.carries_errors());
     }
 }

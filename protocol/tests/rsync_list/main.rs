@@ -1,5 +1,5 @@
-//! File lists for stock clients: an independent reader gets back exactly what was selected, in the order
-//! in which clients number it.
+//! File lists for stock clients: an independent decoder reads back exactly the selected entries, in the order
+//! in which clients number them.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -22,7 +22,7 @@ use stillmirror_protocol::rsync::version::Version;
 use decoder::{Decoded, decode};
 use trees::{Tree, encoded, tree};
 
-/// Hides every entry whose last name is one of these, the module's own rules those that end in `!`.
+/// Hides every entry whose last path component is one of these names.
 #[derive(Debug, Clone, Default)]
 struct Names(BTreeSet<Vec<u8>>);
 
@@ -84,17 +84,17 @@ fn class() -> impl Strategy<Value = Class> {
     })
 }
 
-/// A list written in pieces of every size, with the numbers and the places between its lists.
+/// Writes a list in pieces of `piece` bytes. Also returns the numbers and the offsets between its lists.
 fn write(list: ListRef<'_>, class: Class, selection: Selection, hides: &Names, piece: usize) -> Sent {
     let mut writer = ListWriter::new(list, class, selection.clone(), hides);
-    let (mut bytes, mut rows, mut boundaries, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut bytes, mut rows, mut boundaries, mut unresolved) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     loop {
         let mut out = b"before".to_vec();
         let limit = out.len() + piece;
         let written = writer.write(list, hides, &mut out, &mut rows, limit);
         boundaries.extend(written.boundary.map(|at| bytes.len() + at - 6));
         bytes.extend_from_slice(&out[6..]);
-        lost.extend(writer.take_lost());
+        unresolved.extend(writer.take_lost());
         if written.done {
             break;
         }
@@ -105,19 +105,19 @@ fn write(list: ListRef<'_>, class: Class, selection: Selection, hides: &Names, p
         true => Numbers::computed(list, &selection, &Arc::new(SubLists::of(list))),
         false => Numbers::Table(rows),
     };
-    Sent { bytes, numbers, boundaries, lost, lists: writer.lists(), entries: writer.entries() }
+    Sent { bytes, numbers, boundaries, unresolved, lists: writer.lists(), entries: writer.entries() }
 }
 
 struct Sent {
     bytes: Vec<u8>,
     numbers: Numbers,
     boundaries: Vec<usize>,
-    lost: Vec<Missing>,
+    unresolved: Vec<Missing>,
     lists: u32,
     entries: u32,
 }
 
-/// The order of a client that speaks such a version.
+/// Returns the sort key of a client of this version.
 fn sort_key(version: Version, name: &[u8], is_dir: bool) -> Vec<(u8, Vec<u8>)> {
     if version.number() < 29 {
         return vec![(0, name.to_vec())];
@@ -133,7 +133,7 @@ fn sort_key(version: Version, name: &[u8], is_dir: bool) -> Vec<(u8, Vec<u8>)> {
     elements.iter().enumerate().map(key).collect()
 }
 
-/// What is below `base` and no filter hides, by name in the list.
+/// Returns the entries below `base` that no filter hides, by name in the list.
 fn recursed(tree: &Tree, base: &[u8], hides: &Names) -> BTreeMap<Vec<u8>, Entry> {
     let mut expected = BTreeMap::from([(b".".to_vec(), tree[base].clone())]);
     let prefix = if base.is_empty() { Vec::new() } else { [base, b"/"].concat() };
@@ -146,7 +146,7 @@ fn recursed(tree: &Tree, base: &[u8], hides: &Names) -> BTreeMap<Vec<u8>, Entry>
     expected
 }
 
-/// Compares what was read with an entry of the tree.
+/// Compares a decoded entry with an entry of the tree.
 fn check_entry(class: &Class, list: ListRef<'_>, read: &decoder::Entry, entry: &Entry) -> Result<(), TestCaseError> {
     let p = class.version.number();
     prop_assert_eq!(read.mode, u32::from(entry.kind.type_bits() | entry.mode));
@@ -188,8 +188,8 @@ fn check_entry(class: &Class, list: ListRef<'_>, read: &decoder::Entry, entry: &
     Ok(())
 }
 
-/// Checks names, order, attributes, groups, directories and numbers of a list against what was to be in
-/// it. `path_of` leads from a name in the list to the path in the tree.
+/// Checks the names, order, attributes, link groups, owners and numbers of a list against the expected
+/// entries. `path_of` maps a name in the list to the path in the tree.
 fn check(
     class: &Class,
     list: ListRef<'_>,
@@ -277,18 +277,18 @@ fn check_names(
     Ok(())
 }
 
-/// Checks that every directory but `.` has one list, depth first, with its own children alone, and that the index before
-/// a list means its directory.
+/// Checks that every directory except `.` has exactly one list, that lists are depth first and hold only
+/// their directory's children, and that the index before a list means its directory.
 fn check_directories(decoded: &Decoded, list: ListRef<'_>, sent: &Sent) -> Result<(), TestCaseError> {
     let mut table: Vec<Vec<u8>> = Vec::new();
     let mut unlisted: BTreeSet<usize> = BTreeSet::new();
-    // What a stock sender lists next: the first directory of the list before, if it has one.
-    let mut to_come: Vec<usize> = Vec::new();
+    // The directories that a stock sender lists next, the first directory of the previous list on top.
+    let mut pending: Vec<usize> = Vec::new();
     for part in &decoded.lists {
         let dir = part.dir.map(|dir| table[dir].clone());
         if let Some(dir) = part.dir {
             prop_assert!(unlisted.remove(&dir), "two lists of one directory");
-            prop_assert_eq!(to_come.pop(), Some(dir), "not depth first");
+            prop_assert_eq!(pending.pop(), Some(dir), "not depth first");
         }
         let slot = sent.numbers.row(list, (part.start - 1) as u32);
         if let Some(dir) = &dir {
@@ -307,7 +307,7 @@ fn check_directories(decoded: &Decoded, list: ListRef<'_>, sent: &Sent) -> Resul
                 table.push(entry.name.clone());
             }
         }
-        to_come.extend((first..table.len()).rev().filter(|&at| table[at] != b"."));
+        pending.extend((first..table.len()).rev().filter(|&at| table[at] != b"."));
     }
     prop_assert!(unlisted.is_empty(), "directories without a list");
     Ok(())
@@ -321,7 +321,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_client_reads_back_what_is_below_a_directory(
+    fn a_client_reads_back_the_entries_below_a_directory(
         tree in tree(), class in class(), hides in names(), piece in 1..3000usize, pick: prop::sample::Index,
     ) {
         let bytes = encoded(&tree);
@@ -350,7 +350,7 @@ proptest! {
     }
 
     #[test]
-    fn what_makes_no_difference_is_not_in_the_class(tree in tree(), class in class()) {
+    fn parameters_without_effect_are_not_in_the_canonical_class(tree in tree(), class in class()) {
         let bytes = encoded(&tree);
         let list = list::open(&bytes).expect("a built list is valid");
         let hides = Names::default();
@@ -376,7 +376,7 @@ proptest! {
 }
 
 #[test]
-fn filters_that_hide_much_let_go_now_and_then() {
+fn a_writer_returns_after_many_hidden_entries() {
     let mut tree = Tree::new();
     tree.insert(Vec::new(), trees::plain(true));
     let hidden: BTreeSet<Vec<u8>> = (0..40_000).map(|number| format!("hidden-{number}").into_bytes()).collect();
@@ -392,13 +392,13 @@ fn filters_that_hide_much_let_go_now_and_then() {
         while !writer.write(list, &hides, &mut out, &mut rows, usize::MAX).done {
             calls += 1;
         }
-        // Of an incremental list, index 0 is told too.
+        // For an incremental list, `rows` holds index 0 as well.
         assert_eq!((calls, writer.entries(), rows.len()), (3, 2, 2 + usize::from(incremental)), "{number}");
     }
 }
 
 #[test]
-fn what_wildcards_skip_is_told_up_to_a_number() {
+fn the_number_of_reported_missing_paths_is_limited() {
     let mut tree = Tree::new();
     tree.insert(Vec::new(), trees::plain(true));
     tree.extend((0..100).map(|number| (format!("dir-{number}").into_bytes(), trees::plain(true))));

@@ -1,4 +1,4 @@
-//! What a command line selects.
+//! The entries that a command line selects.
 
 use std::collections::BTreeMap;
 
@@ -15,40 +15,40 @@ use crate::decoder::decode;
 use crate::trees::{Tree, encoded, tree};
 use crate::{Names, names, sort_key, write};
 
-/// A name in the list: the path that it means, whether it is a transfer root, whether its contents come.
+/// A name in the list: the path that it stands for, whether it is a transfer root, whether its contents are listed.
 type Listed = (Vec<u8>, Vec<u8>, bool, bool);
 
-/// Marks of one base directory, by name.
+/// The marks below one base directory, by name.
 #[derive(Default)]
 struct View(BTreeMap<Vec<u8>, Mark>);
 
 #[derive(Default, Clone, Copy)]
 struct Mark {
-    asked: bool,
+    requested: bool,
     implied: bool,
     recurse: bool,
     children: bool,
 }
 
-/// A path as a client may ask for it.
+/// A path as a client may request it.
 #[derive(Debug, Clone)]
-struct Ask {
+struct Request {
     path: Vec<u8>,
-    /// A slash at the end.
+    /// Whether the path ends with a slash.
     contents: bool,
-    /// With `-R`: after so many components comes `/./`.
+    /// With `-R`: the number of components before `/./`.
     pivot: usize,
     is_dir: bool,
 }
 
-fn ask(tree: &Tree, (pick, contents, pivot): (prop::sample::Index, bool, usize)) -> Ask {
+fn request(tree: &Tree, (pick, contents, pivot): (prop::sample::Index, bool, usize)) -> Request {
     let paths: Vec<_> = tree.iter().collect();
     let (path, entry) = pick.get(&paths);
     let is_dir = entry.kind.is_dir();
-    Ask { path: path.to_vec(), contents: contents && is_dir, pivot, is_dir }
+    Request { path: path.to_vec(), contents: contents && is_dir, pivot, is_dir }
 }
 
-impl Ask {
+impl Request {
     fn text(&self, relative: bool) -> Vec<u8> {
         let (base, name) = self.split(relative);
         let mut text = match (relative && !base.is_empty(), name.is_empty()) {
@@ -62,7 +62,7 @@ impl Ask {
         text
     }
 
-    /// The directory that the name is relative to, and the name; empty for `.`.
+    /// Returns the directory that the name is relative to, and the name, which is empty for `.`.
     fn split(&self, relative: bool) -> (Vec<u8>, Vec<u8>) {
         if relative {
             let elements: Vec<&[u8]> = path::components(&self.path).collect();
@@ -77,16 +77,16 @@ impl Ask {
     }
 }
 
-fn expected(tree: &Tree, asks: &[Ask], wanted: &Wanted, hides: &Names) -> Vec<Listed> {
+fn expected(tree: &Tree, requests: &[Request], wanted: &Wanted, hides: &Names) -> Vec<Listed> {
     let mut views: Vec<(Vec<u8>, View)> = Vec::new();
-    for ask in asks {
-        let is_dir = tree[&ask.path].kind.is_dir();
-        let (base, name) = ask.split(wanted.relative);
+    for request in requests {
+        let is_dir = tree[&request.path].kind.is_dir();
+        let (base, name) = request.split(wanted.relative);
         let hidden = hides.0.contains(path::split(&name).1);
         if hidden || (is_dir && !wanted.recurse && !wanted.dirs && !wanted.files_from) {
             continue;
         }
-        // Paths of the command line are apart: what two of them name is listed twice.
+        // Paths of the command line are kept apart: a name that two of them select is listed twice.
         let is_shared = wanted.relative || wanted.files_from;
         if !is_shared || views.last().is_none_or(|(last, _)| *last != base) {
             views.push((base, View::default()));
@@ -95,16 +95,16 @@ fn expected(tree: &Tree, asks: &[Ask], wanted: &Wanted, hides: &Names) -> Vec<Li
         for (at, _) in name.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
             view.0.entry(name[..at].to_vec()).or_default().implied |= wanted.implied_dirs;
         }
-        let contents = ask.contents || name.is_empty();
+        let contents = request.contents || name.is_empty();
         let mark = view.0.entry(name).or_default();
-        mark.asked = true;
+        mark.requested = true;
         mark.recurse |= is_dir && wanted.recurse;
         mark.children |= is_dir && !wanted.recurse && contents;
     }
     let mut listed = Vec::new();
     for (base, view) in &views {
         if let Some(&mark) = view.0.get(&b""[..]).or(Some(&Mark::default())) {
-            if mark.asked {
+            if mark.requested {
                 listed.push((b".".to_vec(), base.clone(), true, true));
             }
             visit(tree, hides, view, base, b"", mark, &mut listed);
@@ -113,23 +113,24 @@ fn expected(tree: &Tree, asks: &[Ask], wanted: &Wanted, hides: &Names) -> Vec<Li
     listed
 }
 
-fn visit(tree: &Tree, hides: &Names, view: &View, base: &[u8], dir: &[u8], asked: Mark, listed: &mut Vec<Listed>) {
+fn visit(tree: &Tree, hides: &Names, view: &View, base: &[u8], dir: &[u8], requested: Mark, listed: &mut Vec<Listed>) {
     let full = if base.is_empty() || dir.is_empty() { [base, dir].concat() } else { path::join(base, dir) };
     let children = tree.iter().filter(|(path, _)| !path.is_empty() && path::split(path).0 == full);
     for (path, entry) in children {
         let last = path::split(path).1;
         let name = path::join(dir, last);
         let mark = view.0.get(&name).copied();
-        let all = asked.recurse || asked.children;
+        let all = requested.recurse || requested.children;
         if mark.is_none() && (!all || hides.0.contains(last)) {
             continue;
         }
         let mark = mark.unwrap_or_default();
-        let below = Mark { recurse: asked.recurse || mark.recurse, ..mark };
+        let below = Mark { recurse: requested.recurse || mark.recurse, ..mark };
         let is_dir = entry.kind.is_dir();
-        if all || mark.asked || mark.implied {
+        if all || mark.requested || mark.implied {
             let contents = is_dir && (below.recurse || below.children);
-            let top = if contents { mark.asked && !asked.recurse } else { mark.implied && !mark.asked && !all };
+            let top =
+                if contents { mark.requested && !requested.recurse } else { mark.implied && !mark.requested && !all };
             listed.push((name.clone(), path.clone(), top, contents));
         }
         if is_dir {
@@ -142,15 +143,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn several_paths_are_one_list_in_the_clients_order(
+    fn several_paths_become_one_list_in_the_clients_order(
         tree in tree(), picks in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0..3usize), 1..6),
         options: [bool; 5], hides in names(), version in 27..33u32,
     ) {
         let bytes = encoded(&tree);
         let list = list::open(&bytes).expect("a built list is valid");
         let [recurse, dirs, relative, implied_dirs, files_from] = options;
-        let asks: Vec<_> = picks.into_iter().map(|pick| ask(&tree, pick)).collect();
-        let texts: Vec<_> = asks.iter().map(|ask| ask.text(relative)).collect();
+        let requests: Vec<_> = picks.into_iter().map(|pick| request(&tree, pick)).collect();
+        let texts: Vec<_> = requests.iter().map(|request| request.text(relative)).collect();
         let paths = if files_from { vec![Vec::new()] } else { texts.clone() };
         let wanted = Wanted { paths, recurse, dirs, relative, implied_dirs, files_from, ..Wanted::default() };
         let mut missing = Vec::new();
@@ -174,9 +175,9 @@ proptest! {
             read.push((entry.name.clone(), list.path(row), entry.top, contents));
         }
         read.sort();
-        let mut expected = expected(&tree, &asks, &wanted, &hides);
+        let mut expected = expected(&tree, &requests, &wanted, &hides);
         if version < 30 {
-            // There is no word for a directory without contents.
+            // There is no flag for a directory without contents.
             expected.iter_mut().for_each(|listed| listed.2 &= listed.3);
             read.iter_mut().chain(&mut expected).for_each(|listed| listed.3 = false);
         }
@@ -194,7 +195,7 @@ fn small() -> Tree {
     tree
 }
 
-/// The names that a command line lists, and what it is told.
+/// Returns the names that a command line lists, and the missing paths that are reported.
 fn listed(paths: &[&str], options: &str) -> (Vec<String>, Vec<Missing>) {
     listed_in(&small(), paths, options)
 }
@@ -222,7 +223,7 @@ fn listed_in(tree: &Tree, paths: &[&str], options: &str) -> (Vec<String>, Vec<Mi
 }
 
 #[test]
-fn wildcards_are_expanded_as_stock_rsync_does() {
+fn wildcards_are_expanded_as_in_stock_rsync() {
     let cases: [(&[&str], &str, &[&str]); 16] = [
         (&["*"], "", &["-x", ".h", "top"]),
         (&[".*"], "", &[".h"]),
@@ -255,7 +256,7 @@ fn wildcards_are_expanded_as_stock_rsync_does() {
 }
 
 #[test]
-fn a_path_may_lead_through_symlinks_that_stay_in_the_repository() {
+fn a_path_may_lead_through_symlinks_within_the_repository() {
     let mut tree = small();
     for (path, target) in [
         ("to", "a/b"),
@@ -273,7 +274,7 @@ fn a_path_may_lead_through_symlinks_that_stay_in_the_repository() {
         let (names, missing) = listed_in(&tree, &[path], "r");
         assert_eq!((names, missing.len()), (expected.iter().map(|&name| name.to_owned()).collect(), 0), "{path}");
     }
-    // As if the repository were the root of the file system.
+    // The repository counts as the root of the file system.
     for (path, expected) in [("a/far/", "f"), ("absolute/b/", "g"), ("absolute/b/c", "c")] {
         let (names, missing) = listed_in(&tree, &[path], "r");
         assert_eq!((names.iter().any(|name| name == expected), missing.len()), (true, 0), "{path}: {names:?}");
@@ -285,7 +286,7 @@ fn a_path_may_lead_through_symlinks_that_stay_in_the_repository() {
 }
 
 #[test]
-fn what_is_missing_is_told_in_stock_rsyncs_words() {
+fn missing_paths_are_reported_in_stock_rsyncs_words() {
     let cases = [
         ("nope", "r", "rsync: [sender] link_stat \"/nope\" (in m) failed: No such file or directory (2)\n", 0),
         ("a/nope", "r", "rsync: [sender] link_stat \"/a/nope\" (in m) failed: No such file or directory (2)\n", 0),
@@ -317,18 +318,18 @@ fn what_is_missing_is_told_in_stock_rsyncs_words() {
 }
 
 #[test]
-fn what_is_not_there_is_listed_in_its_place_where_it_is_to_be_deleted() {
+fn missing_names_are_listed_in_their_place_if_they_are_to_be_deleted() {
     let bytes = encoded(&small());
     let list = list::open(&bytes).expect("a built list is valid");
-    let gone: Vec<_> = ["0", "~", "no/where/deep"].into_iter().map(str::as_bytes).collect();
+    let deleted: Vec<_> = ["0", "~", "no/where/deep"].into_iter().map(str::as_bytes).collect();
     for version in Version::all() {
         let wanted =
             Wanted { recurse: true, relative: true, implied_dirs: true, files_from: true, ..Wanted::default() };
         let wanted = Wanted { delete_missing: true, ..wanted };
         let mut selecting = Selecting::new(list, wanted, &Everything, &mut Vec::new());
         assert_eq!(selecting.add(list, &Everything, b""), Ok(()));
-        let told: Vec<_> = gone.iter().filter_map(|name| selecting.add(list, &Everything, name).err()).collect();
-        let [vanished] = &told[..] else { panic!("{told:?}") };
+        let reported: Vec<_> = deleted.iter().filter_map(|name| selecting.add(list, &Everything, name).err()).collect();
+        let [vanished] = &reported[..] else { panic!("{reported:?}") };
         assert_eq!(
             vanished.messages("m").concat(),
             b"file has vanished: \"/no\" (in m)\nfile has vanished: \"/no/where\" (in m)\n"
@@ -339,12 +340,12 @@ fn what_is_not_there_is_listed_in_its_place_where_it_is_to_be_deleted() {
         let class = Class { owner: true, group: true, atimes: version.number() >= 30, ..Class::plain(version) };
         let sent = write(list, class, selection, &Names::default(), 1 << 20);
         let part = &decode(class, &sent.bytes).lists[0];
-        assert_eq!(part.entries.len(), list.len() as usize + gone.len());
+        assert_eq!(part.entries.len(), list.len() as usize + deleted.len());
         let is_dir = |mode| mode & 0o170_000 == 0o040_000;
         assert!(part.entries.iter().map(|entry| sort_key(version, &entry.name, is_dir(entry.mode))).is_sorted());
         for (at, entry) in (0..).zip(&part.entries) {
             let row = sent.numbers.row(list, part.start as u32 + at);
-            assert_eq!(row.is_none(), gone.contains(&&entry.name[..]), "{:?}", entry.name);
+            assert_eq!(row.is_none(), deleted.contains(&&entry.name[..]), "{:?}", entry.name);
             let zeros = (entry.mode, entry.mtime, entry.len, entry.uid, entry.gid) == (0, 0, 0, 0, 0);
             assert_eq!(row.is_none(), zeros, "{:?}", entry.name);
         }
@@ -352,7 +353,7 @@ fn what_is_not_there_is_listed_in_its_place_where_it_is_to_be_deleted() {
 }
 
 #[test]
-fn no_number_of_wildcards_costs_more_than_a_few_walks() {
+fn many_wildcards_cost_no_more_than_a_few_walks() {
     let bytes = encoded(&small());
     let list = list::open(&bytes).expect("a built list is valid");
     let deep = "*/".repeat(100_000);
@@ -363,7 +364,7 @@ fn no_number_of_wildcards_costs_more_than_a_few_walks() {
 }
 
 #[test]
-fn a_wildcard_of_which_not_all_was_looked_at_is_told() {
+fn an_incompletely_expanded_wildcard_is_reported() {
     let mut tree = small();
     tree.insert(vec![b'a'; 255], crate::trees::plain(false));
     let hostile = "*[!~]".repeat(800);

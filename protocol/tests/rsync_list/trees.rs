@@ -1,4 +1,4 @@
-//! Trees at random, in the plainest form.
+//! Random trees for the file list tests.
 
 use proptest::prelude::*;
 use rkyv::util::AlignedVec;
@@ -8,9 +8,9 @@ use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, T
 pub(crate) use crate::common::Tree;
 use crate::common::{grow, whole};
 
-/// A tree with every type of entry, link groups, and names that sort oddly.
+/// Generates a tree with entries of every type, link groups, and names with unusual sort positions.
 pub(crate) fn tree() -> impl Strategy<Value = Tree> {
-    // Few directories, so that names meet in them.
+    // There are few directories, so that several names fall into each.
     let dirs = prop::collection::vec(prop::sample::select(vec!["a", "a.d", "a-b", "b"]), 0..4);
     let path = (dirs, name()).prop_map(|(dirs, name)| {
         let dirs: Vec<u8> = dirs.iter().flat_map(|dir| dir.bytes().chain(*b"/")).collect();
@@ -21,7 +21,7 @@ pub(crate) fn tree() -> impl Strategy<Value = Tree> {
     (root, prop::collection::vec((path, entry), 0..80)).prop_map(|(root, entries)| grow(root, entries, directory))
 }
 
-/// The encoded list of a tree.
+/// Returns the encoded list of a tree.
 pub(crate) fn encoded(tree: &Tree) -> AlignedVec {
     apply(None, &whole(tree, 0)).expect("a tree applies to nothing").list.encode()
 }
@@ -61,7 +61,7 @@ fn single(kind: BoxedStrategy<Kind>) -> impl Strategy<Value = Entry> {
     (mode, time(), owner(), kind).prop_map(|(mode, mtime, owner, kind)| Entry { mode, mtime, owner, link: None, kind })
 }
 
-/// A name of one of six inodes. Names of one inode agree in everything.
+/// Returns a name of one of six inodes. The names of one inode have equal attributes.
 fn member(group: u64) -> Entry {
     let kind = match group {
         1 => Kind::Symlink { target: b"target".to_vec() },
@@ -100,7 +100,7 @@ fn kind() -> impl Strategy<Value = Kind> {
     ]
 }
 
-/// An entry like any other.
+/// Returns an entry with default attributes.
 pub(crate) fn plain(is_dir: bool) -> Entry {
     let file = || Kind::File { size: 1, digests: Digests { sha256: Digest([1; 32]), ..Digests::default() } };
     Entry { kind: if is_dir { Kind::Directory } else { file() }, mode: 0o644, ..directory() }

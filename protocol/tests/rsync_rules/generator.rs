@@ -1,19 +1,19 @@
-//! Trees and filter rules at random, from a seed: always the same ones.
+//! Generates random trees and filter rules. A seed always gives the same ones.
 //!
-//! Rules are made to hit: a pattern is a name of the tree with something in it replaced, and only sometimes
-//! free invention. The grammar is covered whole, and so are texts that are no rules.
+//! Rules are made to match. A pattern is a name of the tree with some part replaced, and only sometimes
+//! entirely random. The whole grammar is covered, and so are texts that are not rules.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// Path -> whether it is a directory; without the root.
+/// Paths without the root. The value tells whether the path is a directory.
 pub(crate) type Tree = BTreeMap<Vec<u8>, bool>;
 
-/// Numbers that follow from a seed.
+/// A pseudo-random number generator.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 
-/// Names that patterns trip over.
+/// Names that are difficult for patterns.
 const NAMES: [&[u8]; 30] = [
     b"a",
     b"b",
@@ -47,10 +47,10 @@ const NAMES: [&[u8]; 30] = [
     b"?",
 ];
 
-/// Names of directories that a client can ask for without quoting.
+/// Names of directories that a client can request without quoting.
 const DIRECTORIES: [&[u8]; 8] = [b"a", b"b", b"foo", b"bar", b".git", b"by-hash", b"i18n", b"CVS"];
 
-/// Words that mean something in a pattern.
+/// Text with a meaning in a pattern.
 const PIECES: [&[u8]; 36] = [
     b"*",
     b"**",
@@ -106,7 +106,7 @@ impl Random {
         ((self.next() >> 32) as usize) % limit.max(1)
     }
 
-    /// True so many times in a hundred.
+    /// Returns true with a probability of `percent` percent.
     pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -116,7 +116,7 @@ impl Random {
     }
 }
 
-/// A tree of about so many entries.
+/// Generates a tree of about `entries` entries.
 pub(crate) fn tree(random: &mut Random, entries: usize) -> Tree {
     let mut tree = Tree::new();
     let mut dirs: Vec<Vec<u8>> = vec![Vec::new()];
@@ -136,38 +136,38 @@ pub(crate) fn tree(random: &mut Random, entries: usize) -> Tree {
     tree
 }
 
-/// Directories of the tree, in words that need no quoting anywhere.
+/// Returns the directories of the tree whose names need no quoting anywhere.
 pub(crate) fn plain_directories(tree: &Tree) -> Vec<Vec<u8>> {
     let plain = |path: &[u8]| path.split(|&byte| byte == b'/').all(|name| DIRECTORIES.contains(&name));
     tree.iter().filter(|&(path, &is_dir)| is_dir && plain(path)).map(|(path, _)| path.clone()).collect()
 }
 
-/// Rules as a client of protocol 29 or later sends them.
+/// Generates rules as a client of protocol 29 or later sends them.
 pub(crate) fn rules(random: &mut Random, tree: &Tree) -> Vec<Vec<u8>> {
     let count = 1 + random.below(8);
     (0..count).map(|_| rule(random, tree)).collect()
 }
 
-/// Rules as older clients send them.
+/// Generates rules as older clients send them.
 pub(crate) fn old_rules(random: &mut Random, tree: &Tree) -> Vec<Vec<u8>> {
     let count = 1 + random.below(8);
     (0..count).map(|_| old_rule(random, tree)).collect()
 }
 
-/// A value for rsyncd.conf's `filter`.
+/// Generates a value for rsyncd.conf's `filter`.
 pub(crate) fn filter_value(random: &mut Random, tree: &Tree) -> Vec<u8> {
     let count = random.below(4);
     config_value((0..count).map(|_| rule(random, tree)).collect())
 }
 
-/// A value for rsyncd.conf's `include` or `exclude`.
+/// Generates a value for rsyncd.conf's `include` or `exclude`.
 pub(crate) fn patterns_value(random: &mut Random, tree: &Tree) -> Vec<u8> {
     let count = random.below(3);
     config_value((0..count).map(|_| old_rule(random, tree)).collect())
 }
 
 fn config_value(words: Vec<Vec<u8>>) -> Vec<u8> {
-    // What the syntax of the file itself would take: line ends, a backslash before one, variables.
+    // Removes what the syntax of the file itself would interpret: line ends, a backslash before one, variables.
     let clean = |mut word: Vec<u8>| {
         word.retain(|byte| !b"\n%".contains(byte));
         while word.last() == Some(&b'\\') {
@@ -224,7 +224,7 @@ fn rule(random: &mut Random, tree: &Tree) -> Vec<u8> {
     [prefix, &pattern(random, tree)].concat()
 }
 
-/// A prefix with modifiers.
+/// Generates a prefix with modifiers.
 fn modified(random: &mut Random) -> Vec<u8> {
     let prefix = random.pick(&[
         &b"-"[..],
@@ -255,7 +255,7 @@ fn modified(random: &mut Random) -> Vec<u8> {
     text
 }
 
-/// A pattern that has something to do with the tree.
+/// Generates a pattern that resembles a path of the tree.
 pub(crate) fn pattern(random: &mut Random, tree: &Tree) -> Vec<u8> {
     let mut pattern = if random.chance(90) { part_of_a_path(random, tree) } else { Vec::new() };
     let edits = random.pick(&[0, 0, 0, 1, 1, 2]) + if pattern.is_empty() { 2 } else { 0 };
@@ -277,7 +277,7 @@ pub(crate) fn pattern(random: &mut Random, tree: &Tree) -> Vec<u8> {
     pattern
 }
 
-/// The last names of some path, or the first ones, anchored.
+/// Returns the last names of a path, or its first names with an anchor.
 fn part_of_a_path(random: &mut Random, tree: &Tree) -> Vec<u8> {
     let Some(path) = tree.keys().nth(random.below(tree.len())) else { return Vec::new() };
     let names: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();

@@ -1,7 +1,7 @@
-//! Filter rules hide what they hide from a stock daemon's clients: asked of the real rsync.
+//! Filter rules hide the same names as in a stock daemon. The real rsync is the reference.
 
 mod generator;
-mod judge;
+mod stock_daemon;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use generator::{Random, Tree};
-use judge::{Ask, Judge, Module};
 use rkyv::util::AlignedVec;
 use stillmirror_protocol::changes::{Changes, Put, apply};
 use stillmirror_protocol::entry::{Digests, Entry, Kind, Owner, Time};
@@ -17,15 +16,16 @@ use stillmirror_protocol::list;
 use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts, Rules};
 use stillmirror_protocol::rsync::selection::Hides as _;
 use stillmirror_protocol::rsync::version::Version;
+use stock_daemon::{Module, Query, StockDaemon};
 
-/// Rule sets put to the daemon, each with its own rules, path and protocol.
+/// Number of rule sets sent to the daemon, each with its own rules, path and protocol.
 const SETS: usize = 500;
 const MODULES: usize = 24;
 
 #[test]
 fn random_rules_hide_the_same_names_here_and_in_the_stock_daemon() {
     let tree = generator::tree(&mut Random::new(1), 300);
-    let judge = Judge::serve(&tree, &[("m".into(), Vec::new())]);
+    let daemon = StockDaemon::serve(&tree, &[("m".into(), Vec::new())]);
     let places = Places::of(&tree);
     let (hiding, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
     on_two_threads(SETS, |seed| {
@@ -34,15 +34,15 @@ fn random_rules_hide_the_same_names_here_and_in_the_stock_daemon() {
         let make = if protocol < 29 { generator::old_rules } else { generator::rules };
         let path = &places.pick(&mut random);
         let rules = make(&mut random, &seen(&tree, path));
-        let ask = Ask { module: "m", protocol, path, cvs_exclude: random.chance(10), rules: &rules };
-        let ours = kept(&tree, &ask, &ModuleRules::default());
-        let theirs = judge.names(&ask);
-        assert_eq!(shown(&theirs), shown(&ours), "{}", told(&ask));
+        let query = Query { module: "m", protocol, path, cvs_exclude: random.chance(10), rules: &rules };
+        let ours = kept(&tree, &query, &ModuleRules::default());
+        let theirs = daemon.names(&query);
+        assert_eq!(escaped(&theirs), escaped(&ours), "{}", describe(&query));
         refused.fetch_add(usize::from(ours.is_none()), Ordering::Relaxed);
-        let all = kept(&tree, &Ask { rules: &[], cvs_exclude: false, ..ask }, &ModuleRules::default());
+        let all = kept(&tree, &Query { rules: &[], cvs_exclude: false, ..query }, &ModuleRules::default());
         hiding.fetch_add(usize::from(ours.is_some_and(|ours| Some(ours) != all)), Ordering::Relaxed);
     });
-    // Else the generator makes rules that say nothing.
+    // If this fails, the generator makes rules without effect.
     assert!(hiding.load(Ordering::Relaxed) > SETS / 2, "{hiding:?} sets hide something");
     assert!((1..SETS / 10).contains(&refused.load(Ordering::Relaxed)), "{refused:?} sets are refused");
 }
@@ -62,7 +62,7 @@ fn a_modules_own_rules_hide_the_same_names_here_and_in_the_stock_daemon() {
         (format!("m{number}"), lines)
     };
     let modules: Vec<Module> = values.iter().enumerate().map(module).collect();
-    let judge = Judge::serve(&tree, &modules);
+    let daemon = StockDaemon::serve(&tree, &modules);
     let places = Places::of(&tree);
     on_two_threads(MODULES * 4, |seed| {
         let mut random = Random::new(5000 + seed as u64);
@@ -70,25 +70,31 @@ fn a_modules_own_rules_hide_the_same_names_here_and_in_the_stock_daemon() {
         let [filter, include, exclude] = &values[number];
         let rules = if random.chance(50) { generator::rules(&mut random, &tree) } else { Vec::new() };
         let path = &if seed < MODULES { Vec::new() } else { places.pick(&mut random) };
-        let ask = Ask { module: &modules[number].0, protocol: 29, path, cvs_exclude: false, rules: &rules };
+        let query = Query { module: &modules[number].0, protocol: 29, path, cvs_exclude: false, rules: &rules };
         let ours = ModuleRules::parse(&ModuleTexts { filter, include, exclude, ..ModuleTexts::default() })
             .ok()
-            .and_then(|module| kept(&tree, &ask, &module));
-        let theirs = judge.names(&ask);
-        assert_eq!(shown(&theirs), shown(&ours), "{}{}", String::from_utf8_lossy(&modules[number].1), told(&ask));
+            .and_then(|module| kept(&tree, &query, &module));
+        let theirs = daemon.names(&query);
+        assert_eq!(
+            escaped(&theirs),
+            escaped(&ours),
+            "{}{}",
+            String::from_utf8_lossy(&modules[number].1),
+            describe(&query)
+        );
     });
 }
 
 #[test]
 fn a_stock_client_lists_what_the_same_rules_keep_here() {
     let tree = generator::tree(&mut Random::new(3), 120);
-    let judge = Judge::serve(&tree, &[("m".into(), Vec::new())]);
+    let daemon = StockDaemon::serve(&tree, &[("m".into(), Vec::new())]);
     on_two_threads(40, |seed| {
         let mut random = Random::new(9000 + seed as u64);
         let mut patterns: Vec<(bool, Vec<u8>)> = Vec::new();
         while patterns.len() < 4 {
             let pattern = generator::pattern(&mut random, &tree);
-            // The client reads a prefix in these options, and a lone `!`; and no argument is empty.
+            // In these options the client interprets a prefix and a lone `!`, and an empty argument is impossible.
             let odd = pattern.starts_with(b"- ") || pattern.starts_with(b"+ ") || pattern == b"!" || pattern.is_empty();
             if !odd {
                 patterns.push((random.chance(40), pattern));
@@ -101,20 +107,20 @@ fn a_stock_client_lists_what_the_same_rules_keep_here() {
             client.arg(if *include { "--include" } else { "--exclude" });
             client.arg(std::ffi::OsStr::from_bytes(pattern));
         }
-        let output = client.arg(format!("rsync://127.0.0.1:{}/m/", judge.port)).output().expect("rsync runs");
+        let output = client.arg(format!("rsync://127.0.0.1:{}/m/", daemon.port)).output().expect("rsync runs");
         assert!(output.status.success(), "{}: {patterns:?}", String::from_utf8_lossy(&output.stderr));
         let rules: Vec<Vec<u8>> = patterns
             .iter()
             .map(|(include, pattern)| [if *include { b"+ " } else { b"- " }, &pattern[..]].concat())
             .collect();
-        let ask = Ask { module: "m", protocol: 29, path: b"", cvs_exclude: false, rules: &rules };
-        let ours = kept(&tree, &ask, &ModuleRules::default());
-        assert_eq!(shown(&Some(listed(&output.stdout))), shown(&ours), "{}", told(&ask));
+        let query = Query { module: "m", protocol: 29, path: b"", cvs_exclude: false, rules: &rules };
+        let ours = kept(&tree, &query, &ModuleRules::default());
+        assert_eq!(escaped(&Some(listed(&output.stdout))), escaped(&ours), "{}", describe(&query));
     });
 }
 
 #[test]
-fn rules_are_void_exactly_when_they_hide_nothing() {
+fn rules_are_void_exactly_if_they_hide_nothing() {
     let tree = generator::tree(&mut Random::new(4), 60);
     let bytes = encoded(&tree);
     let list = list::open(&bytes).expect("a built list is valid");
@@ -124,18 +130,18 @@ fn rules_are_void_exactly_when_they_hide_nothing() {
         let path = &places.pick(&mut random);
         let mut rules = generator::rules(&mut random, &seen(&tree, path));
         rules.truncate(2);
-        let ask = Ask { module: "m", protocol: 29, path, cvs_exclude: false, rules: &rules };
+        let query = Query { module: "m", protocol: 29, path, cvs_exclude: false, rules: &rules };
         let Ok(parsed) = Rules::parse(rules.iter().map(Vec::as_slice), Version::NEWEST, false) else { continue };
         let (dir, name) = root_of(path);
-        let all = kept(&tree, &Ask { rules: &[], ..ask.clone() }, &ModuleRules::default());
-        let hides_nothing = kept(&tree, &ask, &ModuleRules::default()) == all;
-        assert_eq!(parsed.is_void_below(list, dir, name, || true), Some(hides_nothing), "{}", told(&ask));
+        let all = kept(&tree, &Query { rules: &[], ..query.clone() }, &ModuleRules::default());
+        let hides_nothing = kept(&tree, &query, &ModuleRules::default()) == all;
+        assert_eq!(parsed.is_void_below(list, dir, name, || true), Some(hides_nothing), "{}", describe(&query));
         void += usize::from(hides_nothing);
     }
     assert!((400..3600).contains(&void), "{void} sets are void");
 }
 
-/// What can be asked for: the whole, the contents of a directory, a directory by name.
+/// The paths to request: the whole tree, the contents of a directory, a directory by name.
 struct Places(Vec<Vec<u8>>);
 
 impl Places {
@@ -153,7 +159,7 @@ impl Places {
     }
 }
 
-/// The directory that a path asks for, and where names begin in paths.
+/// Returns the directory that a path requests, and the offset at which listed names begin in paths.
 fn root_of(path: &[u8]) -> (&[u8], usize) {
     match path.strip_suffix(b"/") {
         Some(dir) => (dir, path.len()),
@@ -161,7 +167,7 @@ fn root_of(path: &[u8]) -> (&[u8], usize) {
     }
 }
 
-/// The tree under the names that a client sees; the whole when there is nothing below.
+/// Returns the tree with the names that a client sees, or the whole tree if there is nothing below the path.
 fn seen(tree: &Tree, path: &[u8]) -> Tree {
     let root = root_of(path).1;
     let below: Tree = tree
@@ -172,12 +178,12 @@ fn seen(tree: &Tree, path: &[u8]) -> Tree {
     if below.is_empty() { tree.clone() } else { below }
 }
 
-/// The names that are left by our rules, as [`Judge::names`] has them; none when a rule is refused.
-fn kept(tree: &Tree, ask: &Ask<'_>, module: &ModuleRules) -> Option<BTreeSet<Vec<u8>>> {
-    let version = Version::new(ask.protocol).expect("a version");
-    let rules = Rules::parse(ask.rules.iter().map(Vec::as_slice), version, ask.cvs_exclude).ok()?;
+/// Returns the names that our rules keep, in the form of [`StockDaemon::names`]. `None` if a rule is refused.
+fn kept(tree: &Tree, query: &Query<'_>, module: &ModuleRules) -> Option<BTreeSet<Vec<u8>>> {
+    let version = Version::new(query.protocol).expect("a version");
+    let rules = Rules::parse(query.rules.iter().map(Vec::as_slice), version, query.cvs_exclude).ok()?;
     let rules = rules.within(Arc::new(module.clone()));
-    let (dir, root) = root_of(ask.path);
+    let (dir, root) = root_of(query.path);
     let above = ancestors(dir).chain((!dir.is_empty()).then_some(dir));
     let mut names = BTreeSet::new();
     if above.into_iter().any(|dir| rules.module_hides(dir, true)) {
@@ -212,7 +218,7 @@ fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| &path[..at])
 }
 
-/// The names in what `--list-only` prints: `drwxr-xr-x  4,096 2026/01/01 00:00:00 name`.
+/// Parses the names in the output of `--list-only`: `drwxr-xr-x  4,096 2026/01/01 00:00:00 name`.
 fn listed(output: &[u8]) -> BTreeSet<Vec<u8>> {
     let name = |line: &[u8]| {
         let at = line.windows(2).position(|pair| pair[0] == b':' && pair[1].is_ascii_digit()).expect("a time") + 7;
@@ -222,7 +228,7 @@ fn listed(output: &[u8]) -> BTreeSet<Vec<u8>> {
     output.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(name).collect()
 }
 
-/// Undoes `\#ooo`.
+/// Decodes `\#ooo`.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = text;
@@ -240,7 +246,7 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The list of the tree.
+/// Returns the encoded list of the tree.
 fn encoded(tree: &Tree) -> AlignedVec {
     let entry = |kind| Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let put = |kind| Put { entry: entry(kind), tag: 0 };
@@ -253,7 +259,7 @@ fn encoded(tree: &Tree) -> AlignedVec {
     apply(None, &changes).expect("a tree applies to nothing").list.encode()
 }
 
-/// Runs a step for every number below `count`: most of the time is the daemon's.
+/// Runs `step` for every number below `count`. Two threads help because most of the time is spent in the daemon.
 fn on_two_threads(count: usize, step: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -271,12 +277,12 @@ fn on_two_threads(count: usize, step: impl Fn(usize) + Sync) {
     });
 }
 
-fn shown(names: &Option<BTreeSet<Vec<u8>>>) -> Option<Vec<String>> {
+fn escaped(names: &Option<BTreeSet<Vec<u8>>>) -> Option<Vec<String>> {
     names.as_ref().map(|names| names.iter().map(|name| name.escape_ascii().to_string()).collect())
 }
 
-fn told(ask: &Ask<'_>) -> String {
-    let rules: Vec<String> = ask.rules.iter().map(|rule| rule.escape_ascii().to_string()).collect();
-    let path = ask.path.escape_ascii();
-    format!("protocol {}, path '{path}', C {}, rules {rules:#?}", ask.protocol, ask.cvs_exclude)
+fn describe(query: &Query<'_>) -> String {
+    let rules: Vec<String> = query.rules.iter().map(|rule| rule.escape_ascii().to_string()).collect();
+    let path = query.path.escape_ascii();
+    format!("protocol {}, path '{path}', C {}, rules {rules:#?}", query.protocol, query.cvs_exclude)
 }

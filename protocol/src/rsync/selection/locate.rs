@@ -14,7 +14,7 @@ pub(super) struct Locator {
     parent: Cached<u32>,
 }
 
-/// A path and the result of stat_reason it up.
+/// A path and the result of looking it up.
 type Cached<T> = Option<(Vec<u8>, Result<T, LookupError>)>;
 
 impl LookupError {

@@ -1,4 +1,4 @@
-//! The stock daemon, and a client that says to it what a test wants said.
+//! A stock daemon, and a client that sends it what a test specifies.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use crate::generator::Tree;
 
-/// A stock daemon on loopback, with a directory of its own.
-pub(crate) struct Judge {
+/// A stock daemon on the loopback address, with a directory of its own.
+pub(crate) struct StockDaemon {
     directory: tempfile::TempDir,
     daemon: Child,
     pub(crate) port: u16,
 }
 
-/// A module: its name, and lines of rsyncd.conf.
+/// A module: its name and its lines in rsyncd.conf.
 pub(crate) type Module = (String, Vec<u8>);
 
-impl Judge {
-    /// Serves the tree, empty files and directories, as every one of the modules.
+impl StockDaemon {
+    /// Serves the tree, as empty files and directories, in each of the modules.
     pub(crate) fn serve(tree: &Tree, modules: &[Module]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path().join("tree");
@@ -44,28 +44,28 @@ impl Judge {
             .stdout(Stdio::null())
             .spawn()
             .expect("rsync is installed (tests/prepare)");
-        let judge = Self { directory, daemon, port };
+        let stock_daemon = Self { directory, daemon, port };
         for _ in 0..500 {
-            if TcpStream::connect(("127.0.0.1", judge.port)).is_ok() {
-                return judge;
+            if TcpStream::connect(("127.0.0.1", stock_daemon.port)).is_ok() {
+                return stock_daemon;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        panic!("the stock daemon does not listen: {}", judge.log());
+        panic!("the stock daemon does not listen: {}", stock_daemon.log());
     }
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// The names that a client of that protocol (27 to 29) with these rules gets, or none when the daemon ends the
-    /// session. Directories end in a slash; the root, if listed, is `./`.
-    pub(crate) fn names(&self, ask: &Ask<'_>) -> Option<BTreeSet<Vec<u8>>> {
-        Session::open(self.port, ask).and_then(|mut session| session.names()).ok()
+    /// Returns the names that a client of this protocol (27 to 29) with these rules receives. `None` if the
+    /// daemon ends the session. Directories end with a slash. The root, if listed, is `./`.
+    pub(crate) fn names(&self, query: &Query<'_>) -> Option<BTreeSet<Vec<u8>>> {
+        Session::open(self.port, query).and_then(|mut session| session.names()).ok()
     }
 }
 
-impl Drop for Judge {
+impl Drop for StockDaemon {
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -87,9 +87,9 @@ fn configuration(directory: &Path, port: u16, modules: &[Module]) -> Vec<u8> {
     conf
 }
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask<'a> {
+pub(crate) struct Query<'a> {
     pub(crate) module: &'a str,
     pub(crate) protocol: u32,
     pub(crate) path: &'a [u8],
@@ -97,7 +97,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) rules: &'a [Vec<u8>],
 }
 
-/// A session of an old client up to the end of the list: the oldest forms are the shortest to read.
+/// An old client's session up to the end of the list. The oldest encodings are the simplest to decode.
 struct Session {
     from: BufReader<TcpStream>,
     protocol: u32,
@@ -105,12 +105,12 @@ struct Session {
 }
 
 impl Session {
-    fn open(port: u16, ask: &Ask<'_>) -> io::Result<Self> {
+    fn open(port: u16, query: &Query<'_>) -> io::Result<Self> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         stream.set_nodelay(true)?;
         let mut from = BufReader::new(stream.try_clone()?);
-        write!(stream, "@RSYNCD: {}\n{}\n", ask.protocol, ask.module)?;
+        write!(stream, "@RSYNCD: {}\n{}\n", query.protocol, query.module)?;
         let mut line = String::new();
         while line != "@RSYNCD: OK\n" {
             line.clear();
@@ -118,10 +118,10 @@ impl Session {
                 return Err(io::Error::other(line));
             }
         }
-        let letters: &[u8] = if ask.cvs_exclude { b"-rC" } else { b"-r" };
-        let path = [ask.module.as_bytes(), b"/", ask.path].concat();
+        let letters: &[u8] = if query.cvs_exclude { b"-rC" } else { b"-r" };
+        let path = [query.module.as_bytes(), b"/", query.path].concat();
         let mut out = [&b"--server"[..], b"--sender", letters, b".", &path, b"", b""].join(&b'\n');
-        for rule in ask.rules {
+        for rule in query.rules {
             out.extend_from_slice(&(rule.len() as u32).to_le_bytes());
             out.extend_from_slice(rule);
         }
@@ -129,7 +129,7 @@ impl Session {
         stream.write_all(&out)?;
         let mut seed = [0; 4];
         from.read_exact(&mut seed)?;
-        Ok(Self { from, protocol: ask.protocol, data: Vec::new() })
+        Ok(Self { from, protocol: query.protocol, data: Vec::new() })
     }
 
     fn names(&mut self) -> io::Result<BTreeSet<Vec<u8>>> {
@@ -169,7 +169,7 @@ impl Session {
         Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    /// Takes bytes of the list out of frames; other frames are messages.
+    /// Takes `count` bytes of the list out of data frames. Other frames are messages and are ignored.
     fn take(&mut self, count: usize) -> io::Result<Vec<u8>> {
         while self.data.len() < count {
             let mut head = [0; 4];
