@@ -1,8 +1,8 @@
-//! Speed of block checksums and of the search for them, per core.
+//! Measures the speed of block checksums and of the search with them, per core.
 //!
-//! `cargo bench -p stillmirror-protocol --bench matching [-- OLD NEW]`: made-up data, and one real pair if given.
-//! Prints gigabytes (10^9) of basis per second of a whole search, all levels and passes, on one thread; best of
-//! five runs.
+//! `cargo bench -p stillmirror-protocol --bench matching [-- OLD NEW]` uses generated data, and one pair of real files if
+//! given. It prints gigabytes (10^9 bytes) of basis per second, for a whole search with all levels and passes, on one
+//! thread, as the best of five runs.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const RUNS: usize = 5;
 
 fn main() {
     let paths: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    // One thread: the figures are per core.
+    // One thread, because the figures are per core.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
     pool.install(|| run(&paths));
 }

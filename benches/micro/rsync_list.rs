@@ -1,8 +1,8 @@
-//! Speed of writing file lists for stock clients.
+//! Measures the speed of writing file lists for stock clients.
 //!
-//! `cargo bench -p stillmirror-protocol --bench rsync_list [-- ENTRIES]`: a made-up repository of a million files,
-//! about 29 a directory and 60 bytes a path, one in a hundred a hard link. Prints milliseconds for a whole list on
-//! one core, best of five runs, pieces of 256 KiB.
+//! `cargo bench -p stillmirror-protocol --bench rsync_list [-- ENTRIES]` generates a repository of a million files, with
+//! about 29 files per directory, 60 bytes per path, and one hard link in a hundred files. It prints the milliseconds for
+//! a whole list on one core, written in pieces of 256 KiB, as the best of five runs.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ fn main() {
     report_names(list);
 }
 
-/// Every file by its name, as `--files-from` sends them.
+/// Selects every file by its name, as `--files-from` does.
 fn report_names(list: ListRef<'_>) {
     let files = (0..list.len()).filter(|&row| list.row(row).is_file());
     let mut names: Vec<_> = files.map(|row| list.path(row)).collect();
@@ -53,7 +53,7 @@ fn xxh(name: &[u8]) -> u64 {
     twox_hash::XxHash3_64::oneshot(name)
 }
 
-/// A filter that hides nothing: what asking costs.
+/// A filter that hides nothing. It shows the cost of calling a filter.
 struct Nothing;
 
 impl Hides for Nothing {
