@@ -3,8 +3,7 @@
 //! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever refers to an incomplete file.
 //! 2. Directories are created, with permissions that allow the next steps.
 //! 3. Files are renamed into place, then their hard links are made, then symlinks and specials and their hard
-//!    links.
-//!    Files that refer to other files come after those: see [`rank::Rank`].
+//!    links. Files that refer to other files come after those: see [`rank::Rank`].
 //! 4. Names that the sender does not have are deleted.
 //! 5. Directories get their modes, owners and times, the deepest first.
 //!

@@ -91,7 +91,7 @@ impl Matcher<'_> {
                 Ok(None) => None,
                 Err(error) => {
                     // Checksums are only a hint, and the sender's disk may be damaged. Fetch the whole file.
-                    tracing::warn!(row = candidates[at].row, %error, "cannot use block checksums; fetching the whole file");
+                    tracing::warn!(row = candidates[at].row, %error, "invalid block checksums; fetching it whole");
                     None
                 }
             };

@@ -2,8 +2,8 @@
 //! the next pull with.
 //!
 //! A pull that took everything publishes the sender's head, list and delta byte for byte. A pull of a part,
-//! or one in
-//! which something failed, publishes the list of what the tree has, and keeps the sender's list beside it.
+//! or one in which something failed, publishes the list of what the tree has, and keeps the sender's list beside
+//! it.
 
 mod differences;
 

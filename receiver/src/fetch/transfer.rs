@@ -275,8 +275,8 @@ impl DataRequest {
 /// Maximum number of bytes of file data in one request.
 const REQUEST_BYTES: u64 = 8 << 20;
 /// Maximum number of data requests in flight. Together with those of the matchers, it does not exceed what a
-/// sender
-/// reads ahead. Times [`REQUEST_BYTES`], it limits the data in flight, and so the speed over a long link.
+/// sender reads ahead. Times [`REQUEST_BYTES`], it limits the data in flight, and so the speed over a long
+/// link.
 const REQUESTS: usize = 6;
 
 #[cfg(test)]

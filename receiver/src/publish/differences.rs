@@ -73,7 +73,7 @@ impl Publisher<'_> {
         differences.changes.remove(dir, name);
         let before = self.held.and_then(|held| held.list().find(&path));
         if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir()) {
-            // Nobody serves its contents any more, but the next pull must know that the directory exists.
+            // Its contents are not listed any more, but the next pull must know that the directory exists.
             differences.put(&path, held.to_entry(), self.identity(row));
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! A sender may send anything. The pull ends with the offence named, and the tree is as it was.
+//! A sender may send anything. The pull then ends with a message that names the violation, and the tree is
+//! unchanged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,33 +23,33 @@ fn on(asked: u8, frames: impl Fn(u32, Vec<Vec<u8>>) -> Vec<Vec<u8>> + Send + Syn
     tamper(move |number, request, honest| (request.kind() == asked).then(|| frames(number, honest)))
 }
 
-/// Every offence: what the sender does, and words of the message.
-fn offences() -> Vec<(&'static str, Tamper, &'static str)> {
+/// Returns all violations: what the sender does, how, and a part of the message.
+fn violations() -> Vec<(&'static str, Tamper, &'static str)> {
     let end = |number| Reply::End.frame(number);
     vec![
         (
-            "a head that is none",
+            "an invalid head",
             on(kind::HEAD, move |n, _| vec![Reply::Pinned { handle: 3, head: vec![7; 99] }.frame(n), end(n)]),
             "generation's head",
         ),
-        ("a head twice", on(kind::HEAD, |_, honest| [vec![honest[0].clone()], honest].concat()), "too many replies"),
-        ("no head at all", on(kind::HEAD, move |n, _| vec![end(n)]), "no head"),
+        ("two heads", on(kind::HEAD, |_, honest| [vec![honest[0].clone()], honest].concat()), "too many replies"),
+        ("no head", on(kind::HEAD, move |n, _| vec![end(n)]), "is not a head"),
         (
-            "a reply to what was not asked",
+            "a reply to a request that was not made",
             on(kind::HEAD, |n, honest| [vec![Reply::End.frame(n + 77)], honest].concat()),
-            "not under way",
+            "not in flight",
         ),
         (
-            "bytes for a request that is over",
+            "bytes for a request that is already answered",
             on(kind::HEAD, |n, honest| [honest, in_frames(n, b"more")].concat()),
-            "not under way",
+            "not in flight",
         ),
         (
             "a frame of four gigabytes",
             on(kind::LIST, |n, _| vec![FrameHeader { len: u32::MAX, request: n, kind: kind::BYTES }.encode().to_vec()]),
-            "frame of 4294967295 bytes",
+            "4294967295",
         ),
-        ("a frame of no known kind", on(kind::LIST, |n, _| vec![frame(n, 99, b"")]), "unknown kind 99"),
+        ("a frame of unknown kind", on(kind::LIST, |n, _| vec![frame(n, 99, b"")]), "unknown kind 99"),
         (
             "reserved bytes that are set",
             on(kind::LIST, |n, _| {
@@ -56,36 +57,32 @@ fn offences() -> Vec<(&'static str, Tamper, &'static str)> {
             }),
             "reserved",
         ),
+        ("bytes before the list's form", on(kind::LIST, |n, _| in_frames(n, b"list")), "more bytes than requested"),
         (
-            "bytes before the list's form",
-            on(kind::LIST, |n, _| in_frames(n, b"list")),
-            "more bytes than were asked for",
-        ),
-        (
-            "a list that is said to be unchanged",
+            "a list that is claimed to be unchanged",
             on(kind::LIST, move |n, _| vec![Reply::ListForm(ListForm::Unchanged).frame(n), end(n)]),
-            "what it cannot be",
+            "does not fit",
         ),
         (
-            "a list by deltas to nothing",
+            "list deltas for a receiver without a list",
             on(kind::LIST, move |n, _| vec![Reply::ListForm(ListForm::Deltas(vec![9])).frame(n), end(n)]),
-            "what it cannot be",
+            "does not fit",
         ),
         (
             "a list of another length",
             on(kind::LIST, move |n, _| vec![Reply::ListForm(ListForm::Whole { list_len: 1 << 40 }).frame(n), end(n)]),
             "list length",
         ),
-        ("a list cut short", on(kind::LIST, |n, honest| vec![honest[0].clone(), Reply::End.frame(n)]), "digest"),
+        ("a truncated list", on(kind::LIST, |n, honest| vec![honest[0].clone(), Reply::End.frame(n)]), "digest"),
         (
-            "garbage for a list",
+            "garbage instead of a list",
             on(kind::LIST, |n, honest| {
                 [vec![honest[0].clone()], in_frames(n, &[9; 500]), vec![Reply::End.frame(n)]].concat()
             }),
             "file list",
         ),
         (
-            "a list that unpacks to far more",
+            "a list that decompresses to far more",
             on(kind::LIST, |n, honest| {
                 let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
                 [vec![honest[0].clone()], in_frames(n, &bomb), vec![Reply::End.frame(n)]].concat()
@@ -95,35 +92,35 @@ fn offences() -> Vec<(&'static str, Tamper, &'static str)> {
         (
             "an endless list",
             on(kind::LIST, |n, honest| {
-                // Skippable frames: zstd reads them and gives nothing.
+                // zstd reads skippable frames without any output.
                 let skip = [&0x184D_2A50u32.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 8]].concat();
                 [vec![honest[0].clone()], in_frames(n, &skip.repeat(100_000))].concat()
             }),
-            "more bytes than were asked for",
+            "more bytes than requested",
         ),
         (
-            "data that nobody asked for",
+            "data that was not requested",
             on(kind::DATA, |n, honest| [in_frames(n, b"extra"), honest].concat()),
-            "more bytes than were asked for",
+            "more bytes than requested",
         ),
-        ("data that end too soon", on(kind::DATA, move |n, _| vec![end(n)]), "ends before"),
+        ("data that ends too soon", on(kind::DATA, move |n, _| vec![end(n)]), "ends before"),
         (
-            "data with one bit wrong",
+            "data with one wrong bit",
             on(kind::DATA, |_, mut honest| {
                 honest[0][13] ^= 1;
                 honest
             }),
-            "do not have the digest",
+            "does not match its digest",
         ),
         (
-            "the failure of an item that is not due",
+            "the failure of an item that is not the current one",
             on(kind::DATA, move |n, _| {
                 vec![Reply::ItemFailed { item: 900, reason: ItemFailure::Stale }.frame(n), end(n)]
             }),
-            "which is not due",
+            "not the current one",
         ),
         (
-            "a list in answer to a request for data",
+            "a list in answer to a data request",
             on(kind::DATA, |n, _| vec![Reply::ListForm(ListForm::Unchanged).frame(n)]),
             "a reply of kind",
         ),
@@ -131,33 +128,33 @@ fn offences() -> Vec<(&'static str, Tamper, &'static str)> {
         (
             "an endless queue",
             on(kind::HEAD, |_, _| vec![Reply::Queued { place: 1 }.frame(0).repeat(110_000)]),
-            "endless queue",
+            "the wait in its queue exceeds the limit",
         ),
-        ("bytes of no request", on(kind::HEAD, |_, _| in_frames(0, b"hello")), "belong to no request"),
-        ("an error of no known code", on(kind::HEAD, |n, _| vec![frame(n, kind::ERROR, &[200, 0])]), "code"),
+        ("bytes for request 0", on(kind::HEAD, |_, _| in_frames(0, b"hello")), "request 0"),
+        ("an error with an unknown code", on(kind::HEAD, |n, _| vec![frame(n, kind::ERROR, &[200, 0])]), "code"),
     ]
 }
 
 #[test]
-fn every_offence_is_named_and_nothing_changes() {
+fn every_violation_is_named_and_nothing_changes() {
     let tree = Tree::default().file("a", "new a").file("dir/b", noise(200_000, 4));
-    for (offence, tamper, words) in offences() {
+    for (violation, tamper, words) in violations() {
         let (sender, place) = (Sender::of(&tree), Place::new());
         std::fs::write(place.file("a"), "old and good").unwrap();
         sender.behave(Behaviour { tamper: Some(tamper), ..Behaviour::default() });
-        let error = run(place.mirror(&sender)).expect_err(offence);
-        assert!(matches!(error, PullError::Protocol(_)), "{offence}: {error:?}");
-        assert!(error.to_string().contains(words), "{offence}: {error}");
-        assert_eq!(std::fs::read(place.file("a")).unwrap(), b"old and good", "{offence}");
-        assert!(!place.file("dir").exists(), "{offence}");
-        // An honest sender brings it to its end.
+        let error = run(place.mirror(&sender)).expect_err(violation);
+        assert!(matches!(error, PullError::Protocol(_)), "{violation}: {error:?}");
+        assert!(error.to_string().contains(words), "{violation}: {error}");
+        assert_eq!(std::fs::read(place.file("a")).unwrap(), b"old and good", "{violation}");
+        assert!(!place.file("dir").exists(), "{violation}");
+        // The next pull from an honest sender succeeds.
         sender.behave(Behaviour::default());
         run(place.mirror(&sender)).unwrap();
         assert_same(&place.dest(), &tree);
     }
 }
 
-/// A list with these names in its root, as no honest indexer writes it.
+/// Returns a list with these names in its root. An honest indexer never writes one.
 fn list_of(names: &[&[u8]]) -> rkyv::util::AlignedVec {
     let entry = |kind| Entry { mode: 0o644, mtime: Time::default(), owner: Owner::default(), link: None, kind };
     let mut changes = Changes { root: Some(Put { entry: entry(Kind::Directory), tag: 0 }), ..Changes::default() };
@@ -169,7 +166,7 @@ fn list_of(names: &[&[u8]]) -> rkyv::util::AlignedVec {
 }
 
 #[test]
-fn names_that_would_leave_the_tree_are_refused() {
+fn names_that_lead_out_of_the_tree_are_refused() {
     for name in [&b".."[..], b".", b"", b"../escape", b"/etc/passwd", b"a\0b", &[b'n'; 256]] {
         let (sender, place) = (Sender::of(&Tree::default()), Place::new());
         sender.publish_encoded(list_of(&[name]), &Tree::default());
@@ -180,7 +177,7 @@ fn names_that_would_leave_the_tree_are_refused() {
 }
 
 #[test]
-fn a_list_with_any_bit_wrong_is_refused() {
+fn a_list_with_any_wrong_bit_is_refused() {
     let tree = Tree::default().file("a", "a").dir("d");
     let honest = tree.encode();
     for at in (0..honest.len()).step_by(7) {
@@ -194,7 +191,7 @@ fn a_list_with_any_bit_wrong_is_refused() {
 }
 
 #[test]
-fn a_delta_to_another_list_than_the_head_names_is_refused() {
+fn a_delta_to_a_list_other_than_that_of_the_head_is_refused() {
     let tree = Tree::default().file("a", "a");
     let (sender, place) = (Sender::of(&tree), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -216,7 +213,7 @@ fn a_delta_to_another_list_than_the_head_names_is_refused() {
 }
 
 #[test]
-fn a_stranger_is_known_by_its_first_bytes() {
+fn a_peer_of_another_protocol_is_recognized_by_its_first_bytes() {
     for hello in [&b"@RSYNCD: 31.0 sha512 sha256\n"[..], b"SSH-2.0\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"] {
         let (sender, place) = (Sender::of(&Tree::default()), Place::new());
         sender.behave(Behaviour { hello: Some(hello.to_vec()), ..Behaviour::default() });
@@ -226,7 +223,7 @@ fn a_stranger_is_known_by_its_first_bytes() {
 }
 
 #[test]
-fn the_greeting_for_rsync_clients_before_the_hello_is_skipped() {
+fn a_greeting_for_rsync_clients_before_the_hello_is_skipped() {
     let tree = Tree::default().file("a", b"content");
     let (sender, place) = (Sender::of(&tree), Place::new());
     let hello = ServerHello { version: 1, requests: 16, capabilities: 0, reply_payload: 1 << 20 }.encode();
@@ -241,7 +238,7 @@ fn the_greeting_for_rsync_clients_before_the_hello_is_skipped() {
 }
 
 #[test]
-fn a_silent_sender_is_left() {
+fn a_silent_sender_causes_a_timeout() {
     let (sender, place) = (Sender::of(&Tree::default()), Place::new());
     sender.behave(Behaviour { mute: true, ..Behaviour::default() });
     let error = run(Options { timeout: Duration::from_millis(200), ..place.options(&sender) }).unwrap_err();
@@ -249,21 +246,21 @@ fn a_silent_sender_is_left() {
 }
 
 #[test]
-fn an_unknown_repository_is_a_refusal() {
+fn an_unknown_repository_is_refused() {
     let (sender, place) = (Sender::of(&Tree::default()), Place::new());
     let error = run(Options { repository: "other".to_owned(), ..place.options(&sender) }).unwrap_err();
     assert!(matches!(&error, PullError::Refused { message, .. } if message == "there is none"), "{error:?}");
 }
 
 #[test]
-fn nobody_listening_is_a_failed_connection() {
+fn a_port_without_a_listener_is_a_failed_connection() {
     let place = Place::new();
     let error = run(Options::new("127.0.0.1:1", "demo", place.dest())).unwrap_err();
     assert!(matches!(error, PullError::Connect { .. }), "{error:?}");
 }
 
 #[test]
-fn replies_have_no_more_payload_than_the_limit() {
+fn a_reply_above_the_payload_limit_is_refused() {
     let (sender, place) = (Sender::of(&Tree::default().file("a", noise(9, 9))), Place::new());
     sender.tamper(|number, request, frames| match request {
         Request::Data { .. } => vec![frame(number, kind::BYTES, &vec![0; limits::REPLY_PAYLOAD + 1])],

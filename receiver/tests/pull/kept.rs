@@ -17,8 +17,9 @@ fn failed(path: &str, why: Failure) -> Failed {
     Failed { path: path.into(), why }
 }
 
-/// Asserts that the store's generation names each local file, as it is: with nothing else may it be served.
-fn assert_generation_is_of_the_disk(place: &Place) {
+/// Asserts that the store's generation describes each local file as it is now. Otherwise a file could not be
+/// served.
+fn assert_generation_describes_the_disk(place: &Place) {
     let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
     let list = held.list();
     for row in (0..list.len()).map(|row| list.row(row)).filter(stillmirror_protocol::list::Row::is_file) {
@@ -43,7 +44,7 @@ fn assert_generation_is_of_the_disk(place: &Place) {
 }
 
 #[test]
-fn deletions_wait_until_everything_has_come() {
+fn deletions_wait_until_everything_has_been_brought() {
     let old = Tree::default().file("old-name", noise(40_000, 1)).file("was", noise(50_000, 2)).file("gone/deep/a", "a");
     let old = old.linked("pair/one", "pair", 1).linked("pair/two", "pair", 1);
     let new = Tree::default().file("new-name", noise(40_000, 3)).file("pair/two", "pair");
@@ -61,21 +62,21 @@ fn deletions_wait_until_everything_has_come() {
             assert_eq!(fs::read(place.file(std::str::from_utf8(&path).unwrap())).unwrap(), content);
         }
         assert_eq!(fs::read(place.file("is")).unwrap(), noise(50_000, 2));
-        assert_generation_is_of_the_disk(&place);
-        // Nothing has changed at the sender: still nothing is deleted.
+        assert_generation_describes_the_disk(&place);
+        // The sender has not changed, so still nothing is deleted.
         let report = run(Options { check, ..place.mirror(&sender) }).unwrap();
         assert_eq!((report.files_deleted, report.deletes_held), (0, 6));
-        assert_generation_is_of_the_disk(&place);
+        assert_generation_describes_the_disk(&place);
         sender.publish(&new);
         let report = run(Options { check, ..place.mirror(&sender) }).unwrap();
         assert_eq!((report.files_deleted, report.deletes_held), (6, 0));
         assert_same(&place.dest(), &new);
-        assert_generation_is_of_the_disk(&place);
+        assert_generation_describes_the_disk(&place);
     }
 }
 
 #[test]
-fn a_directory_makes_no_way_before_everything_has_come() {
+fn a_directory_is_not_replaced_before_everything_has_been_brought() {
     let old = Tree::default().file("x/inside", "deep");
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -90,7 +91,7 @@ fn a_directory_makes_no_way_before_everything_has_come() {
 }
 
 #[test]
-fn deletions_above_the_limit_are_told_and_published_as_they_are_on_disk() {
+fn deletions_above_the_limit_are_reported_and_the_names_remain_published() {
     let old = Tree::default().file("a", noise(40_000, 1)).file("b/c", "c").file("d", "d");
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -99,26 +100,26 @@ fn deletions_above_the_limit_are_told_and_published_as_they_are_on_disk() {
     let error = run(limited).unwrap_err();
     let stillmirror_receiver::PullError::DeleteLimit { report, .. } = error else { panic!("{error}") };
     assert_eq!(report.deletes_held, 4);
-    assert_generation_is_of_the_disk(&place);
+    assert_generation_describes_the_disk(&place);
 }
 
 #[test]
-fn an_old_file_that_stays_is_published_as_it_is_now() {
+fn an_old_file_that_remains_is_published_in_its_current_state() {
     let old = Tree::default().file("a", "old a").file("b", "b");
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
-    // Away and back: its ctime is another than the store knows.
+    // The mode changes and changes back, so only the ctime differs from the store's.
     for mode in [0o600, 0o644] {
         fs::set_permissions(place.file("a"), fs::Permissions::from_mode(mode)).unwrap();
     }
     sender.publish_failing(&old.clone().file("a", "new a"), &[("a", ItemFailure::Stale)]);
     let report = run(place.mirror(&sender)).unwrap();
     assert_eq!(report.failed, [failed("a", Failure::Stale)]);
-    assert_generation_is_of_the_disk(&place);
+    assert_generation_describes_the_disk(&place);
 }
 
 #[test]
-fn names_of_one_inode_that_become_files_of_different_times_or_modes_are_parted() {
+fn linked_names_that_get_different_times_or_modes_become_separate_files() {
     for (mode, seconds) in [(0o644, 7), (0o600, 0)] {
         for check in [Check::Stat, Check::None, Check::Hash] {
             let old = Tree::default().linked("a", "same", 1).linked("b", "same", 1).linked("c", "same", 1);
@@ -131,7 +132,7 @@ fn names_of_one_inode_that_become_files_of_different_times_or_modes_are_parted()
             let report = run(Options { check, ..place.mirror(&sender) }).unwrap();
             assert_same(&place.dest(), &new);
             assert_eq!(report.bytes_literal, 0);
-            assert_generation_is_of_the_disk(&place);
+            assert_generation_describes_the_disk(&place);
             assert!(run(Options { check, ..place.mirror(&sender) }).unwrap().unchanged);
         }
     }
@@ -150,11 +151,11 @@ fn files_that_the_operator_linked_to_save_space_stay_linked() {
 }
 
 #[test]
-fn a_name_beyond_the_links_that_an_inode_may_have_becomes_a_file_of_its_own() {
+fn a_name_beyond_the_maximum_number_of_links_becomes_a_separate_file() {
     let one = Tree::default().linked("a", noise(30_000, 1), 1);
     let (sender, place) = (Sender::of(&one), Place::new());
     run(place.mirror(&sender)).unwrap();
-    // As many names elsewhere as the file system allows; some allow more than a test can make.
+    // Make as many other names as the file system allows. Some allow more than a test can make.
     let elsewhere = place.dir.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     let full = (0..70_000).any(|n| fs::hard_link(place.file("a"), elsewhere.join(n.to_string())).is_err());
@@ -173,7 +174,7 @@ fn a_name_beyond_the_links_that_an_inode_may_have_becomes_a_file_of_its_own() {
 }
 
 #[test]
-fn files_of_the_largest_sizes_are_counted_without_overflow() {
+fn the_largest_file_sizes_are_counted_without_overflow() {
     let mut changes = Changes::default();
     let root =
         Entry { mode: 0o755, mtime: Time::default(), owner: Owner::default(), link: None, kind: Kind::Directory };
@@ -192,7 +193,7 @@ fn files_of_the_largest_sizes_are_counted_without_overflow() {
 }
 
 #[test]
-fn a_store_is_trusted_for_no_other_tree_though_that_is_not_empty() {
+fn a_store_is_not_trusted_for_another_tree_even_if_that_is_not_empty() {
     let tree = Tree::default().file("a", "a").file("b/c", "c");
     let (sender, place) = (Sender::of(&tree), Place::new());
     let trusting = Options { check: Check::None, ..place.mirror(&sender) };
@@ -205,7 +206,7 @@ fn a_store_is_trusted_for_no_other_tree_though_that_is_not_empty() {
     assert!(!run(other.clone()).unwrap().unchanged);
     assert_same(&elsewhere, &tree);
     assert!(run(other).unwrap().unchanged);
-    // Back again; and then the tree is replaced by one of the same name.
+    // Pull into the first tree again; then replace it by another tree of the same name.
     fs::write(place.file("a"), "damaged").unwrap();
     run(trusting.clone()).unwrap();
     assert_same(&place.dest(), &tree);

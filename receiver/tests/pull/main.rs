@@ -1,11 +1,11 @@
-//! Pulls from a scripted sender, honest or not. One binary; a module by topic:
+//! Pulls from a scripted sender, honest or not. All tests are one binary, with a module for each topic:
 //!
-//! - `whole`: what a pull makes of a tree: content, metadata, types, links, deletions, slices
-//! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas, what a former pull left
-//! - `store`: the generation that a pull leaves
-//! - `kept`: what stays when not everything can be done, and what is told of it
-//! - `unprivileged`: pulls by a user for whom modes count
-//! - `hostile`: senders that do not follow the protocol
+//! - `whole`: the tree that a pull makes: contents, metadata, types, links, deletions, parts of a repository
+//! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas, what an earlier pull left
+//! - `store`: the generation that a pull publishes
+//! - `kept`: what remains if something fails, and how it is reported
+//! - `unprivileged`: pulls by a user without root, for whom permissions matter
+//! - `hostile`: senders that violate the protocol
 //! - `property`: any tree, any change
 //! - `sender`, `tree`: the scripted sender and its trees
 
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sender::{REPOSITORY, Sender};
 
-/// A place to pull into, with a store beside it.
+/// A directory to pull into, with a store beside it.
 struct Place {
     dir: TempDir,
 }
@@ -53,7 +53,7 @@ impl Place {
         self.dest().join(name)
     }
 
-    /// A pull without a store.
+    /// Returns the options for a pull without a store.
     fn options(&self, sender: &Sender) -> Options {
         let mut options = Options::new(&sender.address, REPOSITORY, self.dest());
         options.delete = true;
@@ -63,7 +63,7 @@ impl Place {
         options
     }
 
-    /// A pull with a store.
+    /// Returns the options for a pull with a store.
     fn mirror(&self, sender: &Sender) -> Options {
         Options { store: Some(self.store()), ..self.options(sender) }
     }
@@ -78,6 +78,6 @@ fn run_until(options: Options, cancel: CancellationToken) -> Result<Report, Pull
     runtime.block_on(pull(options, Arc::new(Silent), cancel))
 }
 
-fn staging_is_gone(dest: &Path) -> bool {
+fn staging_directory_is_removed(dest: &Path) -> bool {
     !dest.join(".stillmirror-stage").exists()
 }

@@ -40,7 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Applies a step, clearing away what is where it wants to build.
+/// Applies a step. Removes whatever is in its place first.
 fn build(tree: Tree, step: &Step) -> Tree {
     let clear = |tree: Tree, path: &str| {
         let tree = path.match_indices('/').fold(tree, |tree, (end, _)| {
@@ -60,7 +60,7 @@ fn build(tree: Tree, step: &Step) -> Tree {
         }
         Step::LinkedFifo(path, group) => {
             let mut tree = clear(tree, path).fifo(path).in_group(path, u64::from(*group));
-            // Names that differ in nothing may stay linked, so these differ from those of other inodes.
+            // Names that do not differ may stay linked, so these differ from those of other inodes.
             tree.0.get_mut(path.as_bytes()).unwrap().mtime.sec += i64::from(*group);
             tree
         }
@@ -72,7 +72,7 @@ fn build(tree: Tree, step: &Step) -> Tree {
                 return tree;
             }
             let moved = clear(tree, to);
-            // Its new directory has to be one.
+            // The parent of the new path must be a directory.
             let parent = to.rsplit_once('/').map(|(dir, _)| dir.to_owned());
             let moved = match parent {
                 Some(dir) if !moved.0.contains_key(dir.as_bytes()) => moved.dir(&dir),
@@ -83,14 +83,14 @@ fn build(tree: Tree, step: &Step) -> Tree {
         Step::Mode(path, mode)
             if tree.0.get(path.as_bytes()).is_some_and(|at| !matches!(at.node, crate::tree::Node::Symlink(_))) =>
         {
-            // Names of one inode have one mode.
+            // All names of an inode have the same mode.
             if tree.0[path.as_bytes()].link.is_some() { tree } else { tree.mode(path, *mode) }
         }
         Step::Mode(..) => tree,
     }
 }
 
-/// A few contents, some of them versions of each other.
+/// Returns one of a few contents. Some are versions of each other.
 fn content_of(kind: u8) -> Vec<u8> {
     match kind {
         0 => Vec::new(),
@@ -108,7 +108,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn after_any_change_a_pull_makes_the_local_tree_the_senders(
+    fn after_any_change_a_pull_makes_the_local_tree_equal_to_the_senders(
         rounds in prop::collection::vec(prop::collection::vec(step(), 0..14), 1..4),
         checks in prop::collection::vec(prop::sample::select(vec![Check::Stat, Check::Hash, Check::None]), 4),
         with_store: bool,

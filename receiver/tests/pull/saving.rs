@@ -10,7 +10,7 @@ use crate::tree::{Tree, assert_same, noise};
 use crate::{Place, run, run_until};
 
 #[test]
-fn an_unchanged_tree_that_is_trusted_costs_one_round_trip() {
+fn a_trusted_unchanged_tree_costs_one_round_trip() {
     let tree = Tree::default().file("a/b", "c");
     let (sender, place) = (Sender::of(&tree), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -23,7 +23,7 @@ fn an_unchanged_tree_that_is_trusted_costs_one_round_trip() {
 }
 
 #[test]
-fn an_unchanged_tree_that_is_looked_at_costs_no_list() {
+fn an_unchanged_tree_that_is_checked_costs_no_list() {
     let tree = Tree::default().file("a/b", "c");
     let (sender, place) = (Sender::of(&tree), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -33,7 +33,7 @@ fn an_unchanged_tree_that_is_looked_at_costs_no_list() {
 }
 
 #[test]
-fn several_generations_behind_the_list_comes_by_deltas() {
+fn a_list_several_generations_ahead_arrives_as_deltas() {
     let mut tree = Tree::default();
     for number in 0..2000 {
         tree = tree.file(&format!("pool/{number:04}"), number.to_string());
@@ -82,7 +82,7 @@ fn a_new_version_under_a_similar_name_is_built_from_the_old_one() {
 }
 
 #[test]
-fn a_renamed_directory_costs_no_data_with_a_store_and_a_renamed_file_none_without() {
+fn a_renamed_directory_with_a_store_and_a_renamed_file_without_one_cost_no_data() {
     let tree = Tree::default().file("old/a", noise(200_000, 1)).file("old/b/c", noise(100_000, 2)).file("x", "x");
     let next = tree.clone().renamed("old", "new");
     let (sender, place) = (Sender::of(&tree), Place::new());
@@ -133,7 +133,7 @@ fn a_touched_file_is_not_fetched() {
 }
 
 #[test]
-fn many_small_files_over_a_long_link_take_a_handful_of_round_trips() {
+fn many_small_files_over_a_slow_link_take_few_round_trips() {
     let mut tree = Tree::default();
     for number in 0..3000u64 {
         tree = tree.file(&format!("d{}/f{number}", number % 30), noise(4096, number));
@@ -147,7 +147,7 @@ fn many_small_files_over_a_long_link_take_a_handful_of_round_trips() {
 }
 
 #[test]
-fn many_changed_files_share_the_round_trips_of_their_checksums() {
+fn many_changed_files_share_the_round_trips_for_their_checksums() {
     let tree = |version: u64| {
         (0..200u64).fold(Tree::default(), |tree, number| {
             let mut content = noise(40_000, number);
@@ -167,13 +167,13 @@ fn many_changed_files_share_the_round_trips_of_their_checksums() {
 }
 
 #[test]
-fn a_cut_pull_goes_on_where_it_was() {
+fn an_interrupted_pull_is_continued() {
     let tree = Tree::default().file("a", noise(3_000_000, 1)).file("b", noise(3_000_000, 2));
     let (sender, place) = (Sender::of(&tree), Place::new());
     sender.behave(Behaviour { cut: Some(4_500_000), ..Behaviour::default() });
     let error = run(place.mirror(&sender)).unwrap_err();
     assert!(matches!(error, PullError::Socket { .. }), "{error}");
-    assert!(!place.file("a").exists(), "nothing has its name before everything is there");
+    assert!(!place.file("a").exists(), "no file is moved into place before all are complete");
     sender.behave(Behaviour::default());
     let report = run(place.mirror(&sender)).unwrap();
     assert_same(&place.dest(), &tree);
@@ -181,20 +181,20 @@ fn a_cut_pull_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_connection_that_breaks_is_made_anew_and_what_came_is_not_fetched_again() {
+fn after_a_reconnect_nothing_is_fetched_again() {
     let tree = Tree::default().file("a", noise(3_000_000, 1)).file("b", noise(3_000_000, 2)).file("c", noise(9_000, 3));
     let (sender, place) = (Sender::of(&tree), Place::new());
     sender.behave(Behaviour { cut: Some(4_500_000), ..Behaviour::default() });
     let report = run(Options { reconnects: 2, ..place.mirror(&sender) }).unwrap();
     assert_same(&place.dest(), &tree);
-    assert_eq!((report.files_updated, report.bytes_matched), (3, 0), "nothing counts twice");
+    assert_eq!((report.files_updated, report.bytes_matched), (3, 0), "nothing is counted twice");
     assert!(report.bytes_literal < 6_009_000 + 500_000, "{report:?}");
-    assert!(report.bytes_received > report.bytes_literal, "of both connections: {report:?}");
+    assert!(report.bytes_received > report.bytes_literal, "the sum of both connections: {report:?}");
     assert!(run(place.mirror(&sender)).unwrap().unchanged);
 }
 
 #[test]
-fn a_connection_that_goes_on_breaking_is_given_up() {
+fn a_connection_that_keeps_breaking_is_given_up() {
     let tree = Tree::default().file("a", noise(10_000_000, 1));
     let (sender, place) = (Sender::of(&tree), Place::new());
     sender.behave(Behaviour { cut: Some(1_000_000), ..Behaviour::default() });
@@ -205,7 +205,7 @@ fn a_connection_that_goes_on_breaking_is_given_up() {
 }
 
 #[test]
-fn a_sender_that_went_on_to_another_generation_ends_a_pull_whose_connection_broke() {
+fn a_broken_pull_ends_if_the_sender_has_another_generation_by_then() {
     let tree = Tree::default().file("a", noise(3_000_000, 1)).file("b", "b");
     let (sender, place) = (Sender::of(&tree), Place::new());
     let next = tree.clone().file("b", "another");
@@ -228,7 +228,7 @@ fn a_sender_that_went_on_to_another_generation_ends_a_pull_whose_connection_brok
 }
 
 #[test]
-fn a_damaged_part_of_a_former_pull_is_noticed() {
+fn a_damaged_part_of_an_earlier_pull_is_noticed() {
     let tree = Tree::default().file("a", noise(3_000_000, 1));
     let (sender, place) = (Sender::of(&tree), Place::new());
     sender.behave(Behaviour { cut: Some(2_000_000), ..Behaviour::default() });
@@ -244,12 +244,12 @@ fn a_damaged_part_of_a_former_pull_is_noticed() {
 }
 
 #[test]
-fn a_part_of_a_former_pull_survives_no_vain_look_at_another_file_and_is_not_missed() {
+fn a_pull_succeeds_even_if_an_unsuccessful_copy_has_overwritten_a_part() {
     let tree = Tree::default().file("a", noise(3_000_000, 1));
     let (sender, place) = (Sender::of(&tree), Place::new());
     sender.behave(Behaviour { cut: Some(2_000_000), ..Behaviour::default() });
     run(place.options(&sender)).unwrap_err();
-    // Of the size and time of the file that is wanted, but not it.
+    // This file has the size and time of the wanted one, but another content.
     let mtime = tree.0[&b"a"[..]].mtime;
     let mtime = std::time::UNIX_EPOCH + Duration::new(mtime.sec as u64, mtime.nsec);
     fs::write(place.file("other"), noise(3_000_000, 2)).unwrap();
@@ -260,7 +260,7 @@ fn a_part_of_a_former_pull_survives_no_vain_look_at_another_file_and_is_not_miss
 }
 
 #[test]
-fn cancelled_it_ends_and_leaves_the_old_tree() {
+fn a_cancelled_pull_ends_and_leaves_the_old_tree() {
     let old = Tree::default().file("a", "old");
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -280,13 +280,13 @@ fn cancelled_it_ends_and_leaves_the_old_tree() {
 }
 
 #[test]
-fn useless_block_checksums_cost_no_more_than_the_file() {
+fn wrong_block_checksums_cost_no_more_data_than_the_file() {
     let tree = Tree::default().file("a", noise(500_000, 1));
     let (sender, place) = (Sender::of(&tree), Place::new());
     run(place.mirror(&sender)).unwrap();
     let next = Tree::default().file("a", noise(500_000, 2));
     sender.publish(&next);
-    // Every checksum wrong: matches that are none, or nonsense in the header.
+    // First the checksums match nothing; then the header is invalid.
     for wrong in [0u8, 40] {
         sender.tamper(move |number, request, mut frames| {
             if let Request::Sums { items, .. } = request

@@ -1,4 +1,4 @@
-//! A scripted sender: serves trees from memory over the real protocol, honestly or not.
+//! A scripted sender that serves trees from memory over the real protocol, honestly or not.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -23,33 +23,33 @@ use crate::tree::Tree;
 
 pub(crate) const REPOSITORY: &str = "demo";
 
-/// One published state.
+/// A published generation.
 pub(crate) struct Generation {
     pub(crate) encoded: AlignedVec,
     pub(crate) head: Head,
     delta: Option<Vec<u8>>,
     contents: HashMap<Vec<u8>, Vec<u8>>,
-    /// What the disk has instead of a file: the sender will not send it.
+    /// Files that differ on disk, so that the sender does not send them, and the reason it gives.
     failing: HashMap<Vec<u8>, ItemFailure>,
 }
 
-/// Frames instead of the honest ones, for a request.
+/// Replaces the honest frames of an answer. Gets the request's number, the request and those frames.
 pub(crate) type Tamper = Arc<dyn Fn(u32, &Request, Vec<Vec<u8>>) -> Vec<Vec<u8>> + Send + Sync>;
 
 #[derive(Clone, Default)]
 pub(crate) struct Behaviour {
-    /// Time that a reply takes.
+    /// The delay of each reply.
     pub(crate) latency: Duration,
     pub(crate) tamper: Option<Tamper>,
-    /// Bytes instead of the hello.
+    /// Bytes to send instead of the hello.
     pub(crate) hello: Option<Vec<u8>>,
-    /// Bytes of replies after which the connection is cut.
+    /// Number of bytes after which the connection is cut.
     pub(crate) cut: Option<usize>,
-    /// Answers nothing.
+    /// Whether to answer nothing.
     pub(crate) mute: bool,
 }
 
-/// What a sender did.
+/// What a sender received.
 #[derive(Default)]
 pub(crate) struct Log {
     pub(crate) requests: Vec<Request>,
@@ -112,13 +112,13 @@ impl Sender {
         state.generations.push(Arc::new(generation));
     }
 
-    /// Publishes a tree of which some files are no longer as indexed.
+    /// Publishes a tree of which some files have changed since they were indexed.
     pub(crate) fn publish_failing(&self, tree: &Tree, failing: &[(&str, ItemFailure)]) {
         self.publish(tree);
         self.fail(failing);
     }
 
-    /// Some files of the current tree are no longer as indexed.
+    /// Makes some files of the current tree fail.
     pub(crate) fn fail(&self, failing: &[(&str, ItemFailure)]) {
         let mut state = self.state.lock().unwrap();
         let last = state.generations.pop().unwrap();
@@ -135,7 +135,7 @@ impl Sender {
         self.behave(Behaviour { tamper: Some(Arc::new(tamper)), ..Behaviour::default() });
     }
 
-    /// The requests since the last call.
+    /// Returns the requests since the last call.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().unwrap().log.requests)
     }
@@ -145,7 +145,7 @@ impl Sender {
     }
 }
 
-/// A list that is none has no counts, and nobody comes to compare them.
+/// Counts the entries of a list. An invalid list has no counts, and no test compares them.
 fn counts(encoded: &[u8]) -> Counts {
     list::open(encoded).map_or_else(|_| Counts::default(), Counts::of)
 }
@@ -186,10 +186,10 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
         if socket.read_exact(&mut header).is_err() {
             break;
         }
-        let header = FrameHeader::decode(&header, limits::REQUEST_PAYLOAD).expect("a receiver's frames are right");
+        let header = FrameHeader::decode(&header, limits::REQUEST_PAYLOAD).expect("a receiver's frames are valid");
         let mut payload = vec![0; header.len as usize];
         socket.read_exact(&mut payload)?;
-        let request = Request::decode(header.kind, &payload).expect("a receiver's requests are right");
+        let request = Request::decode(header.kind, &payload).expect("a receiver's requests are valid");
         let generations = {
             let mut state = state.lock().unwrap();
             state.log.requests.push(request.clone());
@@ -214,7 +214,7 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
     Ok(())
 }
 
-/// The honest answer, frame by frame.
+/// Returns the honest answer, frame by frame.
 fn answer(generations: &[Arc<Generation>], number: u32, request: &Request) -> Vec<Vec<u8>> {
     let Some(current) = generations.last() else { return vec![refuse(number)] };
     let mut frames = match request {
@@ -238,7 +238,7 @@ fn answer(generations: &[Arc<Generation>], number: u32, request: &Request) -> Ve
             for (place, item) in items.iter().enumerate() {
                 let path = path_of(current, item.row);
                 if let Some(&reason) = current.failing.get(&path) {
-                    // Some of it may have gone out before the sender notices.
+                    // A sender may have sent a part of the file before it notices.
                     let sent = (item.len / 2) as usize;
                     frames.extend(in_frames(number, &vec![b'?'; sent]));
                     frames.push(Reply::ItemFailed { item: place as u32, reason }.frame(number));
@@ -282,10 +282,10 @@ fn refuse(number: u32) -> Vec<u8> {
 }
 
 fn path_of(generation: &Generation, row: u32) -> Vec<u8> {
-    list::open(&generation.encoded).expect("only valid lists are asked about").path(row)
+    list::open(&generation.encoded).expect("only valid lists are requested").path(row)
 }
 
-/// The block checksum record that an indexer writes.
+/// Returns the block checksum record that an indexer would write.
 pub(crate) fn record(content: &[u8]) -> Vec<u8> {
     let scheme = Scheme::for_size(content.len() as u64, &SumsPolicy::default());
     if scheme.is_empty() {

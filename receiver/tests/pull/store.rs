@@ -18,7 +18,7 @@ fn sample() -> Tree {
 }
 
 #[test]
-fn a_pulled_generation_is_the_senders_byte_for_byte() {
+fn the_published_generation_is_the_senders_byte_for_byte() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let next = sample().file("a/big", noise(400_001, 1)).without("s").file("t", "t");
@@ -34,7 +34,7 @@ fn a_pulled_generation_is_the_senders_byte_for_byte() {
 }
 
 #[test]
-fn block_checksums_travel_on_though_only_what_came_was_read() {
+fn block_checksums_are_published_for_all_files_although_only_new_ones_are_read() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let next = sample().renamed("a/big", "renamed").file("new", noise(30_000, 7));
@@ -49,10 +49,10 @@ fn block_checksums_travel_on_though_only_what_came_was_read() {
 }
 
 #[test]
-fn small_files_are_kept_with_their_content_whatever_way_they_came() {
+fn small_files_are_stored_with_their_content_however_they_were_brought() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
-    // One is copied, one fetched, one stays.
+    // One file is copied, one is fetched, one stays.
     let next = sample().file("a/copy", "s").file("new", noise(9_000, 7));
     sender.publish(&next);
     run(place.mirror(&sender)).unwrap();
@@ -66,7 +66,7 @@ fn small_files_are_kept_with_their_content_whatever_way_they_came() {
 }
 
 #[test]
-fn a_content_that_is_damaged_in_the_store_is_found() {
+fn verification_finds_damaged_content_in_the_store() {
     let (sender, place) = (Sender::of(&sample().file("a/text", "some words")), Place::new());
     run(place.mirror(&sender)).unwrap();
     let pack = place.store().join("sums/1.pack");
@@ -79,11 +79,11 @@ fn a_content_that_is_damaged_in_the_store_is_found() {
 }
 
 #[test]
-fn local_facts_are_those_of_the_disk_after_the_last_change() {
+fn local_facts_describe_the_disk_after_the_last_change() {
     use std::os::unix::fs::MetadataExt as _;
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
-    // Names that go change the inodes of those that stay; renames change inodes too.
+    // Removed names change the inodes of the names that remain; renames change inodes too.
     sender.publish(&sample().without("l/one").renamed("a/big", "a/other"));
     run(place.mirror(&sender)).unwrap();
     let held = Store::open(&place.store()).unwrap().current().unwrap().unwrap();
@@ -92,7 +92,8 @@ fn local_facts_are_those_of_the_disk_after_the_last_change() {
         let stat = std::fs::symlink_metadata(place.file(std::str::from_utf8(&path).unwrap())).unwrap();
         let known = held.local().identity(row);
         if path.is_empty() {
-            // Its time changes once more: the staging directory goes after the generation is there.
+            // Its time changes once more, because the staging directory is removed after the generation is
+            // published.
             assert_eq!((known.device, known.inode), (RelativeDevice::Roots, stat.ino()));
             continue;
         }
@@ -106,12 +107,12 @@ fn local_facts_are_those_of_the_disk_after_the_last_change() {
 }
 
 #[test]
-fn facts_that_changed_on_disk_are_published_anew() {
+fn local_facts_that_changed_on_disk_are_published_again() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let file = place.file("a/small");
-    // Away and back: only ctime tells.
+    // The mode changes and changes back, so only the ctime differs.
     for mode in [0o600, 0o644] {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -125,7 +126,7 @@ fn facts_that_changed_on_disk_are_published_anew() {
 }
 
 #[test]
-fn a_pull_of_a_part_lists_the_part_and_remembers_the_whole() {
+fn a_pull_of_a_part_lists_the_part_and_keeps_the_whole_list() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     let mut options = Options { path: b"a".to_vec(), ..place.mirror(&sender) };
     options.filter.exclude(b"small").unwrap();
@@ -136,7 +137,7 @@ fn a_pull_of_a_part_lists_the_part_and_remembers_the_whole() {
     let origin = held.origin().unwrap();
     assert_eq!(origin.head.list_digest, sender.current().head.list_digest);
     assert_eq!(list::open(&sender.current().encoded).unwrap().len(), origin.list.len());
-    // The next list comes as a delta to the whole.
+    // The next list arrives as a delta to the whole list.
     sender.publish(&sample().file("a/big", noise(400_002, 1)));
     let report = run(Options { check: Check::None, ..options }).unwrap();
     assert_eq!(report.files_updated, 1);
@@ -153,7 +154,7 @@ fn a_store_of_another_repository_is_refused() {
 }
 
 #[test]
-fn a_store_that_is_trusted_for_another_tree_is_not_believed() {
+fn a_store_is_not_trusted_for_another_tree() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let elsewhere = place.dir.path().join("elsewhere");
@@ -163,25 +164,25 @@ fn a_store_that_is_trusted_for_another_tree_is_not_believed() {
 }
 
 #[test]
-fn a_tree_in_which_a_pull_did_not_end_is_not_believed() {
+fn a_tree_in_which_a_pull_did_not_end_is_not_trusted() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
-    // As a pull leaves it that is killed among its renames. Then the sender goes back to what was.
+    // The state after a pull was killed among its renames. The sender then returns to the old generation.
     std::fs::create_dir(place.file(".stillmirror-stage")).unwrap();
-    std::fs::write(place.file("a/small"), "of a generation that came to nothing").unwrap();
+    std::fs::write(place.file("a/small"), "of a generation that was never completed").unwrap();
     std::fs::remove_file(place.file("s")).unwrap();
     let trusting = Options { check: Check::None, ..place.mirror(&sender) };
     run(trusting.clone()).unwrap();
     crate::tree::assert_same(&place.dest(), &sample());
     assert_eq!(run(trusting).unwrap().round_trips, 1);
-    // One that had renamed nothing leaves nothing to do but to clear up.
+    // If the killed pull had renamed nothing, there is only the staging directory to remove.
     std::fs::create_dir(place.file(".stillmirror-stage")).unwrap();
     run(place.mirror(&sender)).unwrap();
     crate::tree::assert_same(&place.dest(), &sample());
 }
 
 #[test]
-fn verification_finds_what_differs() {
+fn verification_finds_differences() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let check = || verify(&place.dest(), &place.store(), &Silent, &CancellationToken::new()).unwrap();

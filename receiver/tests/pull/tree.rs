@@ -1,4 +1,4 @@
-//! Small trees in memory, as lists and on disk.
+//! Small trees in memory, which can be encoded as lists and compared with the disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -12,7 +12,7 @@ use stillmirror_protocol::changes::{Changes, Put, apply};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::path;
 
-/// What a path is.
+/// The type and content of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Node {
     File(Vec<u8>),
@@ -21,7 +21,7 @@ pub(crate) enum Node {
     Fifo,
 }
 
-/// A node with its link group, mode and time.
+/// An entry: a node with its link group, mode and time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct At {
     pub(crate) node: Node,
@@ -30,7 +30,7 @@ pub(crate) struct At {
     pub(crate) mtime: Time,
 }
 
-/// Path -> node; the root is the empty path and always there.
+/// Entries by path. The root has the empty path and always exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tree(pub(crate) BTreeMap<Vec<u8>, At>);
 
@@ -97,7 +97,7 @@ impl Tree {
         for (end, _) in path.match_indices('/') {
             self.0.entry(path[..end].into()).or_insert_with(|| at(Node::Dir, 2));
         }
-        // Time follows content, so that a changed file has a changed time.
+        // The time depends on the content, so that a changed file has a changed time.
         let seed = match &node {
             Node::File(content) => content.iter().fold(7u64, |sum, &byte| sum.wrapping_mul(31) + u64::from(byte)),
             _ => 3,
@@ -113,7 +113,7 @@ impl Tree {
         self.0.iter().filter_map(file).collect()
     }
 
-    /// The encoded list.
+    /// Returns the encoded list.
     pub(crate) fn encode(&self) -> AlignedVec {
         let mut changes = Changes::default();
         for (path, at) in &self.0 {
@@ -135,10 +135,10 @@ impl Tree {
                 changes.put(dir, name, entry, 0);
             }
         }
-        apply(None, &changes).expect("a tree is a list").list.encode()
+        apply(None, &changes).expect("a tree is a valid list").list.encode()
     }
 
-    /// The tree on disk; link groups are numbered by their first path.
+    /// Reads a tree from the disk. Link groups are numbered in the order of their first paths.
     pub(crate) fn read(root: &Path) -> Self {
         let mut tree = Self(BTreeMap::new());
         let mut inodes: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
@@ -170,7 +170,8 @@ impl Tree {
         tree
     }
 
-    /// The tree with its link groups numbered as [`Tree::read`] does, and groups of one dissolved.
+    /// Returns the tree with its link groups numbered as by [`Tree::read`]. Groups with one member are
+    /// dissolved.
     pub(crate) fn canonical(&self) -> Self {
         let mut tree = self.clone();
         let mut groups: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
@@ -210,7 +211,7 @@ fn at(node: Node, seed: u64) -> At {
     }
 }
 
-/// Bytes that do not repeat, the same for the same seed.
+/// Returns bytes that do not repeat. They depend only on the length and the seed.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
@@ -223,20 +224,20 @@ pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
-/// Asserts that a directory is what a tree says.
+/// Asserts that a directory has exactly the entries of a tree.
 pub(crate) fn assert_same(dest: &Path, tree: &Tree) {
     let (found, wanted) = (Tree::read(dest), tree.canonical());
     for (path, at) in &wanted.0 {
         let name = String::from_utf8_lossy(path);
         let there = found.0.get(path).unwrap_or_else(|| panic!("'{name}' is missing"));
         if let (Node::File(a), Node::File(b)) = (&there.node, &at.node) {
-            assert!(a == b, "'{name}' has another content");
+            assert!(a == b, "the content of '{name}' differs");
         } else {
             assert_eq!(there.node, at.node, "'{name}'");
         }
-        assert_eq!(there.link, at.link, "'{name}' is linked otherwise");
+        assert_eq!(there.link, at.link, "link group of '{name}'");
         assert_eq!((there.mode, there.mtime), (at.mode, at.mtime), "mode and time of '{name}'");
     }
     let extra: Vec<_> = found.0.keys().filter(|path| !wanted.0.contains_key(*path)).collect();
-    assert!(extra.is_empty(), "too much: {extra:?}");
+    assert!(extra.is_empty(), "unexpected entries: {extra:?}");
 }

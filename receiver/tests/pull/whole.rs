@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sender::{Behaviour, Sender};
 use crate::tree::{Tree, assert_same, noise};
-use crate::{Place, run, run_until, staging_is_gone};
+use crate::{Place, run, run_until, staging_directory_is_removed};
 
 fn sample() -> Tree {
     Tree::default()
@@ -34,7 +34,7 @@ fn a_first_pull_makes_the_tree_that_the_list_describes() {
     assert_same(&place.dest(), &sample());
     assert_eq!((report.files_updated, report.files_linked), (5, 2));
     assert_eq!(report.bytes_literal, 5 + 300_000 + 2_500_000 + 70_000, "a link group is transferred once");
-    assert!(staging_is_gone(&place.dest()));
+    assert!(staging_directory_is_removed(&place.dest()));
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_pull_needs_no_store() {
 }
 
 #[test]
-fn adds_changes_removals_and_renames_arrive() {
+fn additions_changes_removals_and_renames_arrive() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let next = sample()
@@ -66,7 +66,7 @@ fn adds_changes_removals_and_renames_arrive() {
 }
 
 #[test]
-fn without_delete_what_the_sender_lacks_stays() {
+fn without_delete_names_that_the_sender_lacks_remain() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     fs::write(place.file("mine"), "own").unwrap();
     run(Options { delete: false, ..place.options(&sender) }).unwrap();
@@ -74,7 +74,7 @@ fn without_delete_what_the_sender_lacks_stays() {
 }
 
 #[test]
-fn more_deletions_than_allowed_delete_nothing_and_the_rest_is_done() {
+fn too_many_deletions_delete_nothing_but_the_rest_is_done() {
     let before = sample();
     let (sender, place) = (Sender::of(&before), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -82,17 +82,17 @@ fn more_deletions_than_allowed_delete_nothing_and_the_rest_is_done() {
     sender.publish(&next);
     let error = run(Options { max_delete: Some(3), ..place.mirror(&sender) }).unwrap_err();
     let PullError::DeleteLimit { wanted, limit, report } = error else { panic!("{error}") };
-    // pool, a, b and a file each; links and two names.
+    // pool, a, b and a file in each; links and two names in it.
     assert_eq!((wanted, limit, report.files_deleted), (8, 3, 0));
     assert!(place.file("pool/a/a_1.0.deb").exists());
     assert_eq!(fs::read(place.file("README")).unwrap(), b"broken upstream");
-    // The store still knows them: a pull that trusts it deletes them once that is allowed.
+    // The store still lists them, so a pull that trusts it deletes them once that is allowed.
     run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
     assert_same(&place.dest(), &next);
 }
 
 #[test]
-fn a_filter_leaves_out_and_protects() {
+fn a_filter_excludes_names_and_protects_them_from_deletion() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     fs::create_dir_all(place.file("local")).unwrap();
     fs::write(place.file("local/notes"), "mine").unwrap();
@@ -110,7 +110,7 @@ fn a_filter_leaves_out_and_protects() {
 }
 
 #[test]
-fn what_the_filter_protects_stays_where_a_file_takes_its_directorys_name() {
+fn a_name_that_the_filter_protects_remains_if_a_file_replaces_its_directory() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     let mut options = place.mirror(&sender);
     options.filter.exclude(b"*.keep").unwrap();
@@ -130,7 +130,7 @@ fn what_the_filter_protects_stays_where_a_file_takes_its_directorys_name() {
 }
 
 #[test]
-fn a_directory_in_the_way_is_told_every_time_and_stops_nothing_else() {
+fn a_directory_in_the_way_is_reported_every_time_and_stops_nothing_else() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     run(place.mirror(&sender)).unwrap();
     let next = sample().without("pool").file("pool", "a file now");
@@ -143,7 +143,7 @@ fn a_directory_in_the_way_is_told_every_time_and_stops_nothing_else() {
         assert_eq!(fs::read(place.file("README")).unwrap(), readme.as_bytes());
         assert!(place.file("pool/a/a_1.0.deb").exists());
     }
-    // What the last pull could not do counts as a deletion of this one.
+    // A deletion that the last pull was not allowed to make counts again.
     let limited = Options { check: Check::None, max_delete: Some(3), ..place.mirror(&sender) };
     assert!(matches!(run(limited), Err(PullError::DeleteLimit { wanted: 5, .. })));
     run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
@@ -157,7 +157,7 @@ fn a_directory_or_a_single_file_can_be_pulled() {
     assert_eq!(fs::read(place.file("a/a_1.0.deb")).unwrap(), noise(300_000, 1));
     run(Options { path: b"links/two".to_vec(), ..place.options(&sender) }).unwrap();
     assert_eq!(fs::read(place.file("two")).unwrap(), noise(70_000, 3));
-    assert!(place.file("a/a_1.0.deb").exists(), "a single file's pull deletes nothing");
+    assert!(place.file("a/a_1.0.deb").exists(), "a pull of a single file deletes nothing");
     let error = run(Options { path: b"nowhere".to_vec(), ..place.options(&sender) }).unwrap_err();
     assert!(matches!(&error, PullError::Usage(text) if text.contains("nowhere")), "{error}");
 }
@@ -177,7 +177,7 @@ fn a_local_symlink_is_replaced_and_never_followed() {
 }
 
 #[test]
-fn every_type_can_become_every_other() {
+fn an_entry_can_change_from_any_type_to_any_other() {
     let kinds: [fn(Tree) -> Tree; 4] = [
         |tree| tree.file("x", "a file"),
         |tree| tree.dir("x").file("x/inside", "deep"),
@@ -196,7 +196,7 @@ fn every_type_can_become_every_other() {
 }
 
 #[test]
-fn a_full_directory_makes_way_only_where_deletions_are_allowed() {
+fn a_non_empty_directory_is_replaced_only_if_deletions_are_allowed() {
     let (sender, place) = (Sender::of(&Tree::default().file("x", "new")), Place::new());
     fs::create_dir(place.file("x")).unwrap();
     fs::write(place.file("x/mine"), "own").unwrap();
@@ -208,7 +208,7 @@ fn a_full_directory_makes_way_only_where_deletions_are_allowed() {
 }
 
 #[test]
-fn a_later_name_that_is_right_leads_its_link_group() {
+fn a_link_group_is_linked_to_a_later_name_that_is_right() {
     let tree = Tree::default().linked("a", noise(50_000, 9), 1).linked("b", noise(50_000, 9), 1);
     let (sender, place) = (Sender::of(&tree), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -219,7 +219,7 @@ fn a_later_name_that_is_right_leads_its_link_group() {
 }
 
 #[test]
-fn names_of_one_symlink_or_fifo_are_linked_and_parted_again() {
+fn names_of_one_symlink_or_fifo_are_linked_and_separated_again() {
     let names =
         |tree: Tree, name: &str| tree.symlink(&format!("{name}/symlink"), "target").fifo(&format!("{name}/fifo"));
     let grouped = |tree: Tree, name: &str| {
@@ -230,22 +230,22 @@ fn names_of_one_symlink_or_fifo_are_linked_and_parted_again() {
     let report = run(place.mirror(&sender)).unwrap();
     assert_eq!((report.others_made, report.files_linked), (2, 2));
     assert_same(&place.dest(), &linked);
-    // A name that is right already leads.
+    // The others are linked to a name that is right already.
     fs::remove_dir_all(place.file("a")).unwrap();
     run(place.mirror(&sender)).unwrap();
     assert_same(&place.dest(), &linked);
 
-    let mut parted = names(linked, "b");
-    parted.0.get_mut(&b"b/symlink"[..]).unwrap().mtime.sec += 1;
-    parted.0.get_mut(&b"b/fifo"[..]).unwrap().mtime.sec += 1;
-    sender.publish(&parted);
+    let mut separate = names(linked, "b");
+    separate.0.get_mut(&b"b/symlink"[..]).unwrap().mtime.sec += 1;
+    separate.0.get_mut(&b"b/fifo"[..]).unwrap().mtime.sec += 1;
+    sender.publish(&separate);
     run(place.mirror(&sender)).unwrap();
-    assert_same(&place.dest(), &parted);
+    assert_same(&place.dest(), &separate);
     assert!(run(place.mirror(&sender)).unwrap().unchanged);
 }
 
 #[test]
-fn names_that_are_linked_no_longer_become_files_of_their_own() {
+fn names_that_are_no_longer_linked_become_separate_files() {
     let tree = Tree::default().linked("a", "same", 1).linked("b", "same", 1).file("c", "same");
     let (sender, place) = (Sender::of(&tree), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -256,7 +256,7 @@ fn names_that_are_linked_no_longer_become_files_of_their_own() {
 }
 
 #[test]
-fn what_the_sender_cannot_deliver_is_reported_and_the_old_file_stays() {
+fn a_file_that_the_sender_cannot_deliver_is_reported_and_the_old_one_remains() {
     let old = Tree::default().file("a", noise(40_000, 1)).file("b", "old b").file("c", "old c").file("d", "d");
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -274,7 +274,7 @@ fn what_the_sender_cannot_deliver_is_reported_and_the_old_file_stays() {
     let mut now = now;
     now.0.insert(Vec::new(), root);
     assert_same(&place.dest(), &now);
-    // The store says what is there, and the next pull brings the rest, and deletes.
+    // The store lists what the tree has. The next pull brings the rest, and deletes.
     sender.publish(&new);
     let report = run(Options { check: Check::None, ..place.mirror(&sender) }).unwrap();
     assert!(report.failed.is_empty());
@@ -282,7 +282,7 @@ fn what_the_sender_cannot_deliver_is_reported_and_the_old_file_stays() {
 }
 
 #[test]
-fn a_file_that_could_not_be_replaced_is_itself_though_its_content_got_another_name_too() {
+fn a_file_that_was_not_replaced_is_unchanged_even_if_its_content_is_reused_elsewhere() {
     let old = Tree::default().file("log", noise(40_000, 1)).file("log.1", noise(40_000, 2));
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
@@ -298,7 +298,7 @@ fn a_file_that_could_not_be_replaced_is_itself_though_its_content_got_another_na
 }
 
 #[test]
-fn a_dry_run_tells_and_writes_nothing() {
+fn a_dry_run_reports_the_plan_and_writes_nothing() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     let report = run(Options { dry_run: true, ..place.mirror(&sender) }).unwrap();
     assert_eq!(fs::read_dir(place.dest()).unwrap().count(), 0);
@@ -329,7 +329,7 @@ fn checking_by_digest_repairs_what_size_and_time_do_not_show() {
 }
 
 #[test]
-fn two_pulls_into_one_tree_do_not_mix() {
+fn a_second_pull_into_the_same_tree_is_refused() {
     let (sender, place) = (Sender::of(&sample()), Place::new());
     sender.behave(Behaviour { mute: true, ..Behaviour::default() });
     let cancel = CancellationToken::new();
@@ -347,9 +347,9 @@ fn two_pulls_into_one_tree_do_not_mix() {
 }
 
 #[test]
-fn long_runs_of_zeros_take_no_disk_at_first_after_an_update_and_in_a_copy() {
+fn long_runs_of_zeros_take_no_disk_in_new_updated_and_copied_files() {
     use std::os::unix::fs::MetadataExt as _;
-    // 64 pieces of data of 4 KiB, 512 KiB apart.
+    // 64 pieces of data of 4 KiB each, 512 KiB apart.
     let mut image = vec![0; 32 << 20];
     (0..image.len()).step_by(512 << 10).for_each(|at| image[at..at + 4096].copy_from_slice(&noise(4096, at as u64)));
     let tree = Tree::default().file("image", image.clone()).file("twin", image.clone());

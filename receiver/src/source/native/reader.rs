@@ -325,7 +325,7 @@ impl Pace {
 const READ_BYTES: usize = 256 << 10;
 /// Interval at which silence is checked.
 const TICK: Duration = Duration::from_secs(5);
-/// The receiver sends a keepalive request after it was silent for this long.
+/// The receiver sends a keepalive request after the connection was idle for this long.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Maximum time in the queue.
 const QUEUED_TIME: Duration = Duration::from_secs(6 * 3600);
