@@ -1,24 +1,25 @@
-//! What of the last generation's store is damaged, and has to be written again.
+//! Finds what is damaged in the store of the previous generation, so that it can be written again.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use stillmirror_store::Generation;
 
-/// Files that one thread takes at a time.
+/// The number of files that a thread takes at a time.
 const STEP: u32 = 1024;
 
-/// Damage in a store.
+/// The damage in a store.
 #[derive(Debug, Default)]
 pub(crate) struct Damaged {
-    /// Files, by number, whose record cannot be had as it was written.
+    /// The numbers of the files whose record is missing or damaged.
     pub(crate) files: HashSet<u32>,
     /// Whether the compressed list is damaged.
     pub(crate) list: bool,
 }
 
 impl Damaged {
-    /// Reads all that the store keeps of a generation's files. What is left when `stop` becomes true counts as right.
+    /// Reads all records of a generation, and its compressed list. Records that were not read before `stop` became true
+    /// count as right.
     pub(crate) fn find(generation: &Generation, threads: usize, stop: &AtomicBool) -> Self {
         let (files, next) = (generation.list().files(), AtomicU32::new(0));
         let work = || {

@@ -1,4 +1,4 @@
-//! Why nothing was indexed.
+//! The errors of a run.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,41 +8,41 @@ use stillmirror_protocol::path::{Escaped, PathError};
 use stillmirror_store::StoreError;
 use thiserror::Error;
 
-/// Why nothing was indexed. The store's current generation is what it was.
+/// An error that ended a run. The store's current generation is unchanged.
 #[derive(Debug, Error)]
 pub enum IndexError {
-    // The caller's.
-    /// The repository's root is not there.
+    // Caused by the caller.
+    /// The repository's root does not exist.
     #[error("the root {} does not exist", .0.display())]
     NoRoot(PathBuf),
-    /// The root is something else.
+    /// The repository's root is not a directory.
     #[error("the root {} is not a directory", .0.display())]
     RootNotADirectory(PathBuf),
-    /// The store would be its own repository.
+    /// The store and the root are the same directory.
     #[error("the store {} is the root itself: give the store a directory of its own", .0.display())]
     StoreIsRoot(PathBuf),
-    /// A path said to have changed that cannot be one.
-    #[error("the changed path '{}' is refused: {error}; give paths relative to the root", Escaped(.path))]
+    /// A changed path is invalid.
+    #[error("invalid changed path '{}': {error}; give paths relative to the root", Escaped(.path))]
     ChangedPath {
         /// The path.
         path: Vec<u8>,
         /// What is wrong with it.
         error: PathError,
     },
-    /// The stop flag was raised.
+    /// The stop flag was set.
     #[error("stopped before the generation was published")]
     Stopped,
 
-    // The host's.
-    /// The root has no entries at all, and the current generation has files. See
+    // Caused by the host.
+    /// The root has no entries, but the current generation has files. See
     /// [`Options::allow_empty`](crate::Options::allow_empty).
     #[error("the root {} is empty, and generation {generation} has {files} file{}: is it mounted?", .path.display(), if *.files == 1 { "" } else { "s" })]
     EmptyRoot {
         /// The root.
         path: PathBuf,
-        /// The store's number of its current generation.
+        /// The current generation's number in the store.
         generation: u64,
-        /// Regular files in that.
+        /// The number of regular files in the current generation.
         files: u64,
     },
     /// The root cannot be read.
@@ -50,15 +50,15 @@ pub enum IndexError {
     Root {
         /// The root.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
-    /// The store.
+    /// The store cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
 
-    // The tree's size.
-    /// The tree is larger than a list can be.
-    #[error("the tree does not make a file list: {0}")]
+    // Caused by the tree's size.
+    /// The tree is too large for a list.
+    #[error("cannot build a file list of the tree: {0}")]
     Build(#[from] ApplyError),
 }

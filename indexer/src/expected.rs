@@ -1,13 +1,13 @@
-//! Which of the found files hold a content that is indexed already, so that they need not be read. Where one is read all
-//! the same, that is the content to be found.
+//! Determines which of the found files have a content that is already indexed, so that they need not be read. If such a
+//! file is read all the same, this is the content that it is expected to have.
 //!
-//! A found file has the content of a row if it is that row's inode, with that size and those times; its name does not
-//! matter. If its ctime alone is later, something has happened to the inode, and what that was is not recorded
-//! anywhere. It is taken for one of the harmless things if there is a trace of it: another mode or owner, another number
-//! of links, another name. Where there is none, the file is read.
+//! A found file has the content of a row if it has the row's inode, size and times. Its name does not matter. If only its
+//! ctime is later, something has happened to the inode, and the file system does not record what. It is considered
+//! harmless if there is a trace of a harmless operation: another mode or owner, another number of links, or another name.
+//! Without such a trace, the file is read.
 //!
-//! An inode number is given to a new file once the old one is gone, and trees are full of files of equal size and time. So
-//! the inode must have been there when the row was written: it is no younger than the ctime in the row.
+//! The inode number of a removed file is given to a new file, and trees are full of files of equal size and time. So the
+//! inode must have existed when the row was written: its birth time must not be later than the ctime in the row.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,28 +20,28 @@ use crate::options::{CtimeRule, Options};
 use crate::tree::{Facts, Tree};
 use crate::walk::{Findings, Found, Old};
 
-/// Inodes as rows know them.
+/// An inode, as rows identify it.
 type InodeKey = (RelativeDevice, u64);
 
-/// The rows whose contents found files should have, by the place of the file among all that was found.
+/// The expected contents of found files, by the file's index among all found names.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     rows: HashMap<usize, Expectation>,
 }
 
-/// What a found file should hold.
+/// The content that a found file is expected to have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expectation {
     /// The row of the old list that has this content.
     pub(crate) row: u32,
-    /// Whether the file is read all the same.
+    /// Whether the file is read nevertheless.
     pub(crate) is_checked: bool,
-    /// Whether another content can only be rot: nobody has written to the file since the row was.
+    /// Whether a different content can only be rot, because nothing has written to the file since the row was written.
     pub(crate) is_certain: bool,
 }
 
 impl Expected {
-    /// Judges all found files.
+    /// Determines the expected contents of all found files.
     pub(crate) fn of(findings: &Findings, old: Old<'_>, tree: &Tree, options: &Options) -> Self {
         let traces = Traces::of(findings, old);
         let elsewhere = rows_of(&inodes_elsewhere(findings, old, &traces), old);
@@ -59,23 +59,23 @@ impl Expected {
         };
         let rows = files.filter_map(|(at, dir, found)| {
             let row = row_of(found)?;
-            let is_again = found.is_to_be_read || old.again.has(old.list.row(row), old.local);
-            let is_checked = is_again || must_be_read(row, dir, found);
+            let is_reread = found.is_to_be_read || old.rereads.includes(old.list.row(row), old.local);
+            let is_checked = is_reread || must_be_read(row, dir, found);
             let is_certain = old.local.last_seen(row) == found.facts.identity || old.local.is_rotten(row);
             Some((at, Expectation { row, is_checked, is_certain }))
         });
         Self { rows: rows.collect() }
     }
 
-    /// What the file at that place should hold.
+    /// Returns what the found file with this index is expected to contain. `None` if that is unknown.
     pub(crate) fn at(&self, found: usize) -> Option<Expectation> {
         self.rows.get(&found).copied()
     }
 }
 
-/// Inodes of whose names some came or went.
+/// Inodes that have gained or lost names.
 struct Traces {
-    /// Inodes that have a name that the index knows for another inode, or not at all.
+    /// Inodes with a name that is new, or that belonged to another inode.
     appeared: HashSet<InodeKey>,
     /// Inodes that have lost one of several names.
     vanished: HashSet<InodeKey>,
@@ -99,7 +99,8 @@ impl Traces {
     }
 }
 
-/// Inodes that may be in the old list under other names than those that they have now: none, if all that appeared is new.
+/// Returns the inodes that may be in the old list under other names. Inodes that were born after the old list was created
+/// are not among them.
 fn inodes_elsewhere(findings: &Findings, old: Old<'_>, traces: &Traces) -> HashSet<InodeKey> {
     let files = findings.found().map(|(_, _, found)| found.facts).filter(Facts::is_file);
     let older = files.filter(|facts| facts.born.is_none_or(|born| born <= old.created));
@@ -107,7 +108,8 @@ fn inodes_elsewhere(findings: &Findings, old: Old<'_>, traces: &Traces) -> HashS
     keys.filter(|key| traces.appeared.contains(key)).collect()
 }
 
-/// The files of the old list that are these inodes. Goes over all of the list, unless there are none.
+/// Returns the rows of the old list that are regular files with one of these inodes. Reads the whole list, unless
+/// `inodes` is empty.
 fn rows_of(inodes: &HashSet<InodeKey>, old: Old<'_>) -> HashMap<InodeKey, Vec<u32>> {
     let mut rows: HashMap<InodeKey, Vec<u32>> = HashMap::new();
     let all = if inodes.is_empty() { 0..0 } else { 0..old.list.len() };
@@ -127,7 +129,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Whether a file has the content of a row. `is_own` says that it has the row's name.
+    /// Returns whether a file has the content of a row. `is_own` tells whether the file has the row's name.
     fn has_content_of(&self, row: u32, facts: &Facts, is_own: bool) -> bool {
         let (was, row) = (self.old.local.last_seen(row), self.old.list.row(row));
         let is_like = row.is_file() && row.size() == facts.size && row.mtime() == facts.mtime;
@@ -137,10 +139,11 @@ impl Judge<'_> {
         if was == facts.identity {
             return true;
         }
-        // Which other device it is, nobody knows: it may be another one than before, with the same numbers.
+        // A row only says that a file was on another device, not on which one. It may be a different device now, with
+        // the same inode number.
         let is_old_inode = was.device == RelativeDevice::Roots && facts.born.is_some_and(|born| born <= was.ctime);
         if self.old.local.is_rotten(row.number()) {
-            // What was done to it since has not made it right. Another mtime would say that it is meant.
+            // A later ctime does not mean that the file was repaired. A new mtime would mean that its content is intended.
             return is_own || is_old_inode;
         }
         let is_later = facts.identity.ctime > was.ctime;
@@ -151,13 +154,13 @@ impl Judge<'_> {
         }
     }
 
-    /// Whether others may read a file than could read it as the row has it. The indexer may no longer be among them.
+    /// Returns whether the file's mode or owner differs from the row's. The indexer may no longer be allowed to read it.
     fn has_other_permissions(&self, row: Row<'_>, facts: &Facts) -> bool {
         let owner = row.owner();
         row.mode() != facts.mode || (owner.uid, owner.gid) != (facts.uid, facts.gid)
     }
 
-    /// Whether a small file's content is to be kept from now on, because everybody may read it.
+    /// Returns whether the content of a small file is kept from now on, because everybody may read it now.
     fn may_be_kept_now(&self, row: u32, facts: &Facts) -> bool {
         let was = self.old.list.row(row);
         let is_open_now = was.mode() & READ_BY_OTHERS == 0 && facts.mode & READ_BY_OTHERS != 0;
@@ -165,7 +168,7 @@ impl Judge<'_> {
         is_open_now && record.content == 0 && facts.size <= self.options.kept_content()
     }
 
-    /// Whether there is a trace of something that sets an inode's ctime and leaves its content alone.
+    /// Returns whether there is a trace of an operation that sets an inode's ctime without changing its content.
     fn is_explained(&self, row: Row<'_>, facts: &Facts) -> bool {
         let key = facts.identity.inode_key();
         self.has_other_permissions(row, facts)

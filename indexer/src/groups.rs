@@ -1,31 +1,32 @@
-//! Link groups: which names must be told anew because the inodes behind them changed.
+//! Determines which names must be put again because their link groups changed.
 //!
-//! A list carries a group along by itself as long as its names stay. Whatever else happens to the names
-//! of an inode, all of them are put with one number.
+//! When changes are applied to a list, a group whose names all stay is carried over. In all other cases, all names of an
+//! inode are put with one group number.
 
 use std::collections::HashMap;
 
 use stillmirror_protocol::entry::Kind;
 
-/// One name of an inode that a walk has looked at, and that has several names or had.
+/// A name of an inode that has or had several names, as found by a walk.
 #[derive(Debug)]
 pub(crate) struct Member {
-    /// Device and inode, and what was found there: names with equal keys are one inode, of one content.
+    /// Device, inode, and what was found there. Names with equal keys are one inode with one content.
     pub(crate) key: (u64, u64, Kind),
-    /// The leader of its old group, when its row stays as it is. None: it is put in any case.
+    /// Set if the name's row stays as it is, unless its group changes. `None` if the name is put in any case.
     pub(crate) stays: Option<Stays>,
 }
 
-/// A name whose row stays as it is, unless its group changes.
+/// A name whose row stays as it is, unless its group changes. `old_leader` is the leader of its old group, if it had one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stays {
     pub(crate) old_leader: Option<u32>,
 }
 
-/// The members that must be put, with their group's number. None: a single name now.
+/// Returns the indices of the members that must be put, with the number of their group. The number is `None` for a name
+/// that is no longer in a group.
 ///
-/// `all_seen` says whether every name of the old list was looked at or is gone. If one may be left that
-/// was not, a name is never trusted to have lost its group by being the only one left.
+/// `all_seen` tells whether every name in the old list was looked at or is gone. If it is false, other names of the same
+/// group may be left. A single name is then put without a group rather than left to lose its group by itself.
 pub(crate) fn regroup(members: &[&Member], all_seen: bool) -> Vec<(usize, Option<u64>)> {
     let mut groups: HashMap<&(u64, u64, Kind), Vec<usize>> = HashMap::new();
     let mut staying: HashMap<u32, Vec<usize>> = HashMap::new();
@@ -36,7 +37,7 @@ pub(crate) fn regroup(members: &[&Member], all_seen: bool) -> Vec<(usize, Option
         }
     }
     let old_leader = |at: usize| members[at].stays.and_then(|stays| stays.old_leader);
-    // In the members' order, so that the same tree gives the same delta.
+    // Go in the members' order, so that the same tree produces the same delta.
     let mut puts = Vec::new();
     let mut number = 0;
     for (at, member) in members.iter().enumerate() {
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_stays_is_not_told() {
+    fn an_unchanged_group_is_not_put() {
         assert_eq!(regrouped(&[stays(1, Some(7)), stays(1, Some(7))], true), []);
     }
 
@@ -89,24 +90,24 @@ mod tests {
     }
 
     #[test]
-    fn two_groups_that_become_one_are_put() {
+    fn two_groups_that_merge_are_put() {
         let members = [stays(1, Some(7)), stays(1, Some(7)), stays(1, Some(9)), stays(1, Some(9))];
         assert_eq!(regrouped(&members, true).len(), 4);
     }
 
     #[test]
-    fn names_that_fell_apart_are_put_as_single_ones() {
+    fn names_of_a_group_that_split_up_are_put_without_a_group() {
         assert_eq!(regrouped(&[stays(1, Some(7)), stays(2, Some(7))], true), [(0, None), (1, None)]);
     }
 
     #[test]
-    fn the_last_name_of_a_group_needs_no_telling_unless_others_were_not_seen() {
+    fn the_last_name_of_a_group_is_only_put_if_others_may_be_unseen() {
         assert_eq!(regrouped(&[stays(1, Some(7))], true), []);
         assert_eq!(regrouped(&[stays(1, Some(7))], false), [(0, None)]);
     }
 
     #[test]
-    fn a_name_that_leaves_a_group_splits_it() {
+    fn when_a_name_leaves_a_group_the_rest_is_put() {
         let members = [stays(1, Some(7)), stays(1, Some(7)), stays(2, Some(7))];
         assert_eq!(regrouped(&members, true), [(0, Some(0)), (1, Some(0))]);
     }

@@ -1,4 +1,7 @@
-//! Reading files: all digests, the block checksums and what is kept of them in one pass, and never of a file in motion.
+//! Reads files once for all digests, the block checksums and the kept content, and never accepts a file that changes
+//! while it is read.
+//!
+//! [`Jobs::of`] selects the files, and [`Reading::run`] reads them on all threads.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,22 +28,22 @@ use crate::report::Progress;
 use crate::tree::{self, Facts, Tree};
 use crate::walk::{Findings, Found};
 
-/// All files to be read: each inode once, under whichever of its names is still there.
+/// All files to be read. Each inode is read once, by the first of its names that still exists.
 #[derive(Debug)]
 pub(crate) struct Jobs<'a> {
-    /// Names of one job stand together.
+    /// The names, with those of one job in a row.
     names: Vec<Name<'a>>,
     jobs: Vec<Job>,
 }
 
 #[derive(Debug)]
 struct Name<'a> {
-    /// Its place among all found names, directory after directory.
+    /// The name's index among all found names, directory after directory.
     found: usize,
     dir: &'a [u8],
     name: &'a [u8],
     facts: &'a Facts,
-    /// Whether it is read to see whether the disk still has what is expected.
+    /// Whether the file is read to check that the disk still has the expected content.
     is_checked: bool,
 }
 
@@ -50,67 +53,69 @@ struct Job {
     size: u64,
 }
 
-/// What reading a file gave.
+/// The outcome of reading one file.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// Its content, as it was in one state of the file.
+    /// The content was read completely in one state of the file.
     Read {
         digests: Digests,
         record: RecordAt,
-        /// That state, when it is another than the walk saw.
+        /// The facts of that state. `None` if they are those that the walk saw.
         facts: Option<Box<Facts>>,
     },
-    /// It changed whenever it was read.
+    /// The file changed during every attempt to read it.
     Torn,
-    /// It is gone, or something else has its name.
+    /// The file is gone, or something else has its name.
     Gone,
-    /// It cannot be read.
+    /// The file cannot be read.
     Unreadable(Errno),
 }
 
-/// What reading all files gave.
+/// The outcomes of reading all files.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
     outcomes: Vec<Outcome>,
-    /// For each found name, its outcome's place.
+    /// The index of the outcome of each found name that was read.
     by_found: HashMap<usize, u32>,
     pub(crate) files: u64,
     pub(crate) bytes: u64,
 }
 
-/// What reading needs.
+/// The context of reading.
 pub(crate) struct Reading<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) options: &'a Options,
     pub(crate) draft: &'a Draft,
-    pub(crate) known: Known<'a>,
-    /// When the walk had seen the last of the files.
+    pub(crate) known: KnownRecords<'a>,
+    /// When the walk ended, and so had seen all files.
     pub(crate) walked: Instant,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) stop: &'a AtomicBool,
 }
 
-/// Why reading ended for all files.
+/// An error that ends the reading of all files.
 #[derive(Debug)]
 pub(crate) enum ReadingError {
     Stopped,
     Store(StoreError),
 }
 
-/// Why one file could not be read.
-enum Trouble {
-    File(Errno),
+/// An error from reading one file.
+enum FileError {
+    /// Only this file cannot be read.
+    Io(Errno),
+    /// Reading ends for all files.
     All(ReadingError),
 }
 
-impl From<Errno> for Trouble {
+impl From<Errno> for FileError {
     fn from(error: Errno) -> Self {
-        Self::File(error)
+        Self::Io(error)
     }
 }
 
 impl<'a> Jobs<'a> {
-    /// The regular files among what a walk found, but for those of a content that is known without reading.
+    /// Selects the regular files among the findings of a walk, except those whose content is known without reading.
     pub(crate) fn of(findings: &'a Findings, expected: &Expected) -> Self {
         let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
         let name = |(found, dir, file): (usize, &'a Vec<u8>, &'a Found)| {
@@ -120,7 +125,8 @@ impl<'a> Jobs<'a> {
             is_read.then_some(Name { found, dir, name: &file.name, facts: &file.facts, is_checked })
         };
         let mut names: Vec<Name<'a>> = files.filter_map(name).collect();
-        // Only linked files need their names brought together; the rest stays in the tree's order.
+        // Only the names of linked files must be brought together. The sort is stable, so the rest stays in the tree's
+        // order.
         let inode = |name: &Name<'_>| (name.facts.links > 1).then(|| name.facts.inode());
         names.sort_by_key(inode);
         let mut jobs = Vec::new();
@@ -129,7 +135,7 @@ impl<'a> Jobs<'a> {
             jobs.push(Job { names: start..start + run.len(), size: run[0].facts.size });
             start += run.len();
         }
-        // The largest first, so that no core is left alone with one at the end.
+        // The largest come first, so that no core is left alone with one at the end.
         jobs.sort_by_key(|job| std::cmp::Reverse(if job.size >= LARGE { job.size } else { 0 }));
         Self { names, jobs }
     }
@@ -143,14 +149,14 @@ impl Reading<'_> {
         let work = || {
             let (buffer, content) = (vec![0; BUFFER], Vec::new());
             let mut worker =
-                Worker { reading: self, buffer, content, passed_by_all: None, files: 0, bytes: 0, told: (0, 0) };
+                Worker { reading: self, buffer, content, passed_by_all: None, files: 0, bytes: 0, reported: (0, 0) };
             let mut outcomes = Vec::new();
             while let Some(job) = jobs.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 outcomes.push((job, worker.read(&jobs.names[job.names.clone()])?));
                 worker.files += 1;
-                worker.tell(TELL_FILES);
+                worker.report(REPORT_FILES);
             }
-            worker.tell(1);
+            worker.report(1);
             Ok((outcomes, worker.files, worker.bytes))
         };
         let threads = self.options.thread_count().min(jobs.jobs.len());
@@ -176,7 +182,7 @@ impl Reading<'_> {
 }
 
 impl Outcomes {
-    /// What reading gave for the name at that place among all found ones; none when it was no job.
+    /// Returns the outcome for the found name with this index. `None` if it was not to be read.
     pub(crate) fn of(&self, found: usize) -> Option<&Outcome> {
         self.by_found.get(&found).map(|&place| &self.outcomes[place as usize])
     }
@@ -185,14 +191,14 @@ impl Outcomes {
 struct Worker<'a> {
     reading: &'a Reading<'a>,
     buffer: Vec<u8>,
-    /// Of the file in hand, when that is to be kept.
+    /// The content of the current file, if it is to be kept.
     content: Vec<u8>,
-    /// Whether everybody may go to the directory that was asked for last.
+    /// The last directory that was looked up, and whether everybody may reach it.
     passed_by_all: Option<(&'a [u8], bool)>,
     files: u64,
     bytes: u64,
-    /// Files and bytes that the listener knows of.
-    told: (u64, u64),
+    /// The files and bytes that were reported as progress.
+    reported: (u64, u64),
 }
 
 impl<'a> Worker<'a> {
@@ -213,25 +219,25 @@ impl<'a> Worker<'a> {
             match self.read_once(&path, name, linked) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
-                Err(Trouble::File(error)) if tree::is_gone(error) || error == Errno::NXIO => return Ok(Outcome::Gone),
-                Err(Trouble::File(error)) => return Ok(Outcome::Unreadable(error)),
-                Err(Trouble::All(error)) => return Err(error),
+                Err(FileError::Io(error)) if tree::is_gone(error) || error == Errno::NXIO => return Ok(Outcome::Gone),
+                Err(FileError::Io(error)) => return Ok(Outcome::Unreadable(error)),
+                Err(FileError::All(error)) => return Err(error),
             }
         }
         Ok(Outcome::Torn)
     }
 
-    /// Reads a file through; none when it was in motion. The state before must be the state after, so that
-    /// what was read is one state's content.
-    fn read_once(&mut self, path: &[u8], name: &Name<'a>, linked: bool) -> Result<Option<Outcome>, Trouble> {
+    /// Reads a file completely. `None` if it changed meanwhile: the state after reading must be the state before, so that
+    /// the content is that of one state.
+    fn read_once(&mut self, path: &[u8], name: &Name<'a>, linked: bool) -> Result<Option<Outcome>, FileError> {
         let file = self.reading.tree.open_file(path)?;
-        let Some(before) = self.settled(&file, name.facts)? else { return Ok(None) };
-        // Another inode under one of several names: what was asked for may still be under another.
+        let Some(before) = self.stable_facts(&file, name.facts)? else { return Ok(None) };
+        // If one of several names belongs to another inode now, the wanted inode may still have another name.
         if !before.is_file() || (linked && before.inode() != name.facts.inode()) {
             return Ok(Some(Outcome::Gone));
         }
         if name.is_checked {
-            // What lies in memory says nothing of the disk.
+            // The content in the page cache would tell nothing about the disk.
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         let mut sums = self.sums_builder(path, before.size);
@@ -247,11 +253,12 @@ impl<'a> Worker<'a> {
         Ok(Some(Outcome::Read { digests, record, facts }))
     }
 
-    /// The facts of an open file once no later write can leave them as they are; none when they keep changing.
+    /// Waits until any later write must change the facts of an open file, and returns them. `None` if they keep changing.
     ///
-    /// What is written within one tick of the clock that stamps the file keeps its `ctime`. That clock may be
-    /// another host's, and any clock may have been set: what counts is how long these facts have been seen.
-    fn settled(&self, file: &File, walked: &Facts) -> Result<Option<Facts>, Errno> {
+    /// A write within the same tick of the clock that stamps the file leaves its ctime unchanged. That clock may be another
+    /// host's, and any clock may have been set. So the ctime is not compared with a clock: what counts is for how long
+    /// the facts have stayed the same.
+    fn stable_facts(&self, file: &File, walked: &Facts) -> Result<Option<Facts>, Errno> {
         let (mut seen, mut identity) = (self.reading.walked, walked.identity);
         for _ in 0..TRIES {
             let facts = self.reading.tree.facts_of(file)?;
@@ -274,7 +281,8 @@ impl<'a> Worker<'a> {
         made.then(|| SumsBuilder::new(scheme, size))
     }
 
-    /// Whether everybody may go to a directory: what lies in another one is nobody's to find in the store.
+    /// Returns whether everybody may reach a directory. The contents of files in other directories are not kept in the
+    /// store.
     fn is_passed_by_all(&mut self, dir: &'a [u8]) -> bool {
         if let Some((_, known)) = self.passed_by_all.filter(|(known, _)| *known == dir) {
             return known;
@@ -289,27 +297,28 @@ impl<'a> Worker<'a> {
         passed
     }
 
-    /// Digests of the first `size` bytes, with the bytes themselves if it `keeps` them; none when there are fewer.
+    /// Computes the digests of the first `size` bytes, and stores the bytes in `self.content` if `keeps` is set. `None` if
+    /// the file is shorter.
     fn read_through(
         &mut self,
         file: &File,
         size: u64,
         keeps: bool,
         mut sums: Option<&mut SumsBuilder>,
-    ) -> Result<Option<Digests>, Trouble> {
+    ) -> Result<Option<Digests>, FileError> {
         let options = self.reading.options;
         let mut sha256 = Sha256::new();
         let mut xxh128 = options.xxh128.then(XxHash3_128::new);
         let mut md5 = options.md5.then(Md5::new);
         if size > BUFFER as u64 {
-            // Advice: its failure costs nothing but speed.
+            // This is only advice: a failure costs nothing but speed.
             let _ = fadvise(file, 0, None, Advice::Sequential);
         }
         self.content.clear();
         let (mut done, mut cached) = (0, 0);
         while done < size {
             if self.reading.stop.load(Ordering::Relaxed) {
-                return Err(Trouble::All(ReadingError::Stopped));
+                return Err(FileError::All(ReadingError::Stopped));
             }
             let wanted = (size - done).min(BUFFER as u64) as usize;
             let read = match rustix::io::read(file, &mut self.buffer[..wanted]) {
@@ -328,7 +337,7 @@ impl<'a> Worker<'a> {
             }
             done += read as u64;
             self.bytes += read as u64;
-            self.tell(TELL_FILES);
+            self.report(REPORT_FILES);
             if options.drop_cache && size >= LARGE && (done - cached >= DROP_STEP || done == size) {
                 let _ = fadvise(file, cached, NonZeroU64::new(done - cached), Advice::DontNeed);
                 cached = done;
@@ -341,56 +350,58 @@ impl<'a> Worker<'a> {
         }))
     }
 
-    /// Tells the listener, now and then.
-    fn tell(&mut self, files: u64) {
-        let (new_files, new_bytes) = (self.files - self.told.0, self.bytes - self.told.1);
-        if new_files >= files || new_bytes >= TELL_BYTES {
+    /// Reports progress if there are at least `files` new files, or enough new bytes.
+    fn report(&mut self, files: u64) {
+        let (new_files, new_bytes) = (self.files - self.reported.0, self.bytes - self.reported.1);
+        if new_files >= files || new_bytes >= REPORT_BYTES {
             self.reading.progress.hashed(new_files, new_bytes);
-            self.told = (self.files, self.bytes);
+            self.reported = (self.files, self.bytes);
         }
     }
 }
 
-/// Records by the content that they are of, so that equal files share one.
-pub(crate) struct Known<'a> {
+/// The records in the store by content, so that equal files share one.
+pub(crate) struct KnownRecords<'a> {
     old: Option<&'a Generation>,
-    /// Rows of the old list that have a record, by the digest's first bytes. Made at the first use.
+    /// The rows of the old list that have a record, by the first bytes of the digest. Filled at the first use.
     old_rows: OnceLock<HashMap<[u8; 8], u32>>,
     new: Mutex<HashMap<Digest, RecordAt>>,
 }
 
-impl<'a> Known<'a> {
+impl<'a> KnownRecords<'a> {
     pub(crate) fn of(old: Option<&'a Generation>) -> Self {
         Self { old, old_rows: OnceLock::new(), new: Mutex::default() }
     }
 
-    /// Where the record of a file with that digest lies; it is written unless there is one that has as much.
+    /// Returns the location of a record for the file with this digest. Appends one to the draft's pack, unless there is a
+    /// record that has block checksums and content where these are given.
     fn put(
         &self,
         digest: Digest,
         draft: &Draft,
         sums: Option<SumsBuilder>,
         content: &[u8],
-    ) -> Result<RecordAt, Trouble> {
+    ) -> Result<RecordAt, FileError> {
         if sums.is_none() && content.is_empty() {
             return Ok(RecordAt::default());
         }
-        let does = |at: &RecordAt| (sums.is_none() || at.sums > 0) && (content.is_empty() || at.content > 0);
-        if let Some(at) = self.in_old(digest).filter(does) {
+        let suffices = |at: &RecordAt| (sums.is_none() || at.sums > 0) && (content.is_empty() || at.content > 0);
+        if let Some(at) = self.in_old(digest).filter(suffices) {
             return Ok(at);
         }
-        // Held until the record is written: another thread may have just read the same content.
+        // The lock is held until the record is written, because another thread may have just read the same content.
         let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = new.get(&digest).filter(|at| does(at)) {
+        if let Some(at) = new.get(&digest).filter(|at| suffices(at)) {
             return Ok(*at);
         }
         let sums = sums.map_or_else(Vec::new, SumsBuilder::finish);
         let written = draft.append(digest, Record { sums: &sums, content });
-        let at = written.map_err(|error| Trouble::All(ReadingError::Store(error)))?;
+        let at = written.map_err(|error| FileError::All(ReadingError::Store(error)))?;
         new.insert(digest, at);
         Ok(at)
     }
 
+    /// Returns the location of an undamaged record in the old generation.
     fn in_old(&self, digest: Digest) -> Option<RecordAt> {
         let generation = self.old?;
         let (list, local) = (generation.list(), generation.local());
@@ -413,16 +424,17 @@ fn first_bytes(digest: Digest) -> [u8; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Bytes of one read: large enough that system calls do not count, small enough to stay in a core's cache
-/// while all digests pass over it.
+/// Bytes per read. This is large enough that the cost of system calls does not matter, and small enough for the buffer to
+/// stay in a core's cache while all digests are computed.
 const BUFFER: usize = 256 << 10;
-/// From this size on a file is read first, and dropped from the page cache afterwards.
+/// Files of this size (in bytes) or more are read first, and dropped from the page cache afterwards.
 const LARGE: u64 = 16 << 20;
-/// How much of a large file stays in the page cache while it is read.
+/// How many bytes of a large file stay in the page cache while it is read.
 const DROP_STEP: u64 = 16 << 20;
-/// How often a file in motion is read.
+/// How often reading a file is tried while it keeps changing.
 const TRIES: u32 = 3;
-/// Longer than a tick of any kernel's clock (10 ms at 100 Hz).
+/// How long the facts of a file must stay the same. It is longer than a tick of any kernel's clock (10 ms at 100 Hz).
 const SETTLE: Duration = Duration::from_millis(20);
-const TELL_FILES: u64 = 64;
-const TELL_BYTES: u64 = 4 << 20;
+/// Progress is reported after this many files or bytes.
+const REPORT_FILES: u64 = 64;
+const REPORT_BYTES: u64 = 4 << 20;

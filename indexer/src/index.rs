@@ -1,4 +1,4 @@
-//! One run, stage by stage.
+//! Runs the stages of one run in order.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -13,21 +13,21 @@ use stillmirror_store::{Draft, Generation, Store, StoreError, StoreLock};
 use crate::damaged::Damaged;
 use crate::error::IndexError;
 use crate::expected::Expected;
-use crate::hash::{Jobs, Known, Outcomes, Reading, ReadingError};
+use crate::hash::{Jobs, KnownRecords, Outcomes, Reading, ReadingError};
 use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
 use crate::publish::publish;
 use crate::report::{Problem, Progress, Report};
-use crate::scrub::{Again, Turn};
+use crate::scrub::{Rereads, Turn};
 use crate::settle::{Settled, settle};
 use crate::tree::{self, Tree};
 use crate::walk::{Findings, Old, Walk};
 
-/// Indexes a repository: compares the tree with the store's current generation and publishes another one
-/// if they differ.
+/// Indexes a repository: compares the tree with the store's current generation, and publishes a new generation if they
+/// differ.
 ///
-/// `stop` ends the run soon after it becomes true, with [`IndexError::Stopped`]. Whatever ends a run early,
-/// the store keeps its current generation.
+/// The run ends with [`IndexError::Stopped`] soon after `stop` becomes true. If a run fails, the store keeps its current
+/// generation.
 pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> Result<Report, IndexError> {
     let started = Instant::now();
     let tree = open_root(&options.root)?;
@@ -37,7 +37,7 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let lock = store.lock()?;
     let before = store.current()?;
     refuse_emptied(options, &tree, before.as_ref())?;
-    let fewer;
+    let with_fewer_digests;
     let damaged = match &before {
         Some(before) if options.verify_store => Damaged::find(before, options.thread_count(), stop),
         _ => Damaged::default(),
@@ -45,15 +45,15 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let is_whole = changed_from.is_none() && before.is_some();
     let turn = options.scrub.filter(|_| is_whole).map(|share| Turn::next(&store, share));
     let report = Report { damaged: damaged.files.len() as u64, ..Report::default() };
-    let again = Again::new(damaged.files, turn);
+    let rereads = Rereads::new(damaged.files, turn);
     let list_is_damaged = damaged.list;
-    let mut run = IndexRun { options, progress, stop, tree, store, lock, again: &again, list_is_damaged, report };
+    let mut run = IndexRun { options, progress, stop, tree, store, lock, rereads: &rereads, list_is_damaged, report };
     run.report.time.open = started.elapsed();
-    if let Ended::ForWantOfDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
-        let has = before.as_ref().map(Generation::list);
-        let (xxh128, md5) = has.map_or((false, false), |list| (list.has_xxh128(), list.has_md5()));
-        fewer = Options { xxh128: options.xxh128 && xxh128, md5: options.md5 && md5, ..options.clone() };
-        run = IndexRun { options: &fewer, ..run };
+    if let RunEnd::CannotAddDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
+        let list = before.as_ref().map(Generation::list);
+        let (xxh128, md5) = list.map_or((false, false), |list| (list.has_xxh128(), list.has_md5()));
+        with_fewer_digests = Options { xxh128: options.xxh128 && xxh128, md5: options.md5 && md5, ..options.clone() };
+        run = IndexRun { options: &with_fewer_digests, ..run };
         run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())?;
         run.report.digests_postponed = true;
     }
@@ -71,18 +71,19 @@ struct IndexRun<'a> {
     tree: Tree,
     store: Store,
     lock: StoreLock,
-    again: &'a Again,
+    rereads: &'a Rereads,
+    /// Whether the compressed list in the store is damaged.
     list_is_damaged: bool,
     report: Report,
 }
 
-/// How a run came to its end.
-enum Ended {
-    /// With the right generation current.
-    Well,
-    /// Before anything was published: the list cannot have the digests that are asked for, because an entry
-    /// would stay whose file was not read.
-    ForWantOfDigests,
+/// How a run ended.
+enum RunEnd {
+    /// The current generation describes the tree.
+    Done,
+    /// Nothing was published. The list cannot get the requested digests, because an entry must stay whose file was not
+    /// read.
+    CannotAddDigests,
 }
 
 impl IndexRun<'_> {
@@ -91,14 +92,14 @@ impl IndexRun<'_> {
         before: Option<&Generation>,
         store_below_root: Option<&[u8]>,
         changed_from: Option<&[Vec<u8>]>,
-    ) -> Result<Ended, IndexError> {
+    ) -> Result<RunEnd, IndexError> {
         let known = before.map(|before| Old {
             list: before.list(),
             local: before.local(),
             created: before.head().created,
-            again: self.again,
+            rereads: self.rereads,
         });
-        // A list without a digest that is asked for is made anew, from reading every file.
+        // A list that lacks a requested digest is built from scratch, from reading every file.
         let old = known.filter(|old| self.has_digests(old));
         let owners = Owners::default();
 
@@ -106,8 +107,8 @@ impl IndexRun<'_> {
         let excluded = store_below_root.map(<[u8]>::to_vec);
         let walk = Walk::new(&self.tree, self.options, excluded, old, &owners, self.progress, self.stop);
         let findings = match (changed_from, old) {
-            (Some(paths), Some(old)) => walk.naming(paths).only(old),
-            _ => walk.everything(),
+            (Some(paths), Some(old)) => walk.with_named(paths).named_paths(old),
+            _ => walk.whole_tree(),
         };
         let findings = findings.map_err(|error| root_error(&self.options.root, error))?;
         self.check_stop()?;
@@ -116,11 +117,14 @@ impl IndexRun<'_> {
 
         if findings.is_empty() && findings.lost.is_empty() && !self.list_is_damaged {
             self.report.unreadable = findings.unreadable;
-            return self.leave(before);
+            return self.keep_current(before);
         }
-        let anew = known.filter(|_| old.is_none());
-        if anew.is_some_and(|known| self.loses_some(known, &findings.unreadable, &[]) || self.shut(known, &findings)) {
-            return Ok(Ended::ForWantOfDigests);
+        // The previous generation, if its list is built from scratch.
+        let rebuilt = known.filter(|_| old.is_none());
+        if rebuilt.is_some_and(|known| {
+            self.would_lose_entries(known, &findings.unreadable, &[]) || self.cannot_open_all(known, &findings)
+        }) {
+            return Ok(RunEnd::CannotAddDigests);
         }
         let draft = self.store.begin(&self.lock)?;
         let expected = old.map(|old| Expected::of(&findings, old, &self.tree, self.options)).unwrap_or_default();
@@ -131,12 +135,12 @@ impl IndexRun<'_> {
         let settled = settle(findings, &outcomes, &expected, old, &owners, self.options);
         drop(outcomes);
         self.check_stop()?;
-        if anew.is_some_and(|known| self.loses_some(known, &settled.unreadable, &settled.torn)) {
-            return Ok(Ended::ForWantOfDigests);
+        if rebuilt.is_some_and(|known| self.would_lose_entries(known, &settled.unreadable, &settled.torn)) {
+            return Ok(RunEnd::CannotAddDigests);
         }
         if settled.is_empty() && !self.list_is_damaged {
-            self.tell(settled);
-            return self.leave(before);
+            self.report_settled(settled);
+            return self.keep_current(before);
         }
         self.progress.publishing();
         let whole = changed_from.is_none();
@@ -144,11 +148,11 @@ impl IndexRun<'_> {
         let was = old.map_or(0, |old| u64::from(old.list.len()));
         let is = counts.files + counts.directories + counts.symlinks + counts.specials;
         (self.report.generation, self.report.counts, self.report.published) = (number, counts, true);
-        self.tell(settled);
+        self.report_settled(settled);
         self.report.removed = (was + self.report.added).saturating_sub(is);
         self.store.retain(&self.lock, self.options.retention)?;
         self.report.time.publish = publishing.elapsed();
-        Ok(Ended::Well)
+        Ok(RunEnd::Done)
     }
 
     fn has_digests(&self, old: &Old<'_>) -> bool {
@@ -156,21 +160,21 @@ impl IndexRun<'_> {
         (none || !self.options.xxh128 || old.list.has_xxh128()) && (none || !self.options.md5 || old.list.has_md5())
     }
 
-    /// Whether a list made anew would lack entries that must stay.
-    fn loses_some(&self, known: Old<'_>, unreadable: &[Problem], torn: &[Vec<u8>]) -> bool {
+    /// Returns whether a list that is built from scratch would lack entries that must stay.
+    fn would_lose_entries(&self, known: Old<'_>, unreadable: &[Problem], torn: &[Vec<u8>]) -> bool {
         let kept = unreadable.iter().filter(|_| self.options.unreadable == Unreadable::KeepOld);
         let mut paths = torn.iter().chain(kept.map(|problem| &problem.path));
         paths.any(|path| known.list.find(path).is_some())
     }
 
-    /// Whether some file with an entry that must stay cannot be opened. That is known in seconds, when reading
-    /// every file takes hours.
-    fn shut(&self, known: Old<'_>, findings: &Findings) -> bool {
+    /// Returns whether some file whose entry must stay cannot be opened. This takes seconds, while reading every file
+    /// takes hours.
+    fn cannot_open_all(&self, known: Old<'_>, findings: &Findings) -> bool {
         let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
         let mut files = files.map(|(_, dir, found)| path::join(dir, &found.name));
-        let shut = |path: &Vec<u8>| self.tree.open_file(path).is_err_and(|error| !tree::is_gone(error));
+        let cannot_open = |path: &Vec<u8>| self.tree.open_file(path).is_err_and(|error| !tree::is_gone(error));
         self.options.unreadable == Unreadable::KeepOld
-            && files.any(|path| shut(&path) && known.list.find(&path).is_some())
+            && files.any(|path| cannot_open(&path) && known.list.find(&path).is_some())
     }
 
     fn read(
@@ -186,7 +190,7 @@ impl IndexRun<'_> {
             tree: &self.tree,
             options: self.options,
             draft,
-            known: Known::of(before),
+            known: KnownRecords::of(before),
             walked,
             progress: self.progress,
             stop: self.stop,
@@ -200,16 +204,17 @@ impl IndexRun<'_> {
         Ok(outcomes)
     }
 
-    /// Leaves the current generation current.
-    fn leave(&mut self, before: Option<&Generation>) -> Result<Ended, IndexError> {
+    /// Ends a run that publishes nothing.
+    fn keep_current(&mut self, before: Option<&Generation>) -> Result<RunEnd, IndexError> {
         if let Some(before) = before {
             (self.report.generation, self.report.counts) = (before.number(), before.head().counts);
         }
         self.store.retain(&self.lock, self.options.retention)?;
-        Ok(Ended::Well)
+        Ok(RunEnd::Done)
     }
 
-    fn tell(&mut self, settled: Settled) {
+    /// Copies the results of settling to the report.
+    fn report_settled(&mut self, settled: Settled) {
         let report = &mut self.report;
         (report.added, report.changed) = (settled.added, settled.changed);
         (report.unreadable, report.torn, report.rotten) = (settled.unreadable, settled.torn, settled.rotten);
@@ -227,8 +232,8 @@ fn open_root(root: &Path) -> Result<Tree, IndexError> {
     Tree::open(root).map_err(|error| root_error(root, Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }
 
-/// Refuses a root that has lost everything: more often its disk is not mounted than its files were deleted,
-/// and every mirror would follow.
+/// Fails if the root has lost all of its entries. Most likely its disk is not mounted, and every mirror would delete its
+/// files.
 fn refuse_emptied(options: &Options, tree: &Tree, before: Option<&Generation>) -> Result<(), IndexError> {
     let Some(before) = before.filter(|before| !options.allow_empty && before.head().counts.files > 0) else {
         return Ok(());
@@ -249,7 +254,7 @@ fn root_error(root: &Path, error: Errno) -> IndexError {
     }
 }
 
-/// Refuses paths that lead out of the root.
+/// Checks the changed paths. Fails if one of them leaves the root.
 fn checked(paths: Option<&[Vec<u8>]>) -> Result<Option<Vec<Vec<u8>>>, IndexError> {
     let check = |path: &Vec<u8>| match path::check_relative(path) {
         Ok(checked) => Ok(checked.to_vec()),
@@ -258,7 +263,7 @@ fn checked(paths: Option<&[Vec<u8>]>) -> Result<Option<Vec<Vec<u8>>>, IndexError
     paths.map(|paths| paths.iter().map(check).collect()).transpose()
 }
 
-/// The store's path relative to the root, when it lies below it.
+/// Returns the store's path relative to the root. `None` if the store is not below the root. Fails if it is the root.
 fn store_below_root(options: &Options) -> Result<Option<Vec<u8>>, IndexError> {
     let root = options.root.canonicalize();
     let root = root.map_err(|source| IndexError::Root { path: options.root.clone(), source })?;
@@ -271,7 +276,7 @@ fn store_below_root(options: &Options) -> Result<Option<Vec<u8>>, IndexError> {
     }
 }
 
-/// A path without symlinks, of which the last part may not be there yet.
+/// Resolves the symlinks in a path whose last components may not exist yet.
 fn resolved(path: &Path) -> io::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     for ancestor in absolute.ancestors() {

@@ -1,17 +1,17 @@
-//! Walks a repository and publishes a generation.
+//! Walks a repository's tree and publishes a generation.
 //!
-//! Work and memory are proportional to what changed: the walk compares every directory with the list of
-//! the generation before and keeps the differences alone; a file that is known from the last run is not read,
-//! whatever its name is now. The stages stand in one file each:
+//! Work and memory are proportional to what changed. The walk compares each directory with the previous generation's
+//! list and keeps only the differences. A file that is known from the previous run is not read again, even if it was
+//! renamed. The entry point is [`index`]. It runs these stages, each in its own module:
 //!
-//! 1. `walk`: directories in parallel, differences out; or, when the caller knows what changed, those
-//!    paths alone;
-//! 2. `expected`: which of the new and touched files have a content that is indexed already;
-//! 3. `hash`: all others, read once for all their digests and block checksums;
-//! 4. `settle`: differences become [`stillmirror_protocol::changes::Changes`], link groups whole;
-//! 5. `publish`: list, local facts and delta are built, written and made current.
+//! 1. `walk` compares all directories in parallel and returns the differences. If the caller knows which paths have
+//!    changed, it only looks at those.
+//! 2. `expected` determines which of the new and touched files have a content that is already indexed.
+//! 3. `hash` reads all other files once, for all their digests and block checksums.
+//! 4. `settle` turns the differences into [`stillmirror_protocol::changes::Changes`], with link groups whole.
+//! 5. `publish` builds and writes the list, the local facts and the delta, and makes the generation current.
 #![forbid(unsafe_code)]
-// What a peer, a disk or a user can reach must not panic; tests may.
+// Code that handles input from a peer, a disk or a user must not panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod damaged;

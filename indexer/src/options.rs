@@ -1,4 +1,4 @@
-//! What a caller chooses.
+//! The options of a run.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
-/// The receiver's staging directory at a root. Never indexed: it holds files that are not there yet.
+/// The name of the receiver's staging directory in a root. It is never indexed, because its files are not part of the
+/// tree yet.
 pub const STAGING: &str = ".stillmirror-stage";
 
 /// How to index one repository.
@@ -17,86 +18,85 @@ pub const STAGING: &str = ".stillmirror-stage";
 pub struct Options {
     /// The repository's root. Symlinks below it are never followed.
     pub root: PathBuf,
-    /// The store. Below the root it is left out of the index.
+    /// The store's directory. If it is below the root, it is left out of the index.
     pub store: PathBuf,
     /// The repository's name.
     pub name: String,
-    /// What is indexed. A change here shows at the next whole walk.
+    /// The filter for the tree. A changed filter takes effect with the next whole walk.
     pub filter: Filter,
-    /// Whether XXH128 is computed too, for stock clients. Turning it on reads every file once, and waits for
-    /// a run in which all of them can be read ([`Unreadable::LeaveOut`]: all that can be).
+    /// Whether to compute XXH128 too, for stock clients. To add it, a run must read every file. It is postponed until a
+    /// run can read all of them; with [`Unreadable::LeaveOut`], unreadable files do not count.
     pub xxh128: bool,
-    /// Whether MD5 is computed too, for stock clients. Costs about as much time as SHA-256.
+    /// Whether to compute MD5 too, for stock clients. Takes about as much time as SHA-256.
     pub md5: bool,
-    /// Block checksums of files read from now on.
+    /// The policy for block checksums of files that are read from now on.
     pub sums: SumsPolicy,
-    /// Files that have block checksums at all; for the excluded ones a delta never pays.
+    /// The files that get block checksums. Exclude files for which a delta never pays.
     pub sums_for: Filter,
-    /// Files up to this size (bytes) are kept in the store with their content, of those read from now on; 0 for
-    /// none, and none above [`limits::KEPT_CONTENT`]. Default [`stillmirror_store::KEEP_CONTENTS`].
+    /// Files up to this size (in bytes) are kept in the store with their content, if they are read from now on. 0 keeps
+    /// none. Values above [`limits::KEPT_CONTENT`] count as that. The default is [`stillmirror_store::KEEP_CONTENTS`].
     pub keep_contents: u64,
-    /// What happens to devices, fifos and sockets.
+    /// How to treat devices, fifos and sockets.
     pub specials: Specials,
-    /// What happens to the entries of files and directories that cannot be read.
+    /// How to treat the entries of files and directories that cannot be read.
     pub unreadable: Unreadable,
     /// When a file counts as unchanged although its ctime differs.
     pub ctime: CtimeRule,
-    /// How much of the tree is read again in a whole walk although nothing says that it changed: the share that was
-    /// not read for the longest time. It stands in the store where the next run goes on.
+    /// The share of the unchanged files that a whole walk reads again to find rot. The store remembers where the next run
+    /// continues, so that the files that were not read for the longest time are next. `None` reads none.
     pub scrub: Option<Share>,
     /// Which older generations are kept.
     pub retention: Retention,
-    /// Threads for walking and hashing; by default one per core.
+    /// The number of threads for walking and hashing. `None` for one per core.
     pub threads: Option<NonZeroUsize>,
-    /// Whether large files are dropped from the page cache once read, so that a first index does not
-    /// evict what the host is using.
+    /// Whether large files are dropped from the page cache after they were read, so that a first index does not evict
+    /// what the host is using.
     pub drop_cache: bool,
-    /// All that changed since the last run, when the caller knows: paths relative to the root, files or
-    /// whole directories, gone ones too. Nothing else is looked at. None: everything is walked. Without
-    /// an earlier generation everything is walked in any case.
+    /// All paths that have changed since the last run, if the caller knows them: files and whole directories, including
+    /// removed ones, relative to the root. Nothing else is looked at. `None` walks the whole tree. A store without a
+    /// generation is always filled from a whole walk.
     pub changed_from: Option<Vec<Vec<u8>>>,
-    /// Whether a root without any entry is published although the current generation has files. Otherwise it
-    /// is an error: most likely the root is not mounted.
+    /// Whether a root without entries is published although the current generation has files. Otherwise that is an
+    /// error, because most likely the root is not mounted.
     pub allow_empty: bool,
-    /// Whether all that the store keeps is read and checked first; the files of which something is damaged are read
-    /// again.
+    /// Whether to read and check everything in the store first. Files whose record is damaged are read again.
     pub verify_store: bool,
 }
 
-/// What happens to devices, fifos and sockets.
+/// How to treat devices, fifos and sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Specials {
-    /// They are indexed.
+    /// Index them.
     #[default]
     Keep,
-    /// They are left out.
+    /// Leave them out.
     Skip,
 }
 
-/// What happens to the entries of files and directories that cannot be read. They are reported in any case.
+/// How to treat the entries of files and directories that cannot be read. They are reported in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unreadable {
-    /// The entry of the last generation stays, with all below it. A new one is left out.
+    /// Keep the entry of the previous generation, with everything below it. Leave out new ones.
     #[default]
     KeepOld,
-    /// They are left out, so mirrors that delete lose them.
+    /// Leave them out. Mirrors that delete then lose them.
     LeaveOut,
 }
 
-/// When a file that is the indexed inode, with the indexed size and mtime, is not read although its ctime differs.
+/// When a file with the indexed inode, size and mtime is not read although its ctime differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CtimeRule {
-    /// Never: a file is read whenever its ctime differs.
+    /// Never. A file is read whenever its ctime differs.
     Strict,
-    /// When a change of mode, owner, link count or names shows why. A content that was rewritten in place is missed
-    /// if its mtime was put back and one of these was changed too.
+    /// If a change of mode, owner, link count or names explains the new ctime. A rewrite in place is missed if the mtime
+    /// was restored and one of these was changed too.
     #[default]
     Explained,
-    /// Always. A content that was rewritten in place is missed if its mtime was put back.
+    /// Always. A rewrite in place is missed if the mtime was restored.
     Ignored,
 }
 
-/// A part of a whole: more than nothing, and at most all.
+/// A fraction greater than 0 and not greater than 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     parts: u32,
@@ -104,24 +104,24 @@ pub struct Share {
 }
 
 impl Share {
-    /// All of it.
+    /// The whole.
     pub const ALL: Share = Share { parts: 1, of: NonZeroU32::MIN };
 
-    /// So many parts of so many; none when that is nothing, or more than all.
+    /// Creates the fraction `parts` / `of`. `None` if it is 0, more than 1, or undefined.
     pub fn new(parts: u32, of: u32) -> Option<Self> {
         let of = NonZeroU32::new(of)?;
         (1..=of.get()).contains(&parts).then_some(Self { parts, of })
     }
 
-    /// That share of a number, rounded up.
+    /// Returns this share of `whole`, rounded up.
     pub(crate) fn of(self, whole: u128) -> u128 {
         whole.saturating_mul(u128::from(self.parts)).div_ceil(u128::from(self.of.get()))
     }
 }
 
 impl Options {
-    /// The defaults: everything is indexed, with block checksums and without the optional digests; 24
-    /// generations of at most 30 days are kept.
+    /// Creates options with the defaults: everything is indexed, with block checksums and without the optional digests,
+    /// and up to 24 generations are kept for up to 30 days.
     pub fn new(root: impl Into<PathBuf>, store: impl Into<PathBuf>, name: impl Into<String>) -> Self {
         Self {
             root: root.into(),
@@ -146,7 +146,7 @@ impl Options {
         }
     }
 
-    /// The largest file that is kept; 0 for none.
+    /// The maximum size of files that are kept with their content, in bytes. 0 for none.
     pub(crate) fn kept_content(&self) -> u64 {
         self.keep_contents.min(u64::from(limits::KEPT_CONTENT))
     }

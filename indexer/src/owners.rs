@@ -1,4 +1,4 @@
-//! Names of users and groups, asked for once each.
+//! Looks up the names of users and groups, each once.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -9,20 +9,20 @@ use stillmirror_protocol::entry::Owner;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::list::ListRef;
 
-/// Owners seen so far.
+/// The owners that have been looked up.
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     known: Mutex<HashMap<(u32, u32), Owner>>,
 }
 
 impl Owners {
-    /// The owner with those numbers, with names where this host has them.
+    /// Returns the owner with these IDs. The names are those of this host, and empty where it has none.
     pub(crate) fn get(&self, uid: u32, gid: u32) -> Owner {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.entry((uid, gid)).or_insert_with(|| look_up(uid, gid)).clone()
     }
 
-    /// The numbers of each owner of a list; none when its names are no longer the host's.
+    /// Returns the IDs of each owner in a list. `None` for owners whose names on this host have changed since.
     pub(crate) fn of_list(&self, list: ListRef<'_>) -> Vec<Option<(u32, u32)>> {
         let current = |number| {
             let owner = list.owner(number);

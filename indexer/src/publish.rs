@@ -1,4 +1,4 @@
-//! From changes to a generation.
+//! Builds a generation from changes, writes it and makes it current.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,8 +15,9 @@ use crate::error::IndexError;
 use crate::settle::{LocalFacts, Settled};
 use crate::walk::Old;
 
-/// Builds and publishes the generation that follows `before`. `old` is what the changes apply to: the same,
-/// or nothing when the changes are a whole tree.
+/// Builds and publishes the generation that follows `before`, and returns its number and counts. `old` is what the changes
+/// apply to: the same generation, or `None` if the changes contain a whole tree. With `compact`, records of packs that are
+/// little used move to the new pack.
 pub(crate) fn publish(
     store: &Store,
     draft: Draft,
@@ -28,7 +29,7 @@ pub(crate) fn publish(
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);
     let built = build(before, old, settled)?;
     let encoded = built.encoded.as_deref();
-    // Writing and compressing the list takes as long as all the rest.
+    // Writing and compressing the list takes as long as everything else, so it has a thread of its own.
     let (digest, written) = std::thread::scope(|scope| {
         let list = scope.spawn(|| match (encoded, before) {
             (Some(encoded), _) => draft.write_list(encoded),
@@ -61,10 +62,11 @@ pub(crate) fn publish(
     Ok((draft.publish()?, counts))
 }
 
-/// A list's bytes, and where each of its rows came from.
+/// A new list.
 struct Built {
-    /// None: the list is the one before.
+    /// The encoded list. `None` if it is the previous one.
     encoded: Option<AlignedVec>,
+    /// Where each of its rows came from.
     sources: Vec<Source>,
 }
 
@@ -91,13 +93,13 @@ fn write_local(
     Ok(draft.write_local(&local_table(sources, old, settled, &moved).encode(digest))?)
 }
 
-/// The list in bytes that were encoded here.
+/// Returns the list in bytes that this process has encoded.
 fn list_in(encoded: &[u8]) -> Result<ListRef<'_>, IndexError> {
     let list = rkyv::access::<list::ArchivedFileList, rkyv::rancor::Error>(&encoded[list::HEADER_BYTES..]);
     Ok(ListRef::new(list.map_err(|_| ApplyError::TooLarge)?))
 }
 
-/// The local facts of the new list's rows, where each came from telling where its facts are.
+/// Builds the local facts of the new list's rows. A row's source tells where its facts are.
 fn local_table(
     sources: &[Source],
     old: Option<Old<'_>>,
@@ -123,7 +125,7 @@ fn local_table(
     table
 }
 
-/// Carries the records of wasteful packs over into the draft's own; gives where each is now.
+/// Copies the records of packs that are little used to the draft's pack. Returns the new location of each record.
 fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, RecordAt>, IndexError> {
     let packs = before.packs_to_compact();
     let mut moved = HashMap::new();
@@ -135,7 +137,7 @@ fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, Rec
         if moved.contains_key(&at) {
             continue;
         }
-        // A record that is damaged is given up: all that is in it can be had from the tree.
+        // A damaged record is dropped, because everything in it can be computed from the tree again.
         let record = before.record(file).ok().flatten().unwrap_or_default();
         let now = draft.append(before.list().sha256(file), record)?;
         moved.insert(at, now);
@@ -143,13 +145,13 @@ fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, Rec
     Ok(moved)
 }
 
-/// A delta that touches most of a large list takes longer to make and to send than the list.
+/// Returns whether a delta pays. One that touches most of a large list takes longer to create and to send than the list.
 fn is_worth_a_delta(changes: &Changes, entries: usize) -> bool {
     changes.len() <= (entries / 2).max(1000)
 }
 
 fn now() -> Time {
-    // A clock before 1970 is a clock that is not set.
+    // A clock that shows a time before 1970 is not set.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
 }

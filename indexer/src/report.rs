@@ -1,58 +1,59 @@
-//! What a run tells: while it goes on, and at its end.
+//! A run's progress, and the report at its end.
 
 use std::io;
 use std::time::Duration;
 
 use stillmirror_protocol::head::Counts;
 
-/// Hears how far a run is. Called from many threads, a few thousand times a second at most.
+/// Receives a run's progress. Called from many threads, up to a few thousand times a second.
 pub trait Progress: Sync {
-    /// A directory was walked that has so many other entries.
+    /// A directory with this many entries was walked.
     fn walked(&self, _entries: u64) {}
-    /// The walk is over: so much is to be read.
+    /// The walk has ended, and this many files and bytes will be read.
     fn to_hash(&self, _files: u64, _bytes: u64) {}
-    /// So much more was read.
+    /// This many more files and bytes were read.
     fn hashed(&self, _files: u64, _bytes: u64) {}
-    /// Everything was read; the generation is built and written.
+    /// All files were read, and the generation is now built and written.
     fn publishing(&self) {}
 }
 
-/// Nobody listens.
+/// Ignores all progress.
 impl Progress for () {}
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The store's number of the generation that is current now.
+    /// The number in the store of the generation that is now current.
     pub generation: u64,
-    /// Whether this run published it. False: nothing had changed.
+    /// Whether this run published the current generation. False if nothing had changed.
     pub published: bool,
-    /// What the generation holds.
+    /// The numbers of entries in the current generation.
     pub counts: Counts,
-    /// Entries new since the generation before.
+    /// Entries that are new since the previous generation.
     pub added: u64,
-    /// Entries that differ from the generation before. A directory whose time alone differs is not
-    /// counted: it always does when something in it was added or removed.
+    /// Entries that differ from the previous generation. A directory of which only the time differs is not counted,
+    /// because that happens whenever something in it is added or removed.
     pub changed: u64,
-    /// Entries gone since the generation before.
+    /// Entries that were removed since the previous generation.
     pub removed: u64,
-    /// Files of which the store's record was damaged, when that was looked for.
+    /// Files whose record in the store is damaged. 0 unless the run checks the store.
     pub damaged: u64,
     /// Files read.
     pub hashed_files: u64,
     /// Bytes read.
     pub hashed_bytes: u64,
-    /// Files and directories that could not be read, by path.
+    /// Files and directories that could not be read, sorted by path.
     pub unreadable: Vec<Problem>,
-    /// Files that kept changing while they were read; they are as in the generation before, or left out.
+    /// Files that kept changing while they were read. Their entries stay as in the previous generation, and new ones are
+    /// left out.
     pub torn: Vec<Vec<u8>>,
-    /// Files with another content than their indexed one, although size, times and inode are the indexed ones: their disk has
-    /// rotted. The list goes on naming the indexed content, and the daemon does not send them until they have it again.
+    /// Files whose content differs from the indexed one, although size, times and inode are the indexed ones: the disk
+    /// has rotted. The list keeps the indexed content, and the daemon does not send these files until they have it again.
     pub rotten: Vec<Vec<u8>>,
-    /// Whether the optional digests that were asked for are still not in the list: every file must be read
-    /// for them, and entries stay whose files cannot be. The next run tries again.
+    /// Whether the requested optional digests are still missing from the list. Every file must be read to add them, and
+    /// some files whose entries must stay could not be read. The next run tries again.
     pub digests_postponed: bool,
-    /// Where the time went.
+    /// The time taken by each phase.
     pub time: Phases,
 }
 
@@ -61,21 +62,21 @@ pub struct Report {
 pub struct Problem {
     /// Relative to the root.
     pub path: Vec<u8>,
-    /// The system's reason.
+    /// The system's error.
     pub error: io::Error,
 }
 
-/// Wall time by phase.
+/// Wall-clock time by phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Phases {
-    /// Opening and checking the generation before.
+    /// Opening and checking the previous generation.
     pub open: Duration,
-    /// Walking.
+    /// Walking the tree.
     pub walk: Duration,
-    /// Reading.
+    /// Reading and hashing files.
     pub hash: Duration,
-    /// Building the list, writing, syncing, collecting old generations.
+    /// Building, writing and syncing the generation, and removing old ones.
     pub publish: Duration,
-    /// All of it.
+    /// The whole run.
     pub total: Duration,
 }

@@ -1,4 +1,4 @@
-//! Which files are read although nothing says that they changed.
+//! Selects files to read again although nothing indicates that they changed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,55 +11,56 @@ use stillmirror_store::{Store, StoreError};
 
 use crate::options::Share;
 
-/// What is read again in one run.
+/// The files that are read again in one run.
 #[derive(Debug, Default)]
-pub(crate) struct Again {
-    /// Files, by number, of whose record in the store something is damaged.
+pub(crate) struct Rereads {
+    /// The numbers of the files whose record in the store is damaged.
     damaged: HashSet<u32>,
     scrub: Option<Turn>,
 }
 
-impl Again {
+impl Rereads {
     pub(crate) fn new(damaged: HashSet<u32>, scrub: Option<Turn>) -> Self {
         Self { damaged, scrub }
     }
 
-    /// Whether the file at a row of the last generation is read again: to write its record, because it is its turn, or
-    /// to see whether it is still rotten.
-    pub(crate) fn has(&self, row: Row<'_>, local: LocalRef<'_>) -> bool {
+    /// Returns whether the file at a row of the previous generation is read again: because its record must be written,
+    /// because it is its turn to be scrubbed, or because it was rotten and may have been repaired.
+    pub(crate) fn includes(&self, row: Row<'_>, local: LocalRef<'_>) -> bool {
         let Some(file) = row.file_number() else { return false };
-        let is_its_turn = |turn: &Turn| turn.has(row.sha256());
+        let is_its_turn = |turn: &Turn| turn.includes(row.sha256());
         self.damaged.contains(&file) || self.scrub.as_ref().is_some_and(is_its_turn) || local.is_rotten(row.number())
     }
 }
 
-/// The files whose turn it is to be read.
+/// The files that are scrubbed in one run, as a range of digests.
 ///
-/// A run takes all whose digests begin with one of a range of numbers, and the next run goes on at the range's end:
-/// so each file has its turn as often as any other, wherever it is moved and whatever comes and goes between two runs, and
-/// where the next turn begins is all that is to be remembered.
+/// A run reads the files whose digest, by its first 8 bytes as a number, lies in the range. The next run continues at the
+/// end of the range. So each file gets its turn as often as any other, even if files are moved, added and removed between
+/// two runs, and only the start of the next range must be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Turn {
     from: u64,
-    /// Numbers in the range: up to 2⁶⁴.
+    /// The size of the range, up to 2⁶⁴.
     width: u128,
 }
 
 impl Turn {
-    /// The next turn of a store. Where it begins is not worth an error: it may begin anywhere.
+    /// Reads where the next turn of a store begins. Begins at 0 if that is missing or invalid, because a turn may begin
+    /// anywhere.
     pub(crate) fn next(store: &Store, share: Share) -> Self {
         let text = fs::read_to_string(path(store)).unwrap_or_default();
         let from = text.strip_prefix(PREFIX).and_then(|hex| u64::from_str_radix(hex.trim_end(), 16).ok());
         Self { from: from.unwrap_or(0), width: share.of(1 << 64) }
     }
 
-    fn has(&self, digest: Digest) -> bool {
+    fn includes(&self, digest: Digest) -> bool {
         let [a, b, c, d, e, f, g, h, ..] = digest.0;
         let number = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         u128::from(number.wrapping_sub(self.from)) < self.width
     }
 
-    /// Remembers that this turn is over.
+    /// Stores where the next turn begins.
     pub(crate) fn end(&self, store: &Store) -> Result<(), StoreError> {
         let (path, draft) = (path(store), store.dir().join("scrub.tmp"));
         let next = self.from.wrapping_add(self.width as u64);
@@ -94,7 +95,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn each_file_has_its_turn_once_a_round(
+        fn each_file_has_one_turn_per_round(
             of in 1..20u32,
             from: u64,
             numbers in prop::collection::vec(any::<u64>(), 1..50),
@@ -106,17 +107,17 @@ mod tests {
             let mut turns = vec![0; numbers.len()];
             for _ in 0..of {
                 let turn = Turn::next(&store, share);
-                numbers.iter().zip(&mut turns).for_each(|(&number, turns)| *turns += u32::from(turn.has(digest(number))));
+                numbers.iter().zip(&mut turns).for_each(|(&number, turns)| *turns += u32::from(turn.includes(digest(number))));
                 turn.end(&store).unwrap();
             }
-            // Ranges are rounded up: the last one reaches into the first by less than one number for each.
+            // Ranges are rounded up, so the last one overlaps the first by less than one number for each range.
             prop_assert!(turns.iter().all(|&turns| turns == 1 || turns == 2), "{turns:?}");
             prop_assert!(turns.iter().filter(|&&turns| turns == 2).count() <= 1, "{turns:?}");
         }
     }
 
     #[test]
-    fn a_store_without_a_past_or_with_a_damaged_one_begins_at_the_start() {
+    fn a_turn_begins_at_zero_if_none_is_stored_or_the_stored_one_is_invalid() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(&dir.path().join("store"), "a").unwrap();
         assert_eq!(Turn::next(&store, Share::ALL), Turn { from: 0, width: 1 << 64 });
@@ -126,6 +127,7 @@ mod tests {
             fs::write(path(&store), text).unwrap();
             assert_eq!(Turn::next(&store, Share::ALL).from, 0, "{text:?}");
         }
-        assert!(Turn::next(&store, Share::ALL).has(digest(u64::MAX)) && Turn::next(&store, Share::ALL).has(digest(0)));
+        let all = Turn::next(&store, Share::ALL);
+        assert!(all.includes(digest(u64::MAX)) && all.includes(digest(0)));
     }
 }

@@ -1,4 +1,4 @@
-//! From what a walk found and reading gave to changes of the list.
+//! Turns the findings of a walk and the outcomes of reading into changes of the list.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,42 +17,42 @@ use crate::report::Problem;
 use crate::tree::Facts;
 use crate::walk::{Findings, Found, Lost, Old};
 
-/// What becomes of the last generation.
+/// The differences between the previous generation and the next one.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
-    /// Changes of the list. Each put's tag is a place in `put_facts`.
+    /// The changes of the list. Each put's tag is an index in `put_facts`.
     pub(crate) changes: Changes,
-    /// Local facts of the puts.
+    /// The local facts of the puts.
     pub(crate) put_facts: Vec<LocalFacts>,
-    /// Local facts of rows that stay in the list as they are, where those changed.
+    /// The local facts of rows that stay in the list as they are, if the facts have changed.
     pub(crate) row_facts: HashMap<u32, LocalFacts>,
     pub(crate) added: u64,
     pub(crate) changed: u64,
     pub(crate) torn: Vec<Vec<u8>>,
-    /// Files with another content than the list says, to which nobody has written.
+    /// Files whose content differs from the list although nothing has written to them.
     pub(crate) rotten: Vec<Vec<u8>>,
     pub(crate) unreadable: Vec<Problem>,
 }
 
-/// What only this host knows of one entry.
+/// What only this host knows about one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalFacts {
     pub(crate) identity: Identity,
-    /// Names of its inode, where that is known.
+    /// The number of the inode's names. `None` if it is unknown.
     pub(crate) links: Option<u32>,
-    /// Of regular files alone; pack 0 when there is no record.
+    /// The location of a regular file's record, with pack 0 if there is no record. `None` for other entries.
     pub(crate) record: Option<RecordAt>,
-    /// Whether it was found to have another content than the list says.
+    /// Whether the file's content was found to differ from the list.
     pub(crate) is_rotten: bool,
 }
 
 impl LocalFacts {
-    /// What the disk says; `record` is that of a regular file.
+    /// Creates local facts from what the disk says. `record` is `Some` exactly for regular files.
     pub(crate) fn of(facts: &Facts, record: Option<RecordAt>) -> Self {
         Self { identity: facts.identity, links: Some(facts.links), record, is_rotten: false }
     }
 
-    /// What the last generation says.
+    /// Returns the local facts of a row in the previous generation.
     pub(crate) fn of_row(old: Old<'_>, row: u32) -> Self {
         let Old { list, local, .. } = old;
         let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
@@ -85,25 +85,25 @@ pub(crate) fn settle(
     let mut at = 0;
     for (dir, differs) in findings.dirs {
         for found in differs.found {
-            settling.found(&dir, found, outcomes.of(at), expected.at(at));
+            settling.add_found(&dir, found, outcomes.of(at), expected.at(at));
             at += 1;
         }
         for name in differs.removed {
             settling.remove(&dir, &name);
         }
     }
-    for (row, facts) in &findings.moved {
+    for (row, facts) in &findings.local_only {
         settling.settled.row_facts.insert(*row, LocalFacts::of(facts, None));
     }
-    settling.linked(&findings.linked);
+    settling.add_linked(&findings.linked);
     settling.regroup();
-    findings.lost.iter().for_each(|lost| settling.lost(lost));
+    findings.lost.iter().for_each(|lost| settling.drop_lost(lost));
     settling.count();
     settling.settled
 }
 
 impl Settled {
-    /// Whether the last generation still says all there is to say.
+    /// Returns whether the previous generation is still right.
     pub(crate) fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.row_facts.is_empty()
     }
@@ -116,20 +116,20 @@ struct Settling<'a> {
     settled: Settled,
     /// Names whose link groups may have changed, and where they are.
     members: Vec<(Member, MemberAt)>,
-    /// Rotten files of several names, by device and inode.
+    /// Device and inode of rotten files with several names.
     rotten_inodes: HashSet<(u64, u64)>,
 }
 
 /// Where a member of a link group is.
 enum MemberAt {
-    /// Among the puts.
+    /// Among the puts, by directory and name.
     Put(Vec<u8>, Vec<u8>),
-    /// In the old list.
+    /// In the old list, by row.
     Row(u32),
 }
 
 impl Settling<'_> {
-    fn found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>, expected: Option<Expectation>) {
+    fn add_found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>, expected: Option<Expectation>) {
         let Found { name, facts, old, target, .. } = found;
         let kind = match facts.file_type() {
             Some(FileType::Directory) => Kind::Directory,
@@ -140,13 +140,13 @@ impl Settling<'_> {
             Some(FileType::Socket) => Kind::Socket,
             Some(FileType::File) => {
                 return match (outcome, expected) {
-                    (None, Some(expected)) => self.unread(dir, name, &facts, old, expected.row),
+                    (None, Some(expected)) => self.add_expected(dir, name, &facts, old, expected.row, false),
                     (Some(Outcome::Read { digests, facts: None, .. }), Some(expected))
                         if expected.is_certain && self.has_other_content(expected.row, digests) =>
                     {
-                        self.rotten(dir, name, &facts, old, expected.row);
+                        self.add_rotten(dir, name, &facts, old, expected.row);
                     }
-                    (outcome, _) => self.file(dir, name, &facts, old, outcome),
+                    (outcome, _) => self.add_outcome(dir, name, &facts, old, outcome),
                 };
             }
             None => return,
@@ -155,12 +155,13 @@ impl Settling<'_> {
         self.put(dir, name, &facts, kind, local);
     }
 
-    fn file(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, outcome: Option<&Outcome>) {
+    /// Adds a file by the outcome of reading it.
+    fn add_outcome(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, outcome: Option<&Outcome>) {
         let leave_out = self.options.unreadable == Unreadable::LeaveOut;
         match outcome {
             Some(Outcome::Read { digests, record, facts: newer }) => {
                 let facts = newer.as_deref().unwrap_or(facts);
-                self.known(dir, name, facts, old, digests, LocalFacts::of(facts, Some(*record)));
+                self.add_file(dir, name, facts, old, digests, LocalFacts::of(facts, Some(*record)));
             }
             Some(Outcome::Unreadable(error)) => {
                 let path = path::join(dir, &name);
@@ -175,37 +176,32 @@ impl Settling<'_> {
         }
     }
 
-    /// A file that was not read: its content is that of a row.
-    fn unread(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
-        self.content_of(row, dir, name, facts, old, false);
-    }
-
-    /// Whether a content is another one than a row's.
+    /// Returns whether `digests` differ from a row's.
     fn has_other_content(&self, row: u32, digests: &Digests) -> bool {
         self.old.is_some_and(|old| old.list.row(row).sha256() != digests.sha256)
     }
 
-    /// A file that is not what it was, although nobody wrote to it. The list goes on saying what it should be.
-    fn rotten(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
+    /// Adds a file that has rotted. The list keeps the content that it should have.
+    fn add_rotten(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32) {
         self.settled.rotten.push(path::join(dir, &name));
         if facts.links > 1 {
             self.rotten_inodes.insert(facts.inode());
         }
-        self.content_of(row, dir, name, facts, old, true);
+        self.add_expected(dir, name, facts, old, row, true);
     }
 
-    /// A file that should hold what a row says.
-    fn content_of(&mut self, row: u32, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, is_rotten: bool) {
+    /// Adds a file with the content of `row`, which it has, or should have if it is rotten.
+    fn add_expected(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32, is_rotten: bool) {
         let Some(last) = self.old else { return };
         let record = LocalFacts::of_row(last, row).record;
         if let Kind::File { digests, .. } = last.list.row(row).to_entry().kind {
             let local = LocalFacts { is_rotten, ..LocalFacts::of(facts, record) };
-            self.known(dir, name, facts, old, &digests, local);
+            self.add_file(dir, name, facts, old, &digests, local);
         }
     }
 
-    /// A file of a content with these digests.
-    fn known(
+    /// Adds a file with these digests: its local facts if its row stays as it is, a put otherwise.
+    fn add_file(
         &mut self,
         dir: &[u8],
         name: Vec<u8>,
@@ -222,32 +218,33 @@ impl Settling<'_> {
                     self.settled.row_facts.insert(row.number(), local);
                 }
                 if facts.links > 1 || row.link_leader().is_some() {
-                    self.row_stays(row, facts);
+                    self.add_staying_row(row, facts);
                 }
             }
             None => self.put(dir, name, facts, kind, local),
         }
     }
 
-    fn linked(&mut self, linked: &[(u32, Facts)]) {
+    /// Adds unchanged rows that have or had several names.
+    fn add_linked(&mut self, linked: &[(u32, Facts)]) {
         let Some(old @ Old { list, .. }) = self.old else { return };
         for (row, facts) in linked {
             if self.rotten_inodes.contains(&facts.inode()) {
                 self.settled.rotten.push(list.path(*row));
                 self.settled.row_facts.insert(*row, LocalFacts { is_rotten: true, ..LocalFacts::of_row(old, *row) });
             }
-            self.row_stays(list.row(*row), facts);
+            self.add_staying_row(list.row(*row), facts);
         }
     }
 
-    /// Notes a row that says what its name is, unless that is of another link group now.
-    fn row_stays(&mut self, row: Row<'_>, facts: &Facts) {
+    /// Adds a member for a row that stays as it is, unless its link group changes.
+    fn add_staying_row(&mut self, row: Row<'_>, facts: &Facts) {
         let (device, inode) = facts.inode();
         let stays = Some(Stays { old_leader: row.link_leader() });
         self.members.push((Member { key: (device, inode, row.to_entry().kind), stays }, MemberAt::Row(row.number())));
     }
 
-    /// Puts every name whose link group is not simply what remains of its old one.
+    /// Puts every name whose link group is not simply the rest of its old one.
     fn regroup(&mut self) {
         let places = std::mem::take(&mut self.members);
         let members: Vec<&Member> = places.iter().map(|(member, _)| member).collect();
@@ -265,7 +262,7 @@ impl Settling<'_> {
         }
     }
 
-    /// Puts a row as it is, in another link group.
+    /// Puts a row unchanged, but in another link group.
     fn put_row(&mut self, row: u32, link: Option<u64>) {
         let Some(old @ Old { list, .. }) = self.old else { return };
         let entry = Entry { link, ..list.row(row).to_entry() };
@@ -275,8 +272,9 @@ impl Settling<'_> {
         self.settled.changes.put(&dir.path(), dir.name_of(row), entry, tag);
     }
 
-    /// Takes back what was found of a directory that could not be listed.
-    fn lost(&mut self, lost: &Lost) {
+    /// Handles a directory that could not be listed. If its old entry is a directory that stays, a put of it stays too.
+    /// Otherwise drops the put, and removes the old entry unless it stays.
+    fn drop_lost(&mut self, lost: &Lost) {
         let (dir, name) = path::split(&lost.path);
         let was = self.old.and_then(|old| old.list.find(&lost.path));
         if lost.keeps_old && was.is_some_and(|row| row.is_dir()) {
@@ -306,7 +304,7 @@ impl Settling<'_> {
         }
     }
 
-    /// A removal, unless the name is there as something else.
+    /// Removes a name, unless it is put with another type.
     fn remove(&mut self, dir: &[u8], name: &[u8]) {
         let is_put = self.settled.changes.dirs.get(dir).is_some_and(|ops| ops.contains_key(name));
         if !is_put {
@@ -338,12 +336,12 @@ impl Settling<'_> {
     }
 }
 
-/// Whether a directory differs in its time at most.
+/// Returns whether both are a directory, and differ at most in their time.
 fn is_same_directory(row: Row<'_>, entry: &Entry) -> bool {
     row.is_dir() && entry.kind.is_dir() && row.permissions() == entry.mode && row.owner() == entry.owner
 }
 
-/// Whether a row says what an entry says, link groups aside.
+/// Returns whether a row and an entry are equal except for their link groups.
 fn is_entry(row: Row<'_>, entry: &Entry) -> bool {
     Entry { link: None, ..row.to_entry() } == *entry
 }

@@ -1,4 +1,4 @@
-//! The tree on disk. Every path is resolved beneath the root, and no symlink in it is followed.
+//! Reads the tree on disk. Every path is resolved beneath the root, without following symlinks.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_store::open_beneath;
 
-/// What `statx` says of one name.
+/// What `statx` tells about one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Type and permission bits.
@@ -25,11 +25,11 @@ pub(crate) struct Facts {
     pub(crate) size: u64,
     pub(crate) mtime: Time,
     pub(crate) identity: Identity,
-    /// When the inode was made, where the file system tells. No call of the system can change that.
+    /// The birth time of the inode. `None` if the file system does not tell. No system call can change it.
     pub(crate) born: Option<Time>,
-    /// The number of the device that it lies on: good for one run.
+    /// The number of the device that the inode is on. It is only valid during one run.
     on_device: u64,
-    /// What a device file stands for.
+    /// The device number that a device file stands for.
     pub(crate) device: Device,
 }
 
@@ -46,12 +46,12 @@ impl Facts {
         self.file_type() == Some(FileType::File)
     }
 
-    /// Device and inode: what hard links share.
+    /// The device and inode numbers, which hard links share.
     pub(crate) fn inode(&self) -> (u64, u64) {
         (self.on_device, self.identity.inode)
     }
 
-    /// Whether a file's content must be the same in both states.
+    /// Returns whether a file must have the same content in both states.
     pub(crate) fn same_content(&self, other: &Self) -> bool {
         self.is_file() && other.is_file() && self.content_key() == other.content_key()
     }
@@ -84,16 +84,16 @@ impl Facts {
     }
 }
 
-/// An open root.
+/// A tree, by its open root.
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: OwnedFd,
-    /// The number of the root's device.
+    /// The root's device number.
     device: u64,
 }
 
 impl Tree {
-    /// Opens the root, which may itself be reached over symlinks.
+    /// Opens a tree. Symlinks in the path of the root itself are followed.
     pub(crate) fn open(root: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
@@ -101,12 +101,12 @@ impl Tree {
         Ok(Self { root, device })
     }
 
-    /// Opens a directory for listing; the empty path is the root.
+    /// Opens a directory for listing. The empty path is the root.
     pub(crate) fn open_dir(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         open_beneath(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
-    /// Whether the root has no entries at all.
+    /// Returns whether the root has no entries.
     pub(crate) fn is_empty(&self) -> Result<bool, Errno> {
         let root = self.open_dir(b"")?;
         let mut buffer = [MaybeUninit::uninit(); 4 << 10];
@@ -119,14 +119,14 @@ impl Tree {
         Ok(true)
     }
 
-    /// Opens a regular file for reading. Whatever else has taken its name is not waited for.
+    /// Opens a regular file for reading. Does not block if something else, such as a fifo, has taken its name.
     pub(crate) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         Ok(File::from(open_beneath(&self.root, path, flags)?))
     }
 
-    /// What is at a path; none when nothing is, or when the way there leads over something that is no
-    /// directory.
+    /// Returns the facts of what is at a path. `None` if nothing is there, or if the path leads through something that is
+    /// not a directory.
     pub(crate) fn look(&self, path: &[u8]) -> Result<Option<Facts>, Errno> {
         match open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => self.facts_of(&fd).map(Some),
@@ -135,51 +135,51 @@ impl Tree {
         }
     }
 
-    /// What an open file or directory is.
+    /// Returns the facts of an open file or directory.
     pub(crate) fn facts_of(&self, fd: impl AsFd) -> Result<Facts, Errno> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         Ok(Facts::of(&rustix::fs::statx(fd, c"", flags, WANTED)?, self.device))
     }
 
-    /// What a name in an open directory is, itself and not what it may point to.
+    /// Returns the facts of a name in an open directory. Does not follow a symlink.
     fn facts_at(&self, dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Facts, Errno> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
         Ok(Facts::of(&rustix::fs::statx(dir, name, flags, WANTED)?, self.device))
     }
 
-    /// The target of the symlink at a path.
+    /// Reads the target of the symlink at a path.
     pub(crate) fn target(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
         target_at(open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW)?, b"")
     }
 }
 
-/// Whether the error says that the name is no longer there, or that the way to it leads over something
-/// that is no directory, such as a symlink.
+/// Returns whether the error means that the name no longer exists, or that its path leads through something that is not a
+/// directory, such as a symlink.
 pub(crate) fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
 
-/// Whether a name is that of a directory itself or of the one above.
+/// Returns whether a name is `.` or `..`.
 fn is_dots(name: &[u8]) -> bool {
     name == b"." || name == b".."
 }
 
-/// What is asked of each entry.
+/// The fields that are requested for each entry.
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
-/// A symlink's target.
+/// Reads the target of a symlink in an open directory. With an empty name, `dir` is the symlink itself.
 pub(crate) fn target_at(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
 }
 
-/// The names of one directory with their facts. Reused from directory to directory, so that the walk
-/// allocates nothing per entry.
+/// The names in one directory with their facts. It is reused from directory to directory, so that the walk allocates
+/// nothing for each entry.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     names: Vec<u8>,
     children: Vec<Child>,
-    /// Names that are there and of which nothing could be learned.
-    pub(crate) blind: Vec<(Vec<u8>, Errno)>,
+    /// Names that exist but could not be examined.
+    pub(crate) unseen: Vec<(Vec<u8>, Errno)>,
 }
 
 /// One name of a [`Listing`].
@@ -190,7 +190,7 @@ pub(crate) struct Child {
 }
 
 impl Listing {
-    /// Reads a directory of `tree` into this listing. `wanted` is asked about every name after its facts are known.
+    /// Reads a directory of `tree` into this listing. Keeps the names for which `wanted` returns true, given their facts.
     pub(crate) fn read(
         &mut self,
         tree: &Tree,
@@ -199,7 +199,7 @@ impl Listing {
     ) -> Result<(), Errno> {
         self.names.clear();
         self.children.clear();
-        self.blind.clear();
+        self.unseen.clear();
         let mut buffer = [MaybeUninit::uninit(); 32 << 10];
         let mut entries = RawDir::new(dir, &mut buffer);
         while let Some(entry) = entries.next() {
@@ -217,7 +217,7 @@ impl Listing {
                 }
                 Ok(None) => {}
                 Err(error) if is_gone(error) => {}
-                Err(error) => self.blind.push((bytes.to_vec(), error)),
+                Err(error) => self.unseen.push((bytes.to_vec(), error)),
             }
         }
         let names = &self.names;
@@ -228,7 +228,7 @@ impl Listing {
         Ok(())
     }
 
-    /// The children that are not directories, then those that are, each in the list's order.
+    /// Returns the children that are not directories and those that are, each in the list's order.
     pub(crate) fn split(&self) -> (&[Child], &[Child]) {
         self.children.split_at(self.children.partition_point(|child| !child.facts.is_dir()))
     }

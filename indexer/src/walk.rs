@@ -1,4 +1,7 @@
-//! Finding what differs from the last generation.
+//! Finds the differences between the tree and the previous generation.
+//!
+//! [`Walk::whole_tree`] lists all directories. [`Walk::named_paths`] only looks at the paths that were given to
+//! [`Walk::with_named`]. Both return [`Findings`].
 
 mod below;
 mod findings;
@@ -16,7 +19,7 @@ use stillmirror_protocol::path;
 use crate::options::{Options, STAGING, Specials, Unreadable};
 use crate::owners::Owners;
 use crate::report::Progress;
-use crate::scrub::Again;
+use crate::scrub::Rereads;
 use crate::tree::{self, Facts, Tree};
 
 use below::Pending;
@@ -24,36 +27,37 @@ use findings::DirFindings;
 
 pub(crate) use findings::{Findings, Found, Lost};
 
-/// The generation that the tree is compared with.
+/// The previous generation, with which the tree is compared.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Old<'a> {
     pub(crate) list: ListRef<'a>,
     pub(crate) local: LocalRef<'a>,
-    /// When it was made: what was made later is not in it.
+    /// When the generation was created. Inodes that were born later are not in it.
     pub(crate) created: Time,
-    /// Files that are read although they are the same.
-    pub(crate) again: &'a Again,
+    /// Files that are read although they are unchanged.
+    pub(crate) rereads: &'a Rereads,
 }
 
-/// What the disk says of one name.
+/// What the disk says about one name.
 #[derive(Clone, Copy)]
 struct Look<'a> {
     name: &'a [u8],
     facts: &'a Facts,
-    /// Whether somebody says that it has changed.
+    /// Whether the caller has named this very path as changed.
     is_named: bool,
 }
 
-/// What every part of a walk needs.
+/// The context of a walk.
 pub(crate) struct Walk<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) options: &'a Options,
-    /// Paths left out whatever the filter says.
+    /// Paths that are left out, whatever the filter says.
     pub(crate) excluded: Vec<Vec<u8>>,
     pub(crate) old: Option<Old<'a>>,
-    /// The paths that are said to have changed. Who says so of a file may know better than its times.
+    /// The paths that the caller has named as changed. A named file is read even if its times are unchanged, because the
+    /// caller may know better.
     pub(crate) named: HashSet<Vec<u8>>,
-    /// The owners in the old list by number, where their names are still right.
+    /// The user and group IDs of the owners in the old list, by the owner's number. `None` if their names have changed.
     pub(crate) old_owners: Vec<Option<(u32, u32)>>,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) stop: &'a AtomicBool,
@@ -74,13 +78,13 @@ impl<'a> Walk<'a> {
         Self { tree, options, excluded, old, named: HashSet::new(), old_owners, progress, stop }
     }
 
-    /// The same, with what somebody says has changed.
-    pub(crate) fn naming(self, paths: &[Vec<u8>]) -> Self {
+    /// Sets the paths that the caller has named as changed.
+    pub(crate) fn with_named(self, paths: &[Vec<u8>]) -> Self {
         Self { named: paths.iter().cloned().collect(), ..self }
     }
 
-    /// Walks the whole tree. An error is the root's.
-    pub(crate) fn everything(&self) -> Result<Findings, Errno> {
+    /// Walks the whole tree. Fails if the root cannot be read.
+    pub(crate) fn whole_tree(&self) -> Result<Findings, Errno> {
         let mut findings = Findings::default();
         self.consider_root(&mut findings)?;
         let old = self.old.map(|_| 0);
@@ -91,9 +95,9 @@ impl<'a> Walk<'a> {
     fn consider_root(&self, findings: &mut Findings) -> Result<(), Errno> {
         let facts = self.tree.look(b"")?.ok_or(Errno::NOENT)?;
         match self.old.filter(|old| self.same_facts(old.list.row(0), &facts)) {
-            // Whoever serves the generation knows its tree by the root's inode.
+            // The daemon recognizes a generation's tree by the root's inode.
             Some(old) if old.local.last_seen(0).inode_key() != facts.identity.inode_key() => {
-                findings.moved.push((0, facts));
+                findings.local_only.push((0, facts));
             }
             Some(_) => {}
             None => {
@@ -104,7 +108,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Notes that nothing could be learned of a name: because it is gone, or because it cannot be read.
+    /// Records that a name could not be examined, because it is gone or cannot be read.
     fn failed(
         &self,
         findings: &mut Findings,
@@ -123,12 +127,12 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether somebody says that just this path has changed, and not only a directory above it.
+    /// Returns whether the caller has named this very path as changed, and not only a directory above it.
     fn is_named(&self, path: &[u8]) -> bool {
         self.named.contains(path)
     }
 
-    /// Whether a name belongs to the repository at all.
+    /// Returns whether a path belongs to the repository.
     fn wants(&self, path: &[u8], name: &[u8], facts: &Facts) -> bool {
         let special = facts.file_type().is_none_or(FileType::is_special);
         let excluded = |excluded: &Vec<u8>| excluded.ends_with(name) && excluded == path;
@@ -136,7 +140,7 @@ impl<'a> Walk<'a> {
         !skipped && !self.excluded.iter().any(excluded) && self.options.filter.keeps(path, facts.is_dir())
     }
 
-    /// Compares a name with the row that had it. Only a symlink's target can fail to be read.
+    /// Compares a name with the row that had it. Fails only if a symlink's target cannot be read.
     fn consider(
         &self,
         findings: &mut Findings,
@@ -146,19 +150,19 @@ impl<'a> Walk<'a> {
         target: impl FnOnce() -> Result<Vec<u8>, Errno>,
     ) -> Result<(), Errno> {
         let kind = facts.file_type();
-        let is_again = |row: Row<'_>| self.old.is_some_and(|old| old.again.has(row, old.local));
-        let is_to_be_read = facts.is_file() && (is_named || row.is_some_and(is_again));
+        let is_reread = |row: Row<'_>| self.old.is_some_and(|old| old.rereads.includes(row, old.local));
+        let is_to_be_read = facts.is_file() && (is_named || row.is_some_and(is_reread));
         let mut read = Vec::new();
         if let (Some(row), Some(old)) = (row.filter(|row| self.same_facts(*row, facts)), self.old) {
             let same_inode = old.local.last_seen(row.number()) == facts.identity && !is_to_be_read;
             if !same_inode && kind == Some(FileType::Symlink) {
                 read = target()?;
             }
-            let moved = !same_inode && !facts.is_file() && row.target().is_none_or(|target| target == read);
-            if moved {
-                findings.moved.push((row.number(), *facts));
+            let local_only = !same_inode && !facts.is_file() && row.target().is_none_or(|target| target == read);
+            if local_only {
+                findings.local_only.push((row.number(), *facts));
             }
-            if same_inode || moved {
+            if same_inode || local_only {
                 if !facts.is_dir() && (facts.links > 1 || row.link_leader().is_some()) {
                     findings.linked.push((row.number(), *facts));
                 }
@@ -173,7 +177,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Whether a row says of an entry what the disk says, as far as one look can tell.
+    /// Returns whether a row agrees with what `stat` tells about an entry.
     fn same_facts(&self, row: Row<'_>, facts: &Facts) -> bool {
         row.mode() == facts.mode
             && row.mtime() == facts.mtime

@@ -1,4 +1,4 @@
-//! Points at which a crash test ends the process.
+//! Kill points: places where a crash test can kill the process.
 
 /// The names of all kill points, in the order in which a publication passes them.
 pub const KILL_POINTS: &[&str] = &[

@@ -1,4 +1,4 @@
-//! Directories with all below them, on all threads.
+//! Lists directories and everything below them, on all threads.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -13,15 +13,15 @@ use super::{Look, Walk};
 use crate::options::Unreadable;
 use crate::tree::{self, Child, Facts, Listing};
 
-/// A directory still to be listed.
+/// A directory that is yet to be listed.
 pub(super) struct Pending {
     pub(super) path: Vec<u8>,
-    /// Its number in the old list.
+    /// The directory's number in the old list. `None` if it is new.
     pub(super) old: Option<u32>,
 }
 
 impl Walk<'_> {
-    /// Lists directories and all below them, on all threads.
+    /// Lists directories and everything below them, on all threads.
     pub(super) fn below(&self, pending: Vec<Pending>) -> Findings {
         if pending.is_empty() {
             return Findings::default();
@@ -54,7 +54,7 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Lists one directory; gives the directories in it.
+    /// Lists one directory, and returns the directories in it.
     fn list(&mut self, pending: &Pending) -> Vec<Pending> {
         let walk = self.walk;
         let opened = walk.tree.open_dir(&pending.path).and_then(|dir| {
@@ -82,12 +82,12 @@ impl Worker<'_> {
         }
     }
 
-    /// Compares a listing with the directory of the old list.
+    /// Compares a listing with the directory of the old list, and returns the directories in it.
     fn compare(&mut self, dir: &OwnedFd, pending: &Pending) -> Vec<Pending> {
         let listing = std::mem::take(&mut self.listing);
         self.walk.progress.walked(listing.len() as u64);
         let old = self.walk.old.and_then(|old| Some(old.list.dir(pending.old?)));
-        for (name, error) in &listing.blind {
+        for (name, error) in &listing.unseen {
             self.findings.problem(path::join(&pending.path, name), *error);
         }
         let differs = DirFindings::default();
@@ -106,7 +106,7 @@ impl Worker<'_> {
     }
 }
 
-/// One directory that is compared: its files, then its directories, each against the same of the old one.
+/// The comparison of one directory: its files, then its directories, each with those of the old directory.
 struct DirComparison<'a, 'w> {
     worker: &'a mut Worker<'w>,
     dir: &'a OwnedFd,
@@ -141,7 +141,7 @@ impl DirComparison<'_, '_> {
                 }
                 self.absent(at);
             }
-            // A name of another type than before stands in the old directory's other half.
+            // A name whose type has changed is in the other half of the old directory.
             let row = row.or_else(|| self.old?.child(name));
             self.present(name, &child.facts, row);
             each(name, row);
@@ -158,18 +158,18 @@ impl DirComparison<'_, '_> {
         }
     }
 
-    /// A row whose name is not among the children of its type.
+    /// Handles a row whose name is not among the children of its type.
     fn absent(&mut self, row: u32) {
         let (Some(old), walk) = (self.old, self.worker.walk) else { return };
         let name = old.name_of(row);
-        let blind = self.listing.blind.iter().any(|(blind, _)| blind == name);
-        if !(blind && walk.options.unreadable == Unreadable::KeepOld) {
+        let is_unseen = self.listing.unseen.iter().any(|(unseen, _)| unseen == name);
+        if !(is_unseen && walk.options.unreadable == Unreadable::KeepOld) {
             self.differs.removed.push(name.to_vec());
         }
     }
 }
 
-/// Directories to be listed, shared by the threads of a walk. Last in, first out, so that few wait.
+/// The directories to be listed, shared by the threads of a walk. It is last in, first out, which keeps it short.
 struct Queue {
     state: Mutex<State>,
     wake: Condvar,
@@ -177,7 +177,7 @@ struct Queue {
 
 struct State {
     pending: Vec<Pending>,
-    /// Directories being listed, from which more may come.
+    /// The number of directories that are being listed, which may add more.
     busy: usize,
 }
 
@@ -186,7 +186,7 @@ impl Queue {
         Self { state: Mutex::new(State { pending, busy: 0 }), wake: Condvar::new() }
     }
 
-    /// The next directory; none when all are listed. [`Queue::done`] must follow.
+    /// Returns the next directory. `None` if all are listed. The caller must call [`Queue::done`] for it.
     fn next(&self) -> Option<Pending> {
         let mut state = self.lock();
         loop {

@@ -1,4 +1,4 @@
-//! What a walk found.
+//! The findings of a walk.
 
 use std::collections::BTreeMap;
 
@@ -7,39 +7,40 @@ use rustix::io::Errno;
 use crate::report::Problem;
 use crate::tree::Facts;
 
-/// All that a walk found to differ.
+/// All differences that a walk found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// The root's own entry, when it differs.
+    /// The root's own entry, if it differs.
     pub(crate) root: Option<Found>,
-    /// Differences by directory.
+    /// The differences by directory.
     pub(crate) dirs: BTreeMap<Vec<u8>, DirFindings>,
-    /// Rows that differ in nothing portable, and are no files whose content must be looked at.
-    pub(crate) moved: Vec<(u32, Facts)>,
-    /// Unchanged rows whose inodes have several names, or that are of a link group: the grouping may have changed around them.
+    /// Rows that differ only in local facts, and are not regular files.
+    pub(crate) local_only: Vec<(u32, Facts)>,
+    /// Unchanged rows whose inodes have several names, or that are in a link group. Other names of their groups may have
+    /// changed.
     pub(crate) linked: Vec<(u32, Facts)>,
-    /// Directories that were there when their parent was listed, and could not be listed themselves.
+    /// Directories that existed when their parent was listed, but could not be listed themselves.
     pub(crate) lost: Vec<Lost>,
     pub(crate) unreadable: Vec<Problem>,
 }
 
-/// What differs among the children of one directory.
+/// The differences among the children of one directory.
 #[derive(Debug, Default)]
 pub(crate) struct DirFindings {
     pub(crate) found: Vec<Found>,
     pub(crate) removed: Vec<Vec<u8>>,
 }
 
-/// One name that is new or differs.
+/// A name that is new or differs.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) name: Vec<u8>,
     pub(crate) facts: Facts,
-    /// The row that had the name, of whatever type.
+    /// The row that had this name, whatever its type.
     pub(crate) old: Option<u32>,
-    /// Whether it is read whatever else is known of it.
+    /// Whether the file is read even if its content is known.
     pub(crate) is_to_be_read: bool,
-    /// A symlink's target.
+    /// The symlink's target. Empty for other types.
     pub(crate) target: Vec<u8>,
 }
 
@@ -48,22 +49,22 @@ pub(crate) struct Found {
 pub(crate) struct Lost {
     pub(crate) path: Vec<u8>,
     pub(crate) error: Errno,
-    /// Whether what the last generation has there stays.
+    /// Whether the previous generation's entry stays.
     pub(crate) keeps_old: bool,
 }
 
 impl Findings {
     pub(crate) fn is_empty(&self) -> bool {
-        self.root.is_none() && self.dirs.is_empty() && self.moved.is_empty()
+        self.root.is_none() && self.dirs.is_empty() && self.local_only.is_empty()
     }
 
-    /// All found names with their directories, each with its place among them.
+    /// Returns all found names, each with its index among them and its directory.
     pub(crate) fn found(&self) -> impl Iterator<Item = (usize, &Vec<u8>, &Found)> {
         let all = self.dirs.iter().flat_map(|(dir, differs)| differs.found.iter().map(move |found| (dir, found)));
         all.enumerate().map(|(at, (dir, found))| (at, dir, found))
     }
 
-    /// What is below the root may fail to be listed, but not the root.
+    /// Fails if the root itself could not be listed. Directories below it may fail.
     pub(super) fn root_listed(self) -> Result<Self, Errno> {
         match self.lost.iter().find(|lost| lost.path.is_empty()) {
             Some(lost) => Err(lost.error),
@@ -87,7 +88,7 @@ impl Findings {
         for (path, differs) in other.dirs {
             self.add(&path, differs);
         }
-        self.moved.extend(other.moved);
+        self.local_only.extend(other.local_only);
         self.linked.extend(other.linked);
         self.lost.extend(other.lost);
         self.unreadable.extend(other.unreadable);

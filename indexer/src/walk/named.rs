@@ -1,4 +1,4 @@
-//! Single paths that somebody says have changed.
+//! Looks at the paths that the caller has named as changed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -12,26 +12,26 @@ use super::findings::{DirFindings, Findings};
 use super::{Look, Old, Walk};
 
 impl Walk<'_> {
-    /// Looks at the named paths, at all below those that are directories, and at what hard links tie to
-    /// them. Directories above them are looked at too, because a change of names changes their time.
-    pub(crate) fn only(&self, old: Old<'_>) -> Result<Findings, Errno> {
+    /// Looks at the named paths, at everything below those that are directories, and at other names of the same inodes and
+    /// link groups. Looks at the directories above too, because their times change with the names in them.
+    pub(crate) fn named_paths(&self, old: Old<'_>) -> Result<Findings, Errno> {
         let mut findings = Findings::default();
         self.consider_root(&mut findings)?;
         let mut seen = Seen::default();
         let mut paths: Vec<Vec<u8>> = self.named.iter().cloned().collect();
         while !paths.is_empty() && !self.stop.load(Ordering::Relaxed) {
-            // Parents come before what is below them.
+            // Sorting puts parents before the paths below them.
             paths.sort_unstable();
             let pending = paths.iter().filter_map(|path| self.look_along(old, path, &mut seen, &mut findings));
             let pending: Vec<_> = pending.collect();
             findings.absorb(self.below(pending));
-            paths = tied(old, &findings, &seen);
+            paths = linked_paths(old, &findings, &seen);
         }
         findings.root_listed()
     }
 
-    /// Looks at every directory on the way to a path and at the path itself; gives the first of them that
-    /// is to be listed whole: the path, or a directory that the old list does not have.
+    /// Looks at every directory on the way to a path, and at the path itself. Returns the first of them that must be
+    /// listed with everything below it: the path itself, or a directory that is not in the old list.
     fn look_along(&self, old: Old<'_>, path: &[u8], seen: &mut Seen, findings: &mut Findings) -> Option<Pending> {
         if seen.listed.contains(&b""[..]) {
             return None;
@@ -51,7 +51,7 @@ impl Walk<'_> {
                 }
             };
             if !is_dir {
-                // Nothing is below what is no directory: the path itself counts as looked at.
+                // There is nothing below something that is not a directory, so the path itself counts as looked at.
                 seen.looked.entry(path.to_vec()).or_insert(false);
                 return None;
             }
@@ -64,7 +64,7 @@ impl Walk<'_> {
         None
     }
 
-    /// Looks at one path; whether it is a directory of the repository.
+    /// Looks at one path. Returns whether it is a directory that belongs to the repository.
     fn look_at(&self, path: &[u8], row: Option<Row<'_>>, findings: &mut Findings) -> bool {
         let (dir, name) = path::split(path);
         let mut differs = DirFindings::default();
@@ -87,12 +87,12 @@ impl Walk<'_> {
     }
 }
 
-/// What a walk of single paths has seen.
+/// The paths that have been looked at.
 #[derive(Default)]
 struct Seen {
-    /// Paths looked at, and whether they are directories.
+    /// Single paths, and whether they are directories.
     looked: HashMap<Vec<u8>, bool>,
-    /// Directories listed with all below them.
+    /// Directories that were listed with everything below them.
     listed: HashSet<Vec<u8>>,
 }
 
@@ -109,9 +109,9 @@ impl Seen {
     }
 }
 
-/// The paths of the old list that share an inode, or shared a link group, with something that differs:
-/// their own facts changed with it, whether or not anybody named them.
-fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
+/// Returns the unseen paths of the old list that share an inode, or shared a link group, with something that differs.
+/// Their own facts have changed too, although the caller need not have named them.
+fn linked_paths(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
     let mut inodes = HashSet::new();
     let mut leaders = HashSet::new();
     let mut gone_dirs = HashSet::new();
@@ -130,8 +130,8 @@ fn tied(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
             old.list.find(&path::join(dir, name)).into_iter().for_each(&mut touch);
         }
     }
-    // What has the same look in another inode may have left a group, or come to one.
-    for (row, facts) in findings.moved.iter().filter(|(row, _)| !old.list.row(*row).is_dir()) {
+    // An entry that looks the same but has another inode may have left a group or joined one.
+    for (row, facts) in findings.local_only.iter().filter(|(row, _)| !old.list.row(*row).is_dir()) {
         touch(old.list.row(*row));
         inodes.insert(facts.identity.inode_key());
     }
