@@ -1,7 +1,7 @@
-"""Clients that take what others need, each kind for as long as it is let: all from one address, in a process of their own.
+"""Clients that use up shared resources, each kind for as long as the server lets it. All have one address.
 
-That process is as nice as can be, so that on the bench's one machine its own work takes nothing from honest clients; what
-the server does for it is what is measured.
+They run in a process of their own with the lowest priority (nice 19). On the single machine of a bench, their own work
+therefore takes nothing from honest clients, and only the work that they cause in the server is measured.
 """
 import contextlib
 import multiprocessing
@@ -18,7 +18,7 @@ HELLO = b'\x93STILL\r\n' + struct.pack('<HHIII', 1, 1, 0, 0, 0)
 
 
 class Abusers:
-    """One kind, in a child process, for the time of a `with`."""
+    """Abusers of one kind in a child process, which runs for the duration of a `with`."""
 
     def __init__(self, kind, server, name, scratch, rsync):
         self.over = multiprocessing.Event()
@@ -57,7 +57,7 @@ def work(kind, target):
     for thread in threads:
         thread.start()
     target.over.wait()
-    # Clients that were started end first; what still listens ends with this process.
+    # Wait for the client processes that were started. Sessions that still listen end with this process.
     deadline = time.monotonic() + 5
     for thread in threads:
         thread.join(max(0, deadline - time.monotonic()))
@@ -71,11 +71,11 @@ def again(session, target, number):
         target.count()
 
 
-# What each kind does, once.
+# One session of each kind.
 
 
 def flood(target, _):
-    """Connections and nothing more: 500 a second in all, each kept for as long as the server lets it."""
+    """Connections that send nothing: 500 per second in total, each kept open for as long as the server lets it."""
     held = []
     for _ in range(100):
         held.append(target.connect())
@@ -85,7 +85,7 @@ def flood(target, _):
 
 
 def rules(target, _):
-    """Rules that cost much for every name and match none, and somebody who leaves before they are through."""
+    """Rules that are expensive for every name and match none, from a client that leaves before they are evaluated."""
     hostile = b'- ' + b'*?' * 1000
     words = frame(b''.join(struct.pack('<I', len(hostile)) + hostile for _ in range(7)))
     with target.connect() as connection:
@@ -94,7 +94,7 @@ def rules(target, _):
 
 
 def bits(target, number):
-    """Three bytes of each of thousands of places, over and over."""
+    """Repeated requests for three bytes at each of thousands of places."""
     items = bytearray()
     for at in range(8000):
         items += varint(1 + (at * 7 + number) % 300) + varint((at * 31) % 900) + varint(3)
@@ -107,7 +107,7 @@ def bits(target, number):
 
 
 def lists(target, _):
-    """A list of the client's own with everything in it many times over, which is then kept."""
+    """A list for one client that repeats everything many times, from a client that then keeps the session open."""
     with target.connect() as connection:
         connection.sendall(opening(target.name, [f'{target.name}/'] * 1000, '-r') + frame(bytes(4)))
         listen(connection, 10)
@@ -115,19 +115,19 @@ def lists(target, _):
 
 
 def slow(target, number):
-    """As slow as a client can ask for."""
+    """A pull at the lowest rate that a client can ask for."""
     dest = os.path.join(target.scratch, f'slow{number}')
     client = subprocess.Popen([target.rsync, '-a', '--bwlimit=1', f'--address={ADDRESS}', f'rsync://{target.address}:{target.port}/{target.name}/', dest],
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while client.poll() is None and not target.over.wait(0.2):
         pass
     with contextlib.suppress(ProcessLookupError):
-        # The whole group that this process has started: rsync's receiver is one of its own.
+        # Kill the whole process group that was started here, because rsync's receiver is a separate process.
         os.killpg(client.pid, signal.SIGKILL)
     client.wait()
 
 
-# By the number of sessions at once.
+# Number of concurrent sessions, and the function for one session.
 KINDS = {
     'slow (--bwlimit=1)': (40, slow),
     'rules': (40, rules),
@@ -138,7 +138,7 @@ KINDS = {
 
 
 def listen(connection, seconds):
-    """Until the server says no more, or for so long."""
+    """Read until the server closes the connection, for up to `seconds`."""
     deadline = time.monotonic() + seconds
     connection.settimeout(1)
     while time.monotonic() < deadline:
@@ -154,7 +154,7 @@ def frame(data):
 
 
 def opening(name, paths, options='-lHogDtpr'):
-    """All that comes before the filter rules at protocol 31."""
+    """Return everything that a client sends before the filter rules at protocol 31."""
     words = ['--server', '--sender', options + 'e.iLsfxCIvu', '.', *paths, '']
     return (f'@RSYNCD: 31.0 md5 md4\n{name}\n' + ''.join(word + '\0' for word in words)).encode() + b'\x03md5'
 

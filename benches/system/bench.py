@@ -1,4 +1,8 @@
-"""What every comparison here needs: the servers, the clients, the meters and the record of a run."""
+"""The framework of the comparisons: servers, clients, meters and the record of a run.
+
+A script calls `main`, which makes a `Bench` and passes it to the script's `run`. That starts servers, measures, prints
+tables with `Bench.table`, and states its claims with `Bench.check` and `Bench.at_most`.
+"""
 import argparse
 import contextlib
 import csv
@@ -19,27 +23,27 @@ import time
 
 NAME = 'bench'
 RUNS = pathlib.Path(__file__).resolve().parent.parent / 'runs'
-# Figures of a run in the table of all runs.
+# Limit on the figures per run in the table of all runs.
 FIGURES = 8
 GIB = 1 << 30
 TICK = os.sysconf('SC_CLK_TCK')
 
 
 def main(doc, options, body):
-    """Parse the command line, run `body(bench)`, print the verdicts, save the run; exit 1 if a verdict failed.
+    """Parse the command line, run `body(bench)`, print the verdicts and save the run. Exit with 1 if a verdict failed.
 
-    Without --stillmirror only the peers are measured.
+    Without --stillmirror, only the peers are measured.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--stillmirror', metavar='BINARY', help='the binary to measure (without it: the peers only)')
-    parser.add_argument('--work', metavar='DIR', help='where scratch data goes (default: the temporary directory)')
-    parser.add_argument('--keep', action='store_true', help='leave the scratch data behind')
-    parser.add_argument('--save', metavar='PART', nargs='?', const='', help=f'write the raw run to benches/{RUNS.name}/, over the one before of this script (and part)')
+    parser.add_argument('--stillmirror', metavar='BINARY', help='the binary to measure (default: measure only the peers)')
+    parser.add_argument('--work', metavar='DIR', help='directory for scratch data (default: the temporary directory)')
+    parser.add_argument('--keep', action='store_true', help='keep the scratch data')
+    parser.add_argument('--save', metavar='PART', nargs='?', const='', help=f'write the raw run to benches/{RUNS.name}/, replacing the previous one of this script and part')
     for flag, settings in options:
         parser.add_argument(flag, **settings)
-    # All clients come from one address here.
+    # All clients of these scripts have the same address, so its limit is lifted.
     os.environ.setdefault('STILLMIRROR_DAEMON__CONNECTIONS_PER_ADDRESS', '0')
-    # The stock daemons of these scripts read with root's eyes, and so does the one beside them.
+    # The stock daemons of these scripts read files as root, so stillmirror must do so as well.
     os.environ.setdefault('STILLMIRROR_DAEMON__SERVE_PRIVATE', 'true')
     bench = Bench(parser.parse_args())
     with bench.scratch():
@@ -70,7 +74,7 @@ class Bench:
                 shutil.rmtree(self.work, ignore_errors=True)
 
     def table(self, title, rows):
-        """Print rows (dicts with the same keys) and keep them for the raw run."""
+        """Print rows (dicts with the same keys) and record them for the raw run."""
         self.tables.setdefault(title, []).extend(rows)
         keys = list(dict.fromkeys(key for row in rows for key in row))
         cells = [keys] + [[show(row.get(key, '')) for key in keys] for row in rows]
@@ -82,9 +86,11 @@ class Bench:
         sys.stdout.flush()
 
     def at_most(self, what, value, limit):
+        """Claim that `value` is at most `limit`."""
         self.check(f'{what}: {show(value)}, at most {show(limit)}', value is not None and value <= limit)
 
     def check(self, what, passed):
+        """Claim that `what` holds, and record whether it does."""
         self.verdicts.append({'what': what, 'passed': bool(passed)})
         print(f'{"ok  " if passed else "FAIL"} {what}', flush=True)
 
@@ -136,7 +142,7 @@ class Bench:
 
 
 class Stillmirror:
-    """The command line under test; every call returns what `--json` said."""
+    """The command line under test. Every call returns the report that `--json` printed."""
 
     def __init__(self, binary, bench):
         self.binary, self.bench = os.path.abspath(binary), bench
@@ -154,19 +160,19 @@ class Stillmirror:
                         prefix=prefix, accept=accept)
 
     def pull_generation(self, generation, *pull, patience=30, **options):
-        """Pull until the daemon serves `generation`: it notices a new one by itself, a little later."""
+        """Pull until the daemon serves `generation`. It notices a new generation by itself, after a short time."""
         deadline = time.monotonic() + patience
         while True:
-            # Until then its files may be newer than the generation that it serves: code 24.
+            # Until then, files may be newer than the served generation, and pulls may end with 24.
             report = self.pull(*pull, accept=(0, 24), **options)
             if report.get('generation') == generation and report['exit'] == 0:
                 return report
             if time.monotonic() > deadline:
-                raise SystemExit(f'generation {generation} is still not served after {patience} s: {report}')
+                raise SystemExit(f'generation {generation} is not served after {patience} s: {report}')
             time.sleep(0.1)
 
     def run(self, *words, prefix=(), accept=(0,), **popen):
-        """Run to the end; adds `exit` and the whole process's `wall` seconds to the report."""
+        """Run a command to its end. Adds `exit` (its exit code) and `wall` (seconds of the whole process) to the report."""
         argv = [*prefix, *self.argv(*words)]
         seconds, done = timed(argv, capture_output=True, **popen)
         if done.returncode not in accept:
@@ -180,7 +186,7 @@ class Stillmirror:
 
 
 def compact(record):
-    """Format a raw run as JSON: tables as columns and rows, one row or verdict a line."""
+    """Format a raw run as JSON, with tables as columns and rows, and one row or verdict per line."""
     tables = {}
     for title, rows in record['tables'].items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -198,7 +204,7 @@ def compact(record):
 
 
 def append_to_history(record, name):
-    """Add one line about a run to the table of all runs."""
+    """Append a line about a run to the table of all runs."""
     path = RUNS / 'runs.csv'
     is_new = not path.exists()
     host = record['host']
@@ -214,7 +220,7 @@ def append_to_history(record, name):
 
 
 class Server:
-    """A child process that listens; a context manager that ends it by its own pid."""
+    """A child process that listens. As a context manager, it terminates the process by its pid."""
 
     def __init__(self, bench, scheme, argv, address, port, prefix=()):
         self.url = f'{scheme}://{address}:{port}' + ('' if scheme == 'http' else f'/{NAME}')
@@ -243,7 +249,7 @@ class Server:
 
     def stop(self):
         if self.is_watched:
-            # What watches the server ends with it, and not it with that.
+            # The process that watches the server ends with it; the reverse is not true.
             for pid in self.processes() - {self.pid}:
                 os.kill(pid, signal.SIGTERM)
         else:
@@ -255,7 +261,7 @@ class Server:
             self.process.wait()
 
     def processes(self):
-        """This process and all that descend from it."""
+        """Return the pids of this process and of all its descendants."""
         parents = {}
         for entry in os.listdir('/proc'):
             if entry.isdigit():
@@ -269,7 +275,7 @@ class Server:
         return family
 
     def cpu(self):
-        """Seconds of CPU so far: all threads, live children and reaped ones. Waits until the server is idle."""
+        """Wait until the server is idle and return its CPU seconds so far: all threads, live and reaped children."""
         last = -1
         while (ticks := self.ticks()) != last:
             last = ticks
@@ -284,7 +290,7 @@ class Server:
         return total
 
     def memory(self):
-        """Bytes over all processes: resident, its anonymous part, and the private memory that is not a clean file page."""
+        """Return bytes over all processes: resident, its anonymous part, and private memory that is not a clean file page."""
         total = {'resident': 0, 'anonymous': 0, 'private_dirty': 0}
         for pid in self.processes():
             with contextlib.suppress(OSError), open(f'/proc/{pid}/smaps_rollup') as lines:
@@ -303,21 +309,21 @@ class Server:
 
 
 class Sampler:
-    """The most memory that a server had beyond what it had at the start, looked at often."""
+    """Samples a server's memory at short intervals and records its peak, and its growth since the start."""
 
     def __init__(self, server, interval=0.05):
         self.server, self.interval, self.idle, self.over = server, interval, server.memory(), threading.Event()
-        self.most, self.processes = dict(self.idle), 1
+        self.peak, self.processes = dict(self.idle), 1
         self.thread = threading.Thread(target=self.sample)
 
     def sample(self):
         while not self.over.wait(self.interval):
             now = self.server.memory()
-            self.most = {key: max(self.most[key], now[key]) for key in now}
+            self.peak = {key: max(self.peak[key], now[key]) for key in now}
             self.processes = max(self.processes, len(self.server.processes()))
 
-    def beyond(self, key='private_dirty'):
-        return self.most[key] - self.idle[key]
+    def growth(self, key='private_dirty'):
+        return self.peak[key] - self.idle[key]
 
     def __enter__(self):
         self.thread.start()
@@ -344,7 +350,7 @@ def clock(function, *args):
 
 
 def must(argv, **popen):
-    """Run a peer or a tool to the end and return its output; a failure ends the script."""
+    """Run a peer or a tool to its end. Returns the seconds and its output. A failure ends the script."""
     seconds, done = timed(argv, capture_output=True, **popen)
     if done.returncode:
         raise SystemExit(f'exit {done.returncode}: {" ".join(map(str, argv))}\n{done.stderr.decode(errors="replace")}')
@@ -352,13 +358,13 @@ def must(argv, **popen):
 
 
 def rsync_stat(out, name):
-    """A figure of `rsync --stats`."""
+    """Return a figure of `rsync --stats`."""
     line = next(line for line in out.splitlines() if line.startswith(name))
     return int(line.partition(':')[2].split()[0].replace(',', ''))
 
 
 def rsync_bytes(out):
-    """(sent, received) as the client counts them."""
+    """Return (sent, received) as the client counts them."""
     return rsync_stat(out, 'Total bytes sent'), rsync_stat(out, 'Total bytes received')
 
 
@@ -369,7 +375,10 @@ def free_port():
 
 
 def listens(pid, port):
-    """Asks the kernel instead of connecting: leaves no trace in the server and sees into its network namespace."""
+    """Return whether the process's network namespace has a listener on `port`.
+
+    Asks the kernel instead of connecting, which leaves no trace in the server and works across network namespaces.
+    """
     with contextlib.suppress(OSError), open(f'/proc/{pid}/net/tcp') as lines:
         return any(line.split()[3] == '0A' and int(line.split()[1].rpartition(':')[2], 16) == port
                    for line in list(lines)[1:])
@@ -380,7 +389,7 @@ def listens(pid, port):
 
 
 def stat_fields(pid):
-    """The fields of /proc/PID/stat after the command's name: [0] is the state, [1] the parent."""
+    """Return the fields of /proc/PID/stat after the command's name: [0] is the state, [1] the parent."""
     with open(f'/proc/{pid}/stat') as file:
         return file.read().rpartition(')')[2].split()
 
@@ -397,7 +406,7 @@ def warm(paths):
 
 @contextlib.contextmanager
 def held(paths):
-    """All of these files in the page cache, and held there: a host that wants memory back takes cold pages within seconds."""
+    """Load these files into the page cache and lock them there. A host that reclaims memory takes cold pages in seconds."""
     hold = """
 import mmap, os, resource, signal, sys
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -411,7 +420,7 @@ for path in sys.stdin.buffer.read().split(b'\\0'):
 print('held', flush=True)
 signal.pause()
 """
-    # A process may have 65,530 maps, and each of these keeps a descriptor.
+    # A process may have 65,530 maps, and each of these holds a descriptor.
     groups = [paths[at:at + 15_000] for at in range(0, len(paths), 15_000)]
     holders = []
     try:
@@ -421,7 +430,7 @@ signal.pause()
             holder.stdin.write(b'\0'.join(map(os.fsencode, group)))
             holder.stdin.close()
         if any(holder.stdout.readline() != b'held\n' for holder in holders):
-            sys.exit('cannot hold files in the page cache')
+            sys.exit('cannot lock files in the page cache')
         yield
     finally:
         for holder in holders:
@@ -430,7 +439,7 @@ signal.pause()
 
 
 def cached_bytes(paths):
-    """How much of these files is in the page cache."""
+    """Return how many bytes of these files are in the page cache."""
     _, out = must(['fincore', '--bytes', '--noheadings', '--raw', '--output', 'RES', *paths])
     return sum(int(line) for line in out.split())
 
@@ -439,7 +448,7 @@ def device_of(path):
     device = os.stat(path).st_dev
     folder = pathlib.Path(f'/sys/dev/block/{os.major(device)}:{os.minor(device)}')
     if not folder.exists():
-        raise SystemExit(f'{path} is not on a block device: its reads cannot be counted')
+        raise SystemExit(f'{path} is not on a block device, so its reads cannot be counted')
     return folder
 
 
@@ -448,11 +457,11 @@ def bytes_read(device):
 
 
 def disk_usage(path):
-    """Apparent bytes of everything below `path`."""
+    """Return the total apparent size of all files below `path`, in bytes."""
     return sum(entry.stat().st_size for entry in pathlib.Path(path).rglob('*') if entry.is_file())
 
 
-# Words about the host and about figures.
+# Facts about the host, and formatting.
 
 
 def host_facts(binary, work):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Many native sessions at once on a large repository; then honest clients among ones that stall forever.
+"""Many simultaneous native sessions on a large repository, then honest clients beside clients that stall forever.
 
-Real clients run through a gate that lets no byte pass before all of them have a connection to the daemon, so that the
-sessions are truly simultaneous. The stalling ones replay parts of what a real client said.
+Real clients connect through a gate that passes no byte before all of them have a connection to the daemon, so the sessions
+are truly simultaneous. The stalling clients replay parts of the bytes that a real client sent.
 """
 import asyncio
 import contextlib
@@ -31,7 +31,10 @@ def run(b):
 
 
 def allow_open_files():
-    """For the gate's two sockets per client; the daemon inherits it, as it would from its service file."""
+    """Raise the limit of open files for the gate's two sockets per client.
+
+    The daemon inherits the limit, as it would from its service file.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -47,11 +50,11 @@ def listing(b):
             codes = [client.wait() for client in clients]
             seconds = time.monotonic() - start
         b.table('listing', [{'clients': b.args.clients, 'failed': sum(code != 0 for code in codes), 'wall s': seconds,
-                             'most open at once': gate.most, 'idle resident': idle, 'most resident': sampler.most['resident'],
-                             'most anonymous': sampler.most['anonymous'], 'server cpu s': server.cpu()}])
+                             'peak open at once': gate.peak, 'idle resident': idle, 'peak resident': sampler.peak['resident'],
+                             'peak anonymous': sampler.peak['anonymous'], 'server cpu s': server.cpu()}])
     b.check(f'none of {b.args.clients} listings fails', not any(codes))
-    b.check('all sessions were open at once', gate.most == b.args.clients)
-    b.at_most('most resident memory, MiB', sampler.most['resident'] / MIB, 256)
+    b.check('all sessions were open at once', gate.peak == b.args.clients)
+    b.at_most('peak resident memory, MiB', sampler.peak['resident'] / MIB, 256)
 
 
 def stalls(b):
@@ -64,11 +67,11 @@ def stalls(b):
         rows = [pulls(b, server, source, 'alone')]
         stalling = [stall(server, kind, gate.said) for kind, _ in zip(itertools.cycle(KINDS), range(b.args.stalled))]
         time.sleep(1)
-        rows.append(pulls(b, server, source, f'beside {len(stalling)} that stall'))
+        rows.append(pulls(b, server, source, f'beside {len(stalling)} stalling clients'))
         for connection in stalling:
             connection.close()
     b.table('pulls', rows)
-    b.check(f'all {b.args.honest} honest pulls end well beside {b.args.stalled} that stall', rows[1]['good'] == b.args.honest)
+    b.check(f'all {b.args.honest} honest pulls succeed beside {b.args.stalled} stalling clients', rows[1]['good'] == b.args.honest)
 
 
 def pulls(b, server, source, what):
@@ -93,7 +96,7 @@ def spawn(b, *words):
     return subprocess.Popen(b.stillmirror.argv(*words), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-# How a client can stall: what it sends of `said`, the bytes of a whole real session, before it falls silent.
+# The ways to stall: what a client sends before it falls silent. `said` is what a real client sent in a whole session.
 KINDS = {
     'silent': lambda said: b'',
     'one byte': lambda said: said[:1],
@@ -111,11 +114,11 @@ def stall(server, kind, said):
 
 
 class Gate:
-    """A relay on loopback: all clients get their connection to the server first, then the bytes flow."""
+    """A relay on loopback that passes bytes only after all clients have a connection to the server."""
 
     def __init__(self, server, clients, patience=10):
         self.server, self.clients, self.patience = server, clients, patience
-        self.port, self.open, self.most, self.said = bench.free_port(), 0, 0, b''
+        self.port, self.open, self.peak, self.said = bench.free_port(), 0, 0, b''
         self.url = server.url.replace(str(server.port), str(self.port))
 
     def __enter__(self):
@@ -139,10 +142,10 @@ class Gate:
     async def session(self, reader, writer):
         above, below = await asyncio.open_connection(self.server.address, self.server.port)
         self.open += 1
-        self.most = max(self.most, self.open)
+        self.peak = max(self.peak, self.open)
         if self.open == self.clients:
             self.all_here.set()
-        with contextlib.suppress(TimeoutError):  # some may never come
+        with contextlib.suppress(TimeoutError):  # some clients may never connect
             await asyncio.wait_for(self.all_here.wait(), self.patience)
         with contextlib.suppress(asyncio.CancelledError):  # the gate closes
             await asyncio.gather(self.pump(reader, below, heard=True), self.pump(above, writer))
@@ -160,9 +163,9 @@ class Gate:
 
 bench.main(__doc__, [
     ('--tree', dict(metavar='DIR', required=True, help='the large repository')),
-    ('--store', dict(metavar='DIR', help='its store, if it has been indexed already')),
+    ('--store', dict(metavar='DIR', help='its store, if it is indexed already')),
     ('--clients', dict(type=int, default=1000)),
     ('--stalled', dict(type=int, default=200)),
     ('--honest', dict(type=int, default=50)),
-    ('--patience', dict(type=int, default=120, help='seconds for all honest pulls (default: %(default)s)')),
+    ('--patience', dict(type=int, default=120, help='timeout for all honest pulls, in seconds (default: %(default)s)')),
 ], run)

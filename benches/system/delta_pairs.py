@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Bytes that an update costs, old file to new file: rsync, zsync over nginx, and stillmirror on the same pairs.
+"""Bytes transferred to update an old file to a new one, by rsync, zsync over nginx, and stillmirror, on the same pairs.
 
-rsync and stillmirror hold the old file under the new one's name. All counts are uncompressed transfers; zsync's are what
-nginx logged, the .zsync file included; `total` adds what the client sent.
+For rsync and stillmirror, the old file has the new one's name. No transfer is compressed. zsync's bytes are those that
+nginx logged, including the .zsync file. `total` includes the bytes that the client sent.
 """
 import os
 import pathlib
@@ -31,7 +31,7 @@ def run(b):
 
 
 def pairs_in(folder):
-    """NAME-VERSION.tar files: each name's versions in order, each with its successor."""
+    """Return pairs of NAME-VERSION.tar files: each version of a name with its successor."""
     def order(path):
         name, _, version = path.name.removesuffix('.tar').rpartition('-')
         return name, [int(part) if part.isdigit() else 0 for part in version.split('.')]
@@ -40,7 +40,7 @@ def pairs_in(folder):
 
 
 def old_copy(work, who, old):
-    """A destination that holds the old file; its mtime says that it is not the new one."""
+    """Return a destination that contains the old file, with an mtime that differs from the new file's."""
     dest = work / who
     dest.mkdir()
     shutil.copy(old, dest / 'file')
@@ -88,5 +88,5 @@ def with_stillmirror(b, work, source, old):
 
 bench.main(__doc__, [
     ('--pairs', dict(metavar='DIR', help='a directory of NAME-VERSION.tar files')),
-    ('--pair', dict(metavar=('OLD', 'NEW'), nargs=2, action='append', help='one pair; may be given again')),
+    ('--pair', dict(metavar=('OLD', 'NEW'), nargs=2, action='append', help='one pair; may be repeated')),
 ], run)

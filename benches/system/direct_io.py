@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Large files served from a cold disk: page cache growth and server CPU beside rsyncd and nginx; then one file to many at once.
+"""Large files served from a cold disk: page cache growth and server CPU, compared with rsyncd and nginx. Then one file
+served to many clients at once.
 
-Before every transfer the page cache is dropped (one row of rsyncd, not judged, has the files cached). Only the servers' CPU is counted, children included. The receivers
-write to --sink (a memory file system, when memory allows), so that writing disturbs nobody.
+The page cache is dropped before every transfer, except for one row of rsyncd with cached files, about which nothing is
+claimed. Only the CPU of the servers is counted, including their children. The receivers write to --sink (a memory file
+system, if memory allows), so that their writes do not disturb the measurement.
 """
 import concurrent.futures
 import contextlib
@@ -35,7 +37,7 @@ def run(b):
 
 
 def servers(b, root, store):
-    """(name, a function that starts it, a function that fetches everything into a folder), stillmirror last."""
+    """Return for each server (name, function that starts it, function that fetches everything to a folder), stillmirror last."""
     def curl(server, dest):
         for path in sorted(root.iterdir()):
             bench.must(['curl', '-sf', '-o', '/dev/null', f'{server.url}/{path.name}'])
@@ -80,7 +82,10 @@ def cost_per_gib(b, root, files):
 
 
 def single_flight(b, root, file):
-    """All at once; the device's sectors tell how often the file was read, the server's own count whether others read too."""
+    """Let all clients fetch one file at once.
+
+    The device's sectors tell how often the file was read; the server's own count tells whether other processes read too.
+    """
     size = file.stat().st_size
     rows = []
     for name, start, fetch in servers(b, root, b.work / 'flight-store'):
@@ -99,12 +104,12 @@ def single_flight(b, root, file):
     b.table(f'{b.args.clients} clients at once, the same {size >> 20:,} MiB file', rows)
     if b.stillmirror:
         b.at_most('bytes read from the device over the size of the file', rows[-1]['device read over size'], 1.25)
-        b.at_most('of them by the daemon itself', rows[-1]['own reads over size'], 1.1)
+        b.at_most('bytes read by the daemon itself over the size of the file', rows[-1]['own reads over size'], 1.1)
 
 
 @contextlib.contextmanager
 def sink(b, size):
-    """A folder for the receivers: in memory if that leaves a third free, else with the scratch data."""
+    """Make a folder for the receivers: in --sink if that leaves a third of the memory free, else with the scratch data."""
     available = int(pathlib.Path('/proc/meminfo').read_text().partition('MemAvailable:')[2].split()[0]) * 1024
     folder = pathlib.Path(tempfile.mkdtemp(dir=b.args.sink if available > size * 1.5 else b.work))
     try:
@@ -114,7 +119,7 @@ def sink(b, size):
 
 
 bench.main(__doc__, [
-    ('--tree', dict(metavar='DIR', help='where the served files are made; on a block device (default: the scratch directory)')),
+    ('--tree', dict(metavar='DIR', help='where to make the served files; must be on a block device (default: the scratch directory)')),
     ('--sink', dict(metavar='DIR', default='/dev/shm', help='where the receivers write (default: %(default)s)')),
     ('--gib', dict(type=int, default=4)),
     ('--repeats', dict(type=int, default=3)),

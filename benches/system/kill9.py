@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""`kill -9` of index and of pull at random moments, many times; after each, store and tree must be whole.
+"""`kill -9` of index and pull at random moments, many times. After each kill, store and tree must be intact.
 
-A file under a final name must be one that was published under that name. Pulls by stock rsync are killed beside it for
-comparison: what it leaves behind is counted, not judged.
+A file under a final name must be one that was published under that name. For comparison, pulls by stock rsync are killed
+too; the files that they leave behind are counted, but nothing is claimed about them.
 """
 import os
 import random
@@ -17,7 +17,7 @@ import trees
 FILES, SIZES = 300, (1000, 600_000)
 EACH = {'replace': 15, 'rewrite': 10, 'add': 6, 'remove': 6, 'rename': 5}
 FINISH_EVERY = 10
-# A file that rsync was still receiving: `.NAME.XXXXXX`.
+# The name of a file that rsync was still receiving: `.NAME.XXXXXX`.
 TEMPORARY = re.compile(r'(^|/)\.[^/]+\.[A-Za-z0-9]{6}$')
 
 
@@ -44,16 +44,16 @@ class Publication:
 
 
 def kill(argv, publication, within):
-    """Start, kill after a random part of `within` seconds; whether it still ran."""
+    """Start a command and kill it after a random time of up to `within` seconds. Returns whether it was still running."""
     process = subprocess.Popen([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(publication.random.uniform(0, within))
-    os.killpg(process.pid, signal.SIGKILL)  # not yet waited for, so the group is still this one; rsync is two processes
+    os.killpg(process.pid, signal.SIGKILL)  # safe: the process is not waited for, so the group id is still its own; rsync has two processes
     return process.wait() == -signal.SIGKILL
 
 
 def until(kills, one):
-    """Call `one`, which says whether the kill hit a running process, until `kills` did; how many it took."""
+    """Call `one`, which returns whether its kill hit a running process, until `kills` kills did. Returns the number of calls."""
     hits = attempts = 0
     while hits < kills:
         attempts += 1
@@ -84,14 +84,14 @@ def kill_indexes(b, publication):
     b.stillmirror.index(publication.source, store)
     with b.stillmirror.serve(publication.source, store) as server:
         b.stillmirror.pull(server.url, b.work / 'after-index', b.work / 'after-index.store')
-    judge(b, publication, b.work / 'after-index', f'{b.args.kills} killed indexes, a last one and a pull')
+    judge(b, publication, b.work / 'after-index', f'{b.args.kills} killed indexes, a final index and a pull')
     b.check(f'the store opens after every killed index: {broken[:3]}', not broken)
     return {'killed': 'index', 'kills': b.args.kills, 'attempts': attempts, 'broken stores': len(broken)}
 
 
 def kill_pulls(b, publication):
     published, dest, store = b.work / 'publisher', b.work / 'dest', b.work / 'mirror'
-    strangers, unfinished, broken = [], [], []
+    unpublished, unfinished, broken = [], [], []
     with b.stillmirror.serve(publication.source, published) as server:
         argv = b.stillmirror.argv('pull', server.url, dest, '--store', store, '--delete', '--quiet')
         b.stillmirror.pull(server.url, dest, store)
@@ -101,7 +101,7 @@ def kill_pulls(b, publication):
             publication.change()
             b.stillmirror.index(publication.source, published)
             hit = kill(argv, publication, within)
-            strangers.extend(publication.history.strangers(dest))
+            unpublished.extend(publication.history.unpublished(dest))
             broken.extend(opens(b, store, attempt))
             if attempt % FINISH_EVERY == 0:
                 advance(b, publication, published, server, dest, store)
@@ -110,24 +110,24 @@ def kill_pulls(b, publication):
 
         attempts = until(b.args.kills, one)
         advance(b, publication, published, server, dest, store)
-    judge(b, publication, dest, f'{b.args.kills} killed pulls and a last one')
+    judge(b, publication, dest, f'{b.args.kills} killed pulls and a final one')
     verified = b.stillmirror.run('verify', dest, '--store', store, accept=range(256))
-    b.check('verify finds every file as its generation says', verified['exit'] == 0)
-    b.check(f'the pulls in between finish what killed ones left: {unfinished[:3]}', not unfinished)
+    b.check('verify finds every file in the state of its generation', verified['exit'] == 0)
+    b.check(f'pulls in between complete the work of killed ones: {unfinished[:3]}', not unfinished)
     b.check(f'the store opens after every killed pull: {broken[:3]}', not broken)
-    b.check(f'every file under a final name is a published one: {strangers[:3]}', not strangers)
-    return {'killed': 'pull', 'kills': b.args.kills, 'attempts': attempts, 'broken stores': len(broken), 'strangers': len(strangers)}
+    b.check(f'every file under a final name was published: {unpublished[:3]}', not unpublished)
+    return {'killed': 'pull', 'kills': b.args.kills, 'attempts': attempts, 'broken stores': len(broken), 'unpublished files': len(unpublished)}
 
 
 def advance(b, publication, published, server, dest, store):
-    """A generation with changes, pulled to the end."""
+    """Publish a generation with changes and pull it to the end."""
     publication.change()
     generation = b.stillmirror.index(publication.source, published)['generation']
     return b.stillmirror.pull_generation(generation, server.url, dest, store)
 
 
 def kill_rsync_pulls(b, publication):
-    dest, strangers, temporary = b.work / 'rsync', [], []
+    dest, unpublished, temporary = b.work / 'rsync', [], []
     with b.rsyncd(publication.source) as server:
         argv = ['rsync', '-aH', '--delete', f'{server.url}/', f'{dest}/']
         bench.must(argv)
@@ -137,15 +137,15 @@ def kill_rsync_pulls(b, publication):
         def one(_):
             publication.change()
             hit = kill(argv, publication, within)
-            left = publication.history.strangers(dest)
+            left = publication.history.unpublished(dest)
             temporary.extend(name for name in left if TEMPORARY.search(name))
-            strangers.extend(name for name in left if not TEMPORARY.search(name))
+            unpublished.extend(name for name in left if not TEMPORARY.search(name))
             return hit
 
         attempts = until(b.args.kills, one)
         bench.must(argv)
-    judge(b, publication, dest, f'{b.args.kills} killed pulls by rsync and a last one')
-    return {'killed': 'rsync pull', 'kills': b.args.kills, 'attempts': attempts, 'strangers': len(strangers), 'readers see half-made files': len(temporary)}
+    judge(b, publication, dest, f'{b.args.kills} killed pulls by rsync and a final one')
+    return {'killed': 'rsync pull', 'kills': b.args.kills, 'attempts': attempts, 'unpublished files': len(unpublished), 'visible partial files': len(temporary)}
 
 
 def opens(b, store, attempt):
@@ -159,6 +159,6 @@ def judge(b, publication, dest, what):
 
 
 bench.main(__doc__, [
-    ('--kills', dict(type=int, default=200, help='of each command (default: %(default)s)')),
+    ('--kills', dict(type=int, default=200, help='kills of each command (default: %(default)s)')),
     ('--seed', dict(type=int, default=1)),
 ], run)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A first pull and a no-op pull of many small files over a link with a long round trip.
 
-Beside `tar` piped through one TCP connection, and rsync, over the same link (see link.py); the host's TCP settings as they are.
+They are compared with `tar` piped through one TCP connection, and with rsync, over the same link (see link.py). The host's
+TCP settings are not changed.
 """
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def run(b):
         b.at_most('no-op: whole round trips that fit into its wall time', int(quiet['wall in round trips']), 5)
 
 
-# A connection to a port where nobody listens comes back after one round trip.
+# A connection attempt to a closed port is refused after one round trip.
 PING = '''import socket, sys, time
 start = time.monotonic()
 try: socket.create_connection((sys.argv[1], 9))
@@ -76,11 +77,11 @@ def with_stillmirror(b, source, at_server, at_client):
 
 
 def judge(b, source, dest, who):
-    b.check(f'{who} made the same tree', not trees.differences(source, dest))
+    b.check(f'{who} makes the same tree', not trees.differences(source, dest))
 
 
 bench.main(__doc__, [
-    ('--rtt', dict(type=float, default=0.1, metavar='SECONDS', help='round trip (default: %(default)s)')),
+    ('--rtt', dict(type=float, default=0.1, metavar='SECONDS', help='round-trip time (default: %(default)s)')),
     ('--files', dict(type=int, default=10000)),
-    ('--bytes', dict(type=int, default=4096, help='of each file')),
+    ('--bytes', dict(type=int, default=4096, help='size of each file')),
 ], run)

@@ -1,7 +1,7 @@
-"""A slow link: two network namespaces joined by a pair of TUN devices whose packets arrive later.
+"""A slow link: two network namespaces joined by a pair of TUN devices that delay packets.
 
-Needs no queueing discipline in the kernel. Packets keep their segmentation offload, are never lost and never
-reordered, and the link has no rate limit of its own; the TCP settings are the host's.
+It needs no queueing discipline in the kernel. Packets keep their segmentation offload and are never lost or reordered,
+and the link has no rate limit. The TCP settings are the host's.
 """
 import collections
 import contextlib
@@ -22,7 +22,7 @@ PACKET = 1 << 17
 
 @contextlib.contextmanager
 def delayed(seconds_each_way):
-    """Yields (server_prefix, client_prefix): commands that run in the two namespaces; addresses SERVER and CLIENT."""
+    """Yield (server_prefix, client_prefix): command prefixes that run a command in the namespace of SERVER or CLIENT."""
     names = [f'bench{os.getpid()}{side}' for side in 'sc']
     relay = None
     try:
@@ -70,7 +70,7 @@ def relay(names, delay):
                     queue.append((time.monotonic() + delay, other[device], packet))
         while queue and queue[0][0] <= time.monotonic():
             _, device, packet = queue.popleft()
-            with contextlib.suppress(OSError):  # the far end is not up yet
+            with contextlib.suppress(OSError):  # the other end is not up yet
                 os.write(device, packet)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A very large tree: what the first index, an unchanged reindex, an open daemon and a small update cost.
+"""The cost of a first index, an unchanged reindex, an open daemon and a small update on a very large tree.
 
-A few files of the tree get one more byte and are put back as they were at the end.
+A few files of the tree get one more byte; their content and mtime are restored at the end.
 """
 import contextlib
 import os
@@ -19,7 +19,7 @@ def run(b):
     walks = [trees.find_seconds(tree)]
     if not b.stillmirror:
         walks += [trees.find_seconds(tree) for _ in range(b.args.repeats - 1)]
-        b.table('walk', [{'who': 'find -printf', 'median s': bench.median(walks), 'least s': min(walks)}])
+        b.table('walk', [{'who': 'find -printf', 'median s': bench.median(walks), 'min s': min(walks)}])
         return
     store = b.work / 'store'
     first = b.stillmirror.index(tree, store)
@@ -39,8 +39,8 @@ def unchanged_reindex(b, tree, store):
         indexes.append(report['wall'])
         b.check('an unchanged reindex reads no file', report['hashed_bytes'] == 0)
     b.table('unchanged tree, alternating', [
-        {'who': 'find -printf', 'median s': bench.median(walks), 'least s': min(walks)},
-        {'who': 'stillmirror index', 'median s': bench.median(indexes), 'least s': min(indexes)}])
+        {'who': 'find -printf', 'median s': bench.median(walks), 'min s': min(walks)},
+        {'who': 'stillmirror index', 'median s': bench.median(indexes), 'min s': min(indexes)}])
     b.at_most('unchanged reindex over find (medians)', bench.median(indexes) / bench.median(walks), 1.5)
 
 
@@ -53,7 +53,7 @@ def index_size(b, store, files):
 
 
 def open_daemon(b, tree, store):
-    """Beside a daemon with an empty repository; the first answer counts, so that a map opened late is seen."""
+    """Compare with a daemon that has an empty repository. The first answer counts too, in case files are mapped late."""
     empty, empty_store = b.work / 'empty', b.work / 'empty-store'
     empty.mkdir()
     b.stillmirror.index(empty, empty_store)
@@ -90,9 +90,9 @@ def small_update(b, tree, store):
         rows.append(row(f'pull of {CHANGED} changes', after))
     b.table('pulls', rows)
     walls = [report['wall'] for report in named]
-    b.table(f'index --changed-from {CHANGED} paths', [{'median s': bench.median(walls), 'least s': min(walls), 'most s': max(walls)}])
+    b.table(f'index --changed-from {CHANGED} paths', [{'median s': bench.median(walls), 'min s': min(walls), 'max s': max(walls)}])
     b.at_most(f'seconds of index --changed-from {CHANGED} paths, the slowest of {len(walls)}', max(walls), 1)
-    b.at_most('no-op: round trips, the handshake included', quiet['round_trips'], 2)
+    b.at_most('no-op: round trips, including the handshake', quiet['round_trips'], 2)
     b.at_most('no-op: bytes received', quiet['bytes_received'], 1023)
     b.at_most('no-op: bytes sent', quiet['bytes_sent'], 1023)
     b.at_most('no-op: wall seconds of the whole process', quiet['wall'], 0.1)
@@ -100,7 +100,7 @@ def small_update(b, tree, store):
 
 
 def lengthen(tree, undo):
-    """One more byte in every n-th file; `undo` restores content and mtime."""
+    """Append one byte to every n-th file. `undo` restores content and mtime."""
     names = sorted(trees.files_below(tree))
     chosen = names[::len(names) // CHANGED][:CHANGED]
     for name in chosen:
@@ -120,5 +120,5 @@ def row(what, pull):
 
 bench.main(__doc__, [
     ('--tree', dict(metavar='DIR', required=True)),
-    ('--repeats', dict(type=int, default=5, help='of each alternating measurement (default: %(default)s)')),
+    ('--repeats', dict(type=int, default=5, help='repeats of each alternating measurement (default: %(default)s)')),
 ], run)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A publisher changes a served tree while many clients pull in a loop; no client may ever end with a file never published.
+"""A publisher changes a served tree while many clients pull in a loop. No client may ever get a file that was not published.
 
-Files are replaced by rename, rewritten in place, added, removed and renamed; the content of every name is noted before each
-index. A client's file is a stranger if no generation up to its own had that content under that name. Clients of stock rsync,
-on rsyncd and the same tree, are counted beside it but not judged.
+Files are replaced by rename, rewritten in place, added, removed and renamed. The content of every name is recorded before
+each index. A client's file is unpublished if no generation up to the client's own had that content under that name. Stock
+rsync clients of an rsyncd on the same tree are counted too, but nothing is claimed about them.
 """
 import concurrent.futures
 import json
@@ -15,7 +15,7 @@ import trees
 
 FILES, SIZES = 150, (500, 400_000)
 EACH = {'replace': 4, 'rewrite': 4, 'add': 2, 'remove': 2, 'rename': 1}
-# Besides success: what the documented exit codes call "some files vanished or stale" and "some not transferred".
+# Success, and the documented exit codes for "some files not transferred" (23) and "some files vanished or stale" (24).
 EXPECTED = (0, 23, 24)
 
 
@@ -56,14 +56,14 @@ class Servers:
 
 
 class Publication:
-    """The publishing end: changes in bursts, then an index."""
+    """The publisher: changes the tree in bursts, and indexes it after each."""
 
     def __init__(self, b, source):
         self.b, self.source = b, source
         self.publisher, self.history, self.generation, self.editions = trees.Publisher(source), trees.History(), None, {}
 
     def index(self):
-        edition = self.history.publish(self.source)  # before it becomes public, so that no client is ahead of the notes
+        edition = self.history.publish(self.source)  # before it becomes public, so that no client gets ahead of the history
         if self.b.stillmirror:
             self.generation = self.b.stillmirror.index(self.source, self.b.work / 'publisher')['generation']
             self.editions[self.generation] = edition
@@ -78,22 +78,22 @@ class Publication:
 
 
 class Client:
-    """Pulls into its own tree and store and looks at what it got, over and over."""
+    """A client that pulls into its own tree and store again and again, and checks what it got."""
     who = 'stillmirror'
 
     def __init__(self, b, server, publication, number):
         self.b, self.server, self.publication = b, server, publication
         self.dest, self.store = b.work / f'{self.who}{number}', b.work / f'{self.who}{number}.store'
-        self.pulls, self.codes, self.strangers, self.left = 0, {}, [], []
+        self.pulls, self.codes, self.unpublished, self.left = 0, {}, [], []
 
     def loop(self, over):
         while not over.is_set():
             generation = self.pull()
-            edition = self.publication.editions.get(generation)  # unknown while its index still runs: then it is the newest
-            self.strangers += self.publication.history.strangers(self.dest, edition)
+            edition = self.publication.editions.get(generation)  # not known yet while its index is still running; it is the newest then
+            self.unpublished += self.publication.history.unpublished(self.dest, edition)
 
     def pull(self):
-        """The generation that was pulled, if the client knows."""
+        """Pull once. Returns the generation that was pulled, if the client knows it."""
         report = self.b.stillmirror.pull(self.server.url, self.dest, self.store, accept=range(-64, 256))
         self.count(report['exit'])
         return report.get('generation')
@@ -121,10 +121,10 @@ class RsyncClient(Client):
 def report(b, publication, clients):
     rows = {}
     for client in clients:
-        row = rows.setdefault(client.who, {'clients of': client.who, 'clients': 0, 'pulls': 0, 'strangers': 0, 'not converged': 0, 'exits': {}})
+        row = rows.setdefault(client.who, {'clients of': client.who, 'clients': 0, 'pulls': 0, 'unpublished files': 0, 'not converged': 0, 'exits': {}})
         row['clients'] += 1
         row['pulls'] += client.pulls
-        row['strangers'] += len(client.strangers)
+        row['unpublished files'] += len(client.unpublished)
         row['not converged'] += bool(client.left)
         for code, count in client.codes.items():
             row['exits'][str(code)] = row['exits'].get(str(code), 0) + count
@@ -133,8 +133,8 @@ def report(b, publication, clients):
     b.table(f'{publication.history.edition} generations in {b.args.seconds} s', rows.values())
     ours = [client for client in clients if client.who == 'stillmirror']
     if ours:
-        strangers = [name for client in ours for name in client.strangers]
-        b.check(f'no file that was never published: {strangers[:5]}', not strangers)
+        unpublished = [name for client in ours for name in client.unpublished]
+        b.check(f'no client gets a file that was never published: {unpublished[:5]}', not unpublished)
         left = [line for client in ours for line in client.left]
         b.check(f'every client converges: {left[:5]}', not left)
         b.check('pulls end with 0, 23 or 24', all(code in EXPECTED for client in ours for code in client.codes))
@@ -144,5 +144,5 @@ bench.main(__doc__, [
     ('--seconds', dict(type=int, default=120)),
     ('--clients', dict(type=int, default=20)),
     ('--rsync-clients', dict(type=int, default=2)),
-    ('--pause', dict(type=float, default=0.5, metavar='SECONDS', help='between an index and the next changes (default: %(default)s)')),
+    ('--pause', dict(type=float, default=0.5, metavar='SECONDS', help='pause between an index and the next changes (default: %(default)s)')),
 ], run)

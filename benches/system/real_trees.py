@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Real trees, pulled and judged by stock rsync; then changed, indexed, pulled and judged again.
+"""Real trees are pulled, and compared with their source by stock rsync; then changed, indexed, pulled and compared again.
 
-The trees are copied first; the originals are only read. Stock rsync pulls the same changes beside it.
+The trees are copied first, and the originals are only read. For comparison, stock rsync pulls the same changes.
 """
 import bench
 import trees
@@ -38,11 +38,11 @@ def measure(b, work, rows):
         rows.append(row('changes', second, b.stillmirror.pull_generation(second['generation'], *pull)))
         judge(b, work, 'dest', f'the pull after {done}')
         verified = b.stillmirror.run('verify', work / 'dest', '--store', work / 'mirror', accept=range(256))
-        b.check('verify finds every file as its generation says', verified['exit'] == 0)
+        b.check('verify finds every file in the state of its generation', verified['exit'] == 0)
 
 
 def change(root):
-    """The full numbers where the tree is large enough, else a part of it; says what was done."""
+    """Change the tree: the full numbers of changes if it is large enough, else fewer. Returns a description."""
     publisher = trees.Publisher(root)
     files = len(publisher.names)
     renamed = publisher.rename(min(RENAMES, files // 10))
@@ -71,4 +71,4 @@ def pull_with_rsync(peer, work, what):
     return {'who': f'rsync, {what}', 'pull s': seconds, 'received': received, 'sent': sent}
 
 
-bench.main(__doc__, [('--tree', dict(metavar='DIR', action='append', required=True, help='a tree; may be given again'))], run)
+bench.main(__doc__, [('--tree', dict(metavar='DIR', action='append', required=True, help='a tree; may be repeated'))], run)

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Stock clients that are killed, stalled and replaced by liars, during honest pulls: these finish, with the right trees.
+"""Honest pulls by stock clients beside clients that are killed, stall or lie. The honest pulls must finish with the right
+trees.
 
-What a liar says is what a real client said, up to some point, and then something else; the server must end each such
-session by itself, keep within its memory, and go on serving the others.
+A lying client sends what a real client sent up to some point, and then something else. The server must end each such
+session by itself, stay within its memory, and continue to serve the others.
 
-Then clients from one address that take what others need, a kind at a time for --seconds, beside honest ones of both kinds from
-two other addresses: their pulls may take twice what they take in a quiet time of the same run.
+Then clients from one address use up shared resources, one kind at a time for --seconds, beside honest stock and native
+clients from two other addresses. The honest pulls may take twice as long as in a quiet time of the same run.
 """
 import contextlib
 import itertools
@@ -41,7 +42,7 @@ def lies(b):
     trees.write(root / 'first', bytes(100_000))
     trees.make_large(root / 'large', 2, 16 * MIB)
     peers.index(b, root, store)
-    # Short patience, so that the end of what stalls is seen too.
+    # Short timeouts, so that the end of stalled sessions is observed too.
     impatient = 'handshake_timeout = "3s"\nidle_timeout = "5s"'
     with (peers.passive(b, root, store, daemon=impatient) if b.stillmirror else peers.stock(b, root, more='timeout = 5')) as server:
         heard = Heard(server, b.work / 'heard', b.args.rsync)
@@ -51,17 +52,17 @@ def lies(b):
             beside = honest(b, server, root, 'beside abuse')
         b.table('honest pulls', [alone, beside])
         b.table('abuse', [{'kind': kind, 'sessions': count} for kind, count in sorted(abuse.done.items())])
-        b.check(f'all {b.args.honest} honest pulls end well beside {sum(abuse.done.values())} others', beside['good'] == b.args.honest)
+        b.check(f'all {b.args.honest} honest pulls succeed beside {sum(abuse.done.values())} others', beside['good'] == b.args.honest)
         one_by_one(b, server, heard)
         deadline = time.monotonic() + 20
         while connections(server) and time.monotonic() < deadline:
             time.sleep(0.2)
         b.check('no connection is left', not connections(server))
         time.sleep(1)
-        b.table('memory', [{'when': 'idle'} | idle, {'when': 'most'} | memory.most, {'when': 'after'} | server.memory()])
+        b.table('memory', [{'when': 'idle'} | idle, {'when': 'peak'} | memory.peak, {'when': 'after'} | server.memory()])
         if b.stillmirror:
-            b.at_most('most resident memory, MiB', memory.most['resident'] / MIB, 256)
-        b.check('it still serves', honest(b, server, root, 'after all', count=2)['good'] == 2)
+            b.at_most('peak resident memory, MiB', memory.peak['resident'] / MIB, 256)
+        b.check('the server still serves', honest(b, server, root, 'after all', count=2)['good'] == 2)
 
 
 def honest(b, server, root, what, count=None):
@@ -82,7 +83,7 @@ def honest(b, server, root, what, count=None):
         except subprocess.TimeoutExpired:
             client.kill()
             said = b'hangs'
-        # Times of old protocols are whole seconds: contents and names are judged.
+        # Old protocols carry times in whole seconds only, so times are not compared.
         right = client.returncode == 0 and not bench.must(['rsync', '-rlnic', '--delete', f'{root}/', f'{dest}/'])[1]
         if not right:
             print(f'{what}: exit {client.returncode}: {client.args}: {said.decode(errors="replace")[-300:]}')
@@ -92,10 +93,13 @@ def honest(b, server, root, what, count=None):
 
 
 def fair(b):
-    """Each kind of abuse beside honest clients; with the limits that the server has by default, but for memory, of which this tree needs little."""
+    """Run each kind of abuse beside honest clients, with the server's default limits.
+
+    Only the memory for lists is lower than by default, because this tree needs little of it.
+    """
     os.environ.pop('STILLMIRROR_DAEMON__CONNECTIONS_PER_ADDRESS', None)
     root, store = b.work / 'fair', b.work / 'fair-store'
-    # The first rows of the list are these files: what asks for bits names them by number.
+    # These files are the first rows of the list; the abusers that ask for bits of files name them by row.
     root.mkdir()
     for number in range(300):
         trees.write(root / f'f{number:03}', os.urandom(1000 + number * 100))
@@ -114,17 +118,20 @@ def fair(b):
             shutil.rmtree(scratch, ignore_errors=True)
         again = beside(b, server, root, store, 'nobody, again', contextlib.nullcontext())
         rows.append(again)
-    b.table('honest pulls beside those who take what others need', rows)
+    b.table('honest pulls beside clients that use up shared resources', rows)
     quiet = rows[0]
     for row in rows[1:-1]:
         for dialect in ('stock', 'native'):
             b.check(f'no {dialect} pull fails beside {row["beside"]}', row[f'{dialect} failed'] == 0 and row[f'{dialect} pulls'] > 0)
-            b.at_most(f'{dialect} pulls beside {row["beside"]}, over quiet ones', row[f'{dialect} s'] / quiet[f'{dialect} s'], 2)
-    b.at_most('most resident memory of all, MiB', max(row['most resident'] for row in rows) / MIB, 512)
+            b.at_most(f'{dialect} pulls beside {row["beside"]}, seconds over those of quiet ones', row[f'{dialect} s'] / quiet[f'{dialect} s'], 2)
+    b.at_most('peak resident memory of all, MiB', max(row['peak resident'] for row in rows) / MIB, 512)
 
 
 def beside(b, server, root, store, what, crowd):
-    """Twenty honest clients from two addresses, the stock ones from one and the native ones from the other, one pull each after the other with a pause between."""
+    """Run twenty honest clients for --seconds, the stock ones from one address and the native ones from another.
+
+    Each client pulls again and again with a pause in between.
+    """
     folder, until = b.work / 'honest', time.monotonic() + b.args.seconds
     folder.mkdir()
     times, failed, lock = {'stock': [], 'native': []}, {'stock': 0, 'native': 0}, threading.Lock()
@@ -161,11 +168,11 @@ def beside(b, server, root, store, what, crowd):
     middle = {f'{dialect} s': statistics.median(of) for dialect, of in times.items()}
     slowest = {f'slowest {dialect} s': max(of) for dialect, of in times.items()}
     counts = {f'{dialect} pulls': len(of) for dialect, of in times.items()} | {f'{dialect} failed': count for dialect, count in failed.items()}
-    return {'beside': what, 'abuses': done} | middle | slowest | counts | {'most resident': memory.most['resident'], 'disk': disk(server, store)}
+    return {'beside': what, 'abuses': done} | middle | slowest | counts | {'peak resident': memory.peak['resident'], 'disk': disk(server, store)}
 
 
 def disk(server, store):
-    """Bytes of the store, and of deleted files that the server still has mapped."""
+    """Return the bytes of the store and of the deleted files that the server still has mapped."""
     total = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(store) for name in names if not os.path.islink(os.path.join(folder, name)))
     with open(f'/proc/{server.pid}/maps') as lines:
         for line in lines:
@@ -176,13 +183,13 @@ def disk(server, store):
 
 
 def connections(server):
-    """How many the kernel holds open at the server's end."""
+    """Return the number of connections that are open at the server's end, according to the kernel."""
     with open(f'/proc/{server.pid}/net/tcp') as lines:
         return sum(line.split()[3] == '01' and int(line.split()[1].rpartition(':')[2], 16) == server.port for line in list(lines)[1:])
 
 
 class Heard:
-    """What real clients say in a whole pull, by protocol, taken down by a relay."""
+    """What real clients send in a whole pull, by protocol, recorded by a relay."""
 
     def __init__(self, server, dest, client):
         self.said = {}
@@ -215,7 +222,7 @@ def pump(source, sink, heard):
         pass
 
 
-# What liars say.
+# What lying clients send.
 
 
 def frame(data, tag=7):
@@ -223,7 +230,7 @@ def frame(data, tag=7):
 
 
 def opening(options='-lHogDtpre.iLsfxCIvu', more=(), path='', protocol=31):
-    """All that comes before the filter rules; nothing of it depends on the answers."""
+    """Return everything that a client sends before the filter rules. It does not depend on the server's answers."""
     end = '\0' if protocol >= 30 else '\n'
     words = ['--server', '--sender', options, *more, '.', f'{bench.NAME}/{path}', '']
     said = f'@RSYNCD: {protocol}{".0 md5 md4" if protocol >= 30 else ""}\n{bench.NAME}\n' + end.join([*words, ''])
@@ -235,7 +242,7 @@ def rule(text):
 
 
 NONE = frame(bytes(4))
-# The first file of the first list, as a new one: its index is 2, after the root's.
+# A request for the first file of the first list as a new file. Its index is 2, after the root's.
 TRANSFER = b'\x03\x00\xa0'
 LIES = {
     'nothing': b'',
@@ -264,7 +271,7 @@ LIES = {
     'ERROR_EXIT at once': opening() + frame(struct.pack('<I', 1), 7 + 86),
     'a rule of 2 GiB': opening() + frame(struct.pack('<i', 0x7fffffff) + b'- x'),
     'a rule of negative length': opening() + frame(struct.pack('<i', -5)),
-    'a rule that is none': opening() + frame(rule(b'? what') + bytes(4)),
+    'an invalid rule': opening() + frame(rule(b'? what') + bytes(4)),
     'endless rules': opening() + b''.join(frame(rule(b'- pattern%06d' % number) * 50) for number in range(4000)),
     'patterns that blow up': opening() + frame(b''.join(rule(b'- ' + b'*a' * 60 + b'b') + rule(b'- ' + b'**/' * 40 + b'x') + rule(b'- [' + b'a-z' * 200) for _ in range(20)) + bytes(4)),
     'index out of range': opening() + NONE + frame(b'\xfe\xff\xff\xff\x7f\x00\xa0' + bytes(16)),
@@ -289,17 +296,20 @@ LIES = {
 
 
 def one_by_one(b, server, heard):
-    """Every lie once, and then the end of the connection: the server must not keep it."""
+    """Send every lie once, then shut down the sending side. The server must not keep the connection."""
     rows = []
     for name, lie in LIES.items():
         answer, seconds = tell(server, lie)
-        rows.append({'lie': name, 'answer': answer, 'bytes said': len(lie), 's': seconds})
+        rows.append({'lie': name, 'answer': answer, 'bytes sent': len(lie), 's': seconds})
     b.table('lies, one by one', rows)
-    b.check('the server ends every lie by itself, or when the liar does', all(row['answer'] != 'hangs' for row in rows))
+    b.check('the server ends every lying session by itself, or when the client ends it', all(row['answer'] != 'hangs' for row in rows))
 
 
 def tell(server, lie):
-    """Say it, listen; after a while say no more and see whether the server closes."""
+    """Send a lie, shut down the sending side, and read until the server closes the connection.
+
+    Returns how it ended, with a line of error if the server sent one, and the seconds until then.
+    """
     start = time.monotonic()
     with socket.create_connection((server.address, server.port), timeout=15) as connection:
         teller = threading.Thread(target=lambda: say(connection, lie))
@@ -327,7 +337,7 @@ def say(connection, lie):
 
 
 class Abuse:
-    """All of it at once, again and again, until the honest ones are through."""
+    """All kinds of abuse at once, repeated until the honest clients are done."""
 
     def __init__(self, b, server, heard):
         self.b, self.server, self.heard, self.over, self.done, self.lock = b, server, heard, threading.Event(), {}, threading.Lock()
@@ -368,7 +378,7 @@ class Abuse:
         client = subprocess.Popen([self.b.args.rsync, '-a', f'--protocol={rng.choice(list(peers.PROTOCOLS))}', f'{self.server.url}/', f'{dest}/'],
                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(rng.random() * 0.5)
-        # rsync's receiver is a process of its own: the whole group that this script has started.
+        # Kill the whole process group that was started here, because rsync's receiver is a separate process.
         os.killpg(client.pid, signal.SIGKILL)
         client.wait()
         peers.empty(dest)
@@ -409,12 +419,12 @@ class Abuse:
 
 
 bench.main(__doc__, [
-    ('--part', dict(choices=('all', 'lies', 'fair'), default='all', help='what to run (default: %(default)s)')),
-    ('--seconds', dict(type=int, default=60, help='for each kind of abuse beside honest clients (default: %(default)s)')),
+    ('--part', dict(choices=('all', 'lies', 'fair'), default='all', help='the part to run (default: %(default)s)')),
+    ('--seconds', dict(type=int, default=60, help='duration of each kind of abuse beside honest clients (default: %(default)s)')),
     ('--files', dict(type=int, default=600)),
     ('--honest', dict(type=int, default=50)),
     ('--at-once', dict(type=int, default=10, help='honest pulls at once (default: %(default)s)')),
-    ('--abusers', dict(type=int, default=24, help='at once (default: %(default)s)')),
-    ('--patience', dict(type=int, default=120, help='seconds for an honest pull (default: %(default)s)')),
+    ('--abusers', dict(type=int, default=24, help='abusive clients at once (default: %(default)s)')),
+    ('--patience', dict(type=int, default=120, help='timeout for an honest pull, in seconds (default: %(default)s)')),
     ('--rsync', dict(metavar='PATH', default='rsync')),
 ], run)

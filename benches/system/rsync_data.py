@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Large files and many small ones to stock clients: server CPU per GiB and throughput, beside a stock daemon.
+"""Large files and many small files served to stock clients: server CPU per GiB and throughput, compared with a stock daemon.
 
-The source should lie on a disk (reads past the page cache are part of the matter), the destination (--dest) in
-memory, so that the client's disk is not what is measured. Rounds alternate between the daemons, and so does which of them goes first.
+The source should be on a disk, because reads that bypass the page cache are part of what is measured. The destination
+(--dest) should be in memory, so that the client's disk is not measured. Rounds alternate between the daemons, and so does
+the daemon that goes first.
 
-With --at-once 3, three clients pull the same side by side, each to a place of its own; throughput is that of all, until the last is
-through. One client of a quiet server on the same host is bound by its own processes; what a server leaves of the host to its
-clients shows when they are several. How busy the clients were is a column of its own.
+With --at-once 3, three clients pull the same files at once, each to its own destination. Throughput is the total of all
+until the last client is done. A single client of a quiet server on the same host is limited by its own processes; with
+several clients, the figures show how much of the host a server leaves to them. The CPU time of the clients has its own
+column.
 
-States: `hot`, all files in the page cache, and held there; `cold`, none; with --cache also `kept`, as `hot`, where stillmirror has
-that much memory of its own too, after two pulls that fill it.
+The states are `hot` (all files are in the page cache and locked there), `cold` (none are) and, with --cache, `kept` (like
+`hot`, but stillmirror also has this much memory for its own cache, which two pulls have filled).
 """
 import contextlib
 import os
@@ -56,7 +58,7 @@ def run(b):
         its = [row for row in rows if tuple(row[name] for name in names) == key]
         table.append(dict(zip(names, key)) | {
             name: bench.median(row[name] for row in its)
-            for name in ('GiB', 'server cpu s a GiB', 'clients cpu s a GiB', 'wall s', 'MiB/s', 'private')}
+            for name in ('GiB', 'server cpu s per GiB', 'clients cpu s per GiB', 'wall s', 'MiB/s', 'private')}
             | {'exits': ' '.join(sorted({row['exits'] for row in its}))})
     b.tables['rounds'] = rows
     b.table('medians', table)
@@ -64,18 +66,18 @@ def run(b):
     for here, there in zip(table[::2], table[1::2]):
         what = f'{here["what"]}, {here["cache"]}, {here["clients"]} at once'
         if b.stillmirror:
-            b.at_most(f'{what}: server CPU per GiB over stock\'s', there['server cpu s a GiB'] / here['server cpu s a GiB'], 0.5)
+            b.at_most(f'{what}: server CPU per GiB over stock\'s', there['server cpu s per GiB'] / here['server cpu s per GiB'], 0.5)
             b.at_most(f'{what}: stock\'s throughput over ours', here['MiB/s'] / there['MiB/s'], 1)
 
 
 def crowd(b, server, what, options, cache, size, folder, clients):
-    """So many clients that pull the same at once: what they cost, and how long it is until the last is through."""
+    """Let `clients` clients pull the same files at once. Returns their cost and the seconds until the last one is done."""
     if cache == 'cold':
         bench.drop_caches()
         bench.must([b.args.rsync, '--version'])
     dests = [folder / f'dest-{server.port}-{number}' for number in range(clients)]
     before, clients_before = server.cpu(), children_cpu()
-    # To look at mapped memory takes time by its pages, on the processors that the clients need.
+    # Reading the figures takes time in proportion to the mapped pages, on CPUs that the clients need. So sample rarely.
     with bench.Sampler(server, interval=1) as memory:
         wall, done = bench.clock(together, [[b.args.rsync, *options, f'{server.url}/', f'{dest}/'] for dest in dests])
     cpu, clients_cpu = server.cpu() - before, children_cpu() - clients_before
@@ -86,32 +88,32 @@ def crowd(b, server, what, options, cache, size, folder, clients):
     print(f'{what}, {cache}, {clients} at once, {server.name}: {wall:.2f} s, server {cpu:.2f} s, clients {clients_cpu:.2f} s', flush=True)
     gib = size * clients / bench.GIB
     return {'what': what, 'cache': cache, 'clients': clients, 'daemon': server.name, 'exits': ' '.join(sorted({str(code) for code, _ in done})),
-            'GiB': gib, 'server cpu s': cpu, 'server cpu s a GiB': cpu / gib, 'clients cpu s a GiB': clients_cpu / gib, 'wall s': wall,
-            'MiB/s': gib * bench.GIB / MIB / wall, 'private': memory.beyond()}
+            'GiB': gib, 'server cpu s': cpu, 'server cpu s per GiB': cpu / gib, 'clients cpu s per GiB': clients_cpu / gib, 'wall s': wall,
+            'MiB/s': gib * bench.GIB / MIB / wall, 'private': memory.growth()}
 
 
 def together(commands):
-    """Run all at once, to the end of the last: the code and the complaints of each."""
+    """Run all commands at once until the last one ends. Returns the exit code and the error output of each."""
     running = [subprocess.Popen(list(map(str, argv)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for argv in commands]
     errors = [client.communicate()[1] for client in running]
     return [(client.returncode, said) for client, said in zip(running, errors)]
 
 
 def children_cpu():
-    """Of the processes that have been waited for: the clients, not the servers, which go on running."""
+    """Return the CPU seconds of the processes that were waited for: the clients, not the servers, which still run."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 bench.main(__doc__, [
-    ('--large', dict(metavar='DIR', help='a folder of large files (default: made)')),
-    ('--small', dict(metavar='DIR', help='a folder of small files (default: made)')),
-    ('--dest', dict(metavar='DIR', help='where clients write; in memory, best')),
-    ('--gib', dict(type=int, default=4, help='of large files, if they are made (default: %(default)s)')),
-    ('--files', dict(type=int, default=100_000, help='small ones, if they are made (default: %(default)s)')),
+    ('--large', dict(metavar='DIR', help='a folder of large files (default: generated)')),
+    ('--small', dict(metavar='DIR', help='a folder of small files (default: generated)')),
+    ('--dest', dict(metavar='DIR', help='where clients write; best in memory')),
+    ('--gib', dict(type=int, default=4, help='total size of generated large files (default: %(default)s)')),
+    ('--files', dict(type=int, default=100_000, help='number of generated small files (default: %(default)s)')),
     ('--kind', dict(action='append', metavar='PATTERN', help=f'only these: {", ".join(KINDS)}')),
-    ('--at-once', dict(action='append', type=int, metavar='CLIENTS', help='so many clients side by side; may be given again (default: 1)')),
-    ('--cache', dict(metavar='SIZE', help='measure this much memory of its own for the daemon too, such as 6GiB')),
+    ('--at-once', dict(action='append', type=int, metavar='CLIENTS', help='number of clients at once; may be repeated (default: 1)')),
+    ('--cache', dict(metavar='SIZE', help='also measure the daemon with a cache of this size, such as 6GiB')),
     ('--repeats', dict(type=int, default=3)),
     ('--rsync', dict(metavar='PATH', default='rsync')),
 ], run)

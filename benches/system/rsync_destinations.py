@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Destinations in any state: random source trees, states of the destination and command lines, as long as one likes.
+"""Pulls with random source trees, random states of the destination and random command lines, for any number of cases.
 
-The generator and the judge are a test of this repository, tests/end_to_end/rsync/destinations.rs, which is built for
-it. A stock client pulls into two copies of a destination, from a stock daemon and from stillmirror; exit code, output
-and everything in and beside the destination must be the same. What fails is shrunk to a small case. Without
---stillmirror the second daemon is a stock one too.
+The generator and the comparison are a test of this repository, tests/end_to_end/rsync/destinations.rs, which this script
+builds. A stock client pulls into two copies of a destination, from a stock daemon and from stillmirror. The exit code, the
+output, and everything in and next to the destination must be the same. Failures are shrunk to small cases. Without
+--stillmirror, the second daemon is a stock one too.
 """
 import json
 import os
@@ -23,10 +23,10 @@ def run(b):
                 'WITHOUT': args.without, 'REPORT': path, 'JUDGED': None if b.stillmirror else 'stock'}
     environment = {f'DESTINATIONS_{name}': str(value) for name, value in settings.items() if value is not None}
     environment |= {'TMPDIR': str(b.work)} | ({'STILLMIRROR_BINARY': b.stillmirror.binary} if b.stillmirror else {})
-    # Its failures are told as they come; the verdict is in the report.
+    # The test prints failures as they occur. The verdict is in the report.
     subprocess.run([test_binary(), '--exact', TEST, '--nocapture'], env=os.environ | environment,
                    stdout=subprocess.DEVNULL, check=False)
-    # A raw run names no folder of the machine.
+    # A raw run must not contain the names of this machine's folders.
     report = json.loads(path.read_text().replace(str(b.work), 'WORK'))
     b.table('cases', [{key: report[key] for key in ('cases', 'same', 'known')} |
                       {'differ': len(report['failures']), 'unsteady': len(report['unsteady'])}])
@@ -36,11 +36,11 @@ def run(b):
         b.table(what, [{what: name, 'cases': count} for name, count in report[what].items()])
     print(f'\n{len(report["options"])} options and {len(report["features"])} features of destinations')
     b.tables |= {'failures': report['failures'], 'unsteady': report['unsteady']}
-    b.check(f'{report["cases"]} destinations become what a stock daemon makes of them', not report['failures'])
+    b.check(f'{report["cases"]} destinations are the same as with a stock daemon', not report['failures'])
 
 
 def test_binary():
-    """The judge, as cargo builds it; --stillmirror names the daemon that it judges."""
+    """Build the test with cargo and return its path. --stillmirror names the daemon that it tests."""
     words = ['cargo', 'test', '--test', 'end_to_end', '--no-run', '--message-format=json']
     built = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
     messages = (json.loads(line) for line in built.stdout.splitlines())
@@ -50,9 +50,9 @@ def test_binary():
 
 bench.main(__doc__, [
     ('--cases', dict(type=int, default=3000)),
-    ('--seed', dict(type=int, default=1, help='that of the first source tree')),
-    ('--jobs', dict(type=int, default=4, help='source trees that are served at once (default: %(default)s)')),
-    ('--shrunk', dict(type=int, default=20, help='failures that are shrunk (default: %(default)s)')),
-    ('--protocol', dict(type=int, choices=range(27, 33), help='only this version')),
-    ('--without', dict(metavar='OPTIONS', help='options that are not drawn, separated by spaces')),
+    ('--seed', dict(type=int, default=1, help='seed of the first source tree')),
+    ('--jobs', dict(type=int, default=4, help='source trees served at once (default: %(default)s)')),
+    ('--shrunk', dict(type=int, default=20, help='number of failures to shrink (default: %(default)s)')),
+    ('--protocol', dict(type=int, choices=range(27, 33), help='only this protocol version')),
+    ('--without', dict(metavar='OPTIONS', help='options not to use, separated by spaces')),
 ], run)

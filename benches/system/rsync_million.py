@@ -92,7 +92,7 @@ def measure(server, client, words, dest, cold=False):
         wall, done = bench.timed(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
         print(done.stderr.decode(errors='replace')[-500:])
-    found = {'exit': done.returncode, 'server cpu s': server.cpu() - before, 'client wall s': wall, 'private': memory.beyond()}
+    found = {'exit': done.returncode, 'server cpu s': server.cpu() - before, 'client wall s': wall, 'private': memory.growth()}
     print(f'{server.name}: {" ".join(words[:4])}: {found}', flush=True)
     return found
 
@@ -149,10 +149,10 @@ def crowd(b, daemons, client, dest):
                 clients = [subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(count)]
                 codes = collections.Counter(one.wait() for one in clients)
             rows.append({'daemon': name, 'clients': count, 'exits': ' '.join(f'{code}: {number}' for code, number in sorted(codes.items())),
-                         'wall s': time.monotonic() - begin, 'server cpu s': server.cpu() - before, 'private': memory.beyond(),
-                         'most processes': memory.processes})
+                         'wall s': time.monotonic() - begin, 'server cpu s': server.cpu() - before, 'private': memory.growth(),
+                         'peak processes': memory.processes})
     for row in rows:
-        row |= {'cpu s a client': row['server cpu s'] / row['clients'], 'private a client': row['private'] // row['clients']}
+        row |= {'cpu s per client': row['server cpu s'] / row['clients'], 'private per client': row['private'] // row['clients']}
     b.table('many clients at once', rows)
     if len(rows) == 2:
         b.check(f'all {rows[1]["clients"]} clients exit 0', rows[1]['exits'] == f'0: {rows[1]["clients"]}')

@@ -42,12 +42,12 @@ def run(b):
         time.sleep(1)
         exits = collections.Counter(code for client in clients for code in client.codes)
         b.table('during publishing', [{'generations': generations, 'pulls': sum(exits.values()), 'exits': ' '.join(f'{code}: {count}' for code, count in sorted(exits.items())),
-                                       'strange files': sum(len(client.strange) for client in clients)}])
+                                       'unpublished files': sum(len(client.unpublished) for client in clients)}])
         b.check('clients end with 0, 23 or 24', exits.keys() <= MAY_END)
-        b.check('no file is one that was not published', not any(client.strange for client in clients))
+        b.check('no file is one that was not published', not any(client.unpublished for client in clients))
         b.check('some pull met a change', exits[0] and len(exits) > 1)
         for client in clients:
-            print(*client.strange[:5], *client.words[:3], sep='\n') if client.strange else None
+            print(*client.unpublished[:5], *client.words[:3], sep='\n') if client.unpublished else None
         wrong = {' '.join(client.options): client.converge(root) for client in clients}
     for options, found in wrong.items():
         b.check(f'the next pull converges: {options}', not found)
@@ -81,9 +81,9 @@ class Published:
             for name, facts in found.items():
                 self.states[name].add(self.state(facts))
 
-    def strangers(self, dest, seconds_only, start):
+    def unpublished(self, dest, seconds_only, start):
         """Files whose content was not published under their name, or not with their time."""
-        strange = []
+        found_unpublished = []
         for name, facts in peers.snapshot(dest).items():
             if facts['type'] != 8 or b'/.' in b'/' + name:
                 continue
@@ -93,8 +93,8 @@ class Published:
                 states = {(content, mtime // peers.NS * peers.NS, mode) for content, mtime, mode in states}
             if self.state(facts) not in states:
                 same_content = any(state[0] == facts.get('content') for state in states)
-                strange.append((name, 'published content, but not so' if same_content else 'content never published', facts))
-        return strange
+                found_unpublished.append((name, 'published content, but not so' if same_content else 'content never published', facts))
+        return found_unpublished
 
     @staticmethod
     def state(facts):
@@ -108,7 +108,7 @@ class Client:
         self.b, self.server, self.published, self.over = b, server, published, over
         self.options, self.dest = OPTIONS[number % len(OPTIONS)], b.work / f'dest-{number}'
         self.seconds_only = any(f'--protocol={old}' in self.options for old in (27, 28, 29, 30))
-        self.codes, self.strange, self.words = [], [], []
+        self.codes, self.unpublished, self.words = [], [], []
 
     def pull(self):
         done = subprocess.run([self.b.args.rsync, *self.options, f'{self.server.url}/', f'{self.dest}/'], stdin=subprocess.DEVNULL, capture_output=True,
@@ -123,7 +123,7 @@ class Client:
             self.codes.append(self.pull())
             # What --inplace leaves of a transfer that was given up is its own affair.
             if '--inplace' not in self.options or self.codes[-1] == 0:
-                self.strange += self.published.strangers(self.dest, self.seconds_only, start)
+                self.unpublished += self.published.unpublished(self.dest, self.seconds_only, start)
 
     def converge(self, root):
         code = self.pull()

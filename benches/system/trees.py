@@ -158,7 +158,7 @@ class History:
             self.first[name].setdefault(self.seen[name][1], self.edition)
         return self.edition
 
-    def strangers(self, dest, edition=None):
+    def unpublished(self, dest, edition=None):
         """Names in `dest` whose content was not published under that name in any edition up to this one."""
         newest = self.edition if edition is None else edition
         return [name for name in files_below(dest)
