@@ -1,4 +1,4 @@
-//! An index of the named changes alone is the index that a whole walk makes.
+//! Indexing only the named changes gives the same list as a whole walk.
 
 mod common;
 
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use stillmirror_indexer::{IndexError, Options, index};
 
 #[test]
-fn only_what_is_named_is_looked_at() {
+fn only_named_paths_are_looked_at() {
     let site = Site::new();
     site.write("a/one", "1");
     site.write("b/two", "2");
@@ -22,12 +22,12 @@ fn only_what_is_named_is_looked_at() {
     assert_eq!((report.changed, report.hashed_files), (1, 1));
     let report = site.index_changed(&[b"b/"]);
     assert_eq!((report.changed, report.hashed_files), (1, 1));
-    site.assert_as_fresh("both named");
+    site.assert_same_as_fresh("both named");
     assert!(!site.index_changed(&[b"a/one", b"b", b"not/there"]).published);
 }
 
 #[test]
-fn a_path_below_another_named_one_is_looked_at_once() {
+fn a_path_below_another_named_path_is_looked_at_once() {
     let site = Site::new();
     site.write("a/one", "1");
     fs::hard_link(site.path("a/one"), site.dir.path().join("outside")).unwrap();
@@ -35,25 +35,25 @@ fn a_path_below_another_named_one_is_looked_at_once() {
     assert!(!site.index_changed(&[b"", b"a", b"a/one", b"a/one"]).published);
     site.write("a/one", "changed");
     assert_eq!(site.index_changed(&[b"", b"a/one"]).hashed_files, 1);
-    site.assert_as_fresh("named twice");
+    site.assert_same_as_fresh("named twice");
 }
 
 #[test]
-fn a_vanished_path_is_a_removal_and_a_new_one_brings_its_directories() {
+fn a_missing_path_is_removed_and_a_new_one_adds_its_directories() {
     let site = Site::new();
     site.write("gone/deep/file", "x");
     site.write("stays", "x");
     site.index();
     fs::remove_dir_all(site.path("gone")).unwrap();
     site.write("new/deep/file", "y");
-    site.write("new/other", "not named, and new with its directory");
+    site.write("new/other", "not named, but in a new directory");
     let report = site.index_changed(&[b"gone/deep/file", b"new/deep/file"]);
     assert_eq!((report.added, report.removed), (4, 3));
-    site.assert_as_fresh("after a move");
+    site.assert_same_as_fresh("after a move");
 }
 
 #[test]
-fn other_names_of_a_changed_inode_need_no_naming() {
+fn other_names_of_a_changed_inode_need_not_be_named() {
     let site = Site::new();
     site.write("a/x", "one");
     site.write("b/y", "two");
@@ -64,16 +64,16 @@ fn other_names_of_a_changed_inode_need_no_naming() {
     site.remove("a/z");
     site.index_changed(&[b"b/x", b"a/z"]);
     assert_eq!(site.group("a/x"), ["a/x", "b/x"]);
-    site.assert_as_fresh("linked and unlinked");
+    site.assert_same_as_fresh("linked and unlinked");
     assert!(!site.index().published, "the unnamed names were looked at too");
-    // A removed directory holds names of inodes that live on.
+    // The removed directory contains names of inodes that have other names.
     fs::remove_dir_all(site.path("b")).unwrap();
     site.index_changed(&[b"b"]);
     assert!(!site.index().published);
 }
 
 #[test]
-fn without_a_generation_before_everything_is_walked() {
+fn without_a_previous_generation_the_whole_tree_is_walked() {
     let site = Site::new();
     site.write("a", "1");
     site.write("b", "2");
@@ -82,7 +82,7 @@ fn without_a_generation_before_everything_is_walked() {
 }
 
 #[test]
-fn a_path_that_leads_out_is_refused() {
+fn a_path_that_leaves_the_root_is_refused() {
     let site = Site::new();
     for path in [&b"/etc/passwd"[..], b"../x", b"a/../../x", b"a\0"] {
         let options = Options { changed_from: Some(vec![path.to_vec()]), ..site.options.clone() };
@@ -92,11 +92,11 @@ fn a_path_that_leads_out_is_refused() {
     assert!(!site.options.store.exists());
 }
 
-/// One thing that a publisher does to a tree.
+/// A change that a publisher makes to a tree.
 #[derive(Debug, Clone)]
 enum Step {
     Write(String, u8),
-    /// A new inode, often of a number that was just given up, with the size and mtime of many others.
+    /// Replaces a file by a new inode, often with a number that was just freed, and with the size and mtime of many others.
     Replace(String, u8),
     Symlink(String, String),
     Directory(String),
@@ -106,7 +106,7 @@ enum Step {
     Mode(String, u32),
 }
 
-/// Paths over a small alphabet, so that steps meet.
+/// Generates paths from few names, so that different steps often use the same path.
 fn path() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec!["a", "b", "a.d", "c\u{e9}"]);
     prop::collection::vec(name, 1..4).prop_map(|names| names.join("/"))
@@ -125,7 +125,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Takes a step if the tree allows it; notes the paths that it changed.
+/// Takes a step if the tree allows it, and adds the paths that it changed to `changed`.
 fn take(site: &Site, step: &Step, changed: &mut BTreeSet<Vec<u8>>) {
     let (done, paths) = match step {
         Step::Write(path, content) => (fs::write(site.path(path), [*content; 5]).is_ok(), vec![path]),
@@ -146,19 +146,20 @@ fn take(site: &Site, step: &Step, changed: &mut BTreeSet<Vec<u8>>) {
         Step::Rename(from, to) => (fs::rename(site.path(from), site.path(to)).is_ok(), vec![from, to]),
         Step::Link(from, to) => (fs::hard_link(site.path(from), site.path(to)).is_ok(), vec![to]),
         Step::Mode(path, mode) => {
-            // Through no symlink: what it points to would be what changed.
+            // Not through a symlink, because then its target would change.
             let own = fs::symlink_metadata(site.path(path)).is_ok_and(|facts| !facts.is_symlink());
             (own && fs::set_permissions(site.path(path), fs::Permissions::from_mode(*mode)).is_ok(), vec![path])
         }
     };
     if done {
-        // A path over a symlink names another place; the publisher tells the real one.
+        // A path through a symlink names another place, so the publisher names the real path.
         let writes = matches!(step, Step::Write(..));
         changed.extend(paths.into_iter().filter_map(|path| real(site, path, writes)));
     }
 }
 
-/// The path without symlinks in its parent, relative to the root.
+/// Returns the path relative to the root, without symlinks in its parent. If the step `writes`, a symlink at the path is
+/// resolved too.
 fn real(site: &Site, path: &str, writes: bool) -> Option<Vec<u8>> {
     use std::os::unix::ffi::OsStrExt;
     let full = site.path(path);
@@ -175,7 +176,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn walks_and_named_changes_make_the_list_that_a_fresh_store_makes(
+    fn whole_walks_and_named_changes_give_the_same_list_as_a_fresh_store(
         rounds in prop::collection::vec((prop::collection::vec(step(), 1..12), any::<bool>()), 1..5)
     ) {
         let mut site = Site::new();
@@ -197,9 +198,9 @@ proptest! {
                 site.index()
             };
             prop_assert!(report.rotten.is_empty(), "{steps:?}: {report:?}");
-            site.assert_as_fresh(&format!("{steps:?}, named {named}: {changed:?}"));
-// A link that came and went between two runs touches an inode that no named path leads to: that
-            // may cost the next whole walk a read, never a change of the list.
+            site.assert_same_as_fresh(&format!("{steps:?}, named {named}: {changed:?}"));
+            // A link that came and went between two runs changes the ctime of an inode that no named path leads to. The
+            // next whole walk may have to read it, but its list must not change.
             let list = site.current().head().list_digest;
             let published = site.index().published;
             prop_assert!(*named || !published, "something was overlooked: {steps:?}");

@@ -1,4 +1,4 @@
-//! What a run of the indexer does to a store, on real files.
+//! Runs of the indexer on real files, and the generations that they publish.
 
 mod common;
 
@@ -15,7 +15,7 @@ use stillmirror_protocol::sums::SumsRef;
 use stillmirror_store::{Store, StoreError};
 
 #[test]
-fn the_first_index_says_what_the_disk_says() {
+fn the_first_index_describes_the_tree_on_disk() {
     let site = Site::new();
     let content: Vec<u8> = (0..50_000u32).flat_map(u32::to_le_bytes).collect();
     site.write("pool/a.deb", &content);
@@ -48,7 +48,7 @@ fn the_first_index_says_what_the_disk_says() {
 }
 
 #[test]
-fn owners_have_the_names_that_the_host_gives_them() {
+fn owners_have_the_names_that_the_host_knows() {
     let site = Site::new();
     site.write("a", "x");
     site.index();
@@ -73,7 +73,7 @@ fn an_unchanged_tree_publishes_nothing_and_reads_no_file() {
 }
 
 #[test]
-fn additions_changes_and_removals_are_counted_and_the_delta_leads_there() {
+fn changes_are_counted_and_the_delta_produces_the_new_list() {
     let site = Site::new();
     for name in ["a", "b", "c", "d/e", "d/f"] {
         site.write(name, name);
@@ -88,7 +88,7 @@ fn additions_changes_and_removals_are_counted_and_the_delta_leads_there() {
     assert_eq!((report.added, report.changed, report.removed), (2, 1, 4));
     assert_eq!(report.hashed_files, 2);
     assert_eq!(site.paths(), ["a", "c", "new", "new/file"]);
-    site.assert_as_fresh("after changes");
+    site.assert_same_as_fresh("after changes");
 
     let after = site.current();
     assert_eq!(after.head().previous, before.head().list_digest);
@@ -99,7 +99,7 @@ fn additions_changes_and_removals_are_counted_and_the_delta_leads_there() {
 }
 
 #[test]
-fn a_changed_file_of_equal_size_and_time_is_noticed() {
+fn a_changed_file_with_equal_size_and_mtime_is_noticed() {
     let site = Site::new();
     site.write("a", "one");
     set_mtime(&site.path("a"), 1_000_000);
@@ -112,7 +112,7 @@ fn a_changed_file_of_equal_size_and_time_is_noticed() {
 }
 
 #[test]
-fn a_file_that_is_only_touched_inside_is_read_and_its_list_entry_stays() {
+fn a_file_that_was_renamed_and_renamed_back_keeps_its_entry() {
     let site = Site::new();
     site.write("a", "x");
     site.index();
@@ -123,7 +123,7 @@ fn a_file_that_is_only_touched_inside_is_read_and_its_list_entry_stays() {
     site.index();
     site.write("b", "y");
     site.remove("b");
-    // The list may differ in the root's time alone; the file's entry is what it was.
+    // The list may differ in the root's time, but the file's entry is unchanged.
     let second = site.current();
     assert_eq!(second.list().find(b"a").unwrap().to_entry(), first.list().find(b"a").unwrap().to_entry());
     let ctime = fs::metadata(site.path("a")).unwrap().ctime_nsec();
@@ -131,7 +131,7 @@ fn a_file_that_is_only_touched_inside_is_read_and_its_list_entry_stays() {
 }
 
 #[test]
-fn facts_of_this_host_alone_make_a_generation_with_the_same_list() {
+fn changed_local_facts_alone_publish_a_generation_with_the_same_list() {
     let site = Site::new();
     site.write("d/a", "x");
     site.index();
@@ -162,7 +162,7 @@ fn a_renamed_file_keeps_its_block_checksums() {
     assert!(!site.options.store.join("sums/2.pack").exists());
 }
 
-/// What is kept of the content of a path.
+/// Returns the content that the store keeps of a path.
 fn content(site: &Site, path: &str) -> Vec<u8> {
     let generation = site.current();
     let file = generation.list().find(path.as_bytes()).unwrap().file_number().unwrap();
@@ -170,7 +170,7 @@ fn content(site: &Site, path: &str) -> Vec<u8> {
 }
 
 #[test]
-fn small_files_are_kept_with_their_content_up_to_the_size_that_was_chosen() {
+fn files_up_to_the_configured_size_are_kept_with_their_content() {
     let mut site = Site::new();
     site.options.keep_contents = 5_000;
     for (name, size) in [("empty", 0), ("one", 1), ("few", 5_000), ("more", 5_001), ("much", 100_000)] {
@@ -192,10 +192,10 @@ fn small_files_are_kept_with_their_content_up_to_the_size_that_was_chosen() {
     site.write("much", vec![9; 64 << 10]);
     site.write("more", vec![9; (64 << 10) + 1]);
     site.index();
-    assert_eq!((content(&site, "much").len(), content(&site, "more").len()), (64 << 10, 0), "there is a most");
+    assert_eq!((content(&site, "much").len(), content(&site, "more").len()), (64 << 10, 0), "there is a limit");
 }
 
-/// Flips a bit in the middle of that content, wherever a pack has it.
+/// Flips a bit in the middle of this content in every pack that contains it.
 fn rot(site: &Site, content: &[u8]) {
     for pack in std::fs::read_dir(site.options.store.join("sums")).unwrap() {
         let pack = pack.unwrap().path();
@@ -208,7 +208,7 @@ fn rot(site: &Site, content: &[u8]) {
 }
 
 #[test]
-fn what_is_damaged_in_the_store_is_written_again_when_that_is_asked_for() {
+fn damage_in_the_store_is_repaired_on_request() {
     let mut site = Site::new();
     for (name, byte) in [("one", 1), ("twin", 1), ("dir/two", 2), ("three", 3)] {
         site.write(name, vec![byte; 3_000]);
@@ -216,7 +216,7 @@ fn what_is_damaged_in_the_store_is_written_again_when_that_is_asked_for() {
     site.index();
     rot(&site, &[1; 3_000]);
     let files = || 0..site.current().list().files();
-    assert!(!site.index().published, "an index looks at the tree alone");
+    assert!(!site.index().published, "without the option, only the tree is looked at");
     assert_eq!(files().filter(|&file| site.current().record(file).is_err()).count(), 2);
 
     site.options.verify_store = true;
@@ -226,7 +226,7 @@ fn what_is_damaged_in_the_store_is_written_again_when_that_is_asked_for() {
     let report = site.index();
     assert!(!report.published && report.damaged == 0 && report.hashed_files == 0, "{report:?}");
 
-    // A pack that is not there, and a compressed list that is not the list.
+    // A missing pack, and then a damaged compressed list.
     std::fs::remove_file(site.options.store.join("sums/1.pack")).unwrap();
     let report = site.index();
     assert!(report.published && report.damaged == 2, "{report:?}");
@@ -242,7 +242,7 @@ fn what_is_damaged_in_the_store_is_written_again_when_that_is_asked_for() {
 }
 
 #[test]
-fn a_damaged_record_is_not_given_to_another_file_of_the_same_content() {
+fn a_damaged_record_is_not_shared_with_another_file_of_equal_content() {
     let site = Site::new();
     site.write("old", vec![1; 3_000]);
     site.index();
@@ -253,7 +253,7 @@ fn a_damaged_record_is_not_given_to_another_file_of_the_same_content() {
 }
 
 #[test]
-fn nothing_is_kept_of_what_not_everybody_may_read() {
+fn contents_that_not_everybody_may_read_are_not_kept() {
     let site = Site::new();
     let allow = |path: &str, mode| fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
     for name in ["all", "own", "shut/in", "shut/deep/in", "open/in"] {
@@ -269,11 +269,11 @@ fn nothing_is_kept_of_what_not_everybody_may_read() {
     }
     allow("own", 0o644);
     site.index();
-    assert_eq!(content(&site, "own"), b"own", "it is read again, to be kept");
+    assert_eq!(content(&site, "own"), b"own", "it is read again so that it can be kept");
 }
 
 #[test]
-fn a_file_of_a_known_content_that_is_not_kept_yet_is_kept_from_then_on() {
+fn a_new_file_is_kept_even_if_an_equal_old_one_was_not() {
     let mut site = Site::new();
     site.options.keep_contents = 0;
     site.write("a", vec![7; 10_000]);
@@ -286,13 +286,13 @@ fn a_file_of_a_known_content_that_is_not_kept_yet_is_kept_from_then_on() {
 }
 
 #[test]
-fn contents_move_to_another_pack_with_their_block_checksums() {
+fn compaction_moves_contents_and_their_block_checksums() {
     let site = Site::new();
     for name in 0..50 {
         site.write(format!("{name}"), vec![name; 9_000]);
     }
     site.index();
-    // Most of the first pack is of no use any more: what is left of it moves.
+    // Most of the first pack is unused now, so the rest of it moves.
     for name in 0..40 {
         site.remove(&name.to_string());
     }
@@ -308,7 +308,7 @@ fn contents_move_to_another_pack_with_their_block_checksums() {
 }
 
 #[test]
-fn names_that_change_their_type_are_followed() {
+fn names_can_change_their_type() {
     let site = Site::new();
     site.write("x", "file");
     site.write("y/below", "file");
@@ -322,11 +322,11 @@ fn names_that_change_their_type_are_followed() {
     fs::create_dir(site.path("z")).unwrap();
     site.index();
     assert_eq!(site.paths(), ["y", "x", "z", "x/below", "x/below/deep"]);
-    site.assert_as_fresh("after type changes");
+    site.assert_same_as_fresh("after type changes");
 }
 
 #[test]
-fn link_groups_are_formed_broken_and_moved() {
+fn link_groups_can_form_grow_shrink_and_break_up() {
     let site = Site::new();
     site.write("a", "one");
     site.write("b", "two");
@@ -336,35 +336,35 @@ fn link_groups_are_formed_broken_and_moved() {
     site.link("a", "c");
     let report = site.index();
     assert_eq!(site.group("a"), ["a", "c"]);
-    assert_eq!(report.hashed_files, 0, "a known inode under another name");
-    site.assert_as_fresh("formed");
+    assert_eq!(report.hashed_files, 0, "a new name of a known inode needs no reading");
+    site.assert_same_as_fresh("formed");
 
     site.link("a", "e");
     site.index();
     assert_eq!(site.group("e"), ["a", "c", "e"]);
-    site.assert_as_fresh("grown");
+    site.assert_same_as_fresh("grown");
 
     site.remove("a");
     site.index();
     assert_eq!(site.group("c"), ["c", "e"]);
-    site.assert_as_fresh("its leader lost");
+    site.assert_same_as_fresh("its leader lost");
 
     site.remove("c");
     site.link("b", "c");
     site.index();
     assert_eq!((site.group("c"), site.group("e")), (vec!["b".to_owned(), "c".to_owned()], vec![]));
-    site.assert_as_fresh("moved");
+    site.assert_same_as_fresh("moved");
 
     fs::write(site.path("x"), "two").unwrap();
     fs::rename(site.path("x"), site.path("c")).unwrap();
     site.index();
     assert_eq!(site.group("b"), Vec::<String>::new());
-    site.assert_as_fresh("broken");
+    site.assert_same_as_fresh("broken");
     assert_eq!(site.current().head().counts.bytes, 9);
 }
 
 #[test]
-fn symlinks_and_fifos_are_grouped_as_files_are() {
+fn symlinks_and_fifos_are_grouped_like_files() {
     let site = Site::new();
     let new_symlink = || {
         symlink("target", site.path("s1")).unwrap();
@@ -380,30 +380,30 @@ fn symlinks_and_fifos_are_grouped_as_files_are() {
     site.link("p1", "p2");
     assert_eq!(site.index().added, 2);
     assert_eq!((site.group("s1"), site.group("p2")), (vec!["s1".into(), "s2".into()], vec!["p1".into(), "p2".into()]));
-    site.assert_as_fresh("formed");
+    site.assert_same_as_fresh("formed");
 
-    // The same look as before, and another inode.
+    // The new symlink looks the same but has another inode.
     site.remove("s1");
     new_symlink();
     site.remove("p2");
     site.index_changed(&[b"s1", b"p2"]);
     assert_eq!((site.group("s2").len(), site.group("p1").len()), (0, 0));
-    site.assert_as_fresh("parted");
+    site.assert_same_as_fresh("parted");
     assert!(!site.index().published);
 }
 
 #[test]
-fn a_link_that_leads_out_of_the_tree_makes_no_group() {
+fn a_hard_link_outside_the_tree_makes_no_group() {
     let site = Site::new();
     site.write("a", "x");
     fs::hard_link(site.path("a"), site.dir.path().join("outside")).unwrap();
     site.index();
     assert_eq!(site.current().list().links().len(), 0);
-    site.assert_as_fresh("with a name outside");
+    site.assert_same_as_fresh("with a name outside");
 }
 
 #[test]
-fn names_are_bytes() {
+fn names_may_be_any_bytes() {
     let site = Site::new();
     let names: [&[u8]; 6] = [b"caf\xe9", b"new\nline", b"\xff\xfe", b" ", b"-rf", b"a\\b"];
     for name in names {
@@ -430,7 +430,7 @@ fn symlinks_are_never_followed() {
     symlink("dir", site.path("loop")).unwrap();
     site.index();
     assert_eq!(site.paths(), ["dir", "file", "loop"]);
-    // Not even when the path of a changed file leads over one.
+    // This also holds if the path of a changed file leads through one.
     site.index_changed(&[b"dir/secret", b"loop/secret"]);
     assert_eq!(site.paths(), ["dir", "file", "loop"]);
 }
@@ -468,16 +468,16 @@ fn staging_and_a_store_below_the_root_are_left_out() {
     let mut site = Site::new();
     site.options.store = site.path("meta/store");
     site.write([STAGING, "/half"].concat(), "x");
-    site.write(["deep/", STAGING].concat(), "a name like any other");
+    site.write(["deep/", STAGING].concat(), "only special in the root");
     site.index();
-    assert!(!site.index().published, "the run's own writing is no change");
+    assert!(!site.index().published, "the run's own writes are no change");
     assert_eq!(site.paths(), ["deep", "meta", "deep/.stillmirror-stage"]);
     site.options.store = site.options.root.clone();
     assert!(matches!(site.try_index(), Err(IndexError::StoreIsRoot(_))));
 }
 
 #[test]
-fn optional_digests_are_made_for_all_files_once_they_are_asked_for() {
+fn requested_digests_are_added_for_all_files() {
     let mut site = Site::new();
     site.write("a", "abc");
     site.write("b", "x");
@@ -492,8 +492,8 @@ fn optional_digests_are_made_for_all_files_once_they_are_asked_for() {
         [0x90, 1, 0x50, 0x98, 0x3c, 0xd2, 0x4f, 0xb0, 0xd6, 0x96, 0x3f, 0x7d, 0x28, 0xe1, 0x7f, 0x72]
     );
     assert_eq!(digests.xxh128, twox_hash::XxHash3_128::oneshot(b"abc").to_le_bytes());
-    assert!(generation.delta().is_none(), "no delta can add a column");
-    site.assert_as_fresh("with all digests");
+    assert!(generation.delta().is_none(), "a delta cannot add a column");
+    site.assert_same_as_fresh("with all digests");
     assert!(!site.index().published);
 }
 
@@ -510,7 +510,7 @@ fn block_checksums_can_be_turned_off_by_pattern() {
 }
 
 #[test]
-fn a_file_in_motion_is_reported_and_never_indexed_torn() {
+fn a_file_that_keeps_changing_is_reported_and_not_indexed() {
     let site = Site::new();
     site.write("calm", "x");
     site.write("log", vec![0; 64 << 20]);
@@ -537,13 +537,13 @@ fn a_file_in_motion_is_reported_and_never_indexed_torn() {
     assert_eq!(site.paths(), ["calm", "log"]);
 }
 
-/// Runs `work` as a user who may not read everything, whoever runs the tests.
+/// Runs `work` as a user who may not read everything, even if root runs the tests.
 fn as_nobody(work: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             if rustix::process::geteuid().is_root() {
                 let nobody = rustix::process::Uid::from_raw(65534);
-                // Of this thread alone, and of those that it starts.
+                // This only affects this thread and those that it starts.
                 rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             }
             work();
@@ -552,7 +552,7 @@ fn as_nobody(work: impl FnOnce() + Send) {
 }
 
 #[test]
-fn what_cannot_be_read_is_reported_and_kept_or_left_out() {
+fn unreadable_entries_are_reported_and_kept_or_left_out() {
     let mut site = Site::new();
     for path in [site.dir.path(), &site.options.root] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
@@ -583,7 +583,7 @@ fn what_cannot_be_read_is_reported_and_kept_or_left_out() {
 }
 
 #[test]
-fn new_digests_wait_until_every_file_that_stays_can_be_read() {
+fn new_digests_are_postponed_until_every_file_that_stays_can_be_read() {
     let mut site = Site::new();
     for path in [site.dir.path(), &site.options.root] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
@@ -593,12 +593,12 @@ fn new_digests_wait_until_every_file_that_stays_can_be_read() {
     site.write("dir/below", "two");
     as_nobody(|| drop(site.index()));
     let with_md5 = Options { md5: true, ..site.options.clone() };
-    let again = |options: &Options| index(options, &(), &AtomicBool::new(false)).unwrap();
+    let index_with = |options: &Options| index(options, &(), &AtomicBool::new(false)).unwrap();
     for shut in ["file", "dir"] {
         mode(shut, 0);
         site.write("new", shut);
         as_nobody(|| {
-            let report = again(&with_md5);
+            let report = index_with(&with_md5);
             assert!(report.digests_postponed && report.published, "{report:?}");
             assert_eq!(report.unreadable.len(), 1, "{report:?}");
         });
@@ -606,9 +606,9 @@ fn new_digests_wait_until_every_file_that_stays_can_be_read() {
         assert!(!site.current().list().has_md5() && site.current().delta().is_some());
         mode(shut, 0o777);
     }
-    as_nobody(|| assert!(!again(&with_md5).digests_postponed));
+    as_nobody(|| assert!(!index_with(&with_md5).digests_postponed));
     assert!(site.current().list().has_md5());
-    // What is to be left out does not hold the digests up.
+    // Files that are left out do not delay the digests.
     mode("file", 0);
     site.options = Options { xxh128: true, unreadable: Unreadable::LeaveOut, ..with_md5.clone() };
     as_nobody(|| assert!(!site.index().digests_postponed));
@@ -617,7 +617,7 @@ fn new_digests_wait_until_every_file_that_stays_can_be_read() {
 }
 
 #[test]
-fn a_missing_root_or_one_that_is_no_directory_makes_no_store() {
+fn no_store_is_created_for_a_missing_or_invalid_root() {
     let mut site = Site::new();
     site.options.root = site.dir.path().join("nowhere");
     assert!(matches!(site.try_index(), Err(IndexError::NoRoot(path)) if path == site.options.root));
@@ -627,9 +627,9 @@ fn a_missing_root_or_one_that_is_no_directory_makes_no_store() {
 }
 
 #[test]
-fn an_emptied_root_is_published_only_when_that_is_asked_for() {
+fn an_emptied_root_is_only_published_on_request() {
     let mut site = Site::new();
-    assert!(site.index().published, "the first one may be empty");
+    assert!(site.index().published, "a first index may be empty");
     fs::create_dir(site.path("dir")).unwrap();
     site.index();
     fs::remove_dir(site.path("dir")).unwrap();
@@ -649,7 +649,7 @@ fn an_emptied_root_is_published_only_when_that_is_asked_for() {
 }
 
 #[test]
-fn the_stores_own_refusals_come_through() {
+fn errors_of_the_store_are_passed_on() {
     let mut site = Site::new();
     site.index();
     let lock = Store::open(&site.options.store).unwrap().lock().unwrap();
@@ -660,7 +660,7 @@ fn the_stores_own_refusals_come_through() {
 }
 
 #[test]
-fn a_store_that_cannot_be_is_named_and_not_the_root() {
+fn the_error_for_an_impossible_store_path_names_the_store() {
     let site = Site::new();
     site.write("file", "in the way");
     for (store, path) in [(site.path("file/store"), site.path("file/store")), ("".into(), "".into())] {
@@ -696,7 +696,7 @@ fn a_stopped_run_publishes_nothing() {
 }
 
 #[test]
-fn old_generations_go_with_their_packs() {
+fn old_generations_are_removed_with_their_packs() {
     let mut site = Site::new();
     site.options.retention.count = 2;
     for round in 0u8..5 {
@@ -711,7 +711,7 @@ fn old_generations_go_with_their_packs() {
 }
 
 #[test]
-fn a_pack_that_is_mostly_dead_is_carried_over_and_collected() {
+fn a_mostly_unused_pack_is_compacted_and_removed() {
     let mut site = Site::new();
     site.options.retention.count = 1;
     for name in ["a", "b", "c", "d"] {
@@ -721,7 +721,7 @@ fn a_pack_that_is_mostly_dead_is_carried_over_and_collected() {
     for name in ["a", "b", "c"] {
         site.write(name, format!("{name}!").repeat(20_000));
     }
-    // The pack is seen to be mostly dead after this one, and carried over by the next.
+    // This run leaves the pack mostly unused, and the next one compacts it.
     site.index();
     site.write("a", "another".repeat(20_000));
     site.index();
@@ -733,7 +733,7 @@ fn a_pack_that_is_mostly_dead_is_carried_over_and_collected() {
 }
 
 #[test]
-fn a_tree_that_vanishes_below_is_no_error() {
+fn a_tree_that_vanishes_during_a_run_is_no_error() {
     let mut site = Site::new();
     site.options.allow_empty = true;
     for at in 0..50 {

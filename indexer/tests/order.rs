@@ -1,4 +1,4 @@
-//! The order of a list is stock rsync's, which is the oracle.
+//! Compares the order of a list with stock rsync's.
 
 mod common;
 
@@ -7,19 +7,19 @@ use std::process::Command;
 use common::Site;
 use proptest::prelude::*;
 
-/// What rsync lists, in its order.
+/// Returns the names that rsync lists, in its order.
 fn rsync_order(site: &Site) -> Vec<Vec<u8>> {
     let output = Command::new("rsync")
         .args(["-r", "-8", "--list-only", "--no-inc-recursive"])
         .arg(format!("{}/", site.options.root.display()))
         .output()
-        .expect("rsync is needed for this test: it is the oracle");
+        .expect("this test compares with rsync, which must be installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     lines.map(after_columns).filter(|name| name != b".").collect()
 }
 
-/// The name in a line such as `-rw-r--r--  1 2026/01/01 00:00:00 name`.
+/// Returns the name in a line such as `-rw-r--r--  1 2026/01/01 00:00:00 name`.
 fn after_columns(line: &[u8]) -> Vec<u8> {
     let mut rest = line;
     for _ in 0..4 {
@@ -29,7 +29,7 @@ fn after_columns(line: &[u8]) -> Vec<u8> {
     rest[1..].to_vec()
 }
 
-/// The list's paths depth first: a directory's files, then each directory followed by what is in it.
+/// Returns the list's paths depth first: a directory's files, then each directory followed by its contents.
 fn depth_first(site: &Site) -> Vec<Vec<u8>> {
     let generation = site.current();
     let list = generation.list();
@@ -54,7 +54,7 @@ proptest! {
     ) {
         let site = Site::new();
         for path in &paths {
-            // Names that are directories already, or dots, are no files to make.
+            // Skip names that are already directories, and `.` and `..`.
             let full = site.path(path);
             let parent_made = full.parent().is_some_and(|parent| std::fs::create_dir_all(parent).is_ok());
             if parent_made && !path.split('/').any(|name| name == "." || name == "..") {

@@ -1,4 +1,4 @@
-//! A file whose content changes without anybody writing to it is found, reported and not served, and its entry stays.
+//! A file whose content changes although nothing writes to it is found, reported and not served. Its entry stays.
 
 mod common;
 
@@ -10,8 +10,8 @@ use stillmirror_indexer::{Report, Share};
 use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::local::{Identity, LocalTable};
 
-/// Gives a file another content of the same length, and makes the store believe that its state is still the indexed one:
-/// which is what a disk does that rots.
+/// Simulates rot: gives a file another content of the same length, and changes the local facts in the store so that the
+/// file's state is still the indexed one.
 fn rot(site: &Site, path: &str, content: &str) {
     let mtime = fs::metadata(site.path(path)).unwrap().mtime();
     fs::write(site.path(path), content).unwrap();
@@ -30,7 +30,7 @@ fn rot(site: &Site, path: &str, content: &str) {
     fs::write(current.dir().join("local"), table.encode(current.head().list_digest)).unwrap();
 }
 
-/// A tree of files with whole seconds as times, indexed.
+/// Creates and indexes a tree of files whose times are whole seconds.
 fn site() -> Site {
     let site = Site::new();
     for (at, name) in ["a", "pool/b", "pool/c", "pool/deep/d"].iter().enumerate() {
@@ -56,14 +56,14 @@ fn is_served(site: &Site, path: &str) -> bool {
 }
 
 #[test]
-fn a_named_file_is_read_although_nothing_says_that_it_changed() {
+fn a_named_file_is_read_even_if_it_looks_unchanged() {
     let site = site();
     let right = site.current().head().list_digest;
-    assert_eq!(site.index_changed(&[b"a", b"pool"]).hashed_files, 1, "a directory stands for what changed below it");
-    assert_eq!(site.index_changed(&[b"pool", b"pool/b"]).hashed_files, 1, "and a file for itself");
+    assert_eq!(site.index_changed(&[b"a", b"pool"]).hashed_files, 1, "a named directory only covers changed files");
+    assert_eq!(site.index_changed(&[b"pool", b"pool/b"]).hashed_files, 1, "a named file is always read");
     rot(&site, "a", "wrong 0");
     let report = site.index();
-    assert!(report.rotten.is_empty() && report.hashed_files == 0, "nothing tells");
+    assert!(report.rotten.is_empty() && report.hashed_files == 0, "nothing indicates the rot");
     let report = site.index_changed(&[b"a"]);
     assert_eq!((rotten(&report), report.changed, report.hashed_files), (vec!["a"], 0, 1));
     assert!(report.published && !is_served(&site, "a") && is_served(&site, "pool/b"));
@@ -71,7 +71,7 @@ fn a_named_file_is_read_although_nothing_says_that_it_changed() {
 }
 
 #[test]
-fn rot_is_reported_until_the_content_is_right_again() {
+fn rot_is_reported_until_the_content_is_restored() {
     let site = site();
     rot(&site, "pool/b", "wrong 1");
     site.index_changed(&[b"pool/b"]);
@@ -79,7 +79,7 @@ fn rot_is_reported_until_the_content_is_right_again() {
         let report = site.index();
         assert_eq!((rotten(&report), report.published, report.hashed_files), (vec!["pool/b"], false, 1));
     }
-    // It has another ctime, mode and name, and is what it was all the same.
+    // Another ctime, mode or name does not end the rot.
     fs::set_permissions(site.path("pool/b"), fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(rotten(&site.index()), ["pool/b"]);
     fs::set_permissions(site.path("pool/b"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -98,7 +98,7 @@ fn rot_is_reported_until_the_content_is_right_again() {
 }
 
 #[test]
-fn another_time_says_that_the_new_content_is_meant() {
+fn a_new_mtime_means_that_the_new_content_is_intended() {
     let site = site();
     rot(&site, "a", "wrong 0");
     site.index_changed(&[b"a"]);
@@ -107,11 +107,11 @@ fn another_time_says_that_the_new_content_is_meant() {
     assert_eq!((rotten(&report).len(), report.changed), (0, 1));
     assert_eq!(site.current().list().find(b"a").unwrap().sha256().0, sha256(b"wrong 0"));
     assert!(is_served(&site, "a"));
-    site.assert_as_fresh("as it is meant");
+    site.assert_same_as_fresh("as intended");
 }
 
 #[test]
-fn all_names_of_a_rotten_file_are_rotten() {
+fn all_names_of_a_rotten_file_are_reported() {
     for paths in [&[&b"pool/deep/c"[..]][..], &[b"pool/deep/c", b""]] {
         let site = site();
         rot(&site, "pool/c", "wrong 2");
@@ -122,12 +122,12 @@ fn all_names_of_a_rotten_file_are_rotten() {
         set_mtime(&site.path("pool/c"), 1_000_000);
         assert!(site.index().rotten.is_empty());
         assert!(is_served(&site, "pool/c") && is_served(&site, "pool/deep/c"));
-        site.assert_as_fresh("restored");
+        site.assert_same_as_fresh("restored");
     }
 }
 
 #[test]
-fn a_round_of_scrubbing_reads_each_file_once_wherever_it_is_moved() {
+fn a_round_of_scrubbing_reads_each_file_once_even_if_it_is_moved() {
     let mut site = Site::new();
     for file in 0..60 {
         site.write(format!("{}/{file}", file % 3), format!("content {file}"));
@@ -138,26 +138,26 @@ fn a_round_of_scrubbing_reads_each_file_once_wherever_it_is_moved() {
     site.options.scrub = Share::new(1, 5);
     let (mut read, mut runs) = (0, 0);
     for round in 0..5 {
-        // A new file is read because it is new, and may have its turn too.
+        // Move a directory between the turns.
         fs::rename(site.path(round.to_string()), site.path((round + 3).to_string())).unwrap();
         let report = site.index();
         read += report.hashed_files;
         runs += usize::from(!report.rotten.is_empty());
     }
     assert!(runs >= 1, "the rotten file had its turn");
-    // It is read in each run from then on.
+    // A rotten file is read in each run after it was found.
     assert_eq!(read, 60 + runs as u64 - 1);
-    let again = site.options.clone();
+    let options = site.options.clone();
     site.options.scrub = None;
     assert_eq!(site.index().hashed_files, 1);
-    site.options = again;
+    site.options = options;
     site.options.scrub = Some(Share::ALL);
     let report = site.index();
     assert_eq!((report.hashed_files, report.rotten.len(), report.published), (60, 1, false));
 }
 
 #[test]
-fn a_file_that_changed_is_no_rot() {
+fn a_changed_file_is_not_rotten() {
     let mut site = site();
     site.options.scrub = Some(Share::ALL);
     site.write("a", "other 0");
@@ -165,5 +165,5 @@ fn a_file_that_changed_is_no_rot() {
     fs::set_permissions(site.path("a"), fs::Permissions::from_mode(0o600)).unwrap();
     let report = site.index();
     assert_eq!((rotten(&report).len(), report.changed, report.hashed_files), (0, 1, 4));
-    site.assert_as_fresh("changed");
+    site.assert_same_as_fresh("changed");
 }

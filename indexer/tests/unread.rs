@@ -1,4 +1,4 @@
-//! What happens to a tree without changing any content costs no reading, and what may have changed one is read.
+//! Files are not read again after operations that change no content, and are read after those that may change it.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::{Site, set_mtime, sha256};
 use stillmirror_indexer::{CtimeRule, Report};
 use stillmirror_protocol::local::{self, LocalTable};
 
-/// A tree of a few files and two names of one inode, indexed.
+/// Creates and indexes a tree of a few files, one of which has two names.
 fn site() -> Site {
     let site = Site::new();
     for name in ["a", "pool/b", "pool/deep/c"] {
@@ -22,12 +22,12 @@ fn site() -> Site {
     site
 }
 
-/// Indexes, and asserts that nothing was read and that the list is right.
+/// Indexes, and asserts that no file was read and that the list is right.
 fn assert_unread(site: &Site, what: &str) -> Report {
     let report = site.index();
     assert_eq!((report.hashed_files, report.hashed_bytes), (0, 0), "{what}");
-    site.assert_as_fresh(what);
-    assert!(!site.index().published, "{what}: again");
+    site.assert_same_as_fresh(what);
+    assert!(!site.index().published, "{what}: second run");
     report
 }
 
@@ -40,52 +40,52 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn a_snapshot_of_hard_links_and_its_removal() {
+fn a_hard_link_snapshot_and_its_removal_read_no_files() {
     let site = site();
     let snapshot = site.dir.path().join("snapshot");
     let first = site.current().head().list_digest;
     cp_al(&site.options.root, &snapshot);
-    assert!(assert_unread(&site, "cp -al").published, "the new ctimes are what the daemon compares");
+    assert!(assert_unread(&site, "cp -al").published, "the daemon needs the new ctimes");
     fs::remove_dir_all(&snapshot).unwrap();
     assert_unread(&site, "rm -rf of the copy");
     assert_eq!(site.current().head().list_digest, first);
 }
 
 #[test]
-fn a_snapshot_that_came_and_went_between_two_runs_leaves_no_trace() {
+fn files_are_read_after_a_snapshot_came_and_went_between_two_runs() {
     let mut site = site();
     let snapshot = site.dir.path().join("snapshot");
-    let come_and_go = || {
+    let make_and_remove_snapshot = || {
         cp_al(&site.options.root, &snapshot);
         fs::remove_dir_all(&snapshot).unwrap();
     };
-    come_and_go();
+    make_and_remove_snapshot();
     let report = site.index();
     assert_eq!((report.hashed_files, report.changed), (3, 0), "each inode is read");
-    come_and_go();
+    make_and_remove_snapshot();
     site.options.ctime = CtimeRule::Ignored;
     assert_unread(&site, "ctime is ignored");
 }
 
 #[test]
-fn a_link_elsewhere_and_one_in_the_tree() {
+fn adding_and_removing_hard_links_reads_no_files() {
     let site = site();
     fs::hard_link(site.path("a"), site.dir.path().join("elsewhere")).unwrap();
-    assert_unread(&site, "elsewhere");
+    assert_unread(&site, "link outside the tree");
     site.link("a", "pool/a");
-    assert_unread(&site, "in the tree");
+    assert_unread(&site, "link in the tree");
     fs::remove_file(site.dir.path().join("elsewhere")).unwrap();
     site.remove("a");
-    let report = assert_unread(&site, "both gone");
+    let report = assert_unread(&site, "both links removed");
     assert_eq!(report.removed, 1);
 }
 
 #[test]
-fn modes_and_owners() {
+fn changing_modes_and_owners_reads_no_files() {
     let site = site();
     for mode in [0o600, 0o644] {
         set_mode(&site.path("pool/b"), mode);
-        assert_eq!(assert_unread(&site, "chmod").changed, 2, "both names");
+        assert_eq!(assert_unread(&site, "chmod").changed, 2, "both names change");
     }
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     if uid == 0 {
@@ -98,7 +98,7 @@ fn modes_and_owners() {
 }
 
 #[test]
-fn a_directory_of_many_files_that_is_moved() {
+fn moving_a_directory_of_many_files_reads_no_files() {
     let site = site();
     for file in 0..10_000 {
         site.write(format!("many/{}/{file}", file % 7), file.to_string());
@@ -107,15 +107,15 @@ fn a_directory_of_many_files_that_is_moved() {
     fs::rename(site.path("many"), site.path("pool/deep/moved")).unwrap();
     let report = assert_unread(&site, "mv of a directory");
     assert_eq!((report.added, report.removed), (10_008, 10_008));
-    // A directory's own ctime is all that such a move changes: not even a strict rule has a reason to read.
+    // Such a move only changes the directory's own ctime, so even the strict rule has no reason to read files.
     let mut site = site;
     site.options.ctime = CtimeRule::Strict;
     fs::rename(site.path("pool/deep/moved"), site.path("back")).unwrap();
-    assert_unread(&site, "mv of a directory, strictly");
+    assert_unread(&site, "mv of a directory, strict rule");
 }
 
 #[test]
-fn files_that_are_renamed_swapped_and_made_one() {
+fn renaming_swapping_and_linking_files_reads_no_files() {
     let site = site();
     let rename = |from: &str, to: &str| fs::rename(site.path(from), site.path(to)).unwrap();
     rename("a", "pool/z");
@@ -126,25 +126,25 @@ fn files_that_are_renamed_swapped_and_made_one() {
     rename("x", "pool/deep/c");
     assert_unread(&site, "swapped");
     rename("pool/deep/b", "pool/deep/d");
-    assert_unread(&site, "one of two names");
+    assert_unread(&site, "one of two names renamed");
     rename("pool/deep/d", "../away");
-    assert_unread(&site, "one of two names, out of the tree");
+    assert_unread(&site, "one of two names moved out of the tree");
     site.remove("pool/z");
     site.link("pool/deep/c", "pool/z");
-    assert_unread(&site, "one file in place of two");
+    assert_unread(&site, "one file replaced by a link to another");
 }
 
 #[test]
-fn the_same_when_only_changed_paths_are_named() {
+fn a_moved_directory_is_not_read_if_only_changed_paths_are_named() {
     let site = site();
     fs::rename(site.path("pool/deep"), site.path("deep")).unwrap();
     let report = site.index_changed(&[b"pool/deep", b"deep"]);
     assert_eq!((report.hashed_files, report.removed), (0, 3));
-    site.assert_as_fresh("a named directory");
+    site.assert_same_as_fresh("a named directory");
 }
 
 #[test]
-fn the_indexed_digests_and_records_go_with_a_file() {
+fn a_renamed_file_keeps_its_digests_and_record() {
     let mut site = Site::new();
     site.options.xxh128 = true;
     site.options.md5 = true;
@@ -160,28 +160,28 @@ fn the_indexed_digests_and_records_go_with_a_file() {
 }
 
 #[test]
-fn a_table_of_the_version_before_still_serves() {
+fn a_table_of_the_previous_format_version_is_still_used() {
     let site = site();
     let current = site.current();
     let (list, facts) = (current.list(), current.local());
     let mut older = LocalTable::default();
     for row in 0..list.len() {
-        // Without a link count, a zero is left: the number of a device, as it was written then.
+        // Without a link count, this column is zero, which the previous version reads as a device number.
         let record = list.row(row).file_number().map(|file| facts.record(file).unwrap_or_default());
         older.push(facts.identity(row), None, record);
     }
     let mut older = older.encode(current.head().list_digest);
     older[8..10].copy_from_slice(&local::ABSOLUTE_DEVICES.to_le_bytes());
     fs::write(current.dir().join("local"), &older).unwrap();
-    assert_unread(&site, "as it is");
+    assert_unread(&site, "unchanged");
     site.link("a", "pool/a");
-    assert_unread(&site, "another name is a trace, without a count");
+    assert_unread(&site, "a new name is a trace even without a link count");
     fs::hard_link(site.path("pool/deep/c"), site.dir.path().join("elsewhere")).unwrap();
-    assert_eq!(site.index().hashed_files, 1, "another count is none");
+    assert_eq!(site.index().hashed_files, 1, "a changed link count is no trace without an old one");
 }
 
 #[test]
-fn a_content_that_was_rewritten_with_its_time_put_back_is_found() {
+fn a_rewrite_with_a_restored_mtime_is_found() {
     for rule in [CtimeRule::Strict, CtimeRule::Explained] {
         let mut site = site();
         site.options.ctime = rule;
@@ -197,9 +197,9 @@ fn a_content_that_was_rewritten_with_its_time_put_back_is_found() {
 }
 
 #[test]
-fn a_new_file_that_got_the_inode_of_a_removed_one_is_read() {
+fn a_new_file_with_the_inode_number_of_a_removed_one_is_read() {
     let site = site();
-    // Of equal size and time, as trees with normalised times are full of.
+    // All have equal size and time, as is common in trees with normalised times.
     for round in 0..20 {
         let name = |round: i32| format!("pool/new-{round}");
         site.write(name(round), format!("{round:08}"));
@@ -209,7 +209,7 @@ fn a_new_file_that_got_the_inode_of_a_removed_one_is_read() {
         }
         let report = site.index();
         assert_eq!(report.hashed_files, 1, "{round}");
-        site.assert_as_fresh("a reused inode");
+        site.assert_same_as_fresh("a reused inode");
         site.remove(&name(round));
         if round > 0 {
             site.remove(&format!("pool/linked-{round}"));
@@ -218,7 +218,7 @@ fn a_new_file_that_got_the_inode_of_a_removed_one_is_read() {
 }
 
 #[test]
-fn a_strict_rule_reads_whatever_has_another_ctime() {
+fn the_strict_rule_reads_every_file_with_another_ctime() {
     let mut site = site();
     site.options.ctime = CtimeRule::Strict;
     fs::hard_link(site.path("a"), site.dir.path().join("elsewhere")).unwrap();
@@ -226,11 +226,11 @@ fn a_strict_rule_reads_whatever_has_another_ctime() {
     fs::rename(site.path("pool/b"), site.path("pool/renamed")).unwrap();
     let report = site.index();
     assert_eq!(report.hashed_files, 3);
-    site.assert_as_fresh("strictly");
+    site.assert_same_as_fresh("strict rule");
 }
 
 #[test]
-fn a_root_that_is_another_directory_with_the_same_content_is_named_by_its_own_inode() {
+fn a_root_that_was_replaced_by_a_copy_is_indexed_with_its_new_inode() {
     let site = site();
     let (root, copy) = (site.options.root.clone(), site.dir.path().join("copy"));
     for changed_from in [false, true] {

@@ -1,5 +1,5 @@
-//! A tree to index, and what became of it.
-#![allow(dead_code, reason = "each test binary uses its part")]
+//! A tree to index, and helpers to look at the result.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +17,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// An empty root.
+    /// Creates an empty root.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -53,7 +53,7 @@ impl Site {
         self.try_index().unwrap()
     }
 
-    /// Indexes with nothing looked at but these paths.
+    /// Indexes with `changed_from`, so that only these paths are looked at.
     pub(crate) fn index_changed(&self, paths: &[&[u8]]) -> Report {
         let mut options = self.options.clone();
         options.changed_from = Some(paths.iter().map(|path| path.to_vec()).collect());
@@ -64,7 +64,7 @@ impl Site {
         Store::open(&self.options.store).unwrap().current().unwrap().unwrap()
     }
 
-    /// The list that a store without a past makes of the tree as it is.
+    /// Indexes the tree into a new store, and returns its list.
     pub(crate) fn fresh_list(&self) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { store: dir.path().join("store"), ..self.options.clone() };
@@ -72,19 +72,19 @@ impl Site {
         Store::open(&options.store).unwrap().current().unwrap().unwrap().list_bytes().to_vec()
     }
 
-    /// Asserts that the current list is what a store without a past makes of the tree.
-    pub(crate) fn assert_as_fresh(&self, what: &str) {
+    /// Asserts that the current list is the one that a new store gets for the tree.
+    pub(crate) fn assert_same_as_fresh(&self, what: &str) {
         assert!(self.current().list_bytes() == self.fresh_list(), "{what}: {:#?}", self.paths());
     }
 
-    /// All paths in the current list, in its order.
+    /// Returns all paths in the current list, in its order.
     pub(crate) fn paths(&self) -> Vec<String> {
         let generation = self.current();
         let list = generation.list();
         (1..list.len()).map(|row| list.path(row).escape_ascii().to_string()).collect()
     }
 
-    /// The paths of the link group that a path is in.
+    /// Returns the paths of the link group that a path is in.
     pub(crate) fn group(&self, path: &str) -> Vec<String> {
         let generation = self.current();
         let list = generation.list();
@@ -94,13 +94,13 @@ impl Site {
     }
 }
 
-/// SHA-256 of some bytes, by another road than the indexer's.
+/// Computes a SHA-256 without the indexer's code.
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).into()
 }
 
-/// Sets the modification time of a path itself, in seconds.
+/// Sets the modification time of a path in seconds, without following a symlink.
 pub(crate) fn set_mtime(path: &Path, sec: i64) {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
     let time = Timespec { tv_sec: sec, tv_nsec: 0 };
