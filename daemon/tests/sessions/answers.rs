@@ -6,7 +6,7 @@ use stillmirror_protocol::wire::{self, ErrorCode, Item, ListForm, Repository, Re
 use crate::support::{Answer, Fixture, noise, soon};
 
 #[tokio::test]
-async fn a_whole_file_and_ranges_of_it_come_as_they_are_on_disk() {
+async fn a_whole_file_and_ranges_of_it_are_sent_as_they_are_on_disk() {
     let content = noise(3_000_001);
     let fixture = Fixture::with(&[("big", &content), ("dir/small", b"hello"), ("empty", b"")]);
     let server = fixture.serve().await;
@@ -25,7 +25,7 @@ async fn a_whole_file_and_ranges_of_it_come_as_they_are_on_disk() {
 }
 
 #[tokio::test]
-async fn thousands_of_small_files_come_in_the_order_of_asking() {
+async fn thousands_of_small_files_are_sent_in_request_order() {
     let fixture = Fixture::new();
     for n in 0..2000 {
         fixture.write(&format!("d{}/f{n}", n % 7), format!("content of {n}").as_bytes());
@@ -49,7 +49,7 @@ async fn thousands_of_small_files_come_in_the_order_of_asking() {
 }
 
 #[tokio::test]
-async fn a_head_does_not_wait_behind_the_files_asked_for_before_it() {
+async fn a_head_does_not_wait_behind_files_requested_before_it() {
     let content = noise(40 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
     let server = fixture.serve().await;
@@ -58,22 +58,22 @@ async fn a_head_does_not_wait_behind_the_files_asked_for_before_it() {
     let data = client.send(&Request::Data { handle, items: vec![fixture.whole("big")] }).await;
     let head = client.send(&Request::Head { repository: "repo".to_owned() }).await;
     let mut after_head = 0;
-    let mut headed = false;
+    let mut has_head = false;
     loop {
         let (header, payload) = soon(client.frame()).await.unwrap();
-        headed |= header.request == head;
-        if headed && header.request == data {
+        has_head |= header.request == head;
+        if has_head && header.request == data {
             after_head += payload.len();
         }
         if header.request == data && header.kind == wire::kind::END {
             break;
         }
     }
-    assert!(after_head > 0, "the head came only after all of the file");
+    assert!(after_head > 0, "the head was sent only after the whole file");
 }
 
 #[tokio::test]
-async fn a_request_for_nothing_is_answered_with_nothing() {
+async fn a_request_without_items_gets_an_empty_answer() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -93,7 +93,7 @@ async fn repositories_are_announced_with_their_heads() {
 }
 
 #[tokio::test]
-async fn a_list_comes_whole_or_as_deltas_or_not_at_all() {
+async fn a_list_is_sent_whole_or_as_deltas_or_not_at_all() {
     let fixture = Fixture::new();
     for n in 0..300 {
         fixture.write(&format!("f{n}"), &noise(n));
@@ -107,7 +107,7 @@ async fn a_list_comes_whole_or_as_deltas_or_not_at_all() {
     fixture.index();
     let third = fixture.current();
 
-    // Of older generations their heads and deltas are enough.
+    // Heads and deltas of older generations are enough.
     for generation in [first.dir(), second.dir()] {
         for name in ["list", "list.zst", "local", "packs"] {
             std::fs::remove_file(generation.join(name)).unwrap();
@@ -138,8 +138,8 @@ async fn a_list_comes_whole_or_as_deltas_or_not_at_all() {
         assert_eq!((list::digest(&encoded), rest.len()), (head.list_digest, 0));
     }
 
-    for stranger in [Digest::NONE, Digest([9; 32])] {
-        let answer = soon(client.ask(&Request::List { handle, have: stranger })).await;
+    for unknown in [Digest::NONE, Digest([9; 32])] {
+        let answer = soon(client.ask(&Request::List { handle, have: unknown })).await;
         assert_eq!(answer.form, Some(ListForm::Whole { list_len: head.list_len }));
         assert!(answer.bytes == third.list_zst());
     }
@@ -152,7 +152,7 @@ fn rkyv_aligned(bytes: &[u8]) -> rkyv::util::AlignedVec {
 }
 
 #[tokio::test]
-async fn a_directory_comes_with_all_its_children_and_a_file_as_its_own_only_child() {
+async fn a_directory_is_sent_with_all_children_and_a_file_as_its_own_only_child() {
     let fixture = Fixture::new();
     for n in 0..3000 {
         fixture.write(&format!("dir/a-name-of-some-length-{n:05}"), b"");
@@ -178,7 +178,7 @@ async fn a_directory_comes_with_all_its_children_and_a_file_as_its_own_only_chil
 }
 
 #[tokio::test]
-async fn block_checksums_come_cut_at_the_records_end() {
+async fn block_checksums_are_cut_at_the_end_of_the_record() {
     let fixture = Fixture::with(&[("a-file", b"x"), ("dir/other", b"y")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -194,7 +194,7 @@ async fn block_checksums_come_cut_at_the_records_end() {
 }
 
 #[tokio::test]
-async fn what_a_generation_does_not_have_fails_that_request_alone() {
+async fn a_request_for_something_missing_fails_but_the_session_goes_on() {
     let fixture = Fixture::with(&[("a", b"twelve bytes")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -215,7 +215,7 @@ async fn what_a_generation_does_not_have_fails_that_request_alone() {
 }
 
 #[tokio::test]
-async fn bits_of_many_files_come_to_many_clients_at_once_beside_whole_ones() {
+async fn many_clients_get_bits_of_many_files_while_another_gets_a_whole_file() {
     let files: Vec<(String, Vec<u8>)> =
         (0..60).map(|at| (format!("file{at:02}"), noise(if at % 3 == 0 { 300_000 } else { 5_000 + at }))).collect();
     let named: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&**name, &**bytes)).collect();

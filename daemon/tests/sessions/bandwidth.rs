@@ -6,13 +6,13 @@ use stillmirror_protocol::wire::Request;
 use crate::rsync::support::{assert_same, dest, index_aged, rsync};
 use crate::support::{Fixture, Server, noise, soon};
 
-/// Bytes a second.
+/// The limit in bytes a second.
 const RATE: u64 = 1 << 20;
-/// Bytes that may leave at once: an eighth of a second's.
+/// Bytes that may be sent at once: the amount of an eighth of a second.
 const BURST: u64 = RATE / 8;
 const SIZE: usize = 2 << 20;
 
-/// A way to limit it, by name.
+/// The name of a bandwidth limit, and how to set it.
 type Limit = (&'static str, fn(&mut Config));
 
 const LIMITS: [Limit; 3] = [
@@ -31,7 +31,7 @@ fn fixture() -> Fixture {
 
 async fn serve(fixture: &Fixture, change: impl FnOnce(&mut Config)) -> Server {
     Server::start(fixture.config(|config| {
-        // What a limit takes is not the client's fault.
+        // A delay by a bandwidth limit must not count against the client.
         config.limits.minimum_rate = 4 * RATE;
         config.limits.rate_window = Duration::from_millis(300);
         config.limits.idle = Duration::from_millis(500);
@@ -47,9 +47,9 @@ async fn pull(server: &Server, fixture: &Fixture) -> bool {
     content == std::fs::read(fixture.root().join("big")).unwrap()
 }
 
-/// Expects that so many bytes were not sent sooner than the rate allows.
+/// Expects that `bytes` bytes were not sent faster than the rate allows.
 #[track_caller]
-fn took_its_time(began: Instant, bytes: u64, rate: u64, what: &str) {
+fn assert_within_rate(began: Instant, bytes: u64, rate: u64, what: &str) {
     let least = Duration::from_secs_f64((bytes - BURST) as f64 / rate as f64);
     assert!(began.elapsed() >= least, "{what}: {bytes} bytes in {:?}", began.elapsed());
 }
@@ -61,7 +61,7 @@ async fn a_native_client_gets_no_more_than_each_limit_allows() {
         let server = serve(&fixture, limit).await;
         let began = Instant::now();
         assert!(soon(pull(&server, &fixture)).await, "{what}");
-        took_its_time(began, SIZE as u64, RATE, what);
+        assert_within_rate(began, SIZE as u64, RATE, what);
     }
 }
 
@@ -73,7 +73,7 @@ async fn an_rsync_client_gets_no_more_than_each_limit_allows() {
         let dest = fixture.dir.path().join(what);
         let began = Instant::now();
         rsync(&server, &["-aH"], "repo/", Some(&dest)).await.exits(0);
-        took_its_time(began, SIZE as u64, RATE, what);
+        assert_within_rate(began, SIZE as u64, RATE, what);
         assert_same(&fixture.root(), &dest);
     }
 }
@@ -84,11 +84,11 @@ async fn an_rsync_client_gets_no_more_than_it_asks_for() {
     let server = fixture.serve().await;
     let began = Instant::now();
     rsync(&server, &["-a", "--bwlimit=1024"], "repo/", Some(&dest(&fixture))).await.exits(0);
-    took_its_time(began, SIZE as u64, RATE, "--bwlimit");
+    assert_within_rate(began, SIZE as u64, RATE, "--bwlimit");
 }
 
 #[tokio::test]
-async fn clients_of_both_kinds_share_what_they_may_have_together() {
+async fn clients_of_both_kinds_share_a_common_limit() {
     let fixture = fixture();
     for (what, limit) in [LIMITS[1], LIMITS[2]] {
         let server = serve(&fixture, limit).await;
@@ -99,12 +99,12 @@ async fn clients_of_both_kinds_share_what_they_may_have_together() {
             soon(async { tokio::join!(pull(&server, &fixture), pull(&server, &fixture), stock) }).await;
         stock.exits(0);
         assert!(first && second, "{what}");
-        took_its_time(began, 3 * SIZE as u64, RATE, what);
+        assert_within_rate(began, 3 * SIZE as u64, RATE, what);
     }
 }
 
 #[tokio::test]
-async fn the_lowest_of_several_limits_holds() {
+async fn the_lowest_of_several_limits_applies() {
     let fixture = fixture();
     let server = serve(&fixture, |config| {
         config.limits.bandwidth_per_connection = 8 * RATE;
@@ -114,11 +114,11 @@ async fn the_lowest_of_several_limits_holds() {
     .await;
     let began = Instant::now();
     assert!(soon(pull(&server, &fixture)).await);
-    took_its_time(began, SIZE as u64, RATE, "all three");
+    assert_within_rate(began, SIZE as u64, RATE, "all three");
 }
 
 #[tokio::test]
-async fn lists_are_within_the_limit_as_files_are() {
+async fn the_limit_applies_to_lists_too() {
     let fixture = Fixture::new();
     fixture.write("first", b"x");
     for number in 0..4000 {
@@ -131,12 +131,12 @@ async fn lists_are_within_the_limit_as_files_are() {
     let began = Instant::now();
     let listed = rsync(&server, &["-r", "--list-only"], "repo/", None).await;
     assert_eq!(listed.exits(0).out.lines().count(), 4002);
-    // Names that begin as the one before did by three bytes at the most.
-    took_its_time(began, 4000 * 97, rate, "the list");
+    // A name shares at most its first three bytes with the name before, so the list is hardly compressed.
+    assert_within_rate(began, 4000 * 97, rate, "the list");
 }
 
 #[tokio::test]
-async fn a_session_that_is_held_up_leaves_its_buffer_to_others() {
+async fn a_session_that_a_limit_delays_gives_its_buffer_to_others() {
     let fixture = fixture();
     let server = serve(&fixture, |config| {
         (config.memory.cache, config.memory.buffers) = (0, 1 << 20);
@@ -147,19 +147,22 @@ async fn a_session_that_is_held_up_leaves_its_buffer_to_others() {
     let (handle, _) = soon(slow.pin()).await;
     slow.send(&Request::Data { handle, items: vec![fixture.whole("big")] }).await;
     soon(slow.socket.readable()).await.unwrap();
-    // The only buffer is the slow one's, for a minute.
+    // The slow session would keep the only buffer for a minute.
     let mut other = server.client().await;
     let (handle, _) = soon(other.pin()).await;
     assert_eq!(soon(other.data(handle, vec![fixture.whole("small/7")])).await.bytes, noise(1007));
     let mut sent = vec![0; 1 << 20];
-    assert!(slow.socket.try_read(&mut sent).unwrap() < sent.len(), "the slow one was through with its buffer");
+    assert!(
+        slow.socket.try_read(&mut sent).unwrap() < sent.len(),
+        "the slow session had sent all of its buffer already"
+    );
 }
 
 #[tokio::test]
-async fn an_rsync_client_that_would_hold_its_place_for_days_is_sent_more_than_it_asks_for_and_told() {
+async fn a_bwlimit_below_the_minimum_is_raised_and_the_client_is_told() {
     let fixture = fixture();
     let server = Server::start(fixture.config(|config| config.limits.minimum_bwlimit = 1 << 30)).await;
-    // At a KiB a second this would take longer than anything here may.
+    // At 1 KiB a second, this would exceed the timeout of these tests.
     let ran = rsync(&server, &["-a", "--bwlimit=1"], "repo/", Some(&dest(&fixture))).await;
     ran.exits(0).says("--bwlimit of 1024 bytes a second is raised to 1073741824");
     for protocol in ["--protocol=29", "--protocol=27"] {

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{Client, Fixture, Server, noise, soon};
 
-/// Sends bytes on a new connection and gives all that comes back.
+/// Sends bytes on a new connection and returns everything that the daemon sends.
 async fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     let mut socket = TcpStream::connect(server.addr).await.unwrap();
     socket.write_all(bytes).await.unwrap();
@@ -17,7 +17,7 @@ async fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_rsync_client_is_told_when_it_is_wrong_here() {
+async fn an_rsync_client_gets_an_error_line_where_rsync_is_disabled() {
     let fixture = Fixture::with(&[]);
     let server = Server::start(fixture.config(|config| config.rsync.enabled = false)).await;
     let answer = exchange(&server, b"@RSYNCD: 31.0 sha512 md5\n").await;
@@ -25,7 +25,7 @@ async fn an_rsync_client_is_told_when_it_is_wrong_here() {
 }
 
 #[tokio::test]
-async fn a_stranger_gets_an_error_frame() {
+async fn a_client_of_an_unknown_protocol_gets_an_error_frame() {
     let fixture = Fixture::with(&[]);
     let server = fixture.serve().await;
     let answer = exchange(&server, b"GET / HTTP/1.1\r\n\r\n").await;
@@ -34,7 +34,7 @@ async fn a_stranger_gets_an_error_frame() {
 }
 
 #[tokio::test]
-async fn a_client_of_this_version_is_told_the_bounds_of_the_session() {
+async fn the_hello_states_the_limits_of_the_session() {
     let fixture = Fixture::with(&[]);
     let hello = fixture.serve().await.client().await.hello;
     assert_eq!((hello.version, usize::from(hello.requests)), (1, limits::REQUESTS_UNDER_WAY));
@@ -42,7 +42,7 @@ async fn a_client_of_this_version_is_told_the_bounds_of_the_session() {
 }
 
 #[tokio::test]
-async fn a_client_of_another_version_gets_a_hello_without_one() {
+async fn a_client_without_a_common_version_gets_version_0() {
     let fixture = Fixture::with(&[]);
     let server = fixture.serve().await;
     let newer = ClientHello { min_version: 7, max_version: 9, capabilities: 0 };
@@ -79,7 +79,7 @@ async fn malformed_frames_end_the_session_with_an_error_frame() {
 }
 
 #[tokio::test]
-async fn an_error_frame_never_cuts_into_an_answer() {
+async fn an_error_frame_never_splits_an_answer() {
     let content = noise(20 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
     let server = fixture.serve().await;
@@ -100,7 +100,7 @@ async fn an_error_frame_never_cuts_into_an_answer() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_begun_and_not_finished_ends_the_session() {
+async fn an_unfinished_request_ends_the_session() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = Server::start(fixture.config(|config| config.limits.handshake = Duration::from_millis(100))).await;
     let mut client = server.client().await;
@@ -111,7 +111,7 @@ async fn a_request_that_is_begun_and_not_finished_ends_the_session() {
 }
 
 #[tokio::test]
-async fn an_idle_session_ends_but_not_while_it_is_served() {
+async fn an_idle_session_ends() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = Server::start(fixture.config(|config| config.limits.idle = Duration::from_millis(100))).await;
     let mut client = server.client().await;
@@ -121,10 +121,10 @@ async fn an_idle_session_ends_but_not_while_it_is_served() {
 }
 
 #[tokio::test]
-async fn stalled_clients_of_every_kind_do_not_keep_an_honest_one_from_finishing() {
+async fn stalled_clients_of_every_kind_do_not_block_an_honest_one() {
     let content = noise(24 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
-    // Room for two extents in all, and stalled clients that nobody ends.
+    // One buffer in all, and no minimum rate that would end the stalled clients.
     let config = fixture.config(|config| {
         config.memory.cache = 0;
         config.memory.buffers = 1 << 20;
@@ -146,14 +146,14 @@ async fn stalled_clients_of_every_kind_do_not_keep_an_honest_one_from_finishing(
     let answer = soon(honest.data(handle, vec![fixture.whole("big")])).await;
     assert!(answer.bytes == content);
 
-    // One of those who stalled reads on, and gets every byte.
+    // One of the stalled clients goes on reading, and gets every byte.
     let socket = stalled.pop().unwrap();
     let mut late = Client::resume(socket);
     assert!(soon(late.answer(2)).await.bytes == content);
 }
 
 #[tokio::test]
-async fn more_stalled_clients_than_there_are_pipes_get_every_byte_when_they_read_on() {
+async fn stalled_clients_outnumber_the_pipes_and_still_get_every_byte_when_they_read_on() {
     const CLIENTS: usize = 40;
     let content = noise(12 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
@@ -169,7 +169,7 @@ async fn more_stalled_clients_than_there_are_pipes_get_every_byte_when_they_read
         let request = client.send(&Request::Data { handle, items: vec![fixture.whole("big")] }).await;
         stalled.push((client, request));
     }
-    // Long enough for those with a pipe to notice that others have none, and to give it up half sent.
+    // Long enough for the sessions with a pipe to notice that others have none, and to give it up half sent.
     tokio::time::sleep(Duration::from_secs(1)).await;
     for (mut client, request) in stalled {
         assert!(soon(client.answer(request)).await.bytes == content);
@@ -177,7 +177,7 @@ async fn more_stalled_clients_than_there_are_pipes_get_every_byte_when_they_read
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_ended() {
+async fn the_session_of_a_client_that_does_not_read_is_ended() {
     let content = noise(24 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
     let config = fixture.config(|config| {
@@ -188,7 +188,7 @@ async fn a_client_that_does_not_read_is_ended() {
     let mut stalled = server.client().await;
     let (handle, _) = soon(stalled.pin()).await;
     stalled.send(&Request::Data { handle, items: vec![fixture.whole("big")] }).await;
-    // The only place is free again once the stalled one has lost it.
+    // The only slot becomes free once the stalled session is ended.
     let mut next = server.client().await;
     soon(next.pin()).await;
 }

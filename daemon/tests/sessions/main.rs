@@ -1,23 +1,23 @@
-//! Whole sessions over loopback: a real daemon, real files, a real store.
+//! Tests of whole sessions over loopback, with a real daemon, real files and a real store.
 
-/// What clients ask for and get.
+/// Requests of native clients, and the answers.
 mod answers;
-/// Limits on how fast bytes leave.
+/// Bandwidth limits.
 mod bandwidth;
 /// Many connections from one address.
 mod crowded;
-/// Clients that break the rules, and what others notice of them: nothing.
+/// Clients that break the rules. Other clients must not notice them.
 mod hostile;
-/// What a daemon of root keeps to itself.
+/// What a daemon that runs as root does not send.
 mod private;
-/// Trees and stores that are missing, moved, switched or made anew.
+/// Trees and stores that are missing, moved, switched or recreated.
 mod roots;
 mod rsync;
-/// Starting, stopping, new generations, waiting for a place.
+/// Startup, shutdown, new generations, and the queue for sessions.
 mod service;
-/// Files that are not what was indexed.
+/// Files that changed since they were indexed.
 mod stale;
-/// Files whose content the store has.
+/// Files whose content is in the store.
 mod stored;
 mod support;
 /// Names that are exchanged for symlinks while they are served.

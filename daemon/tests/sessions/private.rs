@@ -1,4 +1,5 @@
-//! A daemon of root: what not everybody may read goes to no native client, wherever it would come from.
+//! A daemon that runs as root: files that are not readable for everybody are not sent to native clients, neither from
+//! the tree nor from the store.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +9,7 @@ use stillmirror_protocol::wire::{Item, ItemFailure, Request};
 use crate::support::{Fixture, Server, noise, soon};
 
 #[tokio::test]
-async fn neither_contents_nor_block_checksums_of_what_root_alone_may_read_are_sent() {
+async fn neither_contents_nor_block_checksums_of_private_files_are_sent() {
     let fixture = Fixture::new();
     let large = noise(3_000_000);
     for (name, content) in
@@ -16,7 +17,7 @@ async fn neither_contents_nor_block_checksums_of_what_root_alone_may_read_are_se
     {
         fixture.write(name, content);
     }
-    // Its content is in the store, with that of the others, and it has another name.
+    // The content of this file is in the store, and it has a second name outside of the closed directory.
     std::fs::hard_link(fixture.root().join("dir/in"), fixture.root().join("out")).unwrap();
     for (name, mode) in [("own", 0o600), ("dir", 0o700), ("large", 0o640)] {
         std::fs::set_permissions(fixture.root().join(name), Permissions::from_mode(mode)).unwrap();

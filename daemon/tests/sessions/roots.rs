@@ -12,8 +12,8 @@ use stillmirror_store::Store;
 
 use crate::support::{Client, Fixture, Server, index, index_as, soon};
 
-/// Asks for looks until one finds what is wanted.
-async fn until(server: &Server, mut is_there: impl AsyncFnMut() -> bool) {
+/// Makes the daemon check for new generations until `is_there` returns true.
+async fn reload_until(server: &Server, mut is_there: impl AsyncFnMut() -> bool) {
     soon(async {
         while !is_there().await {
             server.reload.reload();
@@ -23,7 +23,8 @@ async fn until(server: &Server, mut is_there: impl AsyncFnMut() -> bool) {
     .await;
 }
 
-/// The whole of a file, as a new client gets it.
+/// Returns a whole file, as a new client gets it. `None` if the daemon does not serve the store's current generation, or
+/// the file fails.
 async fn pull(server: &Server, store: &Path, name: &str) -> Option<Vec<u8>> {
     let generation = Store::open(store).unwrap().current().unwrap().unwrap();
     let row = generation.list().find(name.as_bytes())?;
@@ -43,7 +44,7 @@ async fn error(client: &mut Client, repository: &str) -> Option<(ErrorCode, Stri
 }
 
 #[tokio::test]
-async fn a_root_that_is_missing_at_the_start_makes_its_own_repository_unavailable_until_it_comes() {
+async fn a_root_that_is_missing_at_startup_makes_only_its_repository_unavailable_until_it_appears() {
     let (late, there) = (Fixture::with(&[("a", b"late")]), Fixture::with(&[("a", b"there")]));
     let away = late.dir.path().join("away");
     fs::rename(late.root(), &away).unwrap();
@@ -62,11 +63,11 @@ async fn a_root_that_is_missing_at_the_start_makes_its_own_repository_unavailabl
     assert!(error(&mut client, "repo").await.is_some());
     fs::remove_dir(late.root()).unwrap();
     fs::rename(&away, late.root()).unwrap();
-    until(&server, async || pull(&server, &late.store(), "a").await.as_deref() == Some(b"late")).await;
+    reload_until(&server, async || pull(&server, &late.store(), "a").await.as_deref() == Some(b"late")).await;
 }
 
 #[tokio::test]
-async fn a_root_that_is_switched_and_indexed_is_served_from_the_new_directory() {
+async fn a_root_that_is_switched_is_served_from_the_new_directory_once_that_is_indexed() {
     let fixture = Fixture::new();
     let at = |name: &str| fixture.dir.path().join(name);
     fs::remove_dir(fixture.root()).unwrap();
@@ -78,20 +79,20 @@ async fn a_root_that_is_switched_and_indexed_is_served_from_the_new_directory() 
     fixture.index();
     let server = fixture.serve().await;
     assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"first"[..]));
-    // By a symlink: the old tree is served until the new one is indexed.
+    // Switched by a symlink. The old tree is served until the new one is indexed.
     symlink("two", at("next")).unwrap();
     fs::rename(at("next"), fixture.root()).unwrap();
     server.reload.reload();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"first"[..]));
     fixture.index();
-    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"second")).await;
-    // By a rename.
+    reload_until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"second")).await;
+    // Switched by a rename.
     fs::remove_file(fixture.root()).unwrap();
     fs::rename(at("three"), fixture.root()).unwrap();
     fixture.index();
-    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"third")).await;
-    // The indexed directory under its path again, by way of another one that was never indexed.
+    reload_until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"third")).await;
+    // Replaced by a directory that is never indexed. The indexed one, which is still open, remains in service.
     fs::rename(fixture.root(), at("moved")).unwrap();
     fs::create_dir(fixture.root()).unwrap();
     server.reload.reload();
@@ -100,25 +101,25 @@ async fn a_root_that_is_switched_and_indexed_is_served_from_the_new_directory() 
 }
 
 #[tokio::test]
-async fn a_root_that_is_deleted_is_unavailable_and_not_served_empty() {
+async fn a_deleted_root_is_unavailable_rather_than_served_empty() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
     assert_eq!(error(&mut client, "repo").await, None);
     fs::remove_dir_all(fixture.root()).unwrap();
-    until(&server, async || error(&mut client, "repo").await.is_some()).await;
+    reload_until(&server, async || error(&mut client, "repo").await.is_some()).await;
 }
 
-/// A directory mounted over another one, until it is dropped.
+/// A directory that is bind-mounted over another one until this is dropped.
 struct Bound(PathBuf);
 
 impl Bound {
-    /// None without the right to mount.
+    /// Mounts `from` over `to`. `None` without the right to mount.
     fn new(from: &Path, to: &Path) -> Option<Self> {
         rustix::mount::mount_bind(from, to).ok().map(|()| Self(to.to_owned()))
     }
 
-    /// Open files of this process in the mount of that number.
+    /// Returns the number of open files of this process in the mount `id`.
     fn open_files(id: u64) -> usize {
         let infos = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
         let texts = infos.filter_map(|info| fs::read_to_string(info.path()).ok());
@@ -137,7 +138,7 @@ impl Drop for Bound {
 }
 
 #[tokio::test]
-async fn an_unmounted_disk_is_let_go_of_after_the_last_session_and_served_when_it_comes_back() {
+async fn an_unmounted_disk_is_released_after_the_last_session_and_served_when_it_is_mounted_again() {
     let fixture = Fixture::with(&[("a", b"x"), ("large", &vec![7; 3 << 20])]);
     let disk = fixture.dir.path().join("disk");
     fs::rename(fixture.root(), &disk).unwrap();
@@ -151,8 +152,8 @@ async fn an_unmounted_disk_is_let_go_of_after_the_last_session_and_served_when_i
     assert!(pull(&server, &fixture.store(), "large").await.is_some());
     drop(mounted);
     let mut client = server.client().await;
-    until(&server, async || error(&mut client, "repo").await.is_some()).await;
-    // Who began before has all of it.
+    reload_until(&server, async || error(&mut client, "repo").await.is_some()).await;
+    // A session that began before still gets everything.
     let answer = session.data(handle, vec![fixture.whole("a")]).await;
     assert_eq!((answer.bytes, answer.failures.len()), (b"x".to_vec(), 0));
     drop((session, client));
@@ -163,17 +164,17 @@ async fn an_unmounted_disk_is_let_go_of_after_the_last_session_and_served_when_i
     })
     .await;
     let _mounted = Bound::new(&disk, &fixture.root()).unwrap();
-    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"x")).await;
+    reload_until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"x")).await;
 }
 
 #[tokio::test]
-async fn a_generation_that_could_not_be_read_for_a_while_is_taken_up_by_itself() {
+async fn a_generation_that_could_not_be_read_for_a_while_is_served_without_a_reload() {
     let fixture = Fixture::with(&[("a", b"old")]);
-    // Nobody asks for a look here.
+    // This test requests no reload.
     let server = fixture.serve().await;
     let first = soon(server.client().await.pin()).await;
     fixture.write("a", b"new");
-    // Prepared in a copy of the store, so that its first look finds no `local`.
+    // Prepared in a copy of the store, so that the daemon's first check finds no `local`.
     let copy = fixture.dir.path().join("copy");
     assert!(Command::new("cp").arg("-a").args([fixture.store(), copy.clone()]).status().unwrap().success());
     let number = index(&fixture.root(), &copy, 0);
@@ -199,12 +200,12 @@ async fn a_generation_that_could_not_be_read_for_a_while_is_taken_up_by_itself()
 }
 
 #[tokio::test]
-async fn a_store_that_is_made_anew_is_noticed_although_its_numbers_begin_again() {
+async fn a_recreated_store_is_noticed_although_its_numbers_begin_again() {
     let fixture = Fixture::with(&[("a", b"old")]);
     let server = fixture.serve().await;
     assert_eq!(pull(&server, &fixture.store(), "a").await.as_deref(), Some(&b"old"[..]));
     fixture.write("a", b"new");
     fs::remove_dir_all(fixture.store()).unwrap();
     assert_eq!(fixture.index(), 1);
-    until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"new")).await;
+    reload_until(&server, async || pull(&server, &fixture.store(), "a").await.as_deref() == Some(b"new")).await;
 }

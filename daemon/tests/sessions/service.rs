@@ -34,7 +34,7 @@ async fn a_session_keeps_its_generation_while_a_new_one_becomes_current() {
 }
 
 #[tokio::test]
-async fn the_same_generation_keeps_its_handle_however_often_it_is_asked_for() {
+async fn a_generation_keeps_its_handle_however_often_it_is_pinned() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -45,7 +45,7 @@ async fn the_same_generation_keeps_its_handle_however_often_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_repository_that_is_indexed_later_is_served_then() {
+async fn a_repository_that_is_indexed_after_startup_is_served() {
     let fixture = Fixture::new();
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -57,12 +57,12 @@ async fn a_repository_that_is_indexed_later_is_served_then() {
 }
 
 #[tokio::test]
-async fn a_damaged_generation_leaves_the_one_before_in_service() {
+async fn a_damaged_generation_does_not_replace_the_one_before() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let first = soon(server.client().await.pin()).await;
     fixture.write("b", b"y");
-    // Damaged before the daemon can see it: the store is built elsewhere and moved in.
+    // The generation is made in another store, so that it is damaged before the daemon can see it.
     let elsewhere = Fixture::new();
     let number = index(&fixture.root(), &elsewhere.store(), 0);
     let target = fixture.store().join(format!("generations/{}", number + 1));
@@ -82,7 +82,7 @@ async fn a_damaged_generation_leaves_the_one_before_in_service() {
 }
 
 #[tokio::test]
-async fn a_store_of_another_repository_is_refused_at_the_start() {
+async fn a_store_of_another_repository_is_refused_at_startup() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let other = fixture.config(|config| config.repositories[0].name = "other".to_owned());
     let error = Daemon::open(other).await.err();
@@ -90,7 +90,7 @@ async fn a_store_of_another_repository_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_cap_waits_and_one_beyond_the_queue_is_refused() {
+async fn a_connection_beyond_the_limit_waits_and_one_beyond_the_queue_is_refused() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let config = fixture.config(|config| (config.limits.connections, config.limits.queue) = (1, 1));
     let server = Server::start(config).await;
@@ -108,7 +108,7 @@ async fn a_connection_beyond_the_cap_waits_and_one_beyond_the_queue_is_refused()
 }
 
 #[tokio::test]
-async fn an_idle_session_is_told_of_the_shutdown_and_the_daemon_ends() {
+async fn an_idle_session_is_told_of_the_shutdown_and_the_daemon_exits() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let mut server = fixture.serve().await;
     let mut client = server.client().await;
@@ -122,7 +122,7 @@ async fn an_idle_session_is_told_of_the_shutdown_and_the_daemon_ends() {
 }
 
 #[tokio::test]
-async fn a_request_that_runs_is_finished_before_the_shutdown() {
+async fn an_in_flight_request_is_finished_before_the_shutdown() {
     let content = noise(24 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
     let mut server = fixture.serve().await;

@@ -6,7 +6,7 @@ use stillmirror_protocol::wire::{Item, ItemFailure, Request};
 use crate::support::{Fixture, Server, noise, soon};
 
 #[tokio::test]
-async fn a_changed_file_is_not_sent_and_those_around_it_are() {
+async fn a_changed_file_is_not_sent_but_those_around_it_are() {
     let fixture = Fixture::with(&[("a", b"first"), ("b", b"second"), ("c", b"third"), ("d", b"fourth")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -20,7 +20,7 @@ async fn a_changed_file_is_not_sent_and_those_around_it_are() {
 }
 
 #[tokio::test]
-async fn a_large_file_that_is_replaced_is_not_sent_from_what_took_its_place() {
+async fn the_replacement_of_a_large_file_is_not_sent() {
     let fixture = Fixture::with(&[("big", &noise(5 << 20)), ("small", b"small")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -34,7 +34,7 @@ async fn a_large_file_that_is_replaced_is_not_sent_from_what_took_its_place() {
 }
 
 #[tokio::test]
-async fn a_large_file_that_changes_while_it_is_sent_fails_where_that_is_seen() {
+async fn a_large_file_that_changes_while_it_is_sent_fails_where_the_change_is_noticed() {
     let content = noise(24 << 20);
     let fixture = Fixture::with(&[("big", &content), ("small", b"small")]);
     let server = fixture.serve().await;
@@ -42,7 +42,7 @@ async fn a_large_file_that_changes_while_it_is_sent_fails_where_that_is_seen() {
     let (handle, _) = client.pin().await;
     let items = vec![fixture.whole("big"), fixture.whole("small")];
     let request = client.send(&Request::Data { handle, items }).await;
-    // More than the connection holds is still to come.
+    // The connection's buffers are full by then, and more is still to be sent.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let file = std::fs::OpenOptions::new().write(true).open(fixture.root().join("big")).unwrap();
     file.write_all_at(b"changed", (24 << 20) - 7).unwrap();
@@ -53,13 +53,13 @@ async fn a_large_file_that_changes_while_it_is_sent_fails_where_that_is_seen() {
 }
 
 #[tokio::test]
-async fn a_symlink_in_the_place_of_a_directory_or_a_file_is_never_followed() {
+async fn a_symlink_in_place_of_a_directory_or_a_file_is_never_followed() {
     let fixture = Fixture::with(&[("dir/file", b"content"), ("plain", b"plain")]);
     let items: Vec<Item> = ["dir/file", "plain"].map(|name| fixture.whole(name)).to_vec();
     let server = fixture.serve().await;
     let mut client = server.client().await;
     let (handle, _) = client.pin().await;
-    // The very same inodes, reached through a symlink: only the way to them differs.
+    // The inodes are the same. Only the path to them leads through a symlink.
     let (root, outside) = (fixture.root(), fixture.dir.path().join("outside"));
     std::fs::rename(root.join("dir"), &outside).unwrap();
     symlink(&outside, root.join("dir")).unwrap();
@@ -71,7 +71,7 @@ async fn a_symlink_in_the_place_of_a_directory_or_a_file_is_never_followed() {
 }
 
 #[tokio::test]
-async fn a_fifo_in_the_place_of_a_file_stalls_nobody() {
+async fn a_fifo_in_place_of_a_file_does_not_block_the_session() {
     let fixture = Fixture::with(&[("a", b"content"), ("b", b"other")]);
     let items = vec![fixture.whole("a"), fixture.whole("b")];
     let server = fixture.serve().await;
@@ -85,7 +85,7 @@ async fn a_fifo_in_the_place_of_a_file_stalls_nobody() {
 }
 
 #[tokio::test]
-async fn small_files_that_were_read_before_come_out_of_memory_as_they_were_indexed() {
+async fn small_files_that_were_read_twice_are_sent_from_the_cache() {
     let files: Vec<_> = (0..100).map(|n| (format!("f{n:02}"), noise((16 << 10) + n))).collect();
     let borrowed: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
     let fixture = Fixture::with(&borrowed);
@@ -101,7 +101,7 @@ async fn small_files_that_were_read_before_come_out_of_memory_as_they_were_index
     for (name, _) in &files {
         std::fs::remove_file(fixture.root().join(name)).unwrap();
     }
-    // A shelf of 64 of them is full; two whose hashes share a place may have missed it.
+    // A full shelf holds 64 of them. Files whose hashes collide may be missing there.
     let answer = soon(client.data(handle, items)).await;
     let gone: Vec<_> = answer.failures.iter().map(|&(_, item, reason)| (item, reason)).collect();
     assert!((36..60).contains(&gone.len()) && gone.iter().all(|&(_, reason)| reason == ItemFailure::Vanished));
@@ -110,7 +110,7 @@ async fn small_files_that_were_read_before_come_out_of_memory_as_they_were_index
     assert!(answer.bytes == expected);
 }
 
-/// Writes other content of the same length, and puts the times back.
+/// Writes other content of the same length, and restores the mtime.
 fn forge(path: &std::path::Path, content: &[u8]) {
     let mtime = std::fs::metadata(path).unwrap().modified().unwrap();
     let file = std::fs::File::options().write(true).open(path).unwrap();
@@ -119,12 +119,12 @@ fn forge(path: &std::path::Path, content: &[u8]) {
 }
 
 #[tokio::test]
-async fn files_that_were_touched_are_sent_once_their_content_was_found_to_be_the_indexed_one() {
+async fn touched_files_are_sent_if_their_content_is_still_the_indexed_one() {
     let (big, forged) = (noise(5 << 20), noise(3 << 20));
     let fixture = Fixture::with(&[("big", &big), ("forged", &forged), ("small", b"small"), ("tiny", b"right")]);
     let server = fixture.serve().await;
     let items = ["big", "forged", "small", "tiny"].map(|name| fixture.whole(name)).to_vec();
-    // A copy of the tree by hard links is made, and goes.
+    // A copy of the tree by hard links is made and removed. That changes the ctimes.
     for name in ["big", "small"] {
         std::fs::hard_link(fixture.root().join(name), fixture.dir.path().join(name)).unwrap();
         std::fs::remove_file(fixture.dir.path().join(name)).unwrap();
@@ -142,7 +142,7 @@ async fn files_that_were_touched_are_sent_once_their_content_was_found_to_be_the
 }
 
 #[tokio::test]
-async fn a_large_file_that_is_touched_while_it_is_sent_is_sent_to_its_end() {
+async fn a_large_file_that_is_touched_while_it_is_sent_is_sent_completely() {
     let content = noise(24 << 20);
     let fixture = Fixture::with(&[("big", &content)]);
     let server = fixture.serve().await;
@@ -157,7 +157,7 @@ async fn a_large_file_that_is_touched_while_it_is_sent_is_sent_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_touched_file_is_another_one_where_the_operator_wants_that() {
+async fn with_strict_ctime_a_touched_file_is_stale() {
     let fixture = Fixture::with(&[("a", b"first"), ("b", b"second")]);
     let server = Server::start(fixture.config(|config| config.repositories[0].strict_ctime = true)).await;
     std::fs::hard_link(fixture.root().join("a"), fixture.dir.path().join("a")).unwrap();

@@ -1,4 +1,4 @@
-//! Small files whose content the store has.
+//! Small files whose content is in the store.
 
 use stillmirror_daemon::DirectPolicy;
 use stillmirror_protocol::entry::Digest;
@@ -7,7 +7,7 @@ use stillmirror_protocol::wire::{Item, ItemFailure, ListForm, Request};
 use crate::rsync::support::{assert_same, dest, index_aged, rsync};
 use crate::support::{Fixture, Server, index_keeping, noise, soon};
 
-/// Files of all sizes: of these, some are in the store, some are too large.
+/// Creates files of all sizes. Some are small enough for the store, and some are too large.
 fn fixture() -> (Fixture, Vec<(String, Vec<u8>)>) {
     let fixture = Fixture::new();
     let sizes = (0..400).map(|n| match n % 9 {
@@ -30,7 +30,7 @@ async fn pull(server: &Server, items: &[Item]) -> (Vec<u8>, Vec<(u32, ItemFailur
 }
 
 #[tokio::test]
-async fn contents_of_the_store_and_of_the_tree_come_in_the_order_of_asking_however_they_are_read() {
+async fn contents_from_store_and_tree_are_sent_in_request_order_with_every_read_policy() {
     let (fixture, files) = fixture();
     fixture.index_with_contents();
     let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
@@ -48,7 +48,7 @@ async fn contents_of_the_store_and_of_the_tree_come_in_the_order_of_asking_howev
 }
 
 #[tokio::test]
-async fn what_the_store_has_is_sent_only_while_the_tree_has_it_too() {
+async fn a_stored_content_is_sent_only_while_the_tree_has_the_indexed_file() {
     for direct in [DirectPolicy::Auto, DirectPolicy::Always, DirectPolicy::Never] {
         let (fixture, files) = fixture();
         fixture.index_with_contents();
@@ -58,13 +58,13 @@ async fn what_the_store_has_is_sent_only_while_the_tree_has_it_too() {
         for (item, (name, content)) in (0..).zip(&files) {
             let path = fixture.root().join(name);
             match item % 7 {
-                // Nothing is asked for of these.
+                // A request for an empty file asks for no bytes.
                 _ if content.is_empty() => {}
                 1 => {
                     std::fs::remove_file(path).unwrap();
                     failed.push((item, ItemFailure::Vanished));
                 }
-                // As long as before, and in the same inode.
+                // The same length and inode as before.
                 3 => {
                     std::fs::write(path, content).unwrap();
                     failed.push((item, ItemFailure::Stale));
@@ -84,7 +84,7 @@ async fn what_the_store_has_is_sent_only_while_the_tree_has_it_too() {
 }
 
 #[tokio::test]
-async fn a_directory_that_went_takes_what_was_in_it_along() {
+async fn the_contents_of_a_removed_or_replaced_directory_are_not_sent() {
     let (fixture, files) = fixture();
     fixture.index_with_contents();
     let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
@@ -103,7 +103,7 @@ async fn a_directory_that_went_takes_what_was_in_it_along() {
 }
 
 #[tokio::test]
-async fn a_stock_client_hears_of_what_changed_that_it_has_vanished() {
+async fn a_changed_file_is_reported_to_a_stock_client_as_vanished() {
     let fixture = Fixture::with(&[("same", b"content"), ("small", b"as it was indexed"), ("large", &noise(20_000))]);
     fixture.index_with_contents();
     let (server, dest) = (fixture.serve().await, dest(&fixture));
@@ -116,7 +116,7 @@ async fn a_stock_client_hears_of_what_changed_that_it_has_vanished() {
 }
 
 #[tokio::test]
-async fn what_not_everybody_may_read_is_read_from_the_tree() {
+async fn files_that_are_not_readable_for_everybody_are_read_from_the_tree() {
     use std::os::unix::fs::PermissionsExt;
     let fixture = Fixture::with(&[("all", b"all"), ("own", b"own"), ("dir/in", b"dir"), ("dir/deep/in", b"deep")]);
     let allow = |path: &str, mode| {
@@ -124,7 +124,7 @@ async fn what_not_everybody_may_read_is_read_from_the_tree() {
     };
     allow("own", 0o640);
     allow("dir", 0o750);
-    // What comes from the store can be told by its looks.
+    // Contents in the store are in upper case, so they can be told from those of the tree.
     index_keeping(&fixture.root(), &fixture.store(), 100, |content| content.to_ascii_uppercase());
     let names = ["all", "own", "dir/in", "dir/deep/in"];
     let items = names.map(|name| fixture.whole(name));
@@ -133,10 +133,10 @@ async fn what_not_everybody_may_read_is_read_from_the_tree() {
 }
 
 #[tokio::test]
-async fn what_rotted_in_the_store_is_read_from_the_tree_for_clients_of_either_kind() {
+async fn damaged_contents_are_read_from_the_tree_for_both_kinds_of_clients() {
     for direct in [DirectPolicy::Auto, DirectPolicy::Always, DirectPolicy::Never] {
         let (fixture, mut files) = fixture();
-        // Equal contents have one record: it is wrong for both.
+        // Files with equal contents share one record. If it is damaged, that affects both.
         fixture.write("d0/twin", &files[5].1);
         files.insert(7, ("d0/twin".to_owned(), files[5].1.clone()));
         fixture.index_with_contents();
@@ -148,14 +148,14 @@ async fn what_rotted_in_the_store_is_read_from_the_tree_for_clients_of_either_ki
             files.iter().flat_map(|(_, content)| content[content.len() / 3..][..content.len() / 3].to_vec()).collect();
         let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
         assert!(pull(&server, &items).await.0 == whole, "{direct:?}, sound");
-        // A few, then nearly all of them; contents, checks and the table of contents' own bytes.
+        // Damage to a few records, and then to nearly all: contents, checksums, and bytes of the pack's index.
         for step in [100_003, 997] {
             fixture.rot("sums/1.pack", |at| at > 64 && at % step == 0);
             let (bytes, failures) = pull(&server, &items).await;
             assert!(bytes == whole && failures.is_empty(), "{direct:?}, each {step}th byte: {failures:?}");
             assert!(pull(&server, &parts).await == (thirds.clone(), vec![]), "{direct:?}, each {step}th byte, parts");
         }
-        // Another daemon never saw it sound.
+        // Another daemon, which opens the store only after the damage.
         let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
         assert!(pull(&server, &items).await == (whole, vec![]), "{direct:?}, opened when it had rotted");
         for protocol in [27, 29, 32] {
@@ -172,7 +172,7 @@ async fn what_rotted_in_the_store_is_read_from_the_tree_for_clients_of_either_ki
 }
 
 #[tokio::test]
-async fn rot_is_no_reason_to_send_what_is_no_longer_the_indexed_file() {
+async fn a_changed_file_is_not_sent_in_place_of_its_damaged_content() {
     let (fixture, files) = fixture();
     fixture.index_with_contents();
     let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
@@ -184,7 +184,7 @@ async fn rot_is_no_reason_to_send_what_is_no_longer_the_indexed_file() {
 }
 
 #[tokio::test]
-async fn block_checksums_that_rotted_are_none_at_all() {
+async fn a_damaged_block_checksum_record_is_sent_as_an_empty_one() {
     let fixture = Fixture::with(&[("a-file", b"x"), ("dir/other", b"y")]);
     let server = fixture.serve().await;
     let mut client = server.client().await;
@@ -199,7 +199,7 @@ async fn block_checksums_that_rotted_are_none_at_all() {
 }
 
 #[tokio::test]
-async fn a_list_comes_whole_and_right_although_its_compressed_form_and_its_delta_rotted() {
+async fn a_list_is_sent_whole_and_correct_although_its_compressed_form_and_delta_are_damaged() {
     let fixture = Fixture::new();
     (0..300).for_each(|n| fixture.write(&format!("f{n}"), &noise(n)));
     fixture.index();
@@ -220,7 +220,7 @@ async fn a_list_comes_whole_and_right_although_its_compressed_form_and_its_delta
     };
     assert!(matches!(form(first.head().list_digest).await.0, Some(ListForm::Deltas(_))));
     assert!(whole(form(Digest::NONE).await));
-    // Under the daemon that found them sound.
+    // The same daemon has found both sound before.
     fixture.rot("generations/2/delta", |at| at == 100);
     assert!(whole(form(first.head().list_digest).await));
     fixture.rot("generations/2/list.zst", |at| at == 1000);
@@ -228,14 +228,14 @@ async fn a_list_comes_whole_and_right_although_its_compressed_form_and_its_delta
 }
 
 #[tokio::test]
-async fn without_the_packs_all_comes_from_the_tree() {
+async fn without_the_packs_everything_is_read_from_the_tree() {
     let (fixture, files) = fixture();
     fixture.index_with_contents();
     let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
     let expected: Vec<u8> = files.iter().flat_map(|(_, content)| content.clone()).collect();
     let server = fixture.serve().await;
     let pack = fixture.store().join("sums/1.pack");
-    // Another file of that name, as after the store was made anew: it must not be taken for the pack.
+    // Another file under the pack's name, as after the store was recreated, must not be taken for the pack.
     let other = noise(std::fs::metadata(&pack).unwrap().len() as usize);
     std::fs::remove_file(&pack).unwrap();
     std::fs::write(&pack, other).unwrap();
@@ -250,7 +250,7 @@ async fn without_the_packs_all_comes_from_the_tree() {
 }
 
 #[tokio::test]
-async fn every_protocol_brings_stored_contents() {
+async fn stored_contents_are_sent_with_every_protocol_version() {
     let (fixture, _) = fixture();
     index_aged(&fixture);
     fixture.index_with_contents();

@@ -1,4 +1,4 @@
-//! A repository with a store, a daemon on loopback, and the simplest possible client.
+//! Test helpers: a repository with a store, a daemon on loopback, and a minimal native client.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -26,20 +26,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// A tree and its store, both removed in the end.
+/// A tree and its store. Both are removed when this is dropped.
 pub(crate) struct Fixture {
     pub(crate) dir: TempDir,
 }
 
 impl Fixture {
-    /// An empty tree, not indexed.
+    /// Creates an empty tree that is not indexed.
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("stillmirror-daemon").tempdir().unwrap();
         std::fs::create_dir(dir.path().join("tree")).unwrap();
         Self { dir }
     }
 
-    /// A tree with these files, indexed once.
+    /// Creates and indexes a tree with these files.
     pub(crate) fn with(files: &[(&str, &[u8])]) -> Self {
         let fixture = Self::new();
         files.iter().for_each(|(name, content)| fixture.write(name, content));
@@ -61,17 +61,18 @@ impl Fixture {
         std::fs::write(file, content).unwrap();
     }
 
-    /// Publishes the tree as it is.
+    /// Indexes the tree as it is. Returns the number of the new generation.
     pub(crate) fn index(&self) -> u64 {
         index(&self.root(), &self.store(), 0)
     }
 
-    /// The same, with the contents of files up to 16 KiB.
+    /// Like [`Fixture::index`], but the store also keeps the contents of files up to 16 KiB.
     pub(crate) fn index_with_contents(&self) -> u64 {
         index(&self.root(), &self.store(), stillmirror_store::KEEP_CONTENTS)
     }
 
-    /// Flips a bit of the store's file at every place that `is_hit` picks, under whoever has it mapped.
+    /// Flips a bit of the store's file `name` at every offset that `is_hit` picks. The change is in place, so it reaches
+    /// a process that has the file mapped.
     pub(crate) fn rot(&self, name: &str, is_hit: impl Fn(usize) -> bool) {
         use std::os::unix::fs::FileExt;
         let path = self.store().join(name);
@@ -86,7 +87,7 @@ impl Fixture {
         Store::open(&self.store()).unwrap().current().unwrap().unwrap()
     }
 
-    /// The row of a path in the current generation.
+    /// Returns the row of a path in the current generation.
     pub(crate) fn row(&self, path: &str) -> u32 {
         self.current().list().find(path.as_bytes()).unwrap().number()
     }
@@ -97,14 +98,14 @@ impl Fixture {
         Item { row: row.number(), offset: 0, len: row.size() }
     }
 
-    /// Serves the tree as `repo` in every default; `change` may change them.
+    /// Returns a configuration that serves the tree as `repo`, with default settings that `change` may change.
     pub(crate) fn config(&self, change: impl FnOnce(&mut Config)) -> Config {
         let mut config = Config {
             repositories: vec![RepositoryConfig {
                 comment: "a test".to_owned(),
                 ..RepositoryConfig::new("repo", self.root(), self.store())
             }],
-            // Whoever runs the tests.
+            // Files need not be readable for everybody, whatever the umask of the user who runs the tests.
             serve_private: true,
             ..Config::default()
         };
@@ -117,18 +118,18 @@ impl Fixture {
     }
 }
 
-/// Makes a generation of a tree. It stands in for the indexer: a file's digest is real, and its block
-/// checksum record is its path. Files up to `keep` bytes are kept with their content.
+/// Makes a generation of a tree, in place of the real indexer. A file's digest is real, and its block checksum record is
+/// its path. The contents of files up to `keep` bytes are kept in the store. Returns the number of the new generation.
 pub(crate) fn index(root: &Path, store: &Path, keep: u64) -> u64 {
     index_keeping(root, store, keep, |content| content)
 }
 
-/// The same; the store keeps of each content what `kept` makes of it.
+/// Like [`index`], but the store keeps `kept(content)` in place of each content.
 pub(crate) fn index_keeping(root: &Path, store: &Path, keep: u64, kept: impl Fn(Vec<u8>) -> Vec<u8>) -> u64 {
     index_as("repo", root, store, keep, kept)
 }
 
-/// The same; `change` changes what is said of a path.
+/// Like [`index_keeping`], but `change` may change the entry of each path.
 pub(crate) fn index_changing(
     root: &Path,
     store: &Path,
@@ -139,7 +140,7 @@ pub(crate) fn index_changing(
     index_all("repo", root, store, keep, kept, change)
 }
 
-/// As [`index_keeping`], for a repository of that name.
+/// Like [`index_keeping`], for a repository of that name.
 pub(crate) fn index_as(
     repository: &str,
     root: &Path,
@@ -209,7 +210,7 @@ fn walk(
 ) {
     let disk = |path: &[u8]| root.join(OsStr::from_bytes(path));
     let mut entry = |path: &[u8]| {
-        // The root itself may be a symlink to the directory that is meant.
+        // The root itself may be a symlink to the tree's top directory.
         let look = if path.is_empty() { std::fs::metadata } else { std::fs::symlink_metadata::<PathBuf> };
         let meta = look(disk(path)).unwrap();
         let ctime = Time { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
@@ -219,7 +220,7 @@ fn walk(
         } else if meta.is_symlink() {
             Kind::Symlink { target: std::fs::read_link(disk(path)).unwrap().as_os_str().as_bytes().to_vec() }
         } else {
-            // Large files of measurements are not hashed: nothing in this crate looks at the digest.
+            // Large files are not hashed, since nothing in this crate reads their digest.
             let sha256 =
                 if meta.len() > 64 << 20 { Digest([1; 32]) } else { list::digest(&std::fs::read(disk(path)).unwrap()) };
             Kind::File { size: meta.len(), digests: Digests { sha256, ..Digests::default() } }
@@ -253,7 +254,7 @@ fn walk(
 /// A running daemon.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
-    /// The port for rsync clients alone, if there is one.
+    /// The address of the port for rsync clients only, if there is one.
     pub(crate) rsync_addr: Option<SocketAddr>,
     pub(crate) reload: Reload,
     stop: Option<oneshot::Sender<()>>,
@@ -266,7 +267,7 @@ impl Server {
         Self::run(config, Listeners::from(all)).await
     }
 
-    /// With a second port, for rsync clients alone.
+    /// Starts a daemon with a second port, for rsync clients only.
     pub(crate) async fn start_with_rsync_port(config: Config) -> Self {
         let all = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rsync = Some(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -287,24 +288,24 @@ impl Server {
         Client::connect(self.addr).await
     }
 
-    /// Tells the daemon to stop.
+    /// Requests the shutdown of the daemon.
     pub(crate) fn stop(&mut self) {
         drop(self.stop.take());
     }
 }
 
-/// Everything of one answer.
+/// One complete answer.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) bytes: Vec<u8>,
     pub(crate) pinned: Option<(u32, Vec<u8>)>,
     pub(crate) form: Option<ListForm>,
-    /// Failed items, with the bytes of the answer that came before.
+    /// Failed items, each with the number of the answer's bytes before it.
     pub(crate) failures: Vec<(usize, u32, ItemFailure)>,
     pub(crate) error: Option<(ErrorCode, String)>,
 }
 
-/// A client that has said hello.
+/// A native client, after the exchange of hellos.
 pub(crate) struct Client {
     pub(crate) socket: TcpStream,
     pub(crate) hello: ServerHello,
@@ -322,13 +323,13 @@ impl Client {
         Self { socket, hello, answers: HashMap::new(), next: 1 }
     }
 
-    /// A client whose hellos and first two requests are over.
+    /// Returns a client for a connection on which the hellos and two requests were exchanged already.
     pub(crate) fn resume(socket: TcpStream) -> Self {
         let hello = ServerHello { version: 1, requests: 0, capabilities: 0, reply_payload: 0 };
         Self { socket, hello, answers: HashMap::new(), next: 3 }
     }
 
-    /// Sends a request and gives its number.
+    /// Sends a request and returns its number.
     pub(crate) async fn send(&mut self, request: &Request) -> u32 {
         let number = self.next;
         self.next += 1;
@@ -336,7 +337,7 @@ impl Client {
         number
     }
 
-    /// The next frame; `None` when the connection is closed.
+    /// Reads the next frame. `None` if the connection is closed.
     pub(crate) async fn frame(&mut self) -> Option<(FrameHeader, Vec<u8>)> {
         let mut header = [0; FRAME_HEADER_BYTES];
         self.socket.read_exact(&mut header).await.ok()?;
@@ -346,13 +347,13 @@ impl Client {
         Some((header, payload))
     }
 
-    /// Reads until the answer to that request is whole; others are kept for later.
+    /// Reads until the answer to that request is complete. Parts of other answers are kept for later.
     pub(crate) async fn answer(&mut self, number: u32) -> Answer {
         loop {
-            let (header, payload) = self.frame().await.expect("the daemon closed before the answer was whole");
+            let (header, payload) = self.frame().await.expect("the daemon closed before the answer was complete");
             let answer = self.answers.entry(header.request).or_default();
-            let over = add(answer, &header, payload);
-            if over && header.request == number {
+            let is_complete = add(answer, &header, payload);
+            if is_complete && header.request == number {
                 return self.answers.remove(&number).unwrap();
             }
         }
@@ -378,6 +379,7 @@ impl Client {
     }
 }
 
+/// Adds a frame to an answer. Returns whether the answer is now complete.
 fn add(answer: &mut Answer, header: &FrameHeader, payload: Vec<u8>) -> bool {
     if header.kind == kind::BYTES {
         answer.bytes.extend_from_slice(&payload);
@@ -393,7 +395,7 @@ fn add(answer: &mut Answer, header: &FrameHeader, payload: Vec<u8>) -> bool {
     matches!(header.kind, kind::END | kind::ERROR)
 }
 
-/// Bytes in which every part differs from every other.
+/// Returns pseudo-random bytes, in which no part equals another.
 pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut step = || {
@@ -407,7 +409,7 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Waits for what must happen soon; a test that hangs fails instead.
+/// Awaits a future with a timeout, so that a test fails instead of hanging.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("this must happen soon")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("timeout: this should have happened by now")
 }

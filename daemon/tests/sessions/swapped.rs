@@ -1,4 +1,4 @@
-//! Directories and files that are exchanged for symlinks while they are served, again and again.
+//! Directories and files that are exchanged for symlinks again and again while they are served.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use stillmirror_protocol::wire::Item;
 use crate::rsync::support::{dest, rsync};
 use crate::support::{Fixture, Server, noise, soon};
 
-/// No file of the tree has a run of this.
+/// The content of the files outside of the tree. No file of the tree has a run of this byte.
 const SECRET: u8 = 0xee;
 
-/// Exchanges names of the tree for symlinks that lead out of it, and back, until it is dropped.
+/// Exchanges names of the tree for symlinks that lead out of it, and back, until this is dropped.
 struct Swapping {
     ends: Arc<AtomicBool>,
     rounds: Arc<AtomicU32>,
@@ -24,13 +24,13 @@ struct Swapping {
 }
 
 impl Swapping {
-    /// Pairs of names whose things are exchanged.
+    /// Starts to exchange the two names of each pair.
     fn start(pairs: Vec<(PathBuf, PathBuf)>) -> Self {
         let (ends, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (ending, counting) = (Arc::clone(&ends), Arc::clone(&rounds));
         let thread = std::thread::spawn(move || {
             while !ending.load(Ordering::Relaxed) {
-                // Both ways: each round ends as it began.
+                // In both directions, so that each round ends as it began.
                 for (one, other) in pairs.iter().chain(pairs.iter().rev()) {
                     renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
                     std::thread::yield_now();
@@ -49,8 +49,8 @@ impl Drop for Swapping {
     }
 }
 
-/// A tree, and beside it one of the same names, sizes and times, with other contents. What is kept in the store is what
-/// the tree has.
+/// Creates a tree, and outside of it another one with the same names, sizes and times, but other contents. The store has
+/// the contents of the tree.
 fn fixture() -> (Fixture, Vec<(String, Vec<u8>)>) {
     let fixture = Fixture::new();
     let sizes = (0..48).map(|number| [900, 14_000, 40_000, 1_300_000][number % 4] + number);
@@ -68,7 +68,7 @@ fn fixture() -> (Fixture, Vec<(String, Vec<u8>)>) {
     (fixture, files)
 }
 
-/// The directories at both depths and some files, each with a symlink to what is outside under that name.
+/// Returns directories at both depths and some files of the tree, each paired with a symlink to the same name outside.
 fn pairs(fixture: &Fixture) -> Vec<(PathBuf, PathBuf)> {
     let (root, outside) = (fixture.root(), fixture.dir.path().join("outside"));
     let away = fixture.dir.path().join("away");
@@ -79,20 +79,20 @@ fn pairs(fixture: &Fixture) -> Vec<(PathBuf, PathBuf)> {
         symlink(outside.join(name), &other).unwrap();
         (root.join(name), other)
     };
-    // What lies below another one of them is exchanged first, while its path is there.
+    // A name below another one is exchanged first, while its path still exists.
     let mut pairs: Vec<_> = names.into_iter().enumerate().map(pair).collect();
     pairs.sort_by_key(|(name, _)| std::cmp::Reverse(name.components().count()));
     pairs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_outside_of_the_root_is_sent_to_a_native_client_whatever_is_exchanged_meanwhile() {
+async fn a_native_client_gets_nothing_outside_the_root_while_names_are_exchanged() {
     for direct in [DirectPolicy::Never, DirectPolicy::Always] {
         let (fixture, files) = fixture();
         let items: Vec<Item> = files.iter().map(|(name, _)| fixture.whole(name)).collect();
         let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
         let swapping = Swapping::start(pairs(&fixture));
-        let mut came = 0;
+        let mut received = 0;
         for _ in 0..60 {
             let mut client = server.client().await;
             let (handle, _) = client.pin().await;
@@ -100,20 +100,20 @@ async fn nothing_outside_of_the_root_is_sent_to_a_native_client_whatever_is_exch
             let mut rest = &answer.bytes[..];
             for (item, (name, content)) in (0..).zip(&files) {
                 let failed = answer.failures.iter().find(|&&(_, failed, _)| failed == item);
-                // Of one that failed its beginning may have come.
+                // The beginning of a failed file may have been sent.
                 let len = failed.map_or(content.len(), |&(at, ..)| at - (answer.bytes.len() - rest.len()));
                 let (bytes, after) = rest.split_at(len);
                 assert!(bytes == &content[..len], "{direct:?}: {name} is not what was indexed");
-                (rest, came) = (after, came + usize::from(failed.is_none()));
+                (rest, received) = (after, received + usize::from(failed.is_none()));
             }
             assert!(rest.is_empty());
         }
-        assert!(swapping.rounds.load(Ordering::Relaxed) > 20 && came > 60, "{came} files came");
+        assert!(swapping.rounds.load(Ordering::Relaxed) > 20 && received > 60, "{received} files were sent");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_outside_of_the_root_is_sent_to_a_stock_client_whatever_is_exchanged_meanwhile() {
+async fn a_stock_client_gets_nothing_outside_the_root_while_names_are_exchanged() {
     let (fixture, files) = fixture();
     let server = fixture.serve().await;
     let swapping = Swapping::start(pairs(&fixture));
@@ -129,7 +129,7 @@ async fn nothing_outside_of_the_root_is_sent_to_a_stock_client_whatever_is_excha
     assert!(swapping.rounds.load(Ordering::Relaxed) > 20);
 }
 
-/// A file is there as it was indexed, or not at all.
+/// Expects that a file exists with its indexed content, or not at all.
 #[track_caller]
 fn check(file: &Path, content: &[u8]) {
     match std::fs::read(file) {

@@ -22,7 +22,7 @@ async fn modules_are_listed_with_their_comments_unless_they_are_hidden() {
 }
 
 #[tokio::test]
-async fn the_message_of_the_day_comes_before_everything() {
+async fn the_message_of_the_day_is_sent_first() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let motd = fixture.dir.path().join("motd");
     std::fs::write(&motd, "welcome to the mirror\n").unwrap();
@@ -31,21 +31,21 @@ async fn the_message_of_the_day_comes_before_everything() {
 }
 
 #[tokio::test]
-async fn a_message_of_the_day_that_another_user_linked_to_a_file_is_not_shown() {
+async fn a_message_of_the_day_behind_another_users_symlink_is_not_shown() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let (motd, secret) = (fixture.dir.path().join("motd"), fixture.dir.path().join("secret"));
     std::fs::write(&secret, "root's alone\n").unwrap();
     std::os::unix::fs::symlink(&secret, &motd).unwrap();
     let server = Server::start(fixture.config(|config| config.rsync.motd = Some(motd.clone()))).await;
     rsync(&server, &[], "", None).await.exits(0).says("root's alone");
-    // Only root can make it another user's.
+    // Only root can give the symlink to another user.
     if std::os::unix::fs::lchown(&motd, Some(12_345), Some(12_345)).is_ok() {
         let listed = rsync(&server, &[], "", None).await;
         assert_eq!(listed.exits(0).out, "repo           \ta test\n");
     }
 }
 
-/// Says nothing until a whole line has come.
+/// Connects, and sends nothing until a whole line has arrived. Returns the line.
 async fn greeted(addr: SocketAddr) -> (TcpStream, Vec<u8>) {
     let mut socket = TcpStream::connect(addr).await.unwrap();
     let mut line = Vec::new();
@@ -75,7 +75,7 @@ async fn a_client_that_waits_for_the_greeting_gets_it_once_on_every_port() {
 }
 
 #[tokio::test]
-async fn after_the_greeting_a_native_client_is_served_and_a_stranger_refused_in_a_line() {
+async fn after_the_greeting_a_native_client_is_served_and_an_unknown_one_gets_an_error_line() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let (mut socket, _) = greeted(server.addr).await;
@@ -91,17 +91,17 @@ async fn after_the_greeting_a_native_client_is_served_and_a_stranger_refused_in_
 }
 
 #[tokio::test]
-async fn where_rsync_clients_are_not_served_nobody_is_greeted() {
+async fn no_greeting_is_sent_where_rsync_is_disabled() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let config = fixture.config(|config| {
         config.rsync.enabled = false;
         config.limits.handshake = Duration::from_millis(1500);
     });
     let server = Server::start(config).await;
-    let mut said = Vec::new();
+    let mut received = Vec::new();
     let mut socket = TcpStream::connect(server.addr).await.unwrap();
-    soon(socket.read_to_end(&mut said)).await.unwrap();
-    assert!(said.is_empty(), "{}", said.escape_ascii());
+    soon(socket.read_to_end(&mut received)).await.unwrap();
+    assert!(received.is_empty(), "{}", received.escape_ascii());
 }
 
 #[tokio::test]
@@ -119,7 +119,7 @@ async fn an_unknown_module_and_a_denied_one_are_refused() {
 }
 
 #[tokio::test]
-async fn users_come_in_with_their_passwords_and_in_no_other_way() {
+async fn users_are_let_in_only_with_their_passwords() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let secrets = fixture.dir.path().join("secrets");
     std::fs::write(&secrets, "anna:right\neve:right\n").unwrap();
@@ -140,11 +140,11 @@ async fn users_come_in_with_their_passwords_and_in_no_other_way() {
     }
     let head = Request::Head { repository: "repo".to_owned() };
     let native = soon(async { server.client().await.ask(&head).await }).await;
-    assert_eq!(native.error.unwrap().0, ErrorCode::Refused, "the native protocol knows no users");
+    assert_eq!(native.error.unwrap().0, ErrorCode::Refused, "the native protocol has no logins");
 }
 
 #[tokio::test]
-async fn options_that_are_refused_end_the_session_with_their_name() {
+async fn a_refused_option_ends_the_session_with_its_name() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let refuse = |config: &mut Config| {
         config.repositories[0].module.refuse_options = vec!["checksum".to_owned(), "compress*".to_owned()];
@@ -175,7 +175,7 @@ async fn symlinks_are_followed_within_the_repository_only() {
 }
 
 #[tokio::test]
-async fn nothing_is_written() {
+async fn clients_cannot_write() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let ran = {
@@ -190,7 +190,7 @@ async fn nothing_is_written() {
 }
 
 #[tokio::test]
-async fn the_modules_own_rules_hide_and_what_they_hide_cannot_be_named() {
+async fn files_that_the_modules_rules_hide_are_not_listed_and_cannot_be_named() {
     let fixture = Fixture::with(&[("keep", b"x"), ("secret/file", b"y"), ("other.tmp", b"z")]);
     let rules = |config: &mut Config| {
         config.repositories[0].module.rules.exclude = vec!["/secret".to_owned(), "*.tmp".to_owned()];
@@ -204,7 +204,7 @@ async fn the_modules_own_rules_hide_and_what_they_hide_cannot_be_named() {
 }
 
 #[tokio::test]
-async fn a_client_beyond_the_cap_is_told_that_it_waits_and_then_served() {
+async fn a_client_beyond_the_limit_is_told_that_it_waits_and_then_served() {
     let fixture = Fixture::with(&[("a", b"x")]);
     for by_module in [false, true] {
         let config = fixture.config(|config| {
@@ -217,38 +217,39 @@ async fn a_client_beyond_the_cap_is_told_that_it_waits_and_then_served() {
         let server = Server::start(config).await;
         let mut first = TcpStream::connect(server.addr).await.unwrap();
         first.write_all(b"@RSYNCD: 29\nrepo\n").await.unwrap();
-        let mut said = Vec::new();
+        let mut received = Vec::new();
         soon(async {
-            while !said.ends_with(b"@RSYNCD: OK\n") {
-                said.push(first.read_u8().await.unwrap());
+            while !received.ends_with(b"@RSYNCD: OK\n") {
+                received.push(first.read_u8().await.unwrap());
             }
         })
         .await;
         let mut second = TcpStream::connect(server.addr).await.unwrap();
         second.write_all(b"@RSYNCD: 29\nrepo\n").await.unwrap();
-        let mut said = Vec::new();
+        let mut received = Vec::new();
         let mut first = Some(first);
         soon(async {
-            while !said.ends_with(b"@RSYNCD: OK\n") {
-                said.push(second.read_u8().await.unwrap());
-                if said.ends_with(b"others.\n") {
+            while !received.ends_with(b"@RSYNCD: OK\n") {
+                received.push(second.read_u8().await.unwrap());
+                if received.ends_with(b"ahead of you.\n") {
                     drop(first.take());
                 }
             }
         })
         .await;
-        assert!(first.is_none(), "the second did not wait");
+        assert!(first.is_none(), "the second client did not wait");
     }
 }
 
-/// What a native client is told that there is: names, and whether each has a head.
+/// Returns the repositories that are announced to a native client: the names, and whether each has a head.
 async fn announced(server: &Server) -> Vec<(String, bool)> {
     let answer = soon(async { server.client().await.ask(&Request::Repositories).await }).await;
     let all = wire::Repository::decode_all(&answer.bytes).unwrap();
     all.into_iter().map(|repository| (repository.name, !repository.head.is_empty())).collect()
 }
 
-/// What a native client hears that asks for a repository, its name taken out.
+/// Returns the error that a native client gets when it asks for a repository, with the name replaced. `None` if it gets
+/// the repository.
 async fn asked_for(server: &Server, name: &str) -> Option<(ErrorCode, String)> {
     let head = Request::Head { repository: name.to_owned() };
     let answer = soon(async { server.client().await.ask(&head).await }).await;
@@ -256,14 +257,14 @@ async fn asked_for(server: &Server, name: &str) -> Option<(ErrorCode, String)> {
 }
 
 #[tokio::test]
-async fn a_repository_with_rules_that_hide_is_no_native_clients_unless_the_operator_says_so() {
+async fn a_repository_with_hiding_rules_is_not_served_natively_unless_configured() {
     let fixture = Fixture::with(&[("keep", b"x"), ("secret", b"y")]);
-    let words = |word: &str| vec![word.to_owned()];
+    let rule = |rule: &str| vec![rule.to_owned()];
     let file = fixture.dir.path().join("patterns");
     std::fs::write(&file, "/secret\n").unwrap();
     let hiding = [
-        ModuleRules { exclude: words("/secret"), ..ModuleRules::default() },
-        ModuleRules { filter: words("- /secret"), ..ModuleRules::default() },
+        ModuleRules { exclude: rule("/secret"), ..ModuleRules::default() },
+        ModuleRules { filter: rule("- /secret"), ..ModuleRules::default() },
         ModuleRules { exclude_from: Some(file), ..ModuleRules::default() },
     ];
     for rules in hiding {
@@ -282,13 +283,13 @@ async fn a_repository_with_rules_that_hide_is_no_native_clients_unless_the_opera
         let server = Server::start(with(true)).await;
         assert_eq!((announced(&server).await.len(), asked_for(&server, "repo").await), (1, None), "{rules:?}");
     }
-    let keeping = ModuleRules { include: words("*"), filter: words("+ /keep"), ..ModuleRules::default() };
+    let keeping = ModuleRules { include: rule("*"), filter: rule("+ /keep"), ..ModuleRules::default() };
     let server = Server::start(fixture.config(|config| config.repositories[0].module.rules = keeping)).await;
     assert_eq!((announced(&server).await.len(), asked_for(&server, "repo").await), (1, None));
 }
 
 #[tokio::test]
-async fn heads_are_shown_to_those_who_may_have_the_repository() {
+async fn heads_are_announced_only_to_clients_with_access() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let deny = Hosts { allow: Vec::new(), deny: vec!["127.0.0.0/8".parse().unwrap()] };
     let denied = Server::start(fixture.config(|config| config.repositories[0].hosts = deny)).await;
@@ -299,7 +300,7 @@ async fn heads_are_shown_to_those_who_may_have_the_repository() {
     }
 }
 
-/// Anna, whose password is `right`.
+/// Returns the users of a module: only `anna`, whose password is `right`.
 fn users(fixture: &Fixture) -> Users {
     let secrets = fixture.dir.path().join("secrets");
     std::fs::write(&secrets, "anna:right\n").unwrap();
@@ -307,7 +308,8 @@ fn users(fixture: &Fixture) -> Users {
     Users { names: vec!["anna".to_owned()], secrets }
 }
 
-/// How a stock client ends that asks for a module as Anna, the module's name taken out.
+/// Runs a stock client that asks for a module as `anna`. Returns its exit code and standard error, with the module's name
+/// replaced.
 async fn log_in(server: &Server, name: &str, address: &str, password: &str) -> (Option<i32>, String) {
     let options = ["-r", "--list-only", &format!("--address={address}")];
     let ran = rsync_with(server, &options, &format!("{name}/"), None, |command| {
@@ -318,7 +320,7 @@ async fn log_in(server: &Server, name: &str, address: &str, password: &str) -> (
 }
 
 #[tokio::test]
-async fn of_a_repository_that_is_not_listed_a_client_hears_what_it_hears_of_one_that_is_not_there() {
+async fn an_unlisted_repository_cannot_be_told_from_a_missing_one() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let (users, denying) = (users(&fixture), Hosts { allow: Vec::new(), deny: vec!["127.0.0.1".parse().unwrap()] });
     for (has_users, is_denied) in [(true, false), (false, true), (true, true)] {
@@ -342,7 +344,7 @@ async fn of_a_repository_that_is_not_listed_a_client_hears_what_it_hears_of_one_
 }
 
 #[tokio::test]
-async fn who_fails_to_log_in_waits_and_nobody_else() {
+async fn failed_logins_delay_only_their_own_network() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let users = users(&fixture);
     let server = Server::start(fixture.config(|config| config.repositories[0].users = users)).await;
@@ -350,7 +352,7 @@ async fn who_fails_to_log_in_waits_and_nobody_else() {
     for _ in 0..4 {
         assert_eq!(log_in(&server, "repo", "127.0.0.2", "wrong").await.0, Some(5));
     }
-    // By now each attempt waits for a second, one behind the other.
+    // By now, attempts wait one behind the other, for a second each.
     let attempts = (0..4).map(|_| {
         let server = std::sync::Arc::clone(&server);
         tokio::spawn(async move { log_in(&server, "repo", "127.0.0.2", "right").await.0 })
@@ -358,7 +360,7 @@ async fn who_fails_to_log_in_waits_and_nobody_else() {
     let attempts: Vec<_> = attempts.collect();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(log_in(&server, "repo", "127.0.0.1", "right").await.0, Some(0));
-    assert!(attempts.iter().any(|attempt| !attempt.is_finished()), "nobody waits");
+    assert!(attempts.iter().any(|attempt| !attempt.is_finished()), "no attempt waits");
     let mut codes = Vec::new();
     for attempt in attempts {
         codes.push(soon(attempt).await.unwrap());

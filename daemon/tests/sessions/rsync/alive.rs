@@ -1,4 +1,4 @@
-//! Clients that are in the midst of something when something else happens.
+//! Events in the middle of a session: new generations, shutdowns, waits, and keep-alives.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use super::support::{assert_same, begin_29, dest, index_aged, rsync};
 use crate::support::{Fixture, Server, noise, soon};
 
-/// An empty frame.
-const SIGN_OF_LIFE: [u8; 4] = [0, 0, 0, 7];
+/// A keep-alive: an empty frame.
+const KEEP_ALIVE: [u8; 4] = [0, 0, 0, 7];
 
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
@@ -20,7 +20,7 @@ fn fixture() -> Fixture {
     fixture
 }
 
-/// A daemon that takes seconds for the big file.
+/// Starts a daemon that takes seconds to send the big file.
 async fn serve(fixture: &Fixture, drain: Duration) -> Server {
     let config = fixture.config(|config| {
         config.limits.drain = drain;
@@ -29,8 +29,8 @@ async fn serve(fixture: &Fixture, drain: Duration) -> Server {
     Server::start(config).await
 }
 
-/// Waits until a client receives the big file.
-async fn is_under_way(dest: &Path) {
+/// Waits until a client has begun to receive the big file.
+async fn transfer_begun(dest: &Path) {
     let has_begun = || {
         let names = std::fs::read_dir(dest).into_iter().flatten().flatten();
         names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".big."))
@@ -44,12 +44,12 @@ async fn is_under_way(dest: &Path) {
 }
 
 #[tokio::test]
-async fn a_client_finishes_with_the_generation_that_it_began_with_and_the_next_one_gets_the_new_one() {
+async fn a_running_client_keeps_its_generation_and_the_next_one_gets_the_new_one() {
     let fixture = fixture();
     let server = serve(&fixture, Duration::from_secs(30)).await;
     let dest = dest(&fixture);
     let publish = async {
-        is_under_way(&dest).await;
+        transfer_begun(&dest).await;
         fixture.write("new", b"y");
         index_aged(&fixture);
         server.reload.reload();
@@ -67,13 +67,13 @@ async fn a_client_finishes_with_the_generation_that_it_began_with_and_the_next_o
 }
 
 #[tokio::test]
-async fn a_transfer_that_runs_is_finished_before_the_shutdown() {
+async fn a_running_transfer_is_finished_before_the_shutdown() {
     let fixture = fixture();
     let mut server = serve(&fixture, Duration::from_secs(30)).await;
     let dest = dest(&fixture);
     let addr = server.addr;
     let stop = async {
-        is_under_way(&dest).await;
+        transfer_begun(&dest).await;
         server.stop();
     };
     let (pulled, ()) = tokio::join!(pull(addr, &["-aH"], &dest), stop);
@@ -83,24 +83,25 @@ async fn a_transfer_that_runs_is_finished_before_the_shutdown() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_not_through_in_time_is_told_so() {
+async fn a_client_that_does_not_finish_before_the_shutdown_is_told() {
     let fixture = fixture();
     for (protocol, code) in [("--protocol=32", 20), ("--protocol=29", 12)] {
         let mut server = serve(&fixture, Duration::from_millis(100)).await;
         let dest = fixture.dir.path().join(protocol);
         let (addr, options) = (server.addr, ["-a", protocol]);
         let stop = async {
-            is_under_way(&dest).await;
+            transfer_begun(&dest).await;
             server.stop();
         };
-        let ((exit, said), ()) = tokio::join!(pull(addr, &options, &dest), stop);
-        assert_eq!(exit, Some(code), "{said}");
-        assert!(said.contains("the daemon is going down"), "{said}");
+        let ((exit, errors), ()) = tokio::join!(pull(addr, &options, &dest), stop);
+        assert_eq!(exit, Some(code), "{errors}");
+        assert!(errors.contains("the daemon is going down"), "{errors}");
         assert!(!dest.join("big").exists());
     }
 }
 
-/// Runs a client of a daemon that changes meanwhile: its exit code, and what it says.
+/// Runs `rsync` against an address, so that the test can change the server meanwhile. Returns the exit code and the
+/// standard error.
 async fn pull(addr: std::net::SocketAddr, options: &[&str], dest: &Path) -> (Option<i32>, String) {
     let mut command = std::process::Command::new("rsync");
     command.args(options).arg(format!("rsync://{addr}/repo/")).arg(dest);
@@ -109,14 +110,14 @@ async fn pull(addr: std::net::SocketAddr, options: &[&str], dest: &Path) -> (Opt
 }
 
 #[tokio::test]
-async fn a_client_with_a_short_timeout_has_the_patience_to_wait_for_its_turn() {
+async fn a_client_with_a_short_timeout_does_not_time_out_in_the_queue() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let config = fixture.config(|config| {
         config.repositories[0].module.max_connections = 1;
         config.limits.handshake = Duration::from_secs(7);
     });
     let server = Server::start(config).await;
-    // Has the only place, and never says what it wants.
+    // This client has the only slot, and never sends its arguments.
     let mut silent = TcpStream::connect(server.addr).await.unwrap();
     silent.write_all(b"@RSYNCD: 31.0 md5\nrepo\n").await.unwrap();
     let mut lines = String::new();
@@ -132,16 +133,16 @@ async fn a_client_with_a_short_timeout_has_the_patience_to_wait_for_its_turn() {
 }
 
 #[tokio::test]
-async fn a_client_with_a_timeout_is_sent_signs_of_life_whatever_it_is_at() {
+async fn a_client_with_a_timeout_is_sent_keep_alives_at_every_stage() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     let begun = begin_29("-r\n--timeout=1");
-    // In the midst of its rules; and with the list, of which it wants nothing yet.
-    for said in [&begun[..begun.len() - 4], &begun] {
+    // Before the end of its rules, and after the list, while it requests nothing.
+    for sent in [&begun[..begun.len() - 4], &begun] {
         let mut socket = TcpStream::connect(server.addr).await.unwrap();
-        socket.write_all(said).await.unwrap();
+        socket.write_all(sent).await.unwrap();
         let mut answer = Vec::new();
-        while !answer.ends_with(&[SIGN_OF_LIFE; 3].concat()) {
+        while !answer.ends_with(&[KEEP_ALIVE; 3].concat()) {
             assert!(soon(socket.read_buf(&mut answer)).await.unwrap() > 0, "closed");
         }
     }

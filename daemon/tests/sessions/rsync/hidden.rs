@@ -1,5 +1,5 @@
-//! What the module's rules hide is not there: whatever a client names, it hears and gets what it would from a tree that
-//! has none of it.
+//! Files that the module's rules hide. Whatever a client names, it is told and sent the same as from a tree without the
+//! hidden files.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -10,11 +10,11 @@ use stillmirror_daemon::{Config, ModuleRules};
 use super::support::{Entry, Ran, dest, exchange, holds, rsync, rsync_with, tree};
 use crate::support::{Fixture, Server};
 
-/// Rules that hide the same in three ways. The last one leaves a directory without what is in it.
+/// Returns rules that hide the same files in three ways. The last set keeps a directory, but hides its contents.
 fn rule_sets() -> [ModuleRules; 3] {
-    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-    let excluding = |exclude: &[&str]| ModuleRules { exclude: words(exclude), ..ModuleRules::default() };
-    let filter = words(&["- /private/**", "- /secret*", "- /a?b", "- /vis/covert"]);
+    let rules = |rules: &[&str]| rules.iter().map(|&rule| rule.to_owned()).collect::<Vec<_>>();
+    let excluding = |exclude: &[&str]| ModuleRules { exclude: rules(exclude), ..ModuleRules::default() };
+    let filter = rules(&["- /private/**", "- /secret*", "- /a?b", "- /vis/covert"]);
     [
         excluding(&["/private/", "/secret*", "/a?b", "/vis/covert"]),
         excluding(&["/private", "/secret*", "/a?b", "/vis/covert"]),
@@ -22,7 +22,8 @@ fn rule_sets() -> [ModuleRules; 3] {
     ]
 }
 
-/// A tree with what the rules hide, or without. `private` itself is there if it is asked for.
+/// Creates a tree with or without the files that the rules hide. In a tree without them, `has_private` tells whether
+/// the directory `private` exists.
 fn fixture(has_hidden: bool, has_private: bool) -> Fixture {
     let fixture = Fixture::new();
     let at = |name: &str| fixture.root().join(name);
@@ -63,7 +64,7 @@ fn fixture(has_hidden: bool, has_private: bool) -> Fixture {
     fixture
 }
 
-/// The same time for everything.
+/// Sets the same time on everything.
 fn age(path: &Path) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
     if path.is_symlink() {
@@ -77,7 +78,7 @@ fn age(path: &Path) {
     std::fs::File::open(path).unwrap().set_modified(time).unwrap();
 }
 
-/// Both daemons for each set of rules.
+/// Starts two daemons for each set of rules: one with the hidden files, and one without.
 async fn pairs() -> Vec<[(Fixture, Server); 2]> {
     let mut pairs = Vec::new();
     for rules in rule_sets() {
@@ -96,7 +97,7 @@ async fn pairs() -> Vec<[(Fixture, Server); 2]> {
 /// The exit code, standard output, standard error, and the destination.
 type Pulled = (Option<i32>, String, String, Vec<String>);
 
-/// What a client heard and got.
+/// Runs a client, and returns what it printed and received.
 async fn pulled(fixture: &Fixture, server: &Server, options: &[&str], paths: &[&str]) -> Pulled {
     let dest = dest(fixture);
     let _ = std::fs::remove_dir_all(&dest);
@@ -109,12 +110,12 @@ async fn pulled(fixture: &Fixture, server: &Server, options: &[&str], paths: &[&
     })
     .await;
     let file = |(name, entry): (Vec<u8>, Entry)| {
-        // Times are the client's own, unless it was told to take the server's.
+        // Times are left out, since the client sets them itself unless it is told to take the server's.
         let facts = format!("{entry:?}")
             .split(' ')
             .enumerate()
             .filter(|(at, _)| *at != 1)
-            .map(|(_, word)| word.to_owned())
+            .map(|(_, fact)| fact.to_owned())
             .collect::<Vec<_>>();
         format!("{} {}", name.escape_ascii(), facts.join(" "))
     };
@@ -123,7 +124,7 @@ async fn pulled(fixture: &Fixture, server: &Server, options: &[&str], paths: &[&
 }
 
 #[tokio::test]
-async fn whatever_a_client_names_what_is_hidden_is_as_what_is_not_there() {
+async fn a_hidden_file_cannot_be_told_from_a_missing_one() {
     const FILES_FROM: [&str; 13] = [
         "secret",
         "/secret",
@@ -179,7 +180,7 @@ async fn whatever_a_client_names_what_is_hidden_is_as_what_is_not_there() {
     ];
     for (set, [(with, with_server), (without, without_server)]) in pairs().await.iter().enumerate() {
         for (at, options) in OPTIONS.iter().enumerate() {
-            // The rules that leave a directory without its contents see everything, the others their share.
+            // The rules that keep a directory are tested with all paths, the others with a part of them.
             for (_, paths) in PATHS.iter().enumerate().filter(|(number, _)| set == 2 || (at + number) % 4 == set) {
                 let there = pulled(with, with_server, options, paths).await;
                 let absent = pulled(without, without_server, options, paths).await;
@@ -197,7 +198,7 @@ async fn whatever_a_client_names_what_is_hidden_is_as_what_is_not_there() {
 }
 
 #[tokio::test]
-async fn rules_that_would_be_read_from_a_hidden_file_tell_nothing_of_it() {
+async fn client_rules_that_name_a_hidden_file_reveal_nothing_of_it() {
     const RULES: [&str; 8] = [
         ". /secret",
         "merge,- private/list",
@@ -220,7 +221,7 @@ async fn rules_that_would_be_read_from_a_hidden_file_tell_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn a_file_of_names_that_is_hidden_is_refused_in_a_stock_daemons_words_whether_it_is_there_or_not() {
+async fn a_hidden_files_from_path_is_rejected_whether_it_exists_or_not() {
     for [(_, server), _] in pairs().await {
         for name in ["secret", "secret.none", "private/list", "private/none"] {
             let ran =

@@ -7,18 +7,18 @@ use tokio::net::TcpStream;
 use super::support::{assert_same, begin_29, dest, exchange, holds, index_aged, rsync};
 use crate::support::{Fixture, Server, noise, soon};
 
-/// A fixture whose daemon has little patience.
+/// Starts a daemon with short timeouts.
 async fn server(fixture: &Fixture) -> Server {
-    let hurry = |config: &mut Config| {
+    let change = |config: &mut Config| {
         config.limits.handshake = Duration::from_millis(300);
         config.repositories[0].module.timeout = Duration::from_millis(300);
         config.limits.rate_window = Duration::from_millis(500);
     };
-    Server::start(fixture.config(hurry)).await
+    Server::start(fixture.config(change)).await
 }
 
 #[tokio::test]
-async fn text_that_is_no_greeting_gets_an_error_line() {
+async fn an_invalid_greeting_gets_an_error_line() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = server(&fixture).await;
     let long = [b"@RSYNCD: 31.0\n".as_slice(), &[b'x'; 8000]].concat();
@@ -53,11 +53,11 @@ async fn endless_arguments_end_the_session() {
 }
 
 #[tokio::test]
-async fn requests_that_nobody_can_mean_end_the_session_with_a_message() {
+async fn invalid_requests_end_the_session_with_a_message() {
     let fixture = Fixture::with(&[("a", b"x"), ("b", b"y")]);
     let server = server(&fixture).await;
     let request = |fields: &[i32]| {
-        // Index, 16 bits of flags, then the head of the sums.
+        // The index, 16 bits of flags, and the header of the block checksums.
         let mut bytes = fields[0].to_le_bytes().to_vec();
         bytes.extend_from_slice(&0x8000u16.to_le_bytes());
         fields[1..].iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
@@ -67,12 +67,12 @@ async fn requests_that_nobody_can_mean_end_the_session_with_a_message() {
         request(&[1000, 0, 0, 0, 0]),
         request(&[i32::MAX, 0, 0, 0, 0]),
         request(&[-7, 0, 0, 0, 0]),
-        // The root: not a file.
+        // The root, which is not a file.
         request(&[0, 0, 0, 0, 0]),
         request(&[1, -1, 0, 0, 0]),
         request(&[1, 1, i32::MAX, 16, 0]),
         request(&[1, 1, 700, 1000, 0]),
-        // More ends than there are lists and phases.
+        // More ends than lists and phases.
         [-1i32; 9].iter().flat_map(|ndx| ndx.to_le_bytes()).collect(),
     ] {
         let answer = exchange(&server, &[begin_29("-r"), bytes.clone()].concat()).await;
@@ -94,7 +94,7 @@ async fn endless_rules_end_the_session() {
     }
 }
 
-/// A file of so many rules, of 80 bytes each.
+/// Writes a file of `count` rules of 80 bytes each. Returns the option that names it.
 fn rules(fixture: &Fixture, count: usize) -> String {
     let file = fixture.dir.path().join(format!("rules-{count}"));
     let rules: String = (0..count).map(|number| format!("- /{number:y<77}\n")).collect();
@@ -103,11 +103,11 @@ fn rules(fixture: &Fixture, count: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_client_hears_why_its_session_ends_while_it_still_sends() {
+async fn a_client_is_told_why_its_session_ends_while_it_still_sends() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let refuse = |config: &mut Config| config.repositories[0].module.refuse_options = vec!["checksum".to_owned()];
     let server = Server::start(fixture.config(refuse)).await;
-    // More than the buffers of both sockets hold.
+    // More rules than fit into the buffers of both sockets.
     let (many, dest) = (rules(&fixture, 100_000), dest(&fixture));
     let paths: Vec<String> = (0..600).map(|number| format!("rsync://{}/repo/{number:y<2000}", server.addr)).collect();
     for protocol in 27..=32 {
@@ -123,7 +123,7 @@ async fn a_client_hears_why_its_session_ends_while_it_still_sends() {
 }
 
 #[tokio::test]
-async fn a_client_of_thousands_of_rules_is_served_up_to_the_configured_limit() {
+async fn a_client_with_thousands_of_rules_is_served_up_to_the_configured_limit() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
     for protocol in ["--protocol=28", "--protocol=30", "--protocol=32"] {
@@ -140,7 +140,7 @@ async fn a_client_of_thousands_of_rules_is_served_up_to_the_configured_limit() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_more_is_ended_at_every_stage() {
+async fn the_session_of_a_silent_client_is_ended_at_every_stage() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = server(&fixture).await;
     let whole = begin_29("-r");
@@ -153,7 +153,7 @@ async fn a_client_that_says_nothing_more_is_ended_at_every_stage() {
 }
 
 #[tokio::test]
-async fn bytes_at_random_after_an_honest_start_harm_nobody() {
+async fn random_bytes_after_an_honest_start_do_no_harm() {
     let fixture = Fixture::with(&[("a", &noise(100_000)), ("dir/b", b"y")]);
     index_aged(&fixture);
     let server = server(&fixture).await;
@@ -171,11 +171,11 @@ async fn bytes_at_random_after_an_honest_start_harm_nobody() {
 }
 
 #[tokio::test]
-async fn requests_that_name_long_bases_are_answered_however_many() {
+async fn any_number_of_requests_with_long_basis_names_is_answered() {
     const REQUESTS: usize = 3000;
     let fixture = Fixture::with(&[("a", b"x")]);
     let server = fixture.serve().await;
-    // Index, flags, and a name of 4000 bytes.
+    // The index, the flags, and a name of 4000 bytes.
     let request = [&1i32.to_le_bytes()[..], &0x1000u16.to_le_bytes(), &[0x8f, 0xa0], &[b'~'; 4000]].concat();
     let (mut from, mut to) = TcpStream::connect(server.addr).await.unwrap().into_split();
     let ask = async {
@@ -185,13 +185,13 @@ async fn requests_that_name_long_bases_are_answered_however_many() {
     let mut answer = Vec::new();
     let (_, read) = soon(async { tokio::join!(ask, from.read_to_end(&mut answer)) }).await;
     read.unwrap();
-    // The time in the list may have such a byte too.
+    // The times in the list may contain that byte too.
     let extra = answer.iter().filter(|&&byte| byte == b'~').count().checked_sub(REQUESTS * 4000);
-    assert!(extra.is_some_and(|extra| extra < 100), "{extra:?} bytes more than the names");
+    assert!(extra.is_some_and(|extra| extra < 100), "{extra:?} more bytes than the names have");
 }
 
 #[tokio::test]
-async fn clients_that_stall_do_not_keep_an_honest_one_from_finishing() {
+async fn stalled_clients_do_not_block_an_honest_one() {
     let fixture = Fixture::with(&[("big", &noise(8 << 20))]);
     index_aged(&fixture);
     let config = fixture.config(|config| (config.memory.cache, config.memory.buffers) = (0, 2 << 20));

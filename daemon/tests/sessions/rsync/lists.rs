@@ -1,4 +1,4 @@
-//! Lists that are asked for again: they are encoded once, and take no more disk than they may.
+//! Lists that clients ask for again: they are encoded once, and stay within their disk budget.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -13,19 +13,19 @@ async fn a_list_is_encoded_when_it_is_asked_for_again() {
     let fixture = flat();
     let server = fixture.serve().await;
     let lists = fixture.store().join("lists");
-    // A list with filters and one without.
+    // A list with a filter that hides something, and one whose filter hides nothing.
     for filter in ["--exclude=*7", "--exclude=none"] {
         rsync(&server, &["-rn", filter], "repo/", Some(&dest(&fixture))).await.exits(0);
     }
     for (number, filter) in (1..).zip(["--exclude=*7", "--exclude=none"]) {
         rsync(&server, &["-rn", filter], "repo/", Some(&dest(&fixture))).await.exits(0);
-        // Had the first ones been encoded, there would be more: they are encoded in the order of asking.
+        // Lists are encoded in request order. Had the first requests been encoded too, there would be more files.
         assert_eq!(encoded(&lists, number).await, number);
     }
 }
 
 #[tokio::test]
-async fn ever_more_lists_take_no_more_disk_than_they_may_and_the_ones_used_least_recently_go() {
+async fn lists_stay_within_their_disk_budget_and_the_least_recently_used_are_evicted() {
     const LIMIT: u64 = 512 << 10;
     let fixture = flat();
     let server = Server::start(fixture.config(|config| config.rsync.cached_lists = LIMIT)).await;
@@ -36,7 +36,7 @@ async fn ever_more_lists_take_no_more_disk_than_they_may_and_the_ones_used_least
         for _ in 0..2 {
             rsync(&server, &["-rn", &filter], "repo/", Some(&dest(&fixture))).await.exits(0);
         }
-        // The second asking has it encoded, however many there were before.
+        // The second request has the list encoded, however many there were before.
         soon(async {
             while !names(&lists).into_iter().any(|name| seen.insert(name)) {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -50,24 +50,24 @@ async fn ever_more_lists_take_no_more_disk_than_they_may_and_the_ones_used_least
     assert!((2..60).contains(&names(&lists).len()), "{:?}", names(&lists));
 }
 
-/// The encoded lists of the first generation.
+/// Returns the names of the encoded lists of the first generation.
 fn names(dir: &Path) -> Vec<OsString> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name()).filter(|name| name.as_bytes().starts_with(b"1-")).collect()
 }
 
-/// Bytes of disk that the files of a directory take: those that have a name, and those that are mapped.
+/// Returns the disk usage, in bytes, of the files of a directory. It includes removed files that are still mapped.
 fn disk(dir: &Path) -> u64 {
     let mut files = std::collections::HashMap::new();
     for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        // Another one may just have been removed.
+        // The file may just have been removed.
         if let Ok(facts) = entry.metadata() {
             files.insert(facts.ino(), facts.blocks() * 512);
         }
     }
     for line in std::fs::read_to_string("/proc/self/maps").unwrap().lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [range, _, _, _, inode, path, ..] = words[..] else { continue };
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [range, _, _, _, inode, path, ..] = fields[..] else { continue };
         if Path::new(path).parent() == Some(dir) {
             let (start, end) = range.split_once('-').unwrap();
             let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
@@ -78,10 +78,10 @@ fn disk(dir: &Path) -> u64 {
 }
 
 #[tokio::test]
-async fn a_list_with_filters_is_the_same_however_often_it_is_asked_for() {
+async fn a_list_with_filters_is_the_same_with_every_request() {
     let fixture = flat();
     let server = fixture.serve().await;
-    // The second one has it encoded, some later one gets it so.
+    // The second request has the list encoded, and a later one gets the encoded list.
     for _ in 0..5 {
         let asked = ["-rn", "--timeout=20", "--exclude=*7", "--out-format=%n"];
         let ran = rsync(&server, &asked, "repo/", Some(&dest(&fixture))).await;
@@ -94,18 +94,18 @@ async fn clients_whose_filters_hide_nothing_share_one_list() {
     let fixture = flat();
     let server = fixture.serve().await;
     let ask = async |filters: &[String]| {
-        let words = ["-rn", "--out-format=%n"].into_iter().chain(filters.iter().map(String::as_str));
-        let ran = rsync(&server, &words.collect::<Vec<_>>(), "repo/", Some(&dest(&fixture))).await;
+        let arguments = ["-rn", "--out-format=%n"].into_iter().chain(filters.iter().map(String::as_str));
+        let ran = rsync(&server, &arguments.collect::<Vec<_>>(), "repo/", Some(&dest(&fixture))).await;
         ran.exits(0).out.lines().filter(|name| !name.ends_with('/')).count()
     };
     let few = ["--exclude=*.none".to_owned()];
-    // So many that the first client with them gets its list before it is known that they hide nothing.
+    // So many filters that the first client gets its list before it is known that they hide nothing.
     let many: Vec<String> = (0..1000).map(|number| format!("--exclude=*{number}*x*")).collect();
     for _ in 0..3 {
         assert_eq!(ask(&few).await, 5_001);
         assert_eq!(ask(&many).await, 5_001);
     }
-    // Lists are encoded one after the other: once this one is there, so are all that were wanted before.
+    // Lists are encoded one after the other. Once this one exists, all that were requested before exist too.
     for _ in 0..2 {
         assert_eq!(ask(&["--exclude=*7".to_owned()]).await, 4_501);
     }
@@ -113,7 +113,7 @@ async fn clients_whose_filters_hide_nothing_share_one_list() {
 }
 
 #[tokio::test]
-async fn encoded_lists_are_kept_where_the_operator_wants_them_and_the_store_is_left_alone() {
+async fn encoded_lists_are_kept_in_the_configured_directory_and_not_in_the_store() {
     let fixture = flat();
     let lists = fixture.dir.path().join("cache/lists");
     let server = Server::start(fixture.config(|config| config.rsync.lists = Some(lists.clone()))).await;
@@ -125,7 +125,7 @@ async fn encoded_lists_are_kept_where_the_operator_wants_them_and_the_store_is_l
     assert!(!fixture.store().join("lists").exists());
 }
 
-/// A tree of one directory, of which an encoded list is worth its place.
+/// Creates a tree of one directory that is large enough for its encoded list to be kept.
 fn flat() -> Fixture {
     let fixture = Fixture::new();
     fixture.write("first", b"x");
@@ -136,10 +136,10 @@ fn flat() -> Fixture {
     fixture
 }
 
-/// Waits for so many encoded lists of the first generation, and says how many there are then.
-pub(super) async fn encoded(dir: &Path, enough: usize) -> usize {
+/// Waits for at least `count` encoded lists of the first generation, and returns their number.
+pub(super) async fn encoded(dir: &Path, count: usize) -> usize {
     soon(async {
-        while names(dir).len() < enough {
+        while names(dir).len() < count {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     })

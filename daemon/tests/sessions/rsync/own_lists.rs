@@ -1,4 +1,4 @@
-//! Lists of single clients, and what all of them take together.
+//! Lists that are made for single clients, and the memory that they share.
 
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use super::support::{holds, rsync_with};
 use crate::crowded::connect;
 use crate::support::{Fixture, Server, soon};
 
-/// Files of the tree, and how often the client asks for all of it: rows for so many entries take 160 KiB.
+/// The number of files in the tree.
 const FILES: usize = 100;
+/// How often a client asks for the whole tree. The rows of all its entries take 160 KiB.
 const TIMES: usize = 400;
 
 fn fixture() -> Fixture {
@@ -23,41 +24,41 @@ async fn server(fixture: &Fixture, bytes: u64) -> Server {
     Server::start(fixture.config(|config| config.memory.lists = bytes)).await
 }
 
-/// A client's half of protocol 29 that asks for everything many times over.
-fn words() -> Vec<u8> {
-    words_with("-r")
+/// Returns a client's half of protocol 29 that asks for everything many times.
+fn client_half() -> Vec<u8> {
+    client_half_with("-r")
 }
 
-fn words_with(options: &str) -> Vec<u8> {
+fn client_half_with(options: &str) -> Vec<u8> {
     let text = format!("@RSYNCD: 29\nrepo\n--server\n--sender\n{options}\n.\n{}\n", "repo/\n".repeat(TIMES));
     [text.as_bytes(), &[0; 4]].concat()
 }
 
-/// All that the daemon says to a client that leaves after the list.
-async fn heard(server: &Server, from: u8) -> Vec<u8> {
+/// Returns everything that the daemon sends to a client that leaves after the list.
+async fn output(server: &Server, from: u8) -> Vec<u8> {
     let mut socket = connect(server, from).await;
-    socket.write_all(&words()).await.unwrap();
+    socket.write_all(&client_half()).await.unwrap();
     socket.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    let _ = soon(socket.read_to_end(&mut heard)).await;
-    heard
+    let mut output = Vec::new();
+    let _ = soon(socket.read_to_end(&mut output)).await;
+    output
 }
 
-/// A client that has read that much, and stays.
+/// Connects a client that reads this many bytes, and stays connected.
 async fn staying(server: &Server, from: u8, bytes: usize) -> TcpStream {
     let mut socket = connect(server, from).await;
-    socket.write_all(&words()).await.unwrap();
+    socket.write_all(&client_half()).await.unwrap();
     soon(socket.read_exact(&mut vec![0; bytes])).await.unwrap();
     socket
 }
 
 #[tokio::test]
-async fn a_list_that_takes_more_than_one_client_may_have_is_refused_with_a_message() {
+async fn a_list_beyond_the_memory_of_one_client_is_refused_with_a_message() {
     let fixture = fixture();
     let server = server(&fixture, 128 << 10).await;
-    let told = heard(&server, 1).await;
+    let told = output(&server, 1).await;
     assert!(holds(&told, "no memory left for lists of single clients"));
-    // A real client says so, and short lists are served as before.
+    // A real client prints the message, and short lists are still served.
     let many = |command: &mut std::process::Command| {
         command.args(vec!["::repo/"; TIMES]).args(["--port", &server.addr.port().to_string()]);
     };
@@ -69,17 +70,17 @@ async fn a_list_that_takes_more_than_one_client_may_have_is_refused_with_a_messa
 #[tokio::test]
 async fn a_session_waits_until_others_give_their_memory_back() {
     let fixture = fixture();
-    // One half for each of two networks, of which each has room for one such list.
+    // Half of the memory for each of two networks. Each half has room for one such list.
     let server = server(&fixture, 512 << 10).await;
-    let whole = heard(&server, 1).await.len();
-    // The daemon has it all back: else this would wait.
-    assert_eq!(heard(&server, 1).await.len(), whole);
+    let whole = output(&server, 1).await.len();
+    // The first session has given its memory back; otherwise this would wait.
+    assert_eq!(output(&server, 1).await.len(), whole);
     let held = [staying(&server, 1, whole).await, staying(&server, 2, whole).await];
-    let mut waits = connect(&server, 3).await;
-    waits.write_all(&words()).await.unwrap();
+    let mut waiting = connect(&server, 3).await;
+    waiting.write_all(&client_half()).await.unwrap();
     let mut list = vec![0; whole];
     {
-        let mut read = std::pin::pin!(waits.read_exact(&mut list));
+        let mut read = std::pin::pin!(waiting.read_exact(&mut list));
         let early = tokio::time::timeout(Duration::from_millis(300), &mut read).await;
         assert!(early.is_err(), "the memory of two lists is taken");
         drop(held);
@@ -89,17 +90,17 @@ async fn a_session_waits_until_others_give_their_memory_back() {
 }
 
 #[tokio::test]
-async fn a_client_with_a_timeout_that_waits_for_memory_is_sent_signs_of_life() {
+async fn a_client_with_a_timeout_that_waits_for_memory_is_sent_keep_alives() {
     let fixture = fixture();
     let server = server(&fixture, 512 << 10).await;
-    let whole = heard(&server, 1).await.len();
+    let whole = output(&server, 1).await.len();
     let _held = [staying(&server, 1, whole).await, staying(&server, 2, whole).await];
-    let mut waits = connect(&server, 3).await;
-    waits.write_all(&words_with("-r\n--timeout=1")).await.unwrap();
-    let mut heard = Vec::new();
-    // An empty frame each.
-    while !heard.ends_with(&[[0, 0, 0, 7]; 3].concat()) {
-        assert!(soon(waits.read_buf(&mut heard)).await.unwrap() > 0, "closed");
+    let mut waiting = connect(&server, 3).await;
+    waiting.write_all(&client_half_with("-r\n--timeout=1")).await.unwrap();
+    let mut received = Vec::new();
+    // A keep-alive is an empty frame.
+    while !received.ends_with(&[[0, 0, 0, 7]; 3].concat()) {
+        assert!(soon(waiting.read_buf(&mut received)).await.unwrap() > 0, "closed");
     }
-    assert!(heard.len() < whole);
+    assert!(received.len() < whole);
 }

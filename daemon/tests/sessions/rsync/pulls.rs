@@ -7,7 +7,7 @@ use super::lists::encoded;
 use super::support::{Entry, assert_same, begin, dest, index_aged, rsync, rsync_with, tree};
 use crate::support::{Fixture, Server, noise, soon};
 
-/// Files of every size that is handled in a way of its own, and what else a tree has.
+/// Creates a tree with files of every size class, hard links, a symlink, and an empty directory.
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
     fixture.write("large", &noise(3_500_000));
@@ -24,7 +24,7 @@ fn fixture() -> Fixture {
 }
 
 #[tokio::test]
-async fn every_protocol_brings_the_whole_tree() {
+async fn every_protocol_version_transfers_the_whole_tree() {
     let fixture = fixture();
     let server = fixture.serve().await;
     for protocol in 27..=32 {
@@ -32,7 +32,7 @@ async fn every_protocol_brings_the_whole_tree() {
         rsync(&server, &["-aH", &version], "repo/", Some(&dest)).await.exits(0);
         let (mut ours, mut theirs) = (tree(&fixture.root()), tree(&dest));
         if protocol < 31 {
-            // Older protocols have no nanoseconds.
+            // Older protocols transfer no nanoseconds.
             ours.values_mut().chain(theirs.values_mut()).for_each(Entry::without_nanoseconds);
         }
         assert_eq!(ours, theirs, "protocol {protocol}");
@@ -40,7 +40,7 @@ async fn every_protocol_brings_the_whole_tree() {
 }
 
 #[tokio::test]
-async fn options_that_change_the_way_of_the_data_bring_the_same_tree() {
+async fn options_that_change_the_encoding_transfer_the_same_tree() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let choices: [&[&str]; 12] = [
@@ -67,7 +67,7 @@ async fn options_that_change_the_way_of_the_data_bring_the_same_tree() {
 }
 
 #[tokio::test]
-async fn a_second_pull_brings_nothing_and_one_after_changes_brings_them() {
+async fn a_second_pull_transfers_nothing_and_one_after_changes_transfers_them() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let dest = dest(&fixture);
@@ -90,7 +90,7 @@ async fn a_second_pull_brings_nothing_and_one_after_changes_brings_them() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_on_with_is_whole_in_the_end() {
+async fn a_partial_file_is_completed() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let whole = std::fs::read(fixture.root().join("large")).unwrap();
@@ -107,7 +107,7 @@ async fn a_file_that_is_gone_on_with_is_whole_in_the_end() {
 }
 
 #[tokio::test]
-async fn what_append_verify_finds_wrong_is_fetched_whole() {
+async fn a_file_that_fails_append_verify_is_sent_whole() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let dest = dest(&fixture);
@@ -118,7 +118,7 @@ async fn what_append_verify_finds_wrong_is_fetched_whole() {
 }
 
 #[tokio::test]
-async fn parts_and_names_are_what_was_asked_for() {
+async fn paths_names_and_filters_select_what_is_sent() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let names = fixture.dir.path().join("names");
@@ -145,7 +145,7 @@ async fn parts_and_names_are_what_was_asked_for() {
 }
 
 #[tokio::test]
-async fn names_may_stand_in_a_file_of_the_repository() {
+async fn names_can_come_from_a_file_in_the_repository() {
     let fixture = fixture();
     let missing: String = (0..10_000).map(|number| format!("not-here-{number}\n")).collect();
     let names = format!("# a comment\ndir/empty\r\n{missing}\nmany/3/file-3");
@@ -162,7 +162,7 @@ async fn names_may_stand_in_a_file_of_the_repository() {
 }
 
 #[tokio::test]
-async fn a_missing_path_is_reported_and_the_others_come() {
+async fn a_missing_path_is_reported_and_the_others_are_sent() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let dest = dest(&fixture);
@@ -173,7 +173,7 @@ async fn a_missing_path_is_reported_and_the_others_come() {
 }
 
 #[tokio::test]
-async fn looking_changes_nothing_here_or_there() {
+async fn listings_and_dry_runs_change_nothing() {
     let fixture = fixture();
     let server = fixture.serve().await;
     let listed = rsync(&server, &["-r", "--list-only"], "repo/", None).await;
@@ -184,12 +184,12 @@ async fn looking_changes_nothing_here_or_there() {
 }
 
 #[tokio::test]
-async fn every_entry_of_a_tree_larger_than_what_is_sent_ahead_can_be_asked_for() {
+async fn every_entry_can_be_requested_in_a_tree_larger_than_the_window() {
     let fixture = Fixture::new();
     fixture.write("first", b"x");
-    // A directory that is larger than that, and a hundred small ones.
+    // A directory that is larger than the window, and a hundred small ones.
     for number in 0..44_000 {
-        // Links are made faster than files; the client is not told of them.
+        // Hard links are faster to make than files. The client does not ask for hard link groups.
         let dir = if number < 36_000 { "wide".to_owned() } else { format!("wide/{}", number % 100 + 100_000) };
         if number == 0 || (36_000..36_100).contains(&number) {
             std::fs::create_dir_all(fixture.root().join(&dir)).unwrap();
@@ -204,14 +204,14 @@ async fn every_entry_of_a_tree_larger_than_what_is_sent_ahead_can_be_asked_for()
     assert_eq!(ask().await.exits(0).out, streamed.out);
     let files = streamed.exits(0).out.lines().filter(|name| !name.ends_with('/')).count();
     assert_eq!(files, 44_000);
-    // The second client had the list encoded for those that follow.
+    // The second client's request had the list encoded for those that follow.
     encoded(&fixture.store().join("lists"), 1).await;
     let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
     assert_eq!(sorted(&ask().await.exits(0).out), sorted(&streamed.out));
 }
 
 #[tokio::test]
-async fn files_that_are_no_longer_the_indexed_ones_are_as_vanished() {
+async fn changed_files_are_reported_as_vanished() {
     let fixture = fixture();
     let server = fixture.serve().await;
     fixture.write("many/3/file-3", b"other");
@@ -225,7 +225,7 @@ async fn files_that_are_no_longer_the_indexed_ones_are_as_vanished() {
 }
 
 #[tokio::test]
-async fn a_port_of_its_own_serves_clients_that_wait_for_the_greeting() {
+async fn a_separate_rsync_port_serves_clients_that_wait_for_the_greeting() {
     let fixture = fixture();
     let server = Server::start_with_rsync_port(fixture.config(|_| {})).await;
     let dest = dest(&fixture);
@@ -246,7 +246,7 @@ async fn after_an_empty_list_the_daemon_closes_without_waiting_for_the_client() 
             socket.write_all(&begin(protocol, options, path)).await.unwrap();
             let mut answer = Vec::new();
             soon(socket.read_to_end(&mut answer)).await.unwrap();
-            // The end of the list, of its names of users and groups, and the error or the end of all lists.
+            // The end of the list, the ends of the user and group names, and the error or the end of all lists.
             let end: &[u8] = match (protocol, options) {
                 (..30, _) => &[13, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                 (_, "-logDtpr") => &[3, 0, 0, 7, 0, 0xff, 1],

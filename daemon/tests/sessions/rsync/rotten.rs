@@ -1,4 +1,4 @@
-//! Files whose content is no longer what was indexed, though nothing else tells.
+//! Files whose content is no longer the indexed one, although their metadata is unchanged.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use stillmirror_protocol::rsync::digest::{Algorithm, Hasher};
 use super::support::{dest, rsync};
 use crate::support::{Fixture, index_changing, noise};
 
-/// What is logged: extents are sent on a thread of their own.
+/// Collects the log of all threads, because extents are sent on a thread of their own.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -43,7 +43,7 @@ async fn a_file_that_keeps_failing_its_digest_is_logged_once_with_its_path() {
         let mut hasher = Hasher::new(Algorithm::Md5, 0);
         hasher.update(&std::fs::read(fixture.root().join(std::str::from_utf8(path).unwrap())).unwrap());
         digests.md5.copy_from_slice(&hasher.finish());
-        // As if the disk had another byte by now.
+        // As if the disk had changed a byte since.
         digests.md5[0] ^= u8::from(path.ends_with(b"bad") || path == b"worse");
     };
     index_changing(&fixture.root(), &fixture.store(), 100, |content| content, &change);

@@ -1,4 +1,4 @@
-//! The real `rsync` as a client, and one made by hand.
+//! Test helpers: runs of the real `rsync`, and hand-made input of a client.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{Fixture, Server, soon};
 
-/// What became of a run of the real `rsync`.
+/// The result of a run of the real `rsync`.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -24,7 +24,7 @@ pub(crate) async fn rsync(server: &Server, arguments: &[&str], path: &str, dest:
     rsync_with(server, arguments, path, dest, |_| {}).await
 }
 
-/// As [`rsync`], with a say in the command.
+/// Like [`rsync`], but `change` may change the command.
 pub(crate) async fn rsync_with(
     server: &Server,
     arguments: &[&str],
@@ -49,7 +49,7 @@ impl Ran {
         self
     }
 
-    /// Expects this in what was printed.
+    /// Expects this text in the output.
     #[track_caller]
     pub(crate) fn says(&self, text: &str) -> &Self {
         assert!(self.out.contains(text) || self.err.contains(text), "'{text}' is not in {}{}", self.out, self.err);
@@ -57,8 +57,8 @@ impl Ran {
     }
 }
 
-/// Publishes the tree with directories that are older than anything that a client makes: clients leave a
-/// directory's time as it is when it is right to the second.
+/// Indexes the tree after setting its directories' times to a date in the past. A client leaves a directory's time alone
+/// if it is right to the second, so a directory that the client makes must not have that time by chance.
 pub(crate) fn index_aged(fixture: &Fixture) {
     let mut dirs = vec![fixture.root()];
     while let Some(dir) = dirs.pop() {
@@ -70,25 +70,25 @@ pub(crate) fn index_aged(fixture: &Fixture) {
     fixture.index();
 }
 
-/// Where a client puts what it gets.
+/// Returns the destination directory for a client.
 pub(crate) fn dest(fixture: &Fixture) -> PathBuf {
     fixture.dir.path().join("dest")
 }
 
-/// What is to be the same on both sides.
+/// The properties of an entry that must be equal on both sides.
 #[derive(PartialEq)]
 pub(crate) struct Entry {
     mode: u32,
-    /// Seconds, and nanoseconds.
+    /// Seconds and nanoseconds.
     mtime: (i64, i64),
-    /// Or a symlink's target.
+    /// The content of a file, or the target of a symlink.
     content: Vec<u8>,
-    /// The first name of the same inode.
+    /// The first path of the same inode.
     leader: Vec<u8>,
 }
 
 impl Entry {
-    /// Forgets what older protocols do not carry.
+    /// Clears the nanoseconds, which older protocols do not transfer.
     pub(crate) fn without_nanoseconds(&mut self) {
         self.mtime.1 = 0;
     }
@@ -101,7 +101,7 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// All entries by path.
+/// Returns all entries of a tree by path.
 pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
     let (mut found, mut leaders) = (BTreeMap::new(), BTreeMap::new());
     let mut dirs = vec![root.to_owned()];
@@ -126,7 +126,7 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
         } else {
             Vec::new()
         };
-        // Clients leave a symlink's time as it is when it is right to the second.
+        // A client leaves a symlink's time alone if it is right to the second.
         let mtime = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
         let leader = leaders.entry(meta.ino()).or_insert_with(|| name.clone()).clone();
         found.insert(name, Entry { mode: meta.mode(), mtime, content, leader });
@@ -134,10 +134,10 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
     found
 }
 
-/// Sends a whole client's half at once and reads everything until the end.
+/// Sends a client's half at once, and returns everything that the daemon sends until it closes the connection.
 pub(crate) async fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     let mut socket = TcpStream::connect(server.addr).await.unwrap();
-    // The daemon may well close before it has read all of it.
+    // The daemon may close the connection before it has read everything.
     let _ = socket.write_all(bytes).await;
     let _ = socket.shutdown().await;
     let mut answer = Vec::new();
@@ -145,14 +145,14 @@ pub(crate) async fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// A client's half of protocol 29 up to the end of its rules: nothing of it is framed.
+/// Returns a client's half of protocol 29 up to the end of its rules. None of it is framed.
 pub(crate) fn begin_29(options: &str) -> Vec<u8> {
     let text = format!("@RSYNCD: 29\nrepo\n--server\n--sender\n{options}\n.\nrepo/\n\n");
     [text.as_bytes(), &[0; 4]].concat()
 }
 
-/// A client's half of any protocol up to the end of its rules, with a greeting of that protocol. The capabilities
-/// name nothing to agree on.
+/// Returns a client's half of any protocol up to the end of its rules, with the greeting of that protocol. The
+/// capabilities request no negotiation.
 pub(crate) fn begin(protocol: u32, options: &str, path: &str) -> Vec<u8> {
     let (sub, capabilities, end) = match protocol {
         ..30 => ("", "", "\n"),
@@ -166,7 +166,7 @@ pub(crate) fn begin(protocol: u32, options: &str, path: &str) -> Vec<u8> {
     [lines.as_bytes(), arguments.as_bytes(), no_rules].concat()
 }
 
-/// Whether the bytes hold this text.
+/// Returns whether the bytes contain this text.
 pub(crate) fn holds(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
@@ -179,5 +179,5 @@ pub(crate) fn assert_same(ours: &Path, theirs: &Path) {
     if let Some((path, entry)) = ours.iter().find(differs) {
         panic!("{}: {entry:?} here, {:?} there", path.escape_ascii(), theirs.get(path));
     }
-    assert_eq!(ours.len(), theirs.len(), "there is more than there should be");
+    assert_eq!(ours.len(), theirs.len(), "the destination has extra entries");
 }
