@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Random sets of filter rules from the whole grammar: a stock client must see the same names from both daemons.
+"""Random sets of filter rules from the whole grammar. A stock client must see the same names from both daemons.
 
-The rules come from a seeded generator that knows the tree's names, so that most of them match something. What is
-compared is a listing, or a pull with deletion where the receiver's side of a rule matters.
+The rules come from a seeded generator that knows the tree's names, so that most rules match something. Each set is
+compared by a listing, or by a pull with deletion, in which the receiver's side of a rule matters too.
 """
 import concurrent.futures
 import os
@@ -14,7 +14,7 @@ import bench
 import rsync_peers as peers
 
 SEEDS = 500
-# Folders to ask for: stock takes a name in front that begins with a dash for an option.
+# Names of folders to ask for. Stock rsync would take a leading name that begins with a dash for an option.
 PLAIN = re.compile(rb'[A-Za-z0-9.][A-Za-z0-9.~-]*(/[A-Za-z0-9.~-]+)*')
 ELEMENTS = ['a', 'b', 'ab', 'abc', 'a.b', 'foo', 'foo.txt', 'foo.o', 'bar', 'Bar', 'core', 'x~', '.hid', '.git', 'CVS', 'tags', 'sp ace', 'a-b', 'st*r', 'qu?st',
             '[br]', 'ba\\ck', 'z' * 20, '0', '10', '2', 'high\udcff\udcfe', 'caf\u00e9', '#x', ';y', '-d', '+p', 'new\nline', '!b', 'A]', 'é']
@@ -31,7 +31,7 @@ def make(root, rng):
     for name in sorted(names):
         at, path = b'', tree.at(name)
         folders = os.fsencode(name).split(b'/')[:-1]
-        # A file that is in the way of a folder gives way.
+        # A file in the place of a folder is replaced.
         for folder in folders:
             at = os.path.join(at, folder)
             if os.path.isfile(tree.at(at)) or os.path.islink(tree.at(at)):
@@ -50,7 +50,7 @@ def make(root, rng):
 
 
 class Rules:
-    """One random set of rules, as the words of a command line; only what a protocol below 29 can say if `plain`."""
+    """A random set of rules, as words of a command line. With `plain`, only rules that protocols below 29 can express."""
 
     def __init__(self, rng, files, names, plain=False):
         self.rng, self.files, self.names, self.plain = rng, files, names, plain
@@ -125,7 +125,7 @@ class Rules:
         return rng.choice(('*', '**', '?', '*.*', '*.o', '.*', '**a', 'a**', '*\\', '\\*', '\\', '?*', '**/b', 'a**b', '*a*b*'))
 
     def file(self):
-        """A file of rules that the client itself reads."""
+        """Write a file of rules that the client itself reads. Returns the option that names it."""
         rng, number = self.rng, len(os.listdir(self.files))
         path = self.files / f'rules{number}'
         form = rng.choice(('exclude-from', 'include-from', 'merge-', 'merge+', 'merge,C', 'words') + (() if self.plain else ('merge', 'merge')))
@@ -140,7 +140,7 @@ class Rules:
         return f'{option[form]}{path}' if form in option else f'--{form}={path}'
 
 
-# What clients before 2.6.4 know of it all.
+# The options that clients before 2.6.4 know.
 OF_OLD = re.compile(r'--(in|ex)clude(-from)?=|--cvs-exclude$|-[ClR]$')
 
 
@@ -164,7 +164,7 @@ def run(b):
         how = ['-rt', rng.choice(('--delete', '--delete', '--delete-excluded'))] if pulls else ['-r'] if is_old else ['-r', '--list-only']
         sets.append((seed, client, [*how, *words, f'--protocol={protocol}', source] + ['{D}/'] * pulls, protocol))
     gaps, failures, rows = peers.Gaps(), [], {}
-    # As its own root, and with -R, a stock daemon does not let `**/` match the beginning of a name.
+    # No chroot: with -R, a stock daemon that is chrooted to the module does not let `**/` match the beginning of a name.
     with peers.stock(b, root, chroot='no') as stock, peers.second(b, root, store) as judged, concurrent.futures.ThreadPoolExecutor(b.args.jobs) as pool:
         for (seed, client, words, protocol), (bad, found, pulls) in zip(sets, pool.map(lambda one: compare(b, stock, judged, old, gaps, one), sets)):
             row = rows.setdefault(str(pulls[0].code), {'exit': str(pulls[0].code), 'sets': 0, 'same': 0, 'known': 0, 'differ': 0, 'names': 0})
@@ -173,13 +173,13 @@ def run(b):
             row['differ' if bad else 'known' if found else 'same'] += 1
             if bad:
                 failures.append({'seed': seed, 'command': peers.command(pulls[1]), 'differences': [[str(part) for part in difference] for difference in bad[:5]]})
-    b.table(f'{len(sets)} sets of rules, {judged.name} beside stock', list(rows.values()))
+    b.table(f'{len(sets)} sets of rules, {judged.name} compared with stock', list(rows.values()))
     for failure in failures[:b.args.show]:
         print(f'\nseed {failure["seed"]}: {failure["command"]}')
         for facet, path, here, there in failure['differences']:
             print(f'    {facet} {path}: stock {here[:400]}, {judged.name} {there[:400]}')
     b.tables['failures'] = failures
-    b.check(f'{len(sets)} sets of rules let the same names through', not failures)
+    b.check(f'{len(sets)} sets of rules select the same names', not failures)
 
 
 def compare(b, stock, judged, old, gaps, one):
@@ -196,7 +196,7 @@ def compare(b, stock, judged, old, gaps, one):
 
 
 bench.main(__doc__, [
-    ('--rsync', dict(metavar='PATH', action='append', help='a stock client; several take turns (default: rsync)')),
+    ('--rsync', dict(metavar='PATH', action='append', help='a stock client; may be repeated, clients take turns (default: rsync)')),
     ('--sets', dict(type=int, default=SEEDS)),
     ('--first', dict(type=int, default=1, help='the first seed')),
     ('--jobs', dict(type=int, default=2)),

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Every option of a stock client at every protocol version, against a stock daemon and against stillmirror.
+"""Every option of a stock client at every protocol version, with a stock daemon and with stillmirror.
 
-Each case pulls twice: into an empty directory, and over an older and damaged copy of the tree. Exit code, output,
-kinds of complaints and the trees must be the same. After the cases come mixes: options drawn at random, each mix at one
-version. Without --stillmirror a second stock daemon is judged, once
-honestly and then with defects put in: the judge must be silent about the first and must see every one of the others.
+Each case pulls twice: into an empty directory, and over an older and damaged copy of the tree. The exit code, the output,
+the kinds of error messages and the trees must be the same. After the cases come mixes of random options, each mix at one
+protocol version. Without --stillmirror, the comparison itself is tested: a second stock daemon must show no differences,
+and then one difference for each defect that is put into its tree.
 """
 import concurrent.futures
 import dataclasses
@@ -24,13 +24,14 @@ class Case:
     name: str
     words: list
     env: dict | None = None
-    # What the stock daemon is asked instead, where it cannot serve the client itself; from which protocol on.
+    # The words for the stock daemon, if it cannot serve the case itself, and the protocol from which they are used.
     reference: list | None = None
     reference_from: int = 30
     quick: bool = False
-    # The old copy has no hard links: a client that writes in place into linked files leaves what came last, and nothing fixes the order.
+    # Whether the old copy has no hard links. A client that writes in place to linked files leaves the last content written,
+    # and the order is not fixed.
     unlinked: bool = False
-    # A client's progress is shown by its clock.
+    # Whether the output is compared. That of --progress depends on the client's clock.
     talks: bool = True
     stages: tuple = ('fresh', 'update')
     protocols: tuple = tuple(peers.PROTOCOLS)
@@ -41,7 +42,7 @@ def case(name, options, *where, **more):
 
 
 def cases(files):
-    """`files` holds the lists that --files-from and the filters name."""
+    """Yield all cases. `files` is the folder with the lists that --files-from and the filters name."""
     quick = {'quick': True}
     yield case('a', '-a', **quick)
     yield case('aH', '-aH', **quick)
@@ -83,7 +84,7 @@ def cases(files):
     yield case('files-from-comments', f'-a --files-from={files}/comments')
     yield case('files-from-delete', f'-ar --delete --files-from={files}/names')
     yield case('files-from-server', '-a --files-from=:names-on-server')
-    # Without chroot, stock 3.5.0 looks for the names at the module's root once it sends them.
+    # When it sends the files, stock 3.5.0 without chroot looks for the names at the module's root.
     yield case('files-from-sub', f'-ar --files-from={files}/below-sizes', '{M}/sizes/', '{D}/',
                reference=['-ar', f'--files-from={files}/below-root', *ALL], reference_from=27)
     yield case('files-from-Hc', f'-aHc --files-from={files}/names')
@@ -252,7 +253,7 @@ def cases(files):
     yield case('env-protect-args', '-a', *ALL, env={'RSYNC_PROTECT_ARGS': '1'})
 
 
-# What goes together, as one choice of each row.
+# The options of a mix: one choice from each row.
 MIXED = [
     ['-a', '-aH', '-aH', '-rlt', '-rltH', '-rlptHS', '-rlto', '-rltgD', '-aHAX', '-aHE'],
     ['', '', '', '-c', '--checksum-choice=md4', '--checksum-choice=xxh3', '--checksum-choice=md5', '--checksum-choice=sha1 --checksum-seed=9'],
@@ -271,14 +272,14 @@ WHERE = ['{M}/', '{M}/', '{M}/', '{M}/links/', '{M}/links {M}/zz', '{M}/links/ {
 
 
 def mixes(files, count):
-    """Options drawn at random; a seed always gives the same mix, so that it can be asked for by name."""
+    """Yield mixes of random options. A seed always gives the same mix, so a mix can be selected by name."""
     for seed in range(count):
         rng = random.Random(seed)
         words = ' '.join(rng.choice(row) for row in MIXED).replace('{names}', f'{files}/names').split()
         paths = rng.choice(WHERE).split()
         if any(word.startswith('--files-from') for word in words):
             paths = ['{M}/']
-        # MD4, the digest of -c of old, is not in the index; nor had they -A and -X.
+        # Old protocols use MD4 for -c, which is not in the index, and do not have -A and -X.
         late = any(word in words for word in ('-c', '-aHAX'))
         in_place = any(word in words for word in ('--inplace', '--append', '--append-verify'))
         yield Case(f'mix-{seed}', [*words, *paths, '{D}/'], protocols=(rng.choice(range(30 if late else 27, 33)),), unlinked=in_place)
@@ -361,7 +362,7 @@ class Matrix:
         self.report(cells, results)
 
     def cell(self, number, cell):
-        """Pull from both; return what differs without a known reason, everything that differs, and the judged pull."""
+        """Pull from both daemons. Returns the differences without a known reason, all differences, and both pulls."""
         client, one, protocol, stage = cell
         results = []
         reference = (one.reference, None) if one.reference and protocol >= one.reference_from else (one.words, one.env)
@@ -370,7 +371,7 @@ class Matrix:
             if stage == 'update':
                 peers.clone(self.old, dest, links=not one.unlinked)
             words = [word.replace('{D0}', dest.name) for word in [f'--protocol={protocol}', *words]]
-            # A stock daemon searches 4 GiB for blocks.
+            # A stock daemon searches 4 GiB for blocks, which takes a while.
             patience = peers.PATIENCE * (10 if self.name == 'huge' else 1)
             results.append(peers.pull(client, server, words, dest, env, patience))
             if not one.talks:
@@ -381,7 +382,7 @@ class Matrix:
         return self.gaps.unexplained('matrix', one.name, protocol, peers.version_of(client), found), found, results
 
     def judge(self, cell, result):
-        """Tell of a failure at once: all of them take a while."""
+        """Report a failure at once, because all cases together take a while."""
         (client, one, protocol, stage), (bad, _, pulls) = cell, result
         if not bad:
             return
@@ -402,13 +403,13 @@ class Matrix:
             row['exits'].add(str(pulls[0].code))
         for row in rows.values():
             row['exits'] = ' '.join(sorted(row['exits']))
-        b.table(f'{self.name}: {self.judged.name} beside stock', list(rows.values()))
+        b.table(f'{self.name}: {self.judged.name} compared with stock', list(rows.values()))
         b.tables.setdefault('failures', []).extend(self.failures)
         b.check(f'{self.name}: {len(cells)} pulls are the same as from a stock daemon, or known', not self.failures)
 
 
 def lists(folder, root):
-    """The files that the cases name."""
+    """Write the files that the cases name."""
     folder.mkdir()
     if not os.path.exists(root / 'README'):
         return
@@ -428,7 +429,7 @@ def lists(folder, root):
 
 
 def damage(old):
-    """A destination as mirrors have it after years: cut short, touched, with files that nobody knows."""
+    """Damage a destination as old mirrors are damaged: truncated files, changed metadata, and files that are not in the source."""
     tree = peers.Tree(old, 9)
     for name, length in (('sizes/1048576', 400_000), ('sizes/65536', 0), ('sizes/32769', 32_768), ('zeros', 100)):
         os.truncate(tree.at(name), length)
@@ -459,7 +460,7 @@ def damage(old):
     tree.settle()
 
 
-# What the judge must see.
+# Defects that the comparison must detect.
 
 
 def see_defects(b, client):
@@ -479,9 +480,9 @@ def see_defects(b, client):
                 pulls.append(peers.pull(client, server, ['-aHi', *ALL], dest))
                 peers.empty(dest)
         facets = {difference[0] for difference in peers.differences(*pulls)}
-        b.check(f'the judge sees {name}, and nothing that it is not', facets == facet)
+        b.check(f'the comparison detects {name}, and nothing else', facets == facet)
         if facets != facet:
-            print(f'{name}: the judge sees {sorted(facets)}, not {sorted(facet)}')
+            print(f'{name}: the comparison detects {sorted(facets)}, not {sorted(facet)}')
         peers.empty(broken)
 
 
@@ -493,7 +494,7 @@ def rewrite(tree, name, content):
 
 
 def unlink_again(tree):
-    """The same bytes in a file of its own."""
+    """Replace a hard link by a separate file with the same bytes."""
     facts, content = os.stat(tree.at('zz/fifth')), pathlib.Path(os.fsdecode(tree.at('zz/fifth'))).read_bytes()
     os.unlink(tree.at('zz/fifth'))
     tree.file('zz/fifth', content, time=facts.st_mtime_ns)
@@ -505,9 +506,9 @@ DEFECTS = [
     ('a mode', {'mode'}, lambda tree: os.chmod(tree.at('README'), 0o600)),
     ('an owner', {'uid'}, lambda tree: os.chown(tree.at('README'), 1, -1)),
     ('a group', {'gid'}, lambda tree: os.chown(tree.at('README'), -1, 1)),
-    ('a file that is missing', {'missing', 'stdout'}, lambda tree: os.unlink(tree.at('sizes/700'))),
-    ('a file too many', {'extra', 'stdout'}, lambda tree: tree.file('sizes/more', 5)),
-    ('a link that is a copy', {'links', 'stdout'}, unlink_again),
+    ('a missing file', {'missing', 'stdout'}, lambda tree: os.unlink(tree.at('sizes/700'))),
+    ('an extra file', {'extra', 'stdout'}, lambda tree: tree.file('sizes/more', 5)),
+    ('a copy instead of a hard link', {'links', 'stdout'}, unlink_again),
 ]
 
 bench.main(__doc__, [
@@ -515,10 +516,10 @@ bench.main(__doc__, [
     ('--protocol', dict(type=int, action='append', choices=list(peers.PROTOCOLS), help='only this version; may be repeated')),
     ('--case', dict(metavar='PATTERN', action='append', help='only cases of this name; may be repeated')),
     ('--tree', dict(action='append', choices=['odd', 'wide', 'huge'], help='only this tree; may be repeated')),
-    ('--mixes', dict(type=int, default=300, metavar='COUNT', help='random mixes of options (default: %(default)s)')),
-    ('--quick', dict(action='store_true', help='the most used cases alone')),
-    ('--huge', dict(action='store_true', help='also a sparse file of more than 4 GiB')),
-    ('--no-devices', dict(action='store_true', help='where devices cannot be made')),
+    ('--mixes', dict(type=int, default=300, metavar='COUNT', help='number of random mixes of options (default: %(default)s)')),
+    ('--quick', dict(action='store_true', help='only the most common cases')),
+    ('--huge', dict(action='store_true', help='also test a sparse file of more than 4 GiB')),
+    ('--no-devices', dict(action='store_true', help='make no devices, for hosts that do not allow it')),
     ('--jobs', dict(type=int, default=2, help='pulls at once (default: %(default)s)')),
-    ('--show', dict(type=int, default=40, help='failures printed in full (default: %(default)s)')),
+    ('--show', dict(type=int, default=40, help='number of failures to print in full (default: %(default)s)')),
 ], run)

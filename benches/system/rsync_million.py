@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A very large tree: what a stock client costs a stock daemon and stillmirror, hot and cold, and many clients at once.
+"""The cost of stock clients on a very large tree, for a stock daemon and for stillmirror: hot, cold, and many clients at once.
 
-Listings, and pulls that find nothing new. A copy of the tree is made for them, unless --dest names one.
+The clients list the tree, or pull and find nothing new. The pulls need a copy of the tree, which is made unless --dest
+names one.
 """
 import collections
 import os
@@ -21,13 +22,14 @@ FILTERS = ['--exclude=Packages*', '--exclude=Sources*', '--exclude=Release*', '-
            '--filter=-s *.tmp']
 LIST, NO_OP = ['-aH', '--list-only', '{M}/'], ['-rlptH', '--delete', '--no-inc-recursive', '{M}/', '{D}/']
 CROWD = ['-rlptH', '--delete', '{M}/', '{D}/']
-# What is asked, and the most CPU, memory and seconds to the first byte of the list that it may cost stillmirror.
+# Each kind of work: the client's words, the options and the rule of a session by hand, and the limits on the server's CPU
+# seconds and on the session's private bytes.
 WORK = {
     'list': (LIST, '-lHogDtpre.iLsfxCIvu', b'', 0.1, MIB),
     'no-op': (NO_OP, '-lHtpre.LsfxCIvu', b'', 0.1, MIB),
     'no-op, filtered': ([*NO_OP[:3], *FILTERS, *NO_OP[3:]], '-lHtpre.LsfxCIvu', b'\x0b\0\0\0- Packages*', 0.5, 5 * MIB),
 }
-# Calls that look at a tree.
+# System calls that access a tree.
 LOOKS = 'stat,lstat,fstat,newfstatat,statx,getdents,getdents64,access,faccessat,faccessat2,readlink,readlinkat,open,openat,openat2,llistxattr,lgetxattr,getxattr'
 
 
@@ -63,7 +65,7 @@ def cost(b, daemons, client, dest):
                     if b.args.only and what not in b.args.only:
                         continue
                     if cache == 'hot':
-                        # Twice: what a server makes for the second and later clients of a kind, it makes now.
+                        # Pull twice first. By then the server has prepared what it prepares for later clients of this kind.
                         rows += [measure(server, client, words, dest) | {'daemon': name, 'work': what, 'cache': 'first'}]
                         measure(server, client, words, dest)
                     runs = [measure(server, client, words, dest, cold=cache == 'cold') for _ in range(b.args.repeats if cache == 'hot' or name != 'stock' else 1)]
@@ -98,7 +100,7 @@ def measure(server, client, words, dest, cold=False):
 
 
 def first_bytes(b, server, what, cache):
-    """The worst of some sessions."""
+    """Return the longest times to the first byte of the list over some sessions."""
     _, options, rule, _, _ = WORK[what]
     times = []
     for _ in range(b.args.repeats if cache == 'hot' else 1):
@@ -111,7 +113,7 @@ def first_bytes(b, server, what, cache):
 
 
 def calls(b, daemons, client, dest, tree):
-    """System calls that look at the tree, by strace; rsyncd's children are followed."""
+    """Count the system calls that access the tree with strace, including those of rsyncd's children."""
     rows = []
     for name, start in daemons:
         trace = b.work / f'calls-{name}'
@@ -121,7 +123,7 @@ def calls(b, daemons, client, dest, tree):
         found = collections.Counter()
         for line in open(trace, errors='replace'):
             if call := re.match(r'\d+ +(\w+)\(', line):
-                # Relative paths are rsyncd's: it works from inside the tree. An empty one is of an open file.
+                # rsyncd uses relative paths, because its working directory is in the tree. An empty path refers to an open file.
                 ours = f'{tree}/' in line or re.match(r'[^"]*"[^/"]', line)
                 if ours and name != 'stock' and found.total() < 5:
                     print('   ', line.rstrip()[:200])
@@ -131,11 +133,11 @@ def calls(b, daemons, client, dest, tree):
     for row in rows:
         if row['daemon'] == 'stillmirror':
             on_tree = {call: count for call, count in row.items() if call not in ('daemon', 'elsewhere')}
-            b.check(f'no system call looks at the tree: {on_tree or "none"}', not on_tree)
+            b.check(f'no system call accesses the tree: {on_tree or "none"}', not on_tree)
 
 
 def crowd(b, daemons, client, dest):
-    """Many at once, none of which finds anything new."""
+    """Run many clients at once, none of which finds anything new."""
     rows = []
     for name, start in daemons:
         count = b.args.stock_clients if name == 'stock' else b.args.clients
@@ -162,13 +164,13 @@ def crowd(b, daemons, client, dest):
 
 bench.main(__doc__, [
     ('--tree', dict(metavar='DIR', required=True)),
-    ('--store', dict(metavar='DIR', help='its store, if it has been indexed already')),
+    ('--store', dict(metavar='DIR', help='its store, if it is indexed already')),
     ('--dest', dict(metavar='DIR', help='an exact copy of the tree')),
     ('--rsync', dict(metavar='PATH', default='rsync', help='the stock client')),
-    ('--part', dict(action='append', choices=['cost', 'calls', 'crowd'], help='only this; may be repeated')),
-    ('--only', dict(action='append', choices=list(WORK), help='only what this costs; may be repeated')),
-    ('--daemon', dict(action='append', choices=['stock', 'stillmirror'], help='only this one; may be repeated')),
+    ('--part', dict(action='append', choices=['cost', 'calls', 'crowd'], help='only this part; may be repeated')),
+    ('--only', dict(action='append', choices=list(WORK), help='only the cost of this work; may be repeated')),
+    ('--daemon', dict(action='append', choices=['stock', 'stillmirror'], help='only this daemon; may be repeated')),
     ('--repeats', dict(type=int, default=3)),
-    ('--clients', dict(type=int, default=200, help='at once, of stillmirror (default: %(default)s)')),
-    ('--stock-clients', dict(type=int, default=20, help='at once, of the stock daemon (default: %(default)s)')),
+    ('--clients', dict(type=int, default=200, help='clients of stillmirror at once (default: %(default)s)')),
+    ('--stock-clients', dict(type=int, default=20, help='clients of the stock daemon at once (default: %(default)s)')),
 ], run)

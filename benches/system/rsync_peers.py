@@ -1,8 +1,8 @@
-"""What the comparisons of the two rsync daemons share: both daemons, a tree of everything odd, its changes, and the judge.
+"""Shared code for comparing the two rsync daemons: the daemons, a tree of unusual entries, its changes, and the comparison.
 
-The same stock client pulls the same tree from a stock daemon and from stillmirror; what it leaves behind, what it
-says and how it ends must be the same, except where tests/known_gaps.toml gives a reason. Without --stillmirror the
-second daemon is a stock one too: then nothing may differ, which shows that the judge does not cry wolf.
+The same stock client pulls the same tree from a stock daemon and from stillmirror. The resulting tree, the client's output
+and its exit code must be the same, unless tests/known_gaps.toml gives a reason. Without --stillmirror, the second daemon is
+a stock one too. Nothing may differ then, which shows that the comparison raises no false alarms.
 """
 import collections
 import dataclasses
@@ -31,7 +31,7 @@ PATIENCE = 120
 
 
 def stock(b, root, rsync='rsync', modules='', more='', prefix=(), chroot='yes'):
-    """A read-only public module, as a mirror would have it."""
+    """Start a stock daemon with a read-only public module, as on a mirror."""
     port = bench.free_port()
     config = b.work / f'rsyncd-{port}.conf'
     config.write_text(f'use chroot = {chroot}\nuid = root\ngid = root\nread only = yes\nmunge symlinks = no\n'
@@ -42,7 +42,7 @@ def stock(b, root, rsync='rsync', modules='', more='', prefix=(), chroot='yes'):
 
 
 def passive(b, root, store, prefix=(), more='', daemon='', address='127.0.0.1'):
-    """The same module from stillmirror, configured by the file that operators write."""
+    """Start stillmirror with the same module, configured by a file as operators write it."""
     port = bench.free_port()
     config = b.work / f'mirror-{port}.toml'
     config.write_text(f'[daemon]\nlisten = "{address}:{port}"\nreload_interval = "100ms"\n{daemon}\n'
@@ -53,13 +53,13 @@ def passive(b, root, store, prefix=(), more='', daemon='', address='127.0.0.1'):
 
 
 def index(b, root, store, *more):
-    """Publish a generation with the digests that stock clients ask for; nothing to do for a stock daemon."""
+    """Publish a generation with the digests that stock clients ask for. A stock daemon needs none."""
     if b.stillmirror:
         b.stillmirror.index(root, store, '--xxh128', '--md5', *more)
 
 
 def second(b, root, store, **options):
-    """The daemon to be judged."""
+    """Start the daemon that is compared with the stock one."""
     return passive(b, root, store, **options) if b.stillmirror else named(stock(b, root), 'stock again')
 
 
@@ -73,7 +73,7 @@ def named(server, name):
 
 @dataclasses.dataclass
 class Result:
-    """How a client ended, what it said, and the tree that it left."""
+    """A client's exit code, its output, and the tree that it left."""
     code: int
     out: list
     errors: list
@@ -83,9 +83,9 @@ class Result:
 
 
 def pull(rsync, server, words, dest, env=None, patience=PATIENCE, start=None):
-    """Run a client. In `words`, {M} is the module's URL, {H} host and port as a URL, {D} the destination.
+    """Run a client. In `words`, {M} is the module's URL, {H} the URL of host and port, {D} the destination.
 
-    Times in `dest` from `start` (default: now) on are not compared: clients made them.
+    Times in `dest` from `start` (default: now) on are not compared, because the client's clock set them.
     """
     urls = {'{M}': server.url, '{H}': server.url.rpartition('/')[0], '{D}': os.fspath(dest)}
     argv = [rsync, *(fill(word, urls) for word in words)]
@@ -107,10 +107,11 @@ def fill(word, urls):
     return word
 
 
-# Lines that carry times or byte counts of the session; and, in a listing, the size of a directory, which is the file system's.
+# Lines that contain times or byte counts of the session.
 VOLATILE = re.compile(rb'^(sent |wrote |total size is |receiving |opening |Number of |Total |Literal |Matched |File list |deleting in )|to-chk=|^\s*$')
-# How far a file was when the client looked, in front of whatever it said next: when that is, is a matter of time.
+# The progress of a file, printed before the client's next output. It depends on timing.
 PROGRESS = re.compile(rb'^ +[\d,]+ +\d+% +[\d.]+[kMG]?B/s +\d+:\d\d:\d\d +(?!\(xfr)')
+# The size of a directory in a listing, which depends on the file system.
 DIRECTORY = re.compile(rb'^(d[rwxsStT-]{9}\+?|@ .d\S{9}) +[\d,]+ ')
 
 
@@ -120,29 +121,29 @@ def said(text, server, dest):
     return sorted(DIRECTORY.sub(rb'\1 SIZE ', line) for line in lines if not VOLATILE.search(line))
 
 
-# Who says it: only stock numbers its source lines, and releases name their processes differently.
+# The origin of a message: only stock gives source lines, and releases name their processes differently.
 TAGS = re.compile(rb'\[(sender|receiver|generator|client|server|Receiver|Sender)[^\]]*\]|\(in [^)]*\)|at \S+\.c\(\d+\)|\[\d+\]|=[\d.]+(dev|pre\d+)?')
 
 
 def classes(text):
-    """What kinds of complaints there are: names, numbers and processes taken out."""
+    """Return the kinds of error messages, without names, numbers and processes."""
     kinds = set()
-    # The two processes of an old client write into each other's lines.
+    # The two processes of an old client may write into each other's lines.
     for line in re.sub(rb'(?<=.)(?=rsync: |rsync error: |recv_files: )', b'\n', text).splitlines():
         line = TAGS.sub(b'', line)
         line = re.sub(rb'"[^"]*"|\'[^\']*\'', b'NAME', line)
         line = re.sub(rb'(vanished: ).*', rb'\1NAME', line)
         line = re.sub(rb'(?<!code )\b\d+\b', b'N', line)
         kinds.add(re.sub(rb'\s+', b' ', line).strip().decode(errors='backslashreplace'))
-    # Whether a client still reads what a server has said before it closed is a race.
+    # Whether a client still reads the server's last words before the connection closes is a race.
     return sorted(kind for kind in kinds if kind and 'Connection reset' not in kind)
 
 
-# The judge.
+# The comparison.
 
 
 def snapshot(root, start=0):
-    """All that a client can be held to, by path. Times from `start` on are its own clock's, and not compared."""
+    """Return everything that is compared, by path. Times from `start` on are the client's own and not compared."""
     tree, inodes = {}, collections.defaultdict(list)
     root = os.fsencode(root)
     if not os.path.lexists(root):
@@ -180,7 +181,7 @@ def digest(path):
 
 
 def holes(path):
-    """The digest of a huge sparse file, without reading its holes."""
+    """Compute a digest of a huge sparse file without reading its holes."""
     found = hashlib.md5()
     with open(path, 'rb') as file:
         end, at = os.fstat(file.fileno()).st_size, 0
@@ -196,12 +197,12 @@ def holes(path):
     return found.hexdigest()
 
 
-# A client that gives up: syntax, protocol, unsupported, refused at the start, socket, stream.
+# Exit codes of clients that give up: syntax, protocol, unsupported, refused at the start, socket, stream.
 ABORTED = {1, 2, 4, 5, 10, 12}
 
 
 def differences(stock_result, other):
-    """(facet, path, stock's, the other's) for everything that is not the same."""
+    """Return (facet, path, stock's value, the other's value) for everything that differs."""
     found = []
     if stock_result.code != other.code:
         found.append(('exit', '', stock_result.code, other.code))
@@ -211,7 +212,7 @@ def differences(stock_result, other):
     if stock_result.errors != other.errors:
         found.append(('stderr', '', stock_result.errors, other.errors))
     if stock_result.code == other.code and other.code in ABORTED:
-        # How far it had got by then is a race.
+        # How far the client got before it gave up is a race.
         return found
     return found + tree_differences(stock_result.tree, other.tree)
 
@@ -229,7 +230,7 @@ def tree_differences(ours, theirs):
 
 
 class Gaps:
-    """What is known to differ, from a file whose every entry has a reason; tells which entries were needed."""
+    """The known differences, from a file that gives a reason for each. Records which entries were used."""
 
     def __init__(self, path=GAPS):
         self.gaps = tomllib.loads(path.read_text()).get('gap', []) if path.exists() else []
@@ -255,30 +256,30 @@ def fits(word, patterns):
 
 @functools.cache
 def version(rsync):
-    """3.5.0 (32)"""
+    """Return the version and protocol of a client, such as '3.5.0 (32)'."""
     out = subprocess.run([rsync, '--version'], capture_output=True, text=True, check=False).stdout
     found = re.search(r'version (\S+) +protocol version (\d+)', out)
     return f'{found[1]} ({found[2]})' if found else os.path.basename(rsync)
 
 
 def version_of(rsync):
-    """3.5.0"""
+    """Return the version of a client, such as '3.5.0'."""
     return version(rsync).split()[0]
 
 
 def newest(rsync):
-    """The newest protocol that a client speaks."""
+    """Return the newest protocol that a client speaks."""
     number = re.search(r'\((\d+)\)', version(rsync))
     return int(number[1]) if number else max(PROTOCOLS)
 
 
 def command(result):
-    """A command line to paste into a report."""
+    """Return the client's command line, quoted for a shell."""
     return ' '.join(word if re.fullmatch(r'[\w@%+=:,./~{}-]+', word) else "'" + word.replace("'", "'\\''") + "'"
                     for word in map(str, result.argv))
 
 
-# The tree of everything odd.
+# The tree of unusual entries.
 
 
 NS = 10**9
@@ -287,12 +288,15 @@ LONG = 255
 
 
 def odd_tree(root, seed=1, devices=True, huge=False):
-    """Every type, hard links across directories, odd names, owners, modes and times. Needs root for devices and owners."""
+    """Make a tree with every type, hard links across directories, and unusual names, owners, modes and times.
+
+    Needs root for devices and owners.
+    """
     Tree(root, seed).everything(devices, huge)
 
 
 class Tree:
-    """Makes and changes one tree; the same seed gives the same tree."""
+    """Makes and changes one tree. The same seed gives the same tree."""
 
     def __init__(self, root, seed=1):
         self.root, self.rng, self.clock = os.fsencode(root), random.Random(seed), 1_500_000_000
@@ -302,7 +306,7 @@ class Tree:
         return os.path.join(self.root, os.fsencode(name))
 
     def tick(self):
-        """Times that differ, with nanoseconds."""
+        """Return a new time with nanoseconds, different from all before."""
         self.clock += 1000
         return self.clock * NS + self.rng.randrange(NS)
 
@@ -336,7 +340,7 @@ class Tree:
         os.link(self.at(old), self.at(new), follow_symlinks=False)
 
     def settle(self):
-        """Times of directories, last."""
+        """Set the times of the directories. Must come last."""
         for at, _, _ in os.walk(self.root, topdown=False):
             time = self.tick()
             os.utime(at, ns=(time, time))
@@ -387,7 +391,7 @@ class Tree:
         self.file(deep + b'/bottom', b'reached')
 
     def order(self):
-        """Names whose order differs between the rules of old and new protocols."""
+        """Make names whose order differs between old and new protocols."""
         for name in ('a', 'a.d', 'a-d', 'a0d', 'foo', 'foo.', 'foo-'):
             self.file(f'order/{name}/file', 5)
         for name in ('a-b', 'a.txt', 'a0', 'a/b', 'a/b-', 'a/c/d', 'foo+', 'foo..', 'Foo', 'z', 'B', '0', 'a/.x', '.z', '.z.d/x'):
@@ -439,7 +443,7 @@ class Tree:
             self.folder(name)
 
     def archive(self):
-        """As distributions lay it out: what filters and lists of scripts name."""
+        """Make the layout of a distribution's archive, whose names occur in the filters and lists of scripts."""
         for suite in ('stable', 'testing'):
             for name in ('Release', 'Release.gpg', 'InRelease', 'main/binary-amd64/Packages.gz', 'main/binary-amd64/Packages.diff/Index', 'main/source/Sources.xz',
                          'main/i18n/Translation-en.bz2', 'main/Contents-amd64.gz', 'main/dep11/Components-amd64.yml.gz', 'main/installer-amd64/current/images/MANIFEST',
@@ -464,7 +468,7 @@ class Tree:
             self.touch(f'specials/{name}')
         here = os.getcwd()
         with socket.socket(socket.AF_UNIX) as listener:
-            os.chdir(self.at('specials'))  # the path of a socket is short
+            os.chdir(self.at('specials'))  # the path of a socket must be short
             listener.bind('socket')
             os.chdir(here)
         self.touch('specials/socket')
@@ -485,12 +489,12 @@ class Tree:
         self.touch('huge')
 
     def shorten(self):
-        """The huge file as it was when it had just passed 4 GiB."""
+        """Truncate the huge file to just over 4 GiB, as an older version of it."""
         os.truncate(self.at('huge'), (1 << 32) + 10)
         self.touch('huge', 1_400_000_000 * NS)
 
     def change(self):
-        """What publishers do between two pulls, and then some."""
+        """Change the tree as publishers do between two pulls, and in more unusual ways."""
         with open(self.at('changing/grows'), 'ab') as out:
             out.write(self.rng.randbytes(30_000))
         self.touch('changing/grows')
@@ -546,7 +550,7 @@ class Tree:
 
 
 def wide_tree(root, files=4000, seed=2):
-    """Enough files and folders for many sub-lists, with groups of links that span them."""
+    """Make a tree with enough files and folders for many sub-lists, with link groups that span them."""
     tree = Tree(root, seed)
     for number in range(files):
         name = f'p{number % 37:02}/s{number % 11}/f{number:05}'
@@ -558,12 +562,12 @@ def wide_tree(root, files=4000, seed=2):
 
 
 def clone(source, dest, links=True):
-    """A destination that holds an earlier state; exact in times, links and holes."""
+    """Copy a tree with exact times, links and holes, to serve as a destination with an earlier state."""
     bench.must(['cp', '-a', *([] if links else ['--no-preserve=links']), source, dest])
 
 
 def empty(path):
-    """Remove a destination, whatever it holds."""
+    """Remove a destination, whatever it contains."""
     shutil.rmtree(path, ignore_errors=True)
     if os.path.lexists(path):
         bench.must(['rm', '-rf', path])
@@ -573,7 +577,7 @@ def empty(path):
 
 
 class Session:
-    """The first steps of a client at protocol 31, by hand, for what a real one does not tell: how long the server took."""
+    """The first steps of a client at protocol 31, done by hand to measure the server's response time."""
 
     def __init__(self, server, options='-lHogDtpre.LsfxCIvu', path='', source=None):
         self.start = time.monotonic()
@@ -588,7 +592,7 @@ class Session:
         self.connection.close()
 
     def handshake(self, rules=b''):
-        """Up to the end of the filter rules, the last that a client says before the list comes."""
+        """Run the session up to the end of the filter rules, after which the server sends the list."""
         self.connection.sendall(b'@RSYNCD: 31.0 md5 md4\n')
         self.line()
         self.connection.sendall(f'{bench.NAME}\n'.encode())
@@ -596,7 +600,7 @@ class Session:
             if line.startswith((b'@ERROR', b'@RSYNCD: EXIT')) or not line:
                 raise ConnectionError(line)
         words = ['--server', '--sender', self.options, '.', f'{bench.NAME}/{self.path}', '']
-        # Stock sends its seed only after our list of digests.
+        # Stock sends its seed only after the client's list of digests.
         self.connection.sendall('\0'.join([*words, '']).encode() + b'\x03md5')
         if self.take(1)[0] & 0x80:  # the compatibility flags
             self.take(1)
@@ -611,7 +615,7 @@ class Session:
         return (len(data) | 7 << 24).to_bytes(4, 'little') + data
 
     def first_list_byte(self):
-        """Seconds from the client's last word, and from the connection."""
+        """Read up to the list's first byte. Returns the seconds since the client's last byte and since the connection."""
         while True:
             head = int.from_bytes(self.take(4), 'little')
             if head >> 24 == 7 and head & 0xffffff:

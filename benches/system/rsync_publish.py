@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""New generations are published while stock clients pull: every client ends with 0, 23 or 24, no file is ever one that
-was not published, with the times and modes that it was published with, and the next pull converges.
+"""New generations are published while stock clients pull. Every client must end with 0, 23 or 24. Every file must have been
+published with the content, time and mode that the client has. The next pull must converge.
 
-The publisher replaces, rewrites in place, adds, removes and renames. Without --stillmirror there is nothing to show: a
-stock daemon has no generations.
+The publisher replaces files by rename, rewrites them in place, adds, removes and renames. The script needs --stillmirror,
+because a stock daemon has no generations.
 """
 import collections
 import random
@@ -44,8 +44,8 @@ def run(b):
         b.table('during publishing', [{'generations': generations, 'pulls': sum(exits.values()), 'exits': ' '.join(f'{code}: {count}' for code, count in sorted(exits.items())),
                                        'unpublished files': sum(len(client.unpublished) for client in clients)}])
         b.check('clients end with 0, 23 or 24', exits.keys() <= MAY_END)
-        b.check('no file is one that was not published', not any(client.unpublished for client in clients))
-        b.check('some pull met a change', exits[0] and len(exits) > 1)
+        b.check('no client gets a file that was not published', not any(client.unpublished for client in clients))
+        b.check('some pulls coincide with a change', exits[0] and len(exits) > 1)
         for client in clients:
             print(*client.unpublished[:5], *client.words[:3], sep='\n') if client.unpublished else None
         wrong = {' '.join(client.options): client.converge(root) for client in clients}
@@ -60,7 +60,7 @@ def publish(b, root, store, published, end):
     while time.monotonic() < end:
         for change, most in ((publisher.replace, 20), (publisher.rewrite, 20), (publisher.add, 10), (publisher.remove, 8), (publisher.rename, 5)):
             change(rng.randint(1, most))
-            # Clients come while a publisher is at work, too.
+            # Clients may come at any moment of a change.
             time.sleep(rng.random() * 0.05)
         published.publish(root)
         peers.index(b, root, store)
@@ -70,7 +70,7 @@ def publish(b, root, store, published, end):
 
 
 class Published:
-    """Every state that every name has been published in: content, time and mode."""
+    """All states (content, time and mode) in which each name has been published."""
 
     def __init__(self):
         self.states, self.lock = collections.defaultdict(set), threading.Lock()
@@ -82,7 +82,7 @@ class Published:
                 self.states[name].add(self.state(facts))
 
     def unpublished(self, dest, seconds_only, start):
-        """Files whose content was not published under their name, or not with their time."""
+        """Return the files whose content was not published under their name, or not with their time and mode."""
         found_unpublished = []
         for name, facts in peers.snapshot(dest).items():
             if facts['type'] != 8 or b'/.' in b'/' + name:
@@ -93,7 +93,7 @@ class Published:
                 states = {(content, mtime // peers.NS * peers.NS, mode) for content, mtime, mode in states}
             if self.state(facts) not in states:
                 same_content = any(state[0] == facts.get('content') for state in states)
-                found_unpublished.append((name, 'published content, but not so' if same_content else 'content never published', facts))
+                found_unpublished.append((name, 'published content, but with another time or mode' if same_content else 'content never published', facts))
         return found_unpublished
 
     @staticmethod
@@ -102,7 +102,7 @@ class Published:
 
 
 class Client:
-    """Pulls again and again with its own options into its own copy."""
+    """A client that pulls again and again with its own options into its own copy."""
 
     def __init__(self, b, server, number, published, over):
         self.b, self.server, self.published, self.over = b, server, published, over
@@ -121,7 +121,7 @@ class Client:
         while not self.over.is_set():
             start = time.time_ns()
             self.codes.append(self.pull())
-            # What --inplace leaves of a transfer that was given up is its own affair.
+            # After an aborted transfer with --inplace, a client keeps a partial file of its own making.
             if '--inplace' not in self.options or self.codes[-1] == 0:
                 self.unpublished += self.published.unpublished(self.dest, self.seconds_only, start)
 
@@ -138,7 +138,7 @@ class Client:
 
 bench.main(__doc__, [
     ('--files', dict(type=int, default=1500)),
-    ('--clients', dict(type=int, default=10, help='pulling at once, each with other options (default: %(default)s)')),
+    ('--clients', dict(type=int, default=10, help='clients at once, with different options (default: %(default)s)')),
     ('--seconds', dict(type=int, default=60)),
     ('--rsync', dict(metavar='PATH', default='rsync')),
 ], run)

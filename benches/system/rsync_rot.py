@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""A store rots: single bytes are changed at random places of all its files, and no client ends with 0 and another file.
+"""Single bytes of a store are flipped at random places in all its files. No client may end with 0 and a wrong file.
 
-Each flip meets a stock client (protocols 27 to 32, -a and -ac, with and without an old copy) and a native pull. Half of the flips
-are there when the daemon starts; the other half come under a daemon that has the files mapped, and has served them before. After
-each the store is put back. Nothing may panic: the daemon's log, how it ends, and what the pull says are looked at.
+After each flip come a stock client (protocols 27 to 32, -a and -ac, with and without an old copy) and a native pull. Half of
+the flips precede the start of the daemon. The other half happen under a daemon that has mapped the files and served them
+before. Each flip has a fresh copy of the store. Nothing may panic, as shown by the daemon's log and exit code and by the
+pull's messages.
 
-What is read from the tree in place of a damaged record, or made again, must not even be noticed by a client: of packs, compressed
-lists and deltas it ends with 0 in every case. Of the list and the tables that are mapped and looked into everywhere, a flip under
-a running daemon is not looked for (docs/index-format.md says what is checked when): a session may fail then, or a client take
-over a wrong attribute, which is counted, but no wrong content. Without --stillmirror there is nothing to show.
+If packs, compressed lists or deltas are damaged, the data is read from the tree or made again. No client may notice that, so
+all end with 0. The list and the local facts are mapped and accessed everywhere, and a flip under a running daemon is not
+checked for (docs/index-format.md says what is checked when). A session may fail then, or a client may get a wrong attribute,
+which is counted, but never wrong content. The script needs --stillmirror.
 """
 import collections
 import concurrent.futures
@@ -24,17 +25,17 @@ import rsync_peers as peers
 import trees
 
 OPTIONS = (['-a'], ['-ac'], ['-aH', '--no-inc-recursive'], ['-az'])
-# Lists of fewer entries are not kept encoded.
+# Lists with fewer entries are not kept encoded.
 KEPT_FROM = 4200
-# What is found and made good for every client, whenever it rots.
+# Parts of which damage is always detected and repaired for every client.
 MENDED = ('pack', 'list.zst', 'delta')
-# What is checked when it is opened, and then mapped and looked into everywhere.
-LOOKED_INTO = ('list', 'local')
+# Parts that are checked when they are opened, and then mapped and accessed everywhere.
+MAPPED = ('list', 'local')
 
 
 @dataclasses.dataclass
 class Flip:
-    """One damage, and who comes then."""
+    """One flip, and the clients that follow it."""
     number: int
     part: str
     place: float
@@ -72,23 +73,23 @@ def report(b, outcomes):
     for what in ('content', 'attributes', 'panics'):
         for outcome in [outcome for outcome in outcomes if outcome[what]][:5]:
             print('   ', what, outcome['flip'], outcome[what])
-    b.check('no client ends with 0 and another content', not any(outcome['content'] for outcome in outcomes))
-    checked = [outcome for outcome in outcomes if outcome['state'] == 'at start' or outcome['part'] not in LOOKED_INTO]
-    b.check('of all that is checked, no client ends with 0 and another attribute', not any(outcome['attributes'] for outcome in checked))
+    b.check('no client ends with 0 and wrong content', not any(outcome['content'] for outcome in outcomes))
+    checked = [outcome for outcome in outcomes if outcome['state'] == 'at start' or outcome['part'] not in MAPPED]
+    b.check('no client ends with 0 and a wrong attribute, if the flipped part is checked', not any(outcome['attributes'] for outcome in checked))
     b.check('nothing panics', not any(outcome['panics'] for outcome in outcomes))
     mended = [outcome for outcome in outcomes if outcome['part'] in MENDED]
-    b.check('damage to packs, compressed lists and deltas is noticed by no client', all(outcome['stock'] == outcome['native'] == 0 for outcome in mended))
+    b.check('no client notices damage to packs, compressed lists and deltas', all(outcome['stock'] == outcome['native'] == 0 for outcome in mended))
 
 
 def plan(number, rng, parts):
-    """All protocols, options and states come in turn; where the flip is, is left to chance."""
+    """Plan a flip. Protocols, options and states take turns; the place is random."""
     part = rng.choice(parts)
     return Flip(number, part, rng.random(), rng.randint(1, 255), bool(number % 2), peers.PROTOCOLS[number % 6],
                 OPTIONS[number // 6 % len(OPTIONS)], bool(number // 24 % 2))
 
 
 class World:
-    """A tree of two generations, a store of both with kept lists, and what clients had of the first."""
+    """A tree with two generations, a store of both with encoded lists, and a client's copy of the first generation."""
 
     def __init__(self, b, name, symlinks):
         place = b.work / name
@@ -100,7 +101,7 @@ class World:
         shutil.copy2(self.root / 'd0000/f000003.bin', self.root / 'd0001/same')
         for number in range(symlinks):
             (self.root / 'd0002' / f's{number}').symlink_to(f'../to/{number}')
-        # What a client makes has a time of its own: none of these is that.
+        # Set old times, so that they differ from those of files that a client makes.
         age(self.root)
         peers.index(b, self.root, self.store)
         self.old, self.old_store = place / 'old', place / 'old-store'
@@ -110,7 +111,7 @@ class World:
             path = self.root / name
             path.write_bytes(random.Random(name).randbytes(path.stat().st_size // 2) + path.read_bytes()[path.stat().st_size // 2:])
         age(self.root, 100)
-        # The same size and time as the right one: -c sees it.
+        # Wrong content with the right size and time, which only -c detects.
         wrong = self.old / 'd0003/f000100.bin'
         facts = wrong.stat()
         wrong.write_bytes(bytes(facts.st_size))
@@ -122,12 +123,12 @@ class World:
                     for options in OPTIONS:
                         peers.pull(b.args.rsync, server, [*options, f'--protocol={protocol}', '{M}/', '{D}/'], place / 'warm')
         self.tree = facts_of(self.root)
-        # The lists of packs and places count once each, however many packs and encoded lists there are.
+        # Each part counts once, however many packs and encoded lists there are.
         self.parts = sorted({part_of(path) for path in self.files(self.store)})
 
     @staticmethod
     def files(store):
-        """All files of a store that are read, and the one name that is looked up."""
+        """Return all files of a store that are read, and the symlink `current`."""
         current = store / 'generations' / os.path.basename(os.readlink(store / 'current'))
         folders = [folder for folder in (current, store / 'sums', store / 'lists') if folder.exists()]
         return sorted([path for folder in folders for path in folder.iterdir()] + [store / 'repository', store / 'current'])
@@ -143,7 +144,7 @@ def age(root, seconds=0):
 
 
 def facts_of(root):
-    """What the oldest protocol carries; the root's own time is the client's to set."""
+    """Return the facts about each entry that the oldest protocol carries. Only regular files keep their times."""
     tree = peers.snapshot(root)
     keys = ('type', 'mode', 'content', 'target')
     return {name: {key: facts[key] for key in keys if key in facts} | {'mtime': facts['mtime'] // peers.NS if facts['type'] == 8 else 0}
@@ -151,7 +152,7 @@ def facts_of(root):
 
 
 def meet(b, world, flip):
-    """Let the store rot, and clients come."""
+    """Flip a byte of a copy of the store, let the clients pull, and return the outcome."""
     place = b.work / f'flip-{flip.number}'
     store = place / 'store'
     shutil.copytree(world.store, store, symlinks=True)
@@ -163,18 +164,18 @@ def meet(b, world, flip):
         try:
             server = peers.passive(b, world.root, store)
         except SystemExit as error:
-            # A store that is another repository's: nobody is served anything.
+            # The flip made it another repository's store, so nothing is served.
             outcome |= {'stock': 'no daemon', 'native': 'no daemon'}
             if 'panicked' in str(error) or 'a store of its own' not in str(error):
                 outcome['panics'].append(('serve', str(error)))
             return outcome
         with server:
             if flip.is_running:
-                # All that it maps for these clients is mapped, and was right.
+                # Everything that the daemon maps for these clients is mapped now, and was intact.
                 served = peers.pull(b.args.rsync, server, stock['words'], place / 'before')
                 pulled = native(b, server, place / 'native-before', None)
                 if served.code or pulled.returncode:
-                    raise SystemExit(f'a sound store is not served: {served.errors} {pulled.stderr}')
+                    raise SystemExit(f'an intact store is not served: {served.errors} {pulled.stderr}')
                 rot(store, flip)
             if flip.is_old:
                 bench.must(['cp', '-a', world.old, stock['dest']])
@@ -193,7 +194,7 @@ def meet(b, world, flip):
                 outcome['panics'].append(('pull', pulled.stderr[-300:]))
         log = server.log.read_text(errors='replace')
         if flip.part == 'repository' and server.process.returncode == 1 and 'a store of its own' in log:
-            # It listens before it has opened its stores: nobody is served anything.
+            # The daemon listens before it opens its stores, so it was seen listening, but it serves nothing.
             outcome |= {'stock': 'no daemon', 'native': 'no daemon'}
         elif server.process.returncode != 0 or 'panicked' in log:
             outcome['panics'].append((server.process.returncode, log[-2000:]))
@@ -209,7 +210,7 @@ def native(b, server, dest, store):
 
 
 def rot(store, flip):
-    """Change one byte, in place: who has the file mapped sees it."""
+    """Change one byte in place, so that a process that has the file mapped sees it."""
     files = [path for path in World.files(store) if part_of(path) == flip.part]
     sizes = [len(os.readlink(path)) if path.is_symlink() else path.stat().st_size for path in files]
     at = int(flip.place * sum(sizes))
@@ -231,11 +232,11 @@ def rot(store, flip):
 
 
 def judge(outcome, world, dest, flip, believes):
-    """Holds a tree that a client is content with against the source."""
+    """Compare the tree of a client that ended with 0 with the source."""
     found = facts_of(dest)
     for name in sorted(world.tree.keys() | found.keys()):
         want, have = world.tree.get(name), found.get(name)
-        # A client that goes by size and time keeps what has both.
+        # A client that compares sizes and times keeps a file with the right size and time.
         if want == have or (believes and name == b'd0003/f000100.bin'):
             continue
         is_content = want is not None and have is not None and want['type'] == have['type'] and want.get('content') != have.get('content')

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The command lines of public mirror scripts, each stage in turn, against a stock daemon and against stillmirror.
+"""The command lines of public mirror scripts, each stage in turn, with a stock daemon and with stillmirror.
 
-Every script makes a mirror, then brings it up to date after the publisher has changed the tree, removed from it and
-renamed in it. After each stage both mirrors must be the same, and both clients must have ended alike.
+Every script makes a mirror, and updates it after the publisher has changed, removed and renamed files. After each stage,
+both mirrors must be the same, and both clients must have ended in the same way.
 """
 import concurrent.futures
 import os
@@ -22,7 +22,8 @@ FTPSYNC_OURS = ('--exclude=Archive-Update-in-Progress-mirror.example --exclude=A
 TUNASYNC = "-aHvh --no-o --no-g --stats --filter 'risk .~tmp~/' --exclude .~tmp~/"
 FEDORA = "-aSH -f 'R .~tmp~' --stats --preallocate --delay-updates --out-format='@ %i %10l  %n%L'"
 
-# Each script: its stages, as options before source and destination. {F} is a folder with lists of names.
+# The stages of each script, as options before source and destination. {F} is a folder with lists of names, {T} a temporary
+# folder.
 SCRIPTS = {
     'ftpsync': [f'{FTPSYNC} {FTPSYNC_LATER} {FTPSYNC_OURS}',
                 f'{FTPSYNC} --max-delete=40000 --delay-updates --delete --delete-delay --delete-excluded {FTPSYNC_OURS}'],
@@ -82,7 +83,7 @@ def run(b):
 
 
 def lists(folder, root):
-    """What a script would have found out before: names of files, in the order that it wants them."""
+    """Write the lists that a script would have made before: names of files, in the order that it wants them."""
     folder.mkdir(exist_ok=True)
     names = [name for name in peers.snapshot(root) if name and not name.startswith(b'.~tmp~')]
     (folder / 'lists').write_bytes(b'fullfiletimelist-fedora\nimagelist-fedora\n')
@@ -122,7 +123,7 @@ class Script:
 
 bench.main(__doc__, [
     ('--rsync', dict(metavar='PATH', action='append', help='a stock client; may be repeated (default: rsync)')),
-    ('--protocol', dict(type=int, action='append', choices=list(peers.PROTOCOLS), help='this version; may be repeated (default: the client\'s own)')),
+    ('--protocol', dict(type=int, action='append', choices=list(peers.PROTOCOLS), help='this protocol version; may be repeated (default: the client\'s own)')),
     ('--script', dict(metavar='PATTERN', action='append', help='only scripts of this name; may be repeated')),
     ('--jobs', dict(type=int, default=2)),
 ], run)

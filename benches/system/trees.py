@@ -1,4 +1,4 @@
-"""Trees of files for the comparisons: made, changed as a publisher changes them, hashed and judged."""
+"""Trees of files for the comparisons: making them, changing them as a publisher does, hashing and comparing them."""
 import collections
 import hashlib
 import os
@@ -12,7 +12,7 @@ STAGING = '.stillmirror'
 
 
 def make(root, files, size, per_folder=100, seed=1):
-    """`files` files of incompressible content; `size` is bytes, or (least, most)."""
+    """Make `files` files with incompressible content. `size` is a number of bytes, or (min, max)."""
     rng = random.Random(seed)
     for number in range(files):
         folder = pathlib.Path(root, f'd{number // per_folder:04}')
@@ -21,7 +21,7 @@ def make(root, files, size, per_folder=100, seed=1):
 
 
 def make_large(root, files, size):
-    """`files` files of `size` bytes from the kernel's generator."""
+    """Make `files` files of `size` bytes from the kernel's random generator. Returns their paths."""
     pathlib.Path(root).mkdir(parents=True, exist_ok=True)
     for number in range(files):
         with open(pathlib.Path(root, f'large{number}.bin'), 'wb') as out:
@@ -36,7 +36,7 @@ def write(path, content):
 
 
 def files_below(root):
-    """Relative names of the regular files, without a receiver's staging area."""
+    """Yield the relative names of the regular files, except those in a receiver's staging area."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(STAGING)]
         for name in names:
@@ -51,7 +51,7 @@ def sha256(path):
 
 
 def differences(source, dest):
-    """Stock rsync as the judge: what it would still have to change, one line each."""
+    """Return one line for each change that stock rsync would still make to `dest`."""
     _, out = must(['rsync', '-naiHc', '--delete', f'{source}/', f'{dest}/'])
     return out.splitlines()
 
@@ -61,13 +61,13 @@ def copy(source, dest):
 
 
 def find_seconds(root):
-    """The walk that an index of an unchanged tree is compared with."""
+    """Return the seconds of a walk by `find`, with which the index of an unchanged tree is compared."""
     with open(os.devnull, 'wb') as nowhere:
         return timed(['find', root, '-printf', r'%p %s %T@ %i\n'], stdout=nowhere)[0]
 
 
 class Publisher:
-    """Changes a tree the ways publishers do; each method takes how many and returns the relative names touched."""
+    """Changes a tree as publishers do. Each method takes the number of changes and returns the relative names changed."""
 
     def __init__(self, root, seed=1):
         self.root, self.rng, self.made = pathlib.Path(root), random.Random(seed), 0
@@ -79,7 +79,7 @@ class Publisher:
         return taken
 
     def add(self, count, size=(1, 65536)):
-        """New files, every tenth in a new folder."""
+        """Add files, every tenth of them in a new folder."""
         fresh = []
         for _ in range(count):
             beside = os.path.dirname(self.rng.choice(self.names)) if self.names else ''
@@ -92,11 +92,11 @@ class Publisher:
         return fresh
 
     def replace(self, count):
-        """A changed copy takes the name by rename, as package archives do it."""
+        """Replace files by changed copies with rename, as package archives do."""
         return self.change(count, self.replace_one)
 
     def rewrite(self, count):
-        """The same inode, written over in place: with hard links, every name of it changes."""
+        """Overwrite files in place. The inode stays the same, so all hard links of a file change."""
         return self.change(count, self.rewrite_one)
 
     def change(self, count, one):
@@ -119,7 +119,7 @@ class Publisher:
             out.truncate()
 
     def edited(self, content):
-        """Some bytes inserted somewhere: most blocks stay, at another offset."""
+        """Return the content with bytes inserted at a random place. Most blocks stay, at another offset."""
         where = self.rng.randint(0, len(content))
         return content[:where] + self.rng.randbytes(self.rng.randint(1, 2000)) + content[where:]
 
@@ -130,7 +130,7 @@ class Publisher:
         return removed
 
     def rename(self, count):
-        """To another folder under another name."""
+        """Move files to other folders under new names. Returns the old names."""
         for name in (renamed := self.take(count)):
             self.made += 1
             target = os.path.join(os.path.dirname(self.rng.choice(self.names)), f'renamed{self.made}-{os.path.basename(name)}')
@@ -140,14 +140,14 @@ class Publisher:
 
 
 class History:
-    """Every content that a publisher has published under each name, and in which edition first."""
+    """Every content that was published under each name, and the first edition that had it."""
 
     def __init__(self):
         self.first = collections.defaultdict(dict)
         self.seen, self.edition = {}, 0
 
     def publish(self, root):
-        """Call while the tree stands still, before the index that makes it public; returns the edition's number."""
+        """Record the tree. Call before the index that makes it public, while nothing changes it. Returns the edition's number."""
         self.edition += 1
         for name in files_below(root):
             path = os.path.join(root, name)
@@ -159,7 +159,7 @@ class History:
         return self.edition
 
     def unpublished(self, dest, edition=None):
-        """Names in `dest` whose content was not published under that name in any edition up to this one."""
+        """Return the names in `dest` whose content was not published under that name in any edition up to `edition`."""
         newest = self.edition if edition is None else edition
         return [name for name in files_below(dest)
                 if self.first.get(name, {}).get(sha256(os.path.join(dest, name)), newest + 1) > newest]
