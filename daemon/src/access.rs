@@ -15,8 +15,8 @@ use crate::operator_file;
 /// Maximum size of a secrets file, in bytes: enough for tens of thousands of users.
 const SECRETS_BYTES: u64 = 1 << 20;
 
-/// The addresses that may access a repository and those that may not, as in rsyncd.conf. `allow` is checked first,
-/// then `deny`. An address that matches neither is admitted, unless `allow` is set and `deny` is not.
+/// The addresses that may access a repository and those that may not, as in rsyncd.conf. `allow` is checked
+/// first, then `deny`. An address that matches neither is admitted, unless `allow` is set and `deny` is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hosts {
     /// Addresses that are admitted whatever `deny` says.
@@ -97,8 +97,8 @@ fn parse_network(text: &str) -> Option<Network> {
     Some(Network { is_v4, bits: bits_of & mask, mask })
 }
 
-/// Returns whether an address is IPv4, and its bits, left-aligned. An IPv4 client of an IPv6 socket counts as an IPv4
-/// client.
+/// Returns whether an address is IPv4, and its bits, left-aligned. An IPv4 client of an IPv6 socket counts as
+/// an IPv4 client.
 fn bits(address: IpAddr) -> (bool, u128) {
     match address.to_canonical() {
         IpAddr::V4(address) => (true, u128::from(address.to_bits()) << 96),
@@ -106,8 +106,8 @@ fn bits(address: IpAddr) -> (bool, u128) {
     }
 }
 
-/// Returns whether the daemon serves only what everybody on this host may read. The kernel refuses nothing to root, and
-/// what root may read is not meant for strangers.
+/// Returns whether the daemon serves only what everybody on this host may read. The kernel refuses nothing to
+/// root, and what root may read is not meant for strangers.
 pub(crate) fn is_public_only(serve_private: bool) -> bool {
     geteuid().is_root() && !serve_private
 }
@@ -132,8 +132,8 @@ pub(crate) fn warn_if_root(serve_private: bool) {
 pub struct Users {
     /// Their names.
     pub names: Vec<String>,
-    /// The file with their passwords. Each line is `user:password`; a line that begins with `#` is a comment. The file
-    /// is read at every login and must not be accessible to everybody.
+    /// The file with their passwords. Each line is `user:password`; a line that begins with `#` is a comment.
+    /// The file is read at every login and must not be accessible to everybody.
     pub secrets: PathBuf,
 }
 
@@ -181,8 +181,8 @@ impl Users {
         if self.is_everybody() { Ok(()) } else { self.read().map(drop) }
     }
 
-    /// Returns the password of a user who may access the repository, or `None` for any other user. Reads the secrets
-    /// file.
+    /// Returns the password of a user who may access the repository, or `None` for any other user. Reads the
+    /// secrets file.
     pub(crate) fn password(&self, user: &[u8]) -> Result<Option<Password>, SecretsError> {
         let secrets = self.read()?;
         if !self.names.iter().any(|name| name.as_bytes() == user) {

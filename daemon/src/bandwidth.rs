@@ -1,8 +1,8 @@
 //! Rate limits as token buckets: one for a connection, one for a repository, one for the whole daemon.
 //!
-//! A session asks its buckets one after the other for a slice, and sends the slice when the last bucket allows it.
-//! Buckets serve requests in order, so sessions that share a bucket take turns, slice by slice. The caller passes in the
-//! time; nothing here waits.
+//! A session asks its buckets one after the other for a slice, and sends the slice when the last bucket
+//! allows it. Buckets serve requests in order, so sessions that share a bucket take turns, slice by slice.
+//! The caller passes in the time; nothing here waits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 const BILLION: u128 = 1_000_000_000;
 /// Bytes that may leave at once after a pause, however low the rate.
 const MIN_BURST: u64 = 64 << 10;
-/// Minimum and maximum size of a slice, in bytes, unless one second's worth or the data to send is less. Slices are small
-/// enough for many sessions to take turns. They are large enough to be worth reading a file again for, if memory had to
-/// be given back meanwhile.
+/// Minimum and maximum size of a slice, in bytes, unless one second's worth or the data to send is less.
+/// Slices are small enough for many sessions to take turns. They are large enough to be worth reading a file
+/// again for, if memory had to be given back meanwhile.
 const SLICE: (u64, u64) = (32 << 10, 1 << 20);
 /// Slices per second, for rates that lead to a size between the two.
 const SLICES: u64 = 128;
 
-/// A limit on what all sessions that draw on it send together. In any period they send no more than the rate allows, plus
-/// a burst of an eighth of a second (at least [`MIN_BURST`]).
+/// A limit on what all sessions that draw on it send together. In any period they send no more than the rate
+/// allows, plus a burst of an eighth of a second (at least [`MIN_BURST`]).
 pub(crate) struct Bucket {
     /// In bytes per second.
     rate: u64,
@@ -159,7 +159,8 @@ mod tests {
 
     use super::*;
 
-    /// Lets each session send as much as it wants and may, for `time`. Returns each session, time and number of bytes.
+    /// Lets each session send as much as it wants and may, for `time`. Returns each session, time and number
+    /// of bytes.
     fn run(sessions: &mut [(Allowance, usize)], time: Duration) -> Vec<(usize, Duration, u64)> {
         let began = Instant::now();
         let mut left = Vec::new();

@@ -1,5 +1,5 @@
-//! Work of cores for single stock clients: their rules, their names, their lists. A step of bounded size at a time, in turns
-//! by network, and what is cheap does not wait for what is not.
+//! CPU-bound work for single stock clients: their rules, their names, their lists. It runs in steps of
+//! bounded size, in turns by network, and cheap steps do not wait for expensive ones.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,33 +7,34 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
+use crate::background;
 use crate::fair::Pot;
 use crate::networks::Network;
 
-/// Steps of comparison that the rules of one network may cost at once, beyond what honest ones cost: those of two
-/// sessions that go to their limit, some ten seconds of a core.
+/// The budget of comparison steps for the rules of one network, beyond what honest rules cost. Two sessions
+/// that go to their limit spend it; that is some ten seconds of one core.
 const STEPS: u64 = 1 << 32;
-/// How long it takes until as many are there again.
+/// How long an empty budget takes to refill.
 const REFILL: Duration = Duration::from_secs(60);
-/// Networks that are remembered before those are forgotten that owe nothing any more.
+/// The number of accounts from which on those that owe nothing are removed.
 const REMEMBERED: usize = 1024;
 
-/// How much a client can make of a step.
+/// How expensive a client can make a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effort {
-    /// What the index alone decides.
+    /// The index alone determines the cost.
     Plain,
-    /// The client's own rules, wildcards and names.
+    /// The client's own rules, wildcards and names determine the cost. Runs at low priority.
     Own,
 }
 
-/// Threads for it, of one repository.
+/// The threads of one repository for such work.
 pub(crate) struct Choosing {
     plain: Arc<Pot>,
     own: Arc<Pot>,
 }
 
-/// What the rules of each network have cost.
+/// The comparison steps that the rules of each network have cost.
 #[derive(Default)]
 pub(crate) struct Accounts(Mutex<HashMap<Network, Account>>);
 
@@ -43,18 +44,19 @@ struct Account {
 }
 
 impl Choosing {
-    /// Threads for each core, at most.
-    pub(crate) const THREADS_OF_A_CORE: usize = 3;
+    /// Maximum number of threads for each core.
+    pub(crate) const THREADS_PER_CORE: usize = 3;
 
-    /// For so many cores.
+    /// Creates pools of threads for `cores` cores.
     pub(crate) fn new(cores: usize) -> Self {
-        // Some wait for a page of a list. Half of the cores are left to all else whatever clients ask for.
+        // There are more plain steps than cores, since some wait for a page of a list. Clients' own rules get
+        // at most half of the cores, so that the other half is left for everything else.
         let (plain, own) = (2 * cores as u64, (cores as u64 / 2).max(1));
         Self { plain: Pot::new(plain), own: Pot::new(own) }
     }
 
-    /// Runs a step when it is this network's turn. Nothing comes of one that panicked. One that nobody waits for any more
-    /// is never begun.
+    /// Runs a step when it is this network's turn. `None` if the step panicked. If the caller stops waiting,
+    /// the step is never started.
     pub(crate) async fn run<T, F>(&self, network: Network, effort: Effort, work: F) -> Option<T>
     where
         T: Send + 'static,
@@ -69,12 +71,15 @@ impl Choosing {
             let _turn = turn;
             work()
         };
-        spawn_blocking(step).await.ok()
+        match effort {
+            Effort::Plain => spawn_blocking(step).await.ok(),
+            Effort::Own => background::spawn(step).await.ok(),
+        }
     }
 }
 
 impl Accounts {
-    /// Charges steps to a network. Whether it has any left.
+    /// Charges steps to a network, and returns whether it is still within its budget.
     pub(crate) fn charge(&self, network: Network, steps: u64, now: Instant) -> bool {
         let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if accounts.len() >= REMEMBERED {
@@ -107,7 +112,7 @@ mod tests {
     use crate::networks::tests::network;
 
     #[tokio::test]
-    async fn a_session_without_rules_waits_for_nobody_s_rules() {
+    async fn a_session_without_rules_does_not_wait_for_other_clients_rules() {
         let choosing = Arc::new(Choosing::new(1));
         let (release, held) = mpsc::channel::<()>();
         let rules: Vec<_> = [mpsc::channel::<()>().1, held]
@@ -125,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_any_more_is_not_begun() {
+    async fn an_abandoned_step_is_not_started() {
         let choosing = Choosing::new(1);
         let turn = choosing.own.take(network(1), 1).await.unwrap();
         {
@@ -137,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_s_rules_have_one_budget_that_time_refills() {
+    fn the_rules_of_a_network_share_one_budget_that_refills_over_time() {
         let (accounts, now) = (Accounts::default(), Instant::now());
         assert!(accounts.charge(network(1), STEPS, now));
         assert!(!accounts.charge(network(1), 1, now), "whatever session it is");

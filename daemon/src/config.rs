@@ -19,10 +19,11 @@ pub struct Config {
     pub memory: Memory,
     /// Settings for all stock rsync clients.
     pub rsync: RsyncConfig,
-    /// Whether a daemon that runs as root serves files that not everybody on this host may read. As another user, the
-    /// daemon serves what that user may read. Default false.
+    /// Whether a daemon that runs as root serves files that not everybody on this host may read. As another
+    /// user, the daemon serves what that user may read. Default false.
     pub serve_private: bool,
-    /// How often each store is checked for a new generation. A check costs one readlink per store. Default 1 s.
+    /// How often each store is checked for a new generation. A check costs one readlink per store. Default 1
+    /// s.
     pub reload_interval: Duration,
 }
 
@@ -33,15 +34,16 @@ pub struct RepositoryConfig {
     pub name: String,
     /// A one-line description, shown to clients.
     pub comment: String,
-    /// The root of the tree. Nothing outside it is ever opened. While it is missing, the repository is unavailable.
+    /// The root of the tree. Nothing outside it is ever opened. While it is missing, the repository is
+    /// unavailable.
     pub root: PathBuf,
-    /// The store with its generations. While the store is missing, the repository counts as "not indexed yet", and every
-    /// reload looks for the store again.
+    /// The store with its generations. While the store is missing, the repository counts as "not indexed
+    /// yet", and every reload looks for the store again.
     pub store: PathBuf,
     /// How its files are read.
     pub direct: DirectPolicy,
-    /// Whether a file whose ctime differs from the index is refused, although its size, mtime and inode are the same.
-    /// Default false: the content of such a file is read once and compared with the index.
+    /// Whether a file whose ctime differs from the index is refused, although its size, mtime and inode are
+    /// the same. Default false: the content of such a file is read once and compared with the index.
     pub strict_ctime: bool,
     /// Rate limit for all its sessions together, in bytes per second; 0 for no limit. Default 0.
     pub bandwidth: u64,
@@ -49,11 +51,11 @@ pub struct RepositoryConfig {
     pub list: bool,
     /// The addresses that may access it. Default all.
     pub hosts: Hosts,
-    /// The users who may access it. Native clients cannot log in yet, so they are refused if any users are set. Default
-    /// everybody.
+    /// The users who may access it. Native clients cannot log in yet, so they are refused if any users are
+    /// set. Default everybody.
     pub users: Users,
-    /// Whether native clients may access it although [`ModuleConfig::rules`] may hide names. They see all of it. Default
-    /// false.
+    /// Whether native clients may access it although [`ModuleConfig::rules`] may hide names. They see all of
+    /// it. Default false.
     pub serve_hidden_natively: bool,
     /// Settings for stock rsync clients.
     pub module: ModuleConfig,
@@ -82,28 +84,29 @@ impl RepositoryConfig {
 /// How a repository is served to stock rsync clients. The fields are named as in rsyncd.conf.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModuleConfig {
-    /// Rules for what stock clients see. Native clients see everything, so they are refused if the rules may hide names,
-    /// unless [`RepositoryConfig::serve_hidden_natively`] is set.
+    /// Rules for what stock clients see. Native clients see everything, so they are refused if the rules may
+    /// hide names, unless [`RepositoryConfig::serve_hidden_natively`] is set.
     pub rules: ModuleRules,
-    /// Options that clients must not use, by name or letter, with wildcards. An option that begins with `!` allows
-    /// again what earlier ones refuse. The meaning is that of rsyncd.conf. Default none.
+    /// Options that clients must not use, by name or letter, with wildcards. An option that begins with `!`
+    /// allows again what earlier ones refuse. The meaning is that of rsyncd.conf. Default none.
     pub refuse_options: Vec<String>,
     /// Maximum number of stock clients of this repository at once. More clients wait, as they do for
     /// [`Limits::connections`]. 0 for no further limit. Default 0.
     pub max_connections: usize,
-    /// How long a client may be silent when something is expected of it. If zero, [`Limits::idle`] applies, or one hour
-    /// for clients older than 3.1, which cannot be told. Default zero.
+    /// How long a client may be silent when something is expected of it. If zero, [`Limits::idle`] applies,
+    /// or one hour for clients older than 3.1, which cannot be told. Default zero.
     pub timeout: Duration,
     /// Whether owners are sent as numbers only. Default false.
     pub numeric_ids: bool,
-    /// Whether symlink targets are sent without the `/rsyncd-munged/` prefix that a receiving daemon added. Default
-    /// false.
+    /// Whether symlink targets are sent without the `/rsyncd-munged/` prefix that a receiving daemon added.
+    /// Default false.
     pub munge_symlinks: bool,
     /// Changes to the permissions that clients see. Default none.
     pub outgoing_chmod: Chmod,
 }
 
-/// Filter rules, in the order in which they apply: `filter`, `include_from`, `include`, `exclude_from`, `exclude`.
+/// Filter rules, in the order in which they apply: `filter`, `include_from`, `include`, `exclude_from`,
+/// `exclude`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModuleRules {
     /// Rules with their prefix, such as `- *.o`.
@@ -125,11 +128,11 @@ pub struct RsyncConfig {
     pub enabled: bool,
     /// The file with the message of the day. It is read at every connection. Default none.
     pub motd: Option<PathBuf>,
-    /// Disk budget for encoded lists, in bytes, for all repositories together. A cached list is encoded once for all
-    /// clients. 0 disables the cache. Default 1 GiB.
+    /// Disk budget for encoded lists, in bytes, for all repositories together. A cached list is encoded once
+    /// for all clients. 0 disables the cache. Default 1 GiB.
     pub cached_lists: u64,
-    /// Where encoded lists are kept: a directory with a subdirectory for each repository. The daemon must be able to write
-    /// to it. Default `lists` in each store.
+    /// Where encoded lists are kept: a directory with a subdirectory for each repository. The daemon must be
+    /// able to write to it. Default `lists` in each store.
     pub lists: Option<PathBuf>,
     /// Limits on the filter rules of one client. Default 10,000 rules and 1 MiB.
     pub rule_limits: RuleLimits,
@@ -150,8 +153,8 @@ pub enum Compression {
 /// How a repository's files are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DirectPolicy {
-    /// Takes from the page cache what is there, and reads the rest directly. So serving files does not evict what the
-    /// host needs.
+    /// Takes from the page cache what is there, and reads the rest directly. So serving files does not evict
+    /// what the host needs.
     #[default]
     Auto,
     /// Reads everything directly.
@@ -167,28 +170,28 @@ pub struct Limits {
     pub connections: usize,
     /// Maximum number of connections that wait for a session. More are refused. Default 1000.
     pub queue: usize,
-    /// Maximum number of connections from one address in any state: before their hello, during login, in the queue, in a
-    /// session. 0 for no limit. Default 100.
+    /// Maximum number of connections from one address in any state: before their hello, during login, in the
+    /// queue, in a session. 0 for no limit. Default 100.
     pub connections_per_address: usize,
-    /// The number of leading bits of an IPv4 address that count. Addresses that agree in them share the limits of one
-    /// address. Default 32.
+    /// The number of leading bits of an IPv4 address that count. Addresses that agree in them share the
+    /// limits of one address. Default 32.
     pub ipv4_prefix: u8,
     /// The number of leading bits of an IPv6 address that count. Default 64.
     pub ipv6_prefix: u8,
     /// How long a client may take to send its hello, and to finish a request that it has begun to send.
     /// Default 10 s.
     pub handshake: Duration,
-    /// How long a session may go without a request. For native sessions, it is a quarter of that while others wait for a
-    /// session. Default 5 min.
+    /// How long a session may go without a request. For native sessions, it is a quarter of that while others
+    /// wait for a session. Default 5 min.
     pub idle: Duration,
-    /// The rate, in bytes per second, at which a client must at least read while there is something to send; 0 for any.
-    /// Default 1024.
+    /// The rate, in bytes per second, at which a client must at least read while there is something to send;
+    /// 0 for any. Default 1024.
     pub minimum_rate: u64,
-    /// The period over which the rate is measured. A client that reads nothing at all is disconnected after it, and no
-    /// sooner. Default 30 s.
+    /// The period over which the rate is measured. A client that reads nothing at all is disconnected after
+    /// it, and no sooner. Default 30 s.
     pub rate_window: Duration,
-    /// The lowest limit that a stock client may set for itself (`--bwlimit`), in bytes per second. A lower one is raised
-    /// to it, and to `minimum_rate`. Default 16 KiB.
+    /// The lowest limit that a stock client may set for itself (`--bwlimit`), in bytes per second. A lower
+    /// one is raised to it, and to `minimum_rate`. Default 16 KiB.
     pub minimum_bwlimit: u64,
     /// Rate limit for one connection, in bytes per second; 0 for no limit. Default 0.
     pub bandwidth_per_connection: u64,
@@ -205,8 +208,9 @@ pub struct Memory {
     pub cache: usize,
     /// Bytes of extents that are being read or sent. If none are left, sessions wait. Default 64 MiB.
     pub buffers: usize,
-    /// Bytes for lists that belong to single stock clients, over all sessions; 0 for no limit. One network gets at most
-    /// half of it. If none are left, sessions wait, and are refused after a minute. Default 1 GiB.
+    /// Bytes for lists that belong to single stock clients, over all sessions; 0 for no limit. One network
+    /// gets at most half of it. If none are left, sessions wait, and are refused after a minute. Default 1
+    /// GiB.
     pub lists: u64,
 }
 

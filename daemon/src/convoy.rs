@@ -1,8 +1,9 @@
 //! Keeps sessions together that stream the same file at the same time, so that one disk read serves them all.
 //!
-//! The extent cache holds what was read most recently. As long as the first session of a convoy is not too far ahead,
-//! the others find everything in the cache. So a session that is about to read waits a moment for sessions that would
-//! fall out of the cache, if waiting costs little: they are moving, and are not much slower than itself.
+//! The extent cache holds what was read most recently. As long as the first session of a convoy is not too
+//! far ahead, the others find everything in the cache. So a session that is about to read waits a moment for
+//! sessions that would fall out of the cache, if waiting costs little: they are moving, and are not much
+//! slower than itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +24,8 @@ pub(crate) struct Convoys {
     /// The origin of time stamps.
     epoch: Instant,
     by_file: Mutex<HashMap<FileState, Arc<Convoy>>>,
-    /// The number of convoys with several members, which share the window. Stored, because every extent needs it.
+    /// The number of convoys with several members, which share the window. Stored, because every extent needs
+    /// it.
     several: AtomicU64,
 }
 
@@ -106,8 +108,8 @@ impl Member {
         self.runner.moved.store(self.convoys.millis(now), Ordering::Relaxed);
     }
 
-    /// Returns whether another session still has this extent ahead of it. An extent that a straggler reads for itself
-    /// alone must not evict what the convoy in front of it still shares.
+    /// Returns whether another session still has this extent ahead of it. An extent that a straggler reads
+    /// for itself alone must not evict what the convoy in front of it still shares.
     pub(crate) fn is_followed(&self, extent: u64) -> bool {
         let follows =
             |other: &Arc<Runner>| !Arc::ptr_eq(other, &self.runner) && other.next.load(Ordering::Relaxed) <= extent;

@@ -1,5 +1,5 @@
-//! Damage that is found while a generation is served. Damage in the store is counted, and logged once for each part of
-//! the store. Damage in the tree is logged once for each file.
+//! Damage that is found while a generation is served. Damage in the store is counted, and logged once for
+//! each part of the store. Damage in the tree is logged once for each file.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -59,17 +59,19 @@ impl DamageLog {
             Part::Content => (
                 &self.contents,
                 "the content of a file is damaged in the store: the file is read from the tree instead; `stillmirror \
-                 index --verify-store` reads such files again (a store that `stillmirror pull` wrote: remove it, and pull)",
+                 index --verify-store` reads such files again (for a store written by `stillmirror pull`: remove it, \
+                 and pull again)",
             ),
             Part::Sums => (
                 &self.sums,
                 "block checksums are damaged in the store: receivers fetch the whole file; `stillmirror index \
-                 --verify-store` reads such files again (a store that `stillmirror pull` wrote: remove it, and pull)",
+                 --verify-store` reads such files again (for a store written by `stillmirror pull`: remove it, and \
+                 pull again)",
             ),
             Part::List => (
                 &self.lists,
-                "the compressed file list is damaged in the store: it is compressed again in memory; `stillmirror index \
-                 --verify-store` writes a new one",
+                "the compressed file list is damaged in the store: it is compressed again in memory; `stillmirror \
+                 index --verify-store` writes a new one",
             ),
             Part::Delta => (
                 &self.deltas,

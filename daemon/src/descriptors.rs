@@ -1,5 +1,5 @@
-//! Shares out the process's limit on open files, so that connections leave enough descriptors for the files that they
-//! request.
+//! Shares out the process's limit on open files, so that connections leave enough descriptors for the files
+//! that they request.
 
 use rustix::process::{Resource, getrlimit};
 
@@ -7,17 +7,18 @@ use crate::config::Config;
 use crate::extents::READS;
 use crate::pipe::{DESCRIPTORS, PIPES};
 
-/// Descriptors of the process as a whole: standard streams, the runtime's own, listeners, and lists that are being
-/// written to the cache.
+/// Descriptors of the process as a whole: standard streams, the runtime's own, listeners, and lists that are
+/// being written to the cache.
 const BASE: usize = 64;
-/// Descriptors of a repository: its tree, its store, those that opening a generation needs for a moment, and its reads.
+/// Descriptors of a repository: its tree, its store, those that opening a generation needs for a moment, and
+/// its reads.
 const REPOSITORY: usize = 4 + READS;
-/// Descriptors of a connection: its socket, and a large file that is open twice, for direct reads and for reads through
-/// the page cache.
+/// Descriptors of a connection: its socket, and a large file that is open twice, for direct reads and for
+/// reads through the page cache.
 const CONNECTION: usize = 3;
 
-/// Returns how many connections there are descriptors for. Batches of small files adapt: a batch opens as many files as
-/// there are descriptors left, and at least one.
+/// Returns how many connections there are descriptors for. Batches of small files adapt: a batch opens as
+/// many files as there are descriptors left, and at least one.
 pub(crate) fn connections(config: &Config) -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let room = share(limit, config.repositories.len());

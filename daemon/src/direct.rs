@@ -1,4 +1,5 @@
-//! System interfaces for direct I/O: aligned memory, batches of reads, and which pages of a file are in the page cache.
+//! System interfaces for direct I/O: aligned memory, batches of reads, and which pages of a file are in the
+//! page cache.
 //!
 //! This is the one module of the crate with `unsafe`. Each use states its contract.
 #![allow(unsafe_code)]
@@ -15,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The alignment of every buffer, in bytes: a page. No file system needs more.
 pub(crate) const ALIGNMENT: usize = 4096;
 
-/// Size of a slab, in bytes: one huge page. The kernel pins, maps and copies one huge page for a fraction of what
-/// hundreds of small pages cost, and it does so at every read and every send.
+/// Size of a slab, in bytes: one huge page. The kernel pins, maps and copies one huge page for a fraction of
+/// what hundreds of small pages cost, and it does so at every read and every send.
 const SLAB: usize = 2 << 20;
 
 /// A fixed piece of memory whose start is aligned to [`ALIGNMENT`].
@@ -33,8 +34,8 @@ unsafe impl Send for AlignedBytes {}
 unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
-    /// Allocates a slab and splits it into pieces of `len` zero bytes. `len` must be a multiple of [`ALIGNMENT`], and at
-    /// most the size of a slab.
+    /// Allocates a slab and splits it into pieces of `len` zero bytes. `len` must be a multiple of
+    /// [`ALIGNMENT`], and at most the size of a slab.
     pub(crate) fn slab(len: usize) -> Vec<Self> {
         assert!(len > 0 && len <= SLAB && len.is_multiple_of(ALIGNMENT), "a piece of {len} bytes");
         let slab = Arc::new(Slab::new());
@@ -81,8 +82,8 @@ impl Slab {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc(Self::LAYOUT) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(Self::LAYOUT));
-        // SAFETY: the range is the allocation's own. The advice changes no content; if the kernel refuses it, the slab
-        // has small pages. It must be given before the bytes are touched for the first time.
+        // SAFETY: the range is the allocation's own. The advice changes no content; if the kernel refuses it,
+        // the slab has small pages. It must be given before the bytes are touched for the first time.
         unsafe {
             libc::madvise(start.as_ptr().cast(), SLAB, libc::MADV_HUGEPAGE);
             start.write_bytes(0, SLAB);
@@ -98,8 +99,8 @@ impl Drop for Slab {
     }
 }
 
-/// Returns whether every page of the file's range is in the page cache. Also `false` if the kernel does not tell: before
-/// Linux 6.5, or if this process neither owns the file nor may write it.
+/// Returns whether every page of the file's range is in the page cache. Also `false` if the kernel does not
+/// tell: before Linux 6.5, or if this process neither owns the file nor may write it.
 pub(crate) fn is_cached(file: impl AsFd, offset: u64, len: u64) -> bool {
     /// `cachestat(2)`, the same number on every architecture.
     const SYS_CACHESTAT: libc::c_long = 451;
@@ -148,8 +149,8 @@ fn pages(offset: u64, len: u64, page: u64) -> u64 {
     (offset + len).div_ceil(page) - offset / page
 }
 
-/// Returns how many bytes were written to a socket that its peer has not acknowledged yet, or `None` if the kernel does
-/// not tell.
+/// Returns how many bytes were written to a socket that its peer has not acknowledged yet, or `None` if the
+/// kernel does not tell.
 pub(crate) fn unacknowledged(socket: impl AsFd) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the descriptor is open for the call; TIOCOUTQ writes one `int`.

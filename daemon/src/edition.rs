@@ -62,8 +62,8 @@ pub(crate) struct Gates {
 }
 
 impl Gates {
-    /// Maximum number of threads that the gates of one repository occupy. The factor of two covers passwords, the check
-    /// for a new edition, and the gates of an earlier tree that sessions still use.
+    /// Maximum number of threads that the gates of one repository occupy. The factor of two covers passwords,
+    /// the check for a new edition, and the gates of an earlier tree that sessions still use.
     pub(crate) const THREADS: usize = 2 * (READS + PAGES + Choosing::THREADS_PER_CORE * MAX_CORES);
 
     /// Creates gates that allow `reads` reads of files at once.
@@ -82,8 +82,8 @@ impl Drop for Edition {
     }
 }
 
-/// A cache that tells, by the digest of a client's filter rules, whether they hide nothing. Most clients send one of a few
-/// sets of rules.
+/// A cache that tells, by the digest of a client's filter rules, whether they hide nothing. Most clients send
+/// one of a few sets of rules.
 #[derive(Default)]
 pub(crate) struct NoOpRules(Mutex<HashMap<Digest, bool>>);
 
@@ -91,8 +91,8 @@ impl NoOpRules {
     /// Maximum number of cached answers. The cache is cleared when it is full.
     const MAX_ANSWERS: usize = 1024;
 
-    /// Returns the cached answer for the rules with this key, or caches the one that `find` returns. `None` if `find`
-    /// returns `None`.
+    /// Returns the cached answer for the rules with this key, or caches the one that `find` returns. `None`
+    /// if `find` returns `None`.
     pub(crate) fn get(&self, key: &[u8], find: impl FnOnce() -> Option<bool>) -> Option<bool> {
         // Clients choose their rules, so the hash must be collision-resistant: no two sets may be confused.
         let name = list::digest(key);
@@ -140,22 +140,22 @@ impl Edition {
         }
     }
 
-    /// Returns whether no path will ever lead to this edition again, because its tree was removed, or the disk of its tree
-    /// or its store was unmounted.
+    /// Returns whether no path will ever lead to this edition again, because its tree was removed, or the
+    /// disk of its tree or its store was unmounted.
     pub(crate) fn is_gone(&self) -> bool {
         self.tree.is_gone() || is_unmounted(&self.store_dir)
     }
 
-    /// Returns the mapping from file indices to rows for an incremental list without filters. The first call reads every
-    /// directory of the list.
+    /// Returns the mapping from file indices to rows for an incremental list without filters. The first call
+    /// reads every directory of the list.
     pub(crate) fn numbers(&self, selection: &Selection) -> Numbers {
         let list = self.generation.list();
         let sub_lists = self.sub_lists.get_or_init(|| Arc::new(SubLists::of(list)));
         Numbers::computed(list, selection, sub_lists)
     }
 
-    /// Returns the form in which the list is sent to a receiver that has the list with digest `have`. Reads the deltas
-    /// completely to verify them.
+    /// Returns the form in which the list is sent to a receiver that has the list with digest `have`. Reads
+    /// the deltas completely to verify them.
     pub(crate) fn list_form(&self, have: Digest) -> ListForm {
         self.list_forms.form(&self.generation, have, &self.damage_log)
     }

@@ -1,5 +1,5 @@
-//! The cache of file contents: extents of large files, which are read once for all sessions that want them at the same
-//! time, and small files, which lie on shelves.
+//! The cache of file contents: extents of large files, which are read once for all sessions that want them at
+//! the same time, and small files, which lie on shelves.
 
 mod shelf;
 
@@ -15,18 +15,18 @@ use crate::file::FileState;
 use crate::pool::{Buffer, EXTENT, Pool};
 use shelf::Shelf;
 
-/// Maximum number of reads of one repository's files in flight, over all sessions: enough to keep many disks busy, few
-/// enough that their threads cost little.
+/// Maximum number of reads of one repository's files in flight, over all sessions: enough to keep many disks
+/// busy, few enough that their threads cost little.
 pub(crate) const READS: usize = 32;
-/// The part of the cache (one in this many) that shelves keep when large files want all of it. A client that fetches a
-/// million small files must not evict what others share of a large one, and vice versa.
+/// The part of the cache (one in this many) that shelves keep when large files want all of it. A client that
+/// fetches a million small files must not evict what others share of a large one, and vice versa.
 const SHELVES: usize = 4;
-/// Files up to this part of the cache (one in this many) are kept for the next client, although nobody else wants them
-/// yet.
+/// Files up to this part of the cache (one in this many) are kept for the next client, although nobody else
+/// wants them yet.
 const KEPT: usize = 8;
 
-/// Identifies an extent by the state of its file, whatever the file's name and generation, and by its number: it begins
-/// at byte `number * EXTENT`. A small file is extent 0.
+/// Identifies an extent by the state of its file, whatever the file's name and generation, and by its number:
+/// it begins at byte `number * EXTENT`. A small file is extent 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) file: FileState,
@@ -54,8 +54,8 @@ pub(crate) type Outcome = Result<Extent, ItemFailure>;
 
 /// The cache of extents.
 ///
-/// The oldest extent is evicted first, however often it was used: clients follow each other through a file, and an extent
-/// that all of them have passed no longer helps. The same holds for shelves.
+/// The oldest extent is evicted first, however often it was used: clients follow each other through a file,
+/// and an extent that all of them have passed no longer helps. The same holds for shelves.
 pub(crate) struct Extents {
     /// Maximum number of buffers.
     capacity: usize,
@@ -107,8 +107,8 @@ impl ReadTask {
         PendingExtent::Reading(self.outcome.subscribe())
     }
 
-    /// Reads the extent: `read` fills the buffer and returns where in it the extent lies. Waiting sessions get the extent
-    /// in any case; `keep` says whether it is cached for later ones.
+    /// Reads the extent: `read` fills the buffer and returns where in it the extent lies. Waiting sessions
+    /// get the extent in any case; `keep` says whether it is cached for later ones.
     pub(crate) fn read<F>(self, mut buffer: Buffer, keep: bool, read: F) -> Outcome
     where
         F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure>,
@@ -165,9 +165,9 @@ impl Extents {
         keys.map(ready).collect()
     }
 
-    /// Copies small files to the open shelf if they were read before, not long ago. Files that are read for the first
-    /// time are only remembered: most clients fetch each file once, and most files have only one client. The files on a
-    /// shelf become available to all sessions when it is full.
+    /// Copies small files to the open shelf if they were read before, not long ago. Files that are read for
+    /// the first time are only remembered: most clients fetch each file once, and most files have only one
+    /// client. The files on a shelf become available to all sessions when it is full.
     pub(crate) fn shelve<'a>(&self, files: impl Iterator<Item = (FileState, &'a [u8])>, pool: &Arc<Pool>) {
         if self.capacity < SHELVES {
             return;
@@ -224,7 +224,8 @@ impl Slots {
         }
     }
 
-    /// Makes the files on a full shelf available, except those that are cached already. Another shelf is open now.
+    /// Makes the files on a full shelf available, except those that are cached already. Another shelf is open
+    /// now.
     fn publish(&mut self, full: impl Iterator<Item = (Key, Extent)>, capacity: usize) {
         let mut keys = Vec::new();
         for (key, extent) in full {
@@ -239,8 +240,8 @@ impl Slots {
         self.make_room(capacity);
     }
 
-    /// Evicts the oldest until at most `capacity` buffers are held, including that of the open shelf. Shelves above their
-    /// share are evicted first.
+    /// Evicts the oldest until at most `capacity` buffers are held, including that of the open shelf. Shelves
+    /// above their share are evicted first.
     fn make_room(&mut self, capacity: usize) {
         let open = usize::from(capacity >= SHELVES);
         while self.ready.len() + self.shelves.len() + open > capacity {

@@ -1,6 +1,6 @@
-//! Fair sharing of limited resources, in turns by network: a client that waits on many connections gets no more turns than
-//! one that waits on one. A [`Pot`] holds the units of a resource, a [`Claim`] waits for some of them, and a [`Grant`]
-//! holds them.
+//! Fair sharing of limited resources, in turns by network: a client that waits on many connections gets no
+//! more turns than one that waits on one. A [`Pot`] holds the units of a resource, a [`Claim`] waits for some
+//! of them, and a [`Grant`] holds them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,7 +41,8 @@ impl<T> Rotation<T> {
         self.len
     }
 
-    /// Returns the first network, in order of turns, whose first item `may` be served: its place in the order, and the item.
+    /// Returns the first network, in order of turns, whose first item `may` be served: its place in the
+    /// order, and the item.
     fn first(&self, may: impl Fn(Network, &T) -> bool) -> Option<(usize, &T)> {
         self.order.iter().enumerate().find_map(|(place, network)| {
             let (_, item) = self.waiting.get(network)?.front()?;
@@ -49,7 +50,8 @@ impl<T> Rotation<T> {
         })
     }
 
-    /// Takes the first item of the network at `place` in the order. The network moves to the end of the order.
+    /// Takes the first item of the network at `place` in the order. The network moves to the end of the
+    /// order.
     fn take(&mut self, place: usize) -> Option<(Network, T)> {
         let network = self.order.remove(place)?;
         let own = self.waiting.get_mut(&network)?;
@@ -92,8 +94,8 @@ impl<T> Rotation<T> {
         counts.sum()
     }
 
-    /// Makes room for an item of `network`: removes the last item of the network that has the most, if it has at least two
-    /// more than `network`.
+    /// Makes room for an item of `network`: removes the last item of the network that has the most, if it has
+    /// at least two more than `network`.
     pub(crate) fn displace_for(&mut self, network: Network) -> Option<T> {
         let len = |network| self.waiting.get(network).map_or(0, VecDeque::len);
         let largest = *self.order.iter().max_by_key(|network| len(network))?;
@@ -163,8 +165,8 @@ impl Pot {
         }
     }
 
-    /// Joins the queue, which holds up to `queue_limit` claims. `None` if it is full and no other network has a place to
-    /// give up.
+    /// Joins the queue, which holds up to `queue_limit` claims. `None` if it is full and no other network has
+    /// a place to give up.
     pub(crate) fn claim(self: &Arc<Self>, network: Network, units: u64, queue_limit: usize) -> Option<Claim> {
         let (sender, granted) = oneshot::channel();
         let mut state = self.lock();
@@ -191,7 +193,8 @@ impl Pot {
             let Some((place, units)) = state.claims.first(may).map(|(place, (units, _))| (place, *units)) else {
                 return;
             };
-            // A large claim blocks the queue until its units are free. Otherwise smaller claims would always overtake it.
+            // A large claim blocks the queue until its units are free. Otherwise smaller claims would always
+            // overtake it.
             if units > state.free {
                 return;
             }

@@ -1,4 +1,9 @@
-//! A repository's files: opened beneath its root, known to be the indexed ones, read in aligned pieces.
+//! Access to a repository's files: opens them beneath the root, checks that they are the indexed ones, and
+//! reads them in aligned pieces.
+//!
+//! [`Tree`] is the root directory, [`OpenFile`] a file that stays open for many reads, [`Wanted`] a range in
+//! a batch of reads, and [`Stored`] the place of a small file's content in the store. A file's state is
+//! checked before and after every read.
 
 mod batch;
 mod look;
@@ -33,14 +38,16 @@ pub(crate) use open::OpenFile;
 pub(crate) use stored::Stored;
 use touched::Touched;
 
-/// The file systems of which the state of a cached inode is known without asking anybody: ext2 to ext4, XFS, btrfs, ZFS,
-/// F2FS, tmpfs, overlayfs. Others may ask a server that does not answer.
+/// The file systems that know the state of a cached inode without asking anybody: ext2 to ext4, XFS, btrfs,
+/// ZFS, F2FS, tmpfs, overlayfs. Others may ask a server that does not answer.
 const LOCAL: [FsWord; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0x2fc1_2fc1, 0xf2f5_2010, 0x0102_1994, 0x794c_7630];
-/// How long a file waits for a descriptor, and how often it is looked for one.
-const SHORTAGE: Duration = Duration::from_secs(30);
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
+/// How long to wait for a free descriptor.
+const DESCRIPTOR_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pause between attempts to get a descriptor.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(10);
 
-/// A file as it was indexed. Only a file in exactly this state is ever sent, or one whose content was read again.
+/// The indexed state of a file. A file is sent only if it is in exactly this state, or if only its ctime
+/// differs and its content was read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FileState {
     state: OnDisk,
@@ -48,16 +55,16 @@ pub(crate) struct FileState {
 }
 
 impl FileState {
-    /// Bytes of the file.
+    /// Returns the size of the file in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.state.size
     }
 }
 
-/// What the disk says of a regular file.
+/// The state of a regular file on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct OnDisk {
-    /// The root of its tree: numbers of inodes are a file system's own.
+    /// The root of its tree. Inode numbers are unique only within a file system.
     root: Directory,
     identity: Identity,
     mtime: Time,
@@ -65,7 +72,7 @@ struct OnDisk {
 }
 
 impl OnDisk {
-    /// Of a file in a tree with that root; none for anything but a regular one.
+    /// Returns the state of a file in the tree with root `root`. `None` for anything but a regular file.
     fn of(stat: &Stat, root: Directory) -> Option<Self> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return None;
@@ -83,14 +90,15 @@ impl OnDisk {
         })
     }
 
-    /// Whether the other one differs in its ctime alone: somebody made or removed a hard link, say.
+    /// Returns whether the two states differ only in the ctime, for example because a hard link was made or
+    /// removed.
     fn is_touched(&self, other: &Self) -> bool {
         let identity = Identity { ctime: self.identity.ctime, ..other.identity };
         self == &Self { identity, ..*other }
     }
 }
 
-/// One directory of the system, whatever paths lead to it.
+/// Identifies a directory, whatever paths lead to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Directory {
     device: u64,
@@ -98,7 +106,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// The one that a path leads to.
+    /// Returns the directory that a path leads to.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         Ok(Self::of(&rustix::fs::stat(path)?))
     }
@@ -113,16 +121,18 @@ pub(crate) struct Tree {
     repository: String,
     root: OwnedFd,
     directory: Directory,
-    /// Whether its file system answers out of memory or its own disk.
+    /// Whether its file system needs no other host or process to answer.
     is_local: bool,
     policy: DirectPolicy,
-    /// What direct reads must be aligned to (bytes), by device; `None` where they are refused.
+    /// The alignment for direct reads, in bytes, by device. `None` where direct reads are refused.
     alignments: RwLock<Vec<(u64, Option<usize>)>>,
-    refusal_told: AtomicBool,
-    /// Whether a file is another one as soon as its ctime is.
+    /// Whether it was logged that direct reads are refused.
+    refusal_logged: AtomicBool,
+    /// Whether a different ctime alone makes a file stale.
     strict_ctime: bool,
     touched: Touched,
-    touch_told: AtomicBool,
+    /// Whether it was logged that files were touched.
+    touch_logged: AtomicBool,
 }
 
 impl Tree {
@@ -139,25 +149,27 @@ impl Tree {
             is_local,
             policy,
             alignments: RwLock::default(),
-            refusal_told: AtomicBool::new(false),
+            refusal_logged: AtomicBool::new(false),
             strict_ctime,
             touched: Touched::default(),
-            touch_told: AtomicBool::new(false),
+            touch_logged: AtomicBool::new(false),
         })
     }
 
-    /// Its root.
+    /// Returns the root directory.
     pub(crate) fn directory(&self) -> Directory {
         self.directory
     }
 
-    /// Whether its root is the directory of which the generation is. A generation that a receiver wrote may not say.
+    /// Returns whether the generation describes the directory at the root. Also `true` if the generation does
+    /// not know its root, which can be the case for one that a receiver wrote.
     pub(crate) fn is_root_of(&self, generation: &Generation) -> bool {
         let root = generation.local().identity(0);
         root == Identity::UNKNOWN || root.inode == self.directory.inode
     }
 
-    /// Whether its path will never lead to it again: it is removed, or its disk unmounted.
+    /// Returns whether no path will ever lead to the root again, because it was removed or its disk was
+    /// unmounted.
     pub(crate) fn is_gone(&self) -> bool {
         rustix::fs::fstat(&self.root).is_ok_and(|stat| stat.st_nlink == 0) || is_unmounted(&self.root)
     }
@@ -168,7 +180,7 @@ impl Tree {
         Ok(OpenFile::new(Arc::clone(self), path, indexed, file, device))
     }
 
-    /// A file that was opened, if it is in the indexed state, and the number of its device.
+    /// Returns a file that was just opened, and its device number. Fails unless it is in the indexed state.
     fn checked(
         &self,
         path: &[u8],
@@ -180,14 +192,16 @@ impl Tree {
         Ok((file, device))
     }
 
-    /// The regular file at `row` of a generation of this tree, which must be below its list's length.
+    /// Returns the indexed state of the regular file at `row` of a generation of this tree. `row` must be
+    /// within the list.
     pub(crate) fn indexed(&self, generation: &Generation, row: u32) -> FileState {
         let (entry, identity) = (generation.list().row(row), generation.local().identity(row));
         let state = OnDisk { root: self.directory, identity, mtime: entry.mtime(), size: entry.size() };
         FileState { state, content: entry.sha256() }
     }
 
-    /// Whether an open file is the indexed one; gives the number of its device. May read all of it, once for all.
+    /// Checks that an open file is the indexed one, and returns its device number. If only its ctime differs,
+    /// the file is read completely, once for all sessions.
     fn check(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<u64, ItemFailure> {
         let stat = rustix::fs::fstat(file).map_err(|errno| self.failure(path, errno))?;
         match self.compare(&stat, indexed) {
@@ -201,7 +215,7 @@ impl Tree {
         }
     }
 
-    /// The same, unless that would read the file: then it fails.
+    /// Like [`Self::check`], but never reads the file: if it would have to be read, this fails.
     fn check_at_once(&self, path: &[u8], indexed: FileState, file: &OwnedFd) -> Result<(), ItemFailure> {
         let stat = rustix::fs::fstat(file).map_err(|errno| self.failure(path, errno))?;
         let is_indexed = match self.compare(&stat, indexed) {
@@ -220,13 +234,13 @@ impl Tree {
         }
     }
 
-    /// The SHA-256 of an open file; none if it does not stay in that state.
+    /// Returns the SHA-256 of an open file. `None` if it does not stay in `state` meanwhile.
     fn hash(&self, file: &OwnedFd, state: OnDisk, device: u64) -> Result<Option<Digest>, Errno> {
-        if !self.touch_told.swap(true, Ordering::Relaxed) {
+        if !self.touch_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 repository = self.repository,
-                "files were touched since they were indexed: the content of each is read once before it is sent; \
-                 `stillmirror index` looks at them once for all"
+                "files were touched since they were indexed: each is read once before it is sent; run \
+                 `stillmirror index` to avoid that"
             );
         }
         // Aligned, since the file may be open for direct reads, and no larger than the file: most are small.
@@ -251,19 +265,19 @@ impl Tree {
         Ok((is_same && done == state.size).then(|| Digest(hasher.finalize().into())))
     }
 
-    /// No symlink is followed anywhere in the path, and nothing outside the root is reached, whatever
-    /// happens to the tree meanwhile.
+    /// Opens a file beneath the root. No symlink is followed anywhere in the path, and nothing outside the
+    /// root can be reached, whatever happens to the tree meanwhile.
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         open_beneath(&self.root, path, flags)
     }
 
-    /// The same, once there is a descriptor for it.
+    /// Like [`Self::open_beneath`], but waits for a free descriptor.
     fn open_waiting(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        once_not_short(|| self.open_beneath(path, flags))
+        wait_for_descriptor(|| self.open_beneath(path, flags))
     }
 
-    /// What direct reads of this file must be aligned to; none where its file system refuses them.
+    /// Returns the alignment for direct reads of this file, in bytes. `None` if its file system refuses them.
     fn alignment(&self, file: &OwnedFd, device: u64) -> Option<usize> {
         let known = |alignments: &[(u64, Option<usize>)]| alignments.iter().find(|(of, _)| *of == device).copied();
         if let Some((_, alignment)) = known(&self.alignments.read().unwrap_or_else(PoisonError::into_inner)) {
@@ -274,7 +288,7 @@ impl Tree {
         alignment
     }
 
-    /// How a range of a file on `device` is best read.
+    /// Returns how a range of a file on `device` is best read.
     fn way(&self, file: &OwnedFd, device: u64, offset: u64, len: usize) -> Way {
         let is_cached = || direct::is_cached(file, offset, len as u64);
         match self.policy {
@@ -284,7 +298,7 @@ impl Tree {
         }
         match self.alignment(file, device) {
             Some(alignment) => Way::Directly(alignment),
-            // Pages that others put into the cache are theirs to keep.
+            // Pages that others put into the cache must stay there.
             None if self.policy == DirectPolicy::Always && is_cached() => Way::ThroughCache,
             None => Way::ThroughCacheAndOut,
         }
@@ -295,7 +309,7 @@ impl Tree {
         alignments.retain(|(of, _)| *of != device);
         alignments.push((device, alignment));
         drop(alignments);
-        if alignment.is_none() && !self.refusal_told.swap(true, Ordering::Relaxed) {
+        if alignment.is_none() && !self.refusal_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 repository = self.repository,
                 "the file system refuses direct reads: files are read through the page cache and dropped from it"
@@ -306,7 +320,7 @@ impl Tree {
     fn failure(&self, path: &[u8], errno: Errno) -> ItemFailure {
         match errno {
             Errno::NOENT | Errno::NOTDIR => ItemFailure::Vanished,
-            // A symlink, a mount or a socket now stands where a file was indexed.
+            // A symlink, a mount or a socket has taken the place of the indexed file.
             Errno::LOOP | Errno::XDEV | Errno::NXIO | Errno::NODEV => ItemFailure::Stale,
             errno => {
                 let path = path::Escaped(path);
@@ -317,25 +331,26 @@ impl Tree {
     }
 }
 
-/// What the disk says of a file, beside what the index says.
+/// The result of comparing a file on disk with the index.
 enum Comparison {
     Same,
-    /// Its ctime alone differs.
+    /// Only the ctime differs.
     Touched(OnDisk),
     Other,
 }
 
-/// Whether an open failed for want of descriptors: of the process, or of the whole host.
+/// Returns whether an open failed because the process or the whole host has no descriptors left.
 fn is_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE)
 }
 
-/// Opens something once there is a descriptor for it. Whoever waits holds none that others wait for.
-fn once_not_short(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+/// Retries `open` until there is a free descriptor, or a timeout has passed. The caller must hold no
+/// descriptor that others wait for.
+fn wait_for_descriptor(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     let began = Instant::now();
     loop {
         match open() {
-            Err(errno) if is_shortage(errno) && began.elapsed() < SHORTAGE => sleep(SHORTAGE_PAUSE),
+            Err(errno) if is_shortage(errno) && began.elapsed() < DESCRIPTOR_TIMEOUT => sleep(DESCRIPTOR_PAUSE),
             result => return result,
         }
     }
@@ -344,21 +359,23 @@ fn once_not_short(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, 
 /// How a range of a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Past the page cache; offsets and memory are aligned to as many bytes.
+    /// With direct I/O. Offsets and memory are aligned to this many bytes.
     Directly(usize),
-    /// It is in the page cache, or the operator wants it there.
+    /// Through the page cache, because the range is there or the operator wants it there.
     ThroughCache,
-    /// The file system has no direct reads: through the page cache, and out of it again.
+    /// Through the page cache, from which the range is dropped afterwards, because the file system has no
+    /// direct I/O.
     ThroughCacheAndOut,
 }
 
-/// The room that reading a range needs, from a start aligned to [`ALIGNMENT`].
+/// Returns the size of the buffer that reading a range needs, in bytes. The buffer must be aligned to
+/// [`ALIGNMENT`].
 pub(crate) fn room(offset: u64, len: usize) -> usize {
     ((offset % ALIGNMENT as u64) as usize + len).next_multiple_of(ALIGNMENT)
 }
 
-/// What the kernel says of direct reads of a file: 4096 bytes where it says nothing, none where it says
-/// that there are none, or wants more than a buffer's own alignment.
+/// Asks the kernel for the alignment of direct reads of a file. 4096 bytes if it does not tell. `None` if the
+/// file has no direct reads, or needs more than the alignment of buffers.
 fn probe_alignment(file: &OwnedFd) -> Option<usize> {
     let Ok(statx) = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) else {
         return Some(ALIGNMENT);
@@ -370,14 +387,14 @@ fn probe_alignment(file: &OwnedFd) -> Option<usize> {
     (statx.stx_dio_offset_align != 0 && alignment.is_power_of_two() && alignment <= ALIGNMENT).then_some(alignment)
 }
 
-/// Reads until `want` bytes are there or the file ends; every read begins and ends aligned.
+/// Reads until the buffer holds `want` bytes or the file ends. Every read begins and ends aligned.
 fn read_aligned(file: &OwnedFd, start: u64, want: usize, room: &mut [u8], alignment: usize) -> Result<usize, Errno> {
     let mut filled = 0;
     loop {
         match rustix::io::pread(file, &mut room[filled..], start + filled as u64) {
             Ok(0) => return Ok(filled),
             Ok(read) if filled + read >= want => return Ok(filled + read),
-            // Short of what was asked: the tail of a file, or an interruption. Go on at the last whole block.
+            // A short read: the end of the file, or an interruption. Continue at the last whole block.
             Ok(read) => {
                 let whole = (filled + read) / alignment * alignment;
                 if whole == filled {
@@ -391,7 +408,7 @@ fn read_aligned(file: &OwnedFd, start: u64, want: usize, room: &mut [u8], alignm
     }
 }
 
-/// Fills the buffer as far as the file goes, by plain reads.
+/// Fills the buffer, or reads to the end of the file, without direct I/O.
 fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8], way: Way) -> Result<usize, Errno> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -418,14 +435,14 @@ pub(crate) mod tests {
     use super::*;
     use crate::direct::AlignedBytes;
 
-    /// The state of some file.
+    /// Returns an arbitrary indexed state with the given inode.
     pub(crate) fn state(inode: u64) -> FileState {
         let identity = Identity { device: RelativeDevice::Roots, inode, ctime: Time::default() };
         let state = OnDisk { root: Directory { device: 1, inode: 1 }, identity, mtime: Time::default(), size: 1 << 30 };
         FileState { state, content: Digest([1; 32]) }
     }
 
-    /// An open file, as an index would name it.
+    /// Returns the state of an open file, as an index would record it.
     fn of(tree: &Tree, mut file: &std::fs::File) -> FileState {
         let state = OnDisk::of(&rustix::fs::fstat(file).unwrap(), tree.directory).unwrap();
         let mut content = Vec::new();
@@ -434,7 +451,8 @@ pub(crate) mod tests {
         FileState { state, content: Digest(Sha256::digest(&content).into()) }
     }
 
-    /// A tree with one file of `len` bytes, and what is in it.
+    /// Creates a tree with one file of `len` bytes. Returns the directory, the tree, the file's state and its
+    /// content.
     fn tree(policy: DirectPolicy, len: usize) -> (TempDir, Arc<Tree>, FileState, Vec<u8>) {
         let dir = tempfile::Builder::new().prefix("direct").tempdir().unwrap();
         let content: Vec<u8> = (0..len).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect();
@@ -455,7 +473,7 @@ pub(crate) mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn direct_reads_of_odd_ranges_give_what_plain_reads_give(
+        fn direct_reads_of_odd_ranges_return_the_same_as_plain_reads(
             size in 1..200_000usize,
             ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 8),
         ) {
@@ -484,7 +502,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn where_direct_reads_are_refused_files_are_read_all_the_same() {
+    fn files_are_read_through_the_cache_if_direct_reads_are_refused() {
         let (_dir, tree, indexed, content) = tree(DirectPolicy::Always, 10_001);
         tree.learn(tree.directory.device, None);
         let file = tree.open_file(b"file", indexed).unwrap();
@@ -492,7 +510,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_file_that_changes_after_it_was_opened_gives_no_bytes() {
+    fn a_file_that_changed_after_it_was_opened_is_not_read() {
         let (dir, tree, indexed, _) = tree(DirectPolicy::Auto, 10_000);
         let file = tree.open_file(b"file", indexed).unwrap();
         let mut other = std::fs::OpenOptions::new().append(true).open(dir.path().join("file")).unwrap();
@@ -500,7 +518,8 @@ pub(crate) mod tests {
         assert_eq!(read(&file, 0, 100), Err(ItemFailure::Stale));
     }
 
-    /// Ranges of the files `0`, `1`, … of a tree, whose states are `states`.
+    /// Reads ranges (row, offset, length) of the files `0`, `1`, … of a tree. `states` are their indexed
+    /// states.
     fn read_batch(
         tree: &Tree,
         states: &[FileState],
@@ -517,7 +536,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_batch_gives_the_ranges_of_each_file_and_fails_those_that_changed_or_went() {
+    fn a_batch_reads_every_range_and_fails_for_files_that_changed_or_vanished() {
         for policy in [DirectPolicy::Always, DirectPolicy::Auto, DirectPolicy::Never] {
             for is_refused in [false, true] {
                 let dir = tempfile::Builder::new().prefix("direct").tempdir().unwrap();

@@ -19,6 +19,7 @@
 //! networks    which addresses count as one client, and how many connections each has
 //! fair        limited resources, shared in turns by network: session slots, threads, memory
 //! choosing    CPU-bound work for single stock clients: rules, names, their own lists
+//! background  blocking threads of low priority, for clients' own rules
 //! pace        cooperative yielding for tasks that always find something to do
 //! gate        blocking work, on its own threads
 //! extents     cached parts of files, read once for all sessions that want them
@@ -223,8 +224,8 @@ impl Reload {
     }
 }
 
-/// Checks one repository for a new edition periodically. Each repository has its own task, so a check that hangs
-/// does not delay the others.
+/// Checks one repository for a new edition periodically. Each repository has its own task, so a check that
+/// hangs does not delay the others.
 async fn watch(
     shared: Arc<ServerState>,
     repository: Arc<Repository>,

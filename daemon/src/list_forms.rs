@@ -1,5 +1,5 @@
-//! The forms in which a generation's list is sent to receivers: deltas from a list that they have, or the whole list,
-//! compressed.
+//! The forms in which a generation's list is sent to receivers: deltas from a list that they have, or the
+//! whole list, compressed.
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,13 +19,14 @@ pub(crate) struct ListForms {
 }
 
 impl ListForms {
-    /// Finds the deltas that lead to the list of `generation`. Reads only the heads of older generations' deltas.
+    /// Finds the deltas that lead to the list of `generation`. Reads the heads of older generations, but not
+    /// their lists.
     pub(crate) fn new(generation: &Generation, store: &Store) -> Self {
         Self { deltas: find_deltas(generation, store), compressed: OnceLock::new() }
     }
 
-    /// Returns the form in which the list of `generation` is sent to a receiver that has the list with digest `have`.
-    /// Reads the deltas completely to verify them.
+    /// Returns the form in which the list of `generation` is sent to a receiver that has the list with digest
+    /// `have`. Reads the deltas completely to verify them.
     pub(crate) fn form(&self, generation: &Generation, have: Digest, damage_log: &DamageLog) -> ListForm {
         let head = generation.head();
         if have == head.list_digest {
@@ -44,15 +45,15 @@ impl ListForms {
         ListForm::Deltas(lens)
     }
 
-    /// Returns the deltas that lead from the list with digest `have` to this one, in the order in which they are applied.
-    /// `None` if there are none.
+    /// Returns the deltas that lead from the list with digest `have` to this one, in the order in which they
+    /// are applied. `None` if there are none.
     pub(crate) fn deltas(&self, have: Digest) -> Option<impl ExactSizeIterator<Item = &Delta>> {
         let first = have.is_some().then(|| self.deltas.iter().position(|delta| delta.from() == have))??;
         Some(self.deltas[..=first].iter().rev().map(AsRef::as_ref))
     }
 
-    /// Returns whether there is an intact compressed list to send. Reads it completely. If it is damaged, the list is
-    /// compressed again and kept in memory. `false` if the list itself is damaged too.
+    /// Returns whether there is an intact compressed list to send. Reads it completely. If it is damaged, the
+    /// list is compressed again and kept in memory. `false` if the list itself is damaged too.
     pub(crate) fn check_compressed(&self, generation: &Generation, damage_log: &DamageLog) -> bool {
         if self.compressed.get().is_some_and(Option::is_some) || generation.list_zst_is_right() {
             return true;
@@ -68,8 +69,8 @@ impl ListForms {
     }
 }
 
-/// Goes back from a generation through the retained ones, as long as each has a delta and all deltas together are not
-/// larger than the compressed list.
+/// Goes back from a generation through the retained ones, as long as each has a delta and all deltas together
+/// are not larger than the compressed list.
 fn find_deltas(current: &Generation, store: &Store) -> Vec<Arc<Delta>> {
     let mut budget = current.list_zst().len();
     let mut deltas = Vec::new();

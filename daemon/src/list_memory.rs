@@ -1,5 +1,5 @@
-//! The memory budget, over all sessions, for lists that belong to a single client: the entries that it requested by name,
-//! and which row each index of its list stands for.
+//! The memory budget, over all sessions, for lists that belong to a single client: the entries that it
+//! requested by name, and which row each index of its list stands for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +60,8 @@ impl Share {
         self.base = bytes as u64;
     }
 
-    /// Makes sure that this session holds `bytes` bytes. Waits for other sessions if necessary. Fails if no memory becomes
-    /// free in time, or one network may not hold that much.
+    /// Makes sure that this session holds `bytes` bytes. Waits for other sessions if necessary. Fails if no
+    /// memory becomes free in time, or one network may not hold that much.
     pub(crate) async fn cover(&mut self, bytes: usize) -> Result<(), Ended> {
         let (bytes, has) = (self.base.saturating_add(bytes as u64), self.bytes());
         if bytes <= has {

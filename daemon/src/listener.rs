@@ -20,8 +20,8 @@ use crate::strangers::Stranger;
 
 /// The pause after a failed accept. What is short then (descriptors, memory) becomes free with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client may be silent before it gets the greeting for rsync clients. Some rsync clients wait for it, and so
-/// do health checks. All others speak first.
+/// How long a client may be silent before it gets the greeting for rsync clients. Some rsync clients wait for
+/// it, and so do health checks. All others speak first.
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to read its last frame.
 const LINGER: Duration = Duration::from_secs(2);
@@ -177,8 +177,8 @@ async fn dialect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> st
     Ok(ClientHello::decode(&hello).map_or(Dialect::Unknown, Dialect::Native))
 }
 
-/// Reads what the peer still sends, for a while. If a socket is closed with unread bytes, the connection is reset, and
-/// the peer loses what was sent to it last.
+/// Reads what the peer still sends, for a while. If a socket is closed with unread bytes, the connection is
+/// reset, and the peer loses what was sent to it last.
 async fn drain(mut input: impl AsyncRead + Unpin) {
     let all = async {
         let mut discarded = [0; 1024];

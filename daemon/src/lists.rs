@@ -1,4 +1,5 @@
-//! Encoded lists for stock clients: mapped once they are there, and built while nobody waits for them.
+//! Encoded lists for stock clients. They are mapped from cache files, which are built in the background. A
+//! list is built when it is requested for the second time.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,45 +17,46 @@ use crate::config::RsyncConfig;
 use crate::pinned::Pinned;
 use crate::repository::Repository;
 
-/// Lists of fewer entries than this are written faster than they are looked for.
-const WORTH: u32 = 4096;
-/// Files with a name. Each is a mapping.
+/// Lists with fewer entries than this are not cached: writing them is faster than looking them up.
+const MIN_ENTRIES: u32 = 4096;
+/// Maximum number of cache files. Each one is a mapping.
 const FILES: usize = 4096;
-/// Lists of which it is known that they were asked for. Beyond them the ones asked for longest ago are forgotten.
+/// Maximum number of lists whose [`Known`] state is remembered. Beyond that, the least recently used are
+/// forgotten.
 const KNOWN: usize = 16 << 10;
-/// Lists that may wait to be built. Each holds its generation.
+/// Maximum number of lists that wait to be built. Each one holds its generation.
 const WAITING: usize = 16;
 
-/// The encoded lists of all repositories, and what is known of those that are not encoded.
+/// The encoded lists of all repositories, and the state of those that are not encoded.
 pub(crate) struct Lists {
-    /// None when none are to be kept.
+    /// `None` if encoded lists are not kept.
     cache: Option<ListCache>,
-    /// Where they are kept; none for within each store.
+    /// The directory of the cache files. `None` if they are kept in each store.
     dir: Option<PathBuf>,
     hasher: RandomState,
     known: Mutex<KnownLists>,
     waiting: Arc<Semaphore>,
-    /// Whose turn it is to encode a list.
+    /// Limits encoding to one list at a time.
     turn: Semaphore,
-    /// The same of what takes the rules of a client, and can take long.
+    /// The same for lists that depend on a client's rules, which can take long.
     turn_of_ruled: Semaphore,
 }
 
-/// What is known of a list that is not there.
+/// The state of a list that is not in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
-    /// It was asked for once: the next client makes it worth its place.
-    AskedOnce,
-    /// It is being built, or waits for that.
+    /// It was requested once. It is built when the next client requests it.
+    RequestedOnce,
+    /// It is being built, or waits to be built.
     Building,
-    /// It did not fit into so many bytes.
+    /// It did not fit into this many bytes.
     TooLarge(u64),
     /// It could not be built.
     Failed,
 }
 
-/// What is known, by list: of recent ones and of those before. What is used is recent; when that is much, what was
-/// before is forgotten.
+/// The states of lists, as an approximate LRU cache of two halves. Used entries move to `recent`. When
+/// `recent` is full, it replaces `before`.
 #[derive(Default)]
 struct KnownLists {
     recent: HashMap<u64, Known>,
@@ -81,7 +83,7 @@ impl KnownLists {
     }
 }
 
-/// What a session may find or have built.
+/// Identifies a list that a session looks for or has built.
 pub(crate) struct Query {
     key: Key,
     class: Class,
@@ -90,12 +92,12 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    /// None for a list that is not worth a file.
+    /// Creates a query. `None` if the list is not worth caching.
     pub(crate) fn new(pinned: &Pinned, class: Class, selection: &Selection, rules: &Arc<Rules>) -> Option<Self> {
         let generation = &pinned.edition.generation;
         let list = generation.list_sparsely();
-        // Messages to the client are no part of a list that is kept.
-        if list.len() < WORTH || rules.is_public_only() {
+        // With closed directories, the list comes with messages to the client, which are not cached.
+        if list.len() < MIN_ENTRIES || rules.is_public_only() {
             return None;
         }
         let class = class.canonical(list);
@@ -104,7 +106,7 @@ impl Query {
         Some(Self { key, class, selection: selection.clone(), rules: Arc::clone(rules) })
     }
 
-    /// The same without rules: they hide nothing.
+    /// Returns the same query without rules, for rules that hide nothing.
     pub(crate) fn without_rules(&self, pinned: &Pinned) -> Option<Self> {
         Self::new(pinned, self.class, &self.selection, &Arc::default())
     }
@@ -124,10 +126,10 @@ impl Lists {
         }
     }
 
-    /// An encoded list, if there is one. Reads a file the first time.
+    /// Returns an encoded list if there is one. Reads a file the first time.
     pub(crate) fn find(&self, pinned: &Pinned, query: &Query) -> Option<Arc<CachedList>> {
         self.shelf(&pinned.repository)?.open(&query.key).unwrap_or_else(|error| {
-            tracing::warn!(repository = pinned.repository.name, %error, "an encoded list is of no use");
+            tracing::warn!(repository = pinned.repository.name, %error, "cannot use a cached list");
             None
         })
     }
@@ -137,19 +139,19 @@ impl Lists {
         let Some(shelf) = self.shelf(repository) else { return };
         let kept = repository.store().and_then(Store::generations);
         if let Err(error) = kept.and_then(|kept| shelf.sweep(|generation| kept.contains(&generation))) {
-            tracing::debug!(repository = repository.name, %error, "old encoded lists stay");
+            tracing::debug!(repository = repository.name, %error, "cannot remove old cached lists");
         }
     }
 
-    /// Notes that a list was asked for that is not there, and says whether it is to be built now.
-    fn is_to_be_built(&self, id: u64) -> bool {
+    /// Records the request for a list that is not in the cache, and returns whether it must be built now.
+    fn should_build(&self, id: u64) -> bool {
         let room = || self.cache.as_ref().map_or(0, ListCache::room);
         let mut known = self.lock();
         match known.get(id) {
-            None => known.set(id, Known::AskedOnce),
+            None => known.set(id, Known::RequestedOnce),
             Some(Known::Building | Known::Failed) => {}
             Some(Known::TooLarge(bytes)) if room() <= bytes => {}
-            Some(Known::AskedOnce | Known::TooLarge(_)) => {
+            Some(Known::RequestedOnce | Known::TooLarge(_)) => {
                 known.set(id, Known::Building);
                 return true;
             }
@@ -157,7 +159,7 @@ impl Lists {
         false
     }
 
-    /// The lists of a repository, if they are to be kept.
+    /// Returns the cached lists of a repository. `None` if lists are not kept.
     fn shelf(&self, repository: &Repository) -> Option<Shelf> {
         let (cache, store) = (self.cache.as_ref()?, repository.store().ok()?);
         let dir = self.dir.as_ref().map_or_else(|| store.dir().join("lists"), |dir| dir.join(&repository.name));
@@ -170,19 +172,19 @@ impl Lists {
 }
 
 impl Lists {
-    /// A list was not found: it is built in the background when it was asked for before.
+    /// Records that a list was not found. Builds it in the background if it was requested before.
     pub(crate) fn want(self: &Arc<Self>, pinned: &Arc<Pinned>, query: Query) {
         let Some(shelf) = self.shelf(&pinned.repository) else { return };
         let id = self.hasher.hash_one((&pinned.repository.name, &query.key));
-        if !self.is_to_be_built(id) {
+        if !self.should_build(id) {
             return;
         }
-        // Rules of clients leave half of the places to lists without any.
+        // Lists with clients' rules leave half of the places to lists without rules.
         let has_room = query.rules.nothing() || self.waiting.available_permits() > WAITING / 2;
         let place = if has_room { Arc::clone(&self.waiting).try_acquire_owned().ok() } else { None };
         let Some(place) = place else {
             // The next client tries again.
-            return self.lock().set(id, Known::AskedOnce);
+            return self.lock().set(id, Known::RequestedOnce);
         };
         let (lists, pinned) = (Arc::clone(self), Arc::clone(pinned));
         tokio::spawn(async move {
@@ -194,8 +196,8 @@ impl Lists {
         });
     }
 
-    /// Builds a list as soon as no other of its kind is being built. Gives what is to be known of it when it is not there
-    /// then.
+    /// Builds a list as soon as no other one of its kind is being built. Returns `None` if it is in the cache
+    /// then, or its new state otherwise.
     async fn build(&self, pinned: &Arc<Pinned>, shelf: Shelf, query: Query) -> Option<Known> {
         let turn = if query.rules.nothing() { &self.turn } else { &self.turn_of_ruled };
         let turn = turn.acquire().await;
@@ -212,21 +214,21 @@ impl Lists {
         let repository = &pinned.repository.name;
         match built {
             Ok(Ok(Some(list))) => {
-                tracing::debug!(repository, bytes = list.file_bytes(), "a list is encoded");
+                tracing::debug!(repository, bytes = list.file_bytes(), "cached an encoded list");
                 return None;
             }
             Ok(Ok(None)) => {
                 tracing::debug!(
                     repository,
                     room,
-                    "an encoded list is larger than the room for it; each client's is written anew"
+                    "an encoded list does not fit into the cache; it is written anew for each client"
                 );
                 return Some(Known::TooLarge(room));
             }
             Ok(Err(error)) => {
-                tracing::warn!(repository, %error, "an encoded list cannot be kept; each client's is written anew");
+                tracing::warn!(repository, %error, "cannot cache an encoded list; it is written anew for each client");
             }
-            Err(error) => tracing::error!(repository, %error, "encoding a list failed"),
+            Err(error) => tracing::error!(repository, %error, "encoding a list panicked"),
         }
         Some(Known::Failed)
     }

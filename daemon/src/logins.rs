@@ -1,4 +1,5 @@
-//! Failed logins: each makes the next one from the same network wait, longer every time. Nobody else waits for them.
+//! Back-off for failed logins. Each failure makes the next login from the same network wait, longer every
+//! time. Other networks do not wait.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,20 +7,21 @@ use std::time::{Duration, Instant};
 
 use crate::networks::Network;
 
-/// Failures that cost no time: people mistype.
+/// The number of failures without a delay, because people mistype.
 const FREE: u32 = 2;
-/// What the first one costs that does; each further one costs twice as much.
+/// The delay after the first failure that has one. Each further failure doubles it.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
-/// The longest delay of one login.
+/// The longest delay after a failure.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(32);
-/// The longest wait of a login for its turn: beyond that it is refused.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// The longest time that a login may wait for its turn. If it had to wait longer, it is refused.
+const MAX_WAIT: Duration = Duration::from_secs(40);
 /// How long failures are remembered after the last one.
 const MEMORY: Duration = Duration::from_secs(15 * 60);
-/// Networks that are remembered. One more forgets the one that failed longest ago.
+/// Maximum number of networks that are remembered. Beyond that, the one whose last failure is oldest is
+/// forgotten.
 const NETWORKS: usize = 4096;
 
-/// The networks from which logins failed lately.
+/// The networks from which logins failed recently.
 #[derive(Default)]
 pub(crate) struct Logins(Mutex<HashMap<Network, Failures>>);
 
@@ -27,7 +29,7 @@ pub(crate) struct Logins(Mutex<HashMap<Network, Failures>>);
 struct Failures {
     count: u32,
     last: Instant,
-    /// When the next login may be looked at.
+    /// When the next login may be checked.
     ready: Instant,
 }
 
@@ -40,21 +42,21 @@ impl Failures {
 }
 
 impl Logins {
-    /// How long a login from this network waits before it is looked at; none when so many wait already that it is
-    /// refused. Those of one network wait one behind the other.
+    /// Returns how long a login from `network` must wait before it is checked. `None` if so many wait already
+    /// that it is refused. Logins from one network wait one behind the other.
     pub(crate) fn begin(&self, network: Network, now: Instant) -> Option<Duration> {
         let mut known = self.lock();
         let Some(failures) = known.get_mut(&network) else { return Some(Duration::ZERO) };
         let begin = failures.ready.max(now);
         let wait = begin - now;
-        if wait > PATIENCE {
+        if wait > MAX_WAIT {
             return None;
         }
         failures.ready = begin + failures.delay();
         Some(wait)
     }
 
-    /// A login from this network failed.
+    /// Records a failed login.
     pub(crate) fn failed(&self, network: Network, now: Instant) {
         let mut known = self.lock();
         if known.len() >= NETWORKS && !known.contains_key(&network) {
@@ -72,7 +74,7 @@ impl Logins {
         failures.ready = failures.ready.max(now + failures.delay());
     }
 
-    /// A login from this network succeeded: what failed before is forgotten.
+    /// Records a successful login: earlier failures of the network are forgotten.
     pub(crate) fn succeeded(&self, network: Network) {
         self.lock().remove(&network);
     }
@@ -92,7 +94,7 @@ mod tests {
     use crate::networks::tests::network;
 
     #[test]
-    fn every_failure_delays_the_next_login_of_its_network_longer_and_no_other() {
+    fn every_failure_delays_the_next_login_longer_but_not_those_of_other_networks() {
         let (logins, mut now) = (Logins::default(), Instant::now());
         let (one, other) = (network(1), network(2));
         let mut waits = Vec::new();
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_networks_are_remembered_than_may_be() {
+    fn the_number_of_remembered_networks_is_limited() {
         let (logins, now) = (Logins::default(), Instant::now());
         let networks = Networks::new(&Limits::default());
         for number in 0..2 * NETWORKS as u32 {

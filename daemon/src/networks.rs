@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Limits;
 
-/// Maximum number of connections over a network's limit that get an error message at a time. More are closed without one,
-/// because each message occupies a socket for a while.
+/// Maximum number of connections over a network's limit that get an error message at a time. More are closed
+/// without one, because each message occupies a socket for a while.
 const MAX_REFUSALS: usize = 16;
 
 /// All addresses with the same prefix.

@@ -1,7 +1,7 @@
-//! Files that the operator names: messages, passwords, patterns.
+//! Reads files that the operator names: messages of the day, passwords, patterns.
 //!
-//! The daemon may be allowed to read more than those who can write where such a file lies. So a symlink on the way to
-//! it is followed only if root or the daemon's own user made it.
+//! The daemon may be allowed to read more than the users who can write to the directories of such a file. So
+//! a symlink on the way to the file is followed only if it belongs to root or to the daemon's own user.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -13,17 +13,17 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::process::geteuid;
 
-/// Symlinks on the way to one file: as many as the kernel follows.
-const SYMLINKS: usize = 40;
+/// Maximum number of symlinks on the way to a file: the kernel's limit.
+const MAX_SYMLINKS: usize = 40;
 
-/// Reads such a file, up to so many bytes.
-pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+/// Reads up to `limit` bytes of a file.
+pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.take(most).read_to_end(&mut bytes)?;
+    open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Opens such a file.
+/// Opens a regular file. Fails if a symlink on the way to it belongs to another user.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let mut dir = None;
     let mut rest = components(path);
@@ -37,11 +37,11 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
         let stat = fstat(&found)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
             symlinks += 1;
-            if symlinks > SYMLINKS {
+            if symlinks > MAX_SYMLINKS {
                 return Err(io::Error::from(rustix::io::Errno::LOOP));
             }
             if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
-                let text = format!("user {} made a symlink on the way to it, which is not followed", stat.st_uid);
+                let text = format!("a symlink on the way to it belongs to user {} and is not followed", stat.st_uid);
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
             }
             let target = readlinkat(&found, "", Vec::new())?.into_bytes();
@@ -55,7 +55,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Err(io::Error::from(io::ErrorKind::IsADirectory))
 }
 
-/// A path's components, the first of them last.
+/// Returns the components of a path, in reverse order.
 fn components(path: &Path) -> Vec<OsString> {
     let names = path.components().filter(|component| *component != Component::CurDir);
     names.map(|component| component.as_os_str().to_owned()).rev().collect()
@@ -66,7 +66,7 @@ fn look_up(dir: Option<&OwnedFd>, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(openat(dir, name.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Does not wait for the other end of a fifo.
+/// Opens a regular file. Does not wait for the other end of a FIFO.
 fn open_file(dir: Option<&OwnedFd>, name: &OsStr) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(openat(dir.map_or(CWD, AsFd::as_fd), name.as_bytes(), flags, Mode::empty())?);
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn symlinks_of_root_and_of_this_user_are_followed_on_the_whole_way() {
+    fn symlinks_of_root_and_of_this_user_are_followed() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("real")).unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlink_that_another_user_made_is_not_followed() {
+    fn symlinks_of_other_users_are_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("real")).unwrap();
@@ -115,12 +115,12 @@ mod tests {
         }
         for path in ["planted", "planted-dir/file", "link"] {
             let error = read(&at(path), 100).unwrap_err();
-            assert!(error.to_string().contains("user 12345 made a symlink"), "{path}: {error}");
+            assert!(error.to_string().contains("belongs to user 12345"), "{path}: {error}");
         }
     }
 
     #[test]
-    fn what_is_not_a_file_is_an_error_at_once() {
+    fn anything_but_a_regular_file_is_an_error_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         symlink("loop", at("loop")).unwrap();

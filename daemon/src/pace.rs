@@ -1,24 +1,25 @@
-//! Turns on the runtime's threads: a task that always finds something to do leaves them to others now and then.
+//! Cooperative yielding: a task that always finds something to do leaves the runtime's threads to others now
+//! and then.
 
 use std::time::{Duration, Instant};
 
 use tokio::task::yield_now;
 
-/// How long a task goes on before others have their turn.
+/// How long a task runs before it yields.
 const TURN: Duration = Duration::from_micros(500);
 
-/// The turn of one task.
+/// The current turn of one task.
 pub(crate) struct Pace {
     since: Instant,
 }
 
 impl Pace {
-    /// It begins now.
+    /// Begins a turn now.
     pub(crate) fn new() -> Self {
         Self { since: Instant::now() }
     }
 
-    /// Between two pieces of work: lets others go first if this turn is over.
+    /// Yields to other tasks if the turn is over. To be called between two pieces of work.
     pub(crate) async fn step(&mut self) {
         if self.since.elapsed() >= TURN {
             yield_now().await;
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_never_waits_leaves_others_their_turn() {
+    async fn a_task_that_never_waits_lets_others_run() {
         let has_run = Arc::new(AtomicBool::new(false));
         let other = Arc::clone(&has_run);
         tokio::spawn(async move { other.store(true, Ordering::Relaxed) });

@@ -1,8 +1,8 @@
-//! Pipes that carry pages of files from the page cache to a socket, without a copy of them.
+//! Pipes that carry pages of files from the page cache to a socket without copying them.
 //!
-//! A page under way is the file's own: who writes to the file in place meanwhile changes what is sent. So only
-//! what its receiver holds against a digest goes this way, and only after the file was found in its indexed
-//! state with all of a piece in the pipe.
+//! A page in flight belongs to the file: a process that writes to the file in place meanwhile changes what is
+//! sent. So only data that the receiver compares with a digest goes this way. It is sent only if the file is
+//! still in its indexed state when the whole piece is in the pipe.
 
 use std::fs::File;
 use std::io;
@@ -19,61 +19,62 @@ use tokio::sync::Semaphore;
 
 use crate::direct::page_size;
 
-/// Pipes over all sessions: half of the 64 MiB that the kernel lets one user's pipes hold by default.
+/// Maximum number of pipes over all sessions: half of the 64 MiB that the kernel lets one user's pipes hold
+/// by default.
 pub(crate) const PIPES: usize = 32;
-/// Descriptors that one takes.
+/// Descriptors that one pipe takes.
 pub(crate) const DESCRIPTORS: usize = 3;
-/// Bytes of one, if all its pages are full: as many as an unprivileged user's may have.
+/// Capacity of a pipe in bytes, if all its pages are full: the kernel's default limit for unprivileged users.
 const SIZE: usize = 1 << 20;
-/// Bytes of words in memory, from where on they are given back.
-const WORDS: u64 = 64 << 10;
+/// The in-memory file of protocol bytes is truncated when it has reached this size, to free its memory.
+const PROTOCOL_FILE_BYTES: u64 = 64 << 10;
 
-/// The pipes that no session has in hand. They are made when they are first needed, and then kept.
+/// The pool of pipes. They are created when they are first needed, and then kept.
 pub(crate) struct Pipes {
-    /// One permit for each that is not in hand.
+    /// One permit for each pipe that no session holds.
     permits: Semaphore,
     free: Mutex<Vec<Ends>>,
-    /// Somebody went without since one came back.
+    /// Whether a session found no pipe since one was last returned.
     is_short: AtomicBool,
 }
 
-/// A pipe, and a file in memory out of which words go into it: as pages, like the rest.
+/// A pipe, and an in-memory file from which protocol bytes go into it, as pages like everything else.
 struct Ends {
     read: OwnedFd,
     write: OwnedFd,
-    /// Pages that it refers to at the most, full ones or not.
+    /// Capacity of the pipe in pages, whether they are full or not.
     room: u64,
-    words: File,
-    /// Bytes of words so far. A socket may still hold their pages: none is written twice.
+    protocol: File,
+    /// Protocol bytes written so far. A socket may still hold their pages, so no byte is written twice.
     written: u64,
 }
 
-/// A pipe in the hand of a session.
+/// A pipe that a session holds.
 pub(crate) struct Pipe {
     pipes: Arc<Pipes>,
     /// `None` only while dropping.
     ends: Option<Ends>,
-    /// Bytes in it.
+    /// The number of bytes in the pipe.
     held: usize,
 }
 
 /// What goes into a pipe next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// A range of the words.
-    Words(Range<usize>),
+    /// A range of the protocol bytes.
+    Protocol(Range<usize>),
     /// A range of the file.
-    Bytes(Range<u64>),
+    File(Range<u64>),
 }
 
 impl Pipes {
-    /// None yet, and `most` at most.
-    pub(crate) fn new(most: usize) -> Arc<Self> {
-        let permits = Semaphore::new(most);
+    /// Creates an empty pool of up to `limit` pipes.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        let permits = Semaphore::new(limit);
         Arc::new(Self { permits, free: Mutex::default(), is_short: AtomicBool::new(false) })
     }
 
-    /// An empty pipe, if there is one. There is none where the system has no more of them either.
+    /// Takes an empty pipe. `None` if all are in use, or the system cannot create more.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Pipe> {
         let Ok(permit) = self.permits.try_acquire() else {
             self.is_short.store(true, Ordering::Relaxed);
@@ -85,7 +86,7 @@ impl Pipes {
         Some(Pipe { pipes: Arc::clone(self), ends: Some(ends), held: 0 })
     }
 
-    /// Whether somebody has to do without one.
+    /// Returns whether a session needs a pipe and found none.
     pub(crate) fn is_short(&self) -> bool {
         self.is_short.load(Ordering::Relaxed)
     }
@@ -95,43 +96,49 @@ impl Ends {
     fn open() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let room = fcntl_setpipe_size(&write, SIZE)? as u64 / page_size();
-        let words = rustix::fs::memfd_create("words", MemfdFlags::CLOEXEC)?.into();
-        Ok(Self { read, write, room, words, written: 0 })
+        let protocol = rustix::fs::memfd_create("protocol", MemfdFlags::CLOEXEC)?.into();
+        Ok(Self { read, write, room, protocol, written: 0 })
     }
 
-    /// Puts words where they can be taken from as pages, and says where.
-    fn write(&mut self, words: &[u8]) -> io::Result<u64> {
-        if self.written >= WORDS {
-            // Pages that are under way live on without the file.
-            self.words.set_len(0)?;
+    /// Writes protocol bytes to the in-memory file, and returns their offset there.
+    fn write(&mut self, protocol: &[u8]) -> io::Result<u64> {
+        if self.written >= PROTOCOL_FILE_BYTES {
+            // Pages in flight live on without the file.
+            self.protocol.set_len(0)?;
             self.written = 0;
         }
         let start = self.written;
-        self.words.write_all_at(words, start)?;
-        self.written += words.len() as u64;
+        self.protocol.write_all_at(protocol, start)?;
+        self.written += protocol.len() as u64;
         Ok(start)
     }
 }
 
 impl Pipe {
-    /// Whether all of it goes in at once, wherever its words come to lie.
+    /// Returns whether all parts fit into an empty pipe, at whatever offset the protocol bytes are written.
     pub(crate) fn has_room(&self, parts: impl Iterator<Item = Part>) -> bool {
         let page = page_size();
         let pages = |part| match part {
-            Part::Words(range) => (range.len() as u64).div_ceil(page) + 1,
-            Part::Bytes(range) => range.end.div_ceil(page) - range.start / page,
+            Part::Protocol(range) => (range.len() as u64).div_ceil(page) + 1,
+            Part::File(range) => range.end.div_ceil(page) - range.start / page,
         };
         self.ends.as_ref().is_some_and(|ends| parts.map(pages).sum::<u64>() <= ends.room)
     }
 
-    /// Puts words and ranges of the file into it, in this order. Whatever the error, it is of no use any more.
-    pub(crate) fn fill(&mut self, words: &[u8], file: impl AsFd, parts: impl Iterator<Item = Part>) -> io::Result<()> {
+    /// Puts protocol bytes and ranges of the file into the pipe, in the order of `parts`. After an error, the
+    /// pipe must be dropped.
+    pub(crate) fn fill(
+        &mut self,
+        protocol: &[u8],
+        file: impl AsFd,
+        parts: impl Iterator<Item = Part>,
+    ) -> io::Result<()> {
         let Some(ends) = &mut self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        let base = ends.write(words)?;
+        let base = ends.write(protocol)?;
         for part in parts {
             let (from, mut range) = match part {
-                Part::Words(range) => (ends.words.as_fd(), base + range.start as u64..base + range.end as u64),
-                Part::Bytes(range) => (file.as_fd(), range),
+                Part::Protocol(range) => (ends.protocol.as_fd(), base + range.start as u64..base + range.end as u64),
+                Part::File(range) => (file.as_fd(), range),
             };
             while !range.is_empty() {
                 let len = (range.end - range.start) as usize;
@@ -146,15 +153,15 @@ impl Pipe {
         Ok(())
     }
 
-    /// Bytes in it.
+    /// Returns the number of bytes in the pipe.
     pub(crate) fn len(&self) -> usize {
         self.held
     }
 
-    /// Moves at most `most` bytes on, and says how many.
-    pub(crate) fn pour(&mut self, socket: impl AsFd, most: usize) -> io::Result<usize> {
+    /// Moves up to `limit` bytes to the socket, and returns how many.
+    pub(crate) fn pour(&mut self, socket: impl AsFd, limit: usize) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        match splice(&ends.read, None, socket, None, most.min(self.held), SpliceFlags::empty())? {
+        match splice(&ends.read, None, socket, None, limit.min(self.held), SpliceFlags::empty())? {
             0 => Err(io::ErrorKind::WriteZero.into()),
             moved => {
                 self.held -= moved;
@@ -166,7 +173,7 @@ impl Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        // What is left in one would be in the next session's way.
+        // A pipe that still holds bytes is not reused: the next session would send them.
         if let Some(ends) = self.ends.take().filter(|_| self.held == 0) {
             self.pipes.free.lock().unwrap_or_else(PoisonError::into_inner).push(ends);
         }
@@ -182,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// A file of so many bytes, and these.
+    /// Creates a file of `len` bytes, and returns its content too.
     fn file(len: usize) -> (File, Vec<u8>) {
         let bytes: Vec<u8> = (0..len as u32).map(|at| (at ^ at >> 8 ^ at >> 13) as u8).collect();
         let file: File = rustix::fs::memfd_create("file", MemfdFlags::CLOEXEC).unwrap().into();
@@ -191,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_pages_come_out_as_they_went_in_however_little_goes_out_at_once() {
+    fn protocol_bytes_and_pages_come_out_in_order_whatever_the_size_of_the_writes() {
         let (file, bytes) = file(300_000);
         let (socket, mut peer) = UnixStream::pair().unwrap();
         let reader = std::thread::spawn(move || {
@@ -200,25 +207,26 @@ mod tests {
         });
         let pipes = Pipes::new(1);
         let mut expected = Vec::new();
-        // So often that words are given back, while some of them lie in the socket.
+        // Enough rounds that the file of protocol bytes is truncated while the socket still holds some of
+        // them.
         for round in 0..40 {
-            let words: Vec<u8> = (0..4000).map(|at| (at * 7 + round * 31) as u8).collect();
+            let protocol: Vec<u8> = (0..4000).map(|at| (at * 7 + round * 31) as u8).collect();
             let from = round * 3000 + 17;
             let parts = [
-                Part::Words(0..100),
-                Part::Bytes(from as u64..from as u64 + 100_000),
-                Part::Words(100..4000),
-                Part::Bytes(0..1),
+                Part::Protocol(0..100),
+                Part::File(from as u64..from as u64 + 100_000),
+                Part::Protocol(100..4000),
+                Part::File(0..1),
             ];
             for part in &parts {
                 expected.extend_from_slice(match part {
-                    Part::Words(range) => &words[range.clone()],
-                    Part::Bytes(range) => &bytes[range.start as usize..range.end as usize],
+                    Part::Protocol(range) => &protocol[range.clone()],
+                    Part::File(range) => &bytes[range.start as usize..range.end as usize],
                 });
             }
-            let mut pipe = pipes.take().expect("the only one is back");
+            let mut pipe = pipes.take().expect("the only pipe was returned");
             assert!(pipe.has_room(parts.iter().cloned()));
-            pipe.fill(&words, &file, parts.into_iter()).unwrap();
+            pipe.fill(&protocol, &file, parts.into_iter()).unwrap();
             assert_eq!(pipe.len(), 104_001);
             while pipe.len() > 0 {
                 assert!(pipe.pour(&socket, 1 + round * 1777).unwrap() <= 1 + round * 1777);
@@ -229,18 +237,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_in_a_pipe_is_not_in_the_next_sessions_way() {
+    fn a_pipe_with_bytes_left_is_not_reused() {
         let (file, bytes) = file(50_000);
         let pipes = Pipes::new(2);
         let (mut left, other) = (pipes.take().unwrap(), pipes.take().unwrap());
-        left.fill(b"", &file, [Part::Bytes(0..50_000)].into_iter()).unwrap();
-        assert!(pipes.take().is_none() && pipes.is_short(), "both are in hand");
+        left.fill(b"", &file, [Part::File(0..50_000)].into_iter()).unwrap();
+        assert!(pipes.take().is_none() && pipes.is_short(), "both are in use");
         drop((left, other));
         assert!(!pipes.is_short());
         let (socket, mut peer) = UnixStream::pair().unwrap();
         let (mut one, mut next) = (pipes.take().unwrap(), pipes.take().unwrap());
         for (pipe, from) in [(&mut one, 1), (&mut next, 2)] {
-            pipe.fill(b"", &file, [Part::Bytes(from..from + 100)].into_iter()).unwrap();
+            pipe.fill(b"", &file, [Part::File(from..from + 100)].into_iter()).unwrap();
             assert_eq!(pipe.pour(&socket, usize::MAX).unwrap(), 100);
             let mut received = [0; 100];
             peer.read_exact(&mut received).unwrap();
@@ -249,19 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_takes_no_more_than_it_has_room_for_nor_what_a_file_does_not_have() {
+    fn filling_fails_if_the_pipe_is_full_or_the_file_ends() {
         let (file, _) = file(50_000);
         let pipes = Pipes::new(1);
         let mut pipe = pipes.take().unwrap();
-        let pages = |count: u64| (0..count).map(|at| Part::Bytes(at..at + 1));
+        let pages = |count: u64| (0..count).map(|at| Part::File(at..at + 1));
         let room = SIZE as u64 / page_size();
         assert!(pipe.has_room(pages(room)) && !pipe.has_room(pages(room + 1)));
-        assert!(!pipe.has_room(pages(room).chain([Part::Words(0..1)])));
+        assert!(!pipe.has_room(pages(room).chain([Part::Protocol(0..1)])));
         pipe.fill(b"", &file, pages(room)).unwrap();
         assert!(pipe.fill(b"", &file, pages(1)).is_err());
         drop(pipe);
         let mut pipe = pipes.take().unwrap();
-        let error = pipe.fill(b"", &file, [Part::Bytes(49_999..50_001)].into_iter()).unwrap_err();
+        let error = pipe.fill(b"", &file, [Part::File(49_999..50_001)].into_iter()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,4 +1,4 @@
-//! The bounded pool of aligned buffers that all file data passes through.
+//! The bounded pool of aligned buffers for file data.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,11 +8,11 @@ use tokio::sync::Semaphore;
 
 use crate::direct::AlignedBytes;
 
-/// Bytes of one buffer, and of one extent of a file. By measurement: smaller ones cost more system calls
-/// and task switches for each byte, larger ones more memory for each session.
+/// Size of a buffer, and of an extent of a file, in bytes. Chosen by measurement: smaller ones cost more
+/// system calls and task switches per byte, larger ones more memory per session.
 pub(crate) const EXTENT: usize = 1 << 20;
 
-/// Buffers of [`EXTENT`] bytes. Memory is allocated at first use and then kept.
+/// A pool of buffers of [`EXTENT`] bytes. Memory is allocated at first use and then kept.
 pub(crate) struct Pool {
     /// One permit for each buffer that is not in use.
     permits: Semaphore,
@@ -21,14 +21,14 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool of at most `bytes`, at least one buffer.
+    /// Creates a pool of up to `bytes` bytes, but at least one buffer.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let count = (bytes / EXTENT).clamp(1, Semaphore::MAX_PERMITS);
         Arc::new(Self { permits: Semaphore::new(count), free: Mutex::default(), waiting: AtomicUsize::new(0) })
     }
 
-    /// The next buffer, in the order of asking. Whoever waits must hold no buffer that only its own
-    /// further progress would free.
+    /// Waits for a buffer. Callers are served in order. To avoid deadlocks, the caller must hold no buffer
+    /// that only its own further progress would free.
     pub(crate) async fn take(self: &Arc<Self>) -> Buffer {
         if let Some(buffer) = self.try_take() {
             return buffer;
@@ -40,13 +40,13 @@ impl Pool {
         self.buffer()
     }
 
-    /// A buffer, when one is free and nobody waits for it.
+    /// Returns a buffer if one is free and nobody waits for it.
     pub(crate) fn try_take(self: &Arc<Self>) -> Option<Buffer> {
         self.permits.try_acquire().ok()?.forget();
         Some(self.buffer())
     }
 
-    /// Whether anybody waits for a buffer.
+    /// Returns whether anybody waits for a buffer.
     pub(crate) fn is_short(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
@@ -65,7 +65,7 @@ impl Pool {
     }
 }
 
-/// Counts a waiter for as long as it waits, even when it gives up.
+/// Counts a waiter until this is dropped, so also if the waiter gives up.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -81,7 +81,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A buffer that goes back to its pool.
+/// A buffer that returns to its pool when dropped.
 pub(crate) struct Buffer {
     /// `None` only while dropping.
     bytes: Option<AlignedBytes>,
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pool_that_is_used_up_gives_its_next_buffer_to_who_waited_first() {
+    async fn the_next_free_buffer_goes_to_the_first_waiter() {
         let pool = Pool::new(2 * EXTENT);
         let (first, _second) = (pool.take().await, pool.take().await);
         assert!(pool.try_take().is_none());

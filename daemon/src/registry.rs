@@ -11,12 +11,12 @@ use crate::config::Config;
 use crate::error::DaemonError;
 use crate::extents::READS;
 use crate::pool::EXTENT;
-use crate::repository::{Repository, Trouble};
+use crate::repository::{OpenError, Repository};
 
-/// Reads of files at once that a repository has at the least.
-const FEWEST_READS: usize = 4;
-/// How long the start waits for repositories to open. The others come when they do.
-const OPENING: Duration = Duration::from_secs(3);
+/// Minimum number of concurrent reads of files for each repository.
+const MIN_READS: usize = 4;
+/// How long startup waits for repositories to open. Slower ones become available later.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// All repositories, in the order of the configuration.
 pub(crate) struct Registry {
@@ -24,7 +24,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// All repositories of a configuration, of which nothing is opened yet.
+    /// Creates the repositories of a configuration. Nothing is opened yet.
     pub(crate) fn new(config: &Config) -> Result<Self, DaemonError> {
         let reads = reads(config.memory.buffers, config.repositories.len());
         let is_public_only = access::is_public_only(config.serve_private);
@@ -33,51 +33,55 @@ impl Registry {
         Ok(Self { repositories: repositories.collect::<Result<_, _>>()? })
     }
 
-    /// Opens trees and current generations beside each other. One that cannot be opened is unavailable until it can;
-    /// a store of another repository is the operator's mistake.
+    /// Opens the trees and current generations of all repositories concurrently. A repository that cannot be
+    /// opened is unavailable until it can be opened. Fails if a store belongs to another repository, which is
+    /// a mistake of the operator.
     pub(crate) async fn open(&self) -> Result<(), DaemonError> {
         let mut opening = JoinSet::new();
         for repository in &self.repositories {
             let repository = Arc::clone(repository);
-            opening.spawn_blocking(move || repository.look(true));
+            opening.spawn_blocking(move || repository.refresh(true));
         }
         let all = async {
             while let Some(opened) = opening.join_next().await {
                 let opened = opened.map_err(DaemonError::Worker)?;
-                if let Err(Trouble::Store(error @ StoreError::OtherRepository { .. })) = opened {
+                if let Err(OpenError::Store(error @ StoreError::OtherRepository { .. })) = opened {
                     return Err(DaemonError::Store(error));
                 }
             }
             Ok(())
         };
-        let in_time = timeout(OPENING, all).await;
+        let in_time = timeout(OPEN_TIMEOUT, all).await;
         if in_time.is_err() {
-            tracing::warn!(repositories = opening.len(), "some repositories take long to open: they come later");
+            tracing::warn!(
+                repositories = opening.len(),
+                "some repositories take long to open and become available later"
+            );
         }
         opening.detach_all();
         in_time.unwrap_or(Ok(()))
     }
 
-    /// All repositories.
+    /// Returns all repositories.
     pub(crate) fn all(&self) -> &[Arc<Repository>] {
         &self.repositories
     }
 
-    /// The repository of that name.
+    /// Returns the repository with this name.
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<Repository>> {
         self.repositories.iter().find(|repository| repository.name == name)
     }
 
-    /// Those that a listing of repositories shows.
+    /// Returns the repositories that a listing shows.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Repository>> {
         self.repositories.iter().filter(|repository| repository.is_listed)
     }
 }
 
-/// Reads of files at once for each repository: so many that the buffers of all reads that hang, of every other
-/// repository, leave some for this one.
+/// Returns the maximum number of concurrent reads of files for each repository. If the reads of all other
+/// repositories hang, their buffers still leave some for this one.
 fn reads(buffers: usize, repositories: usize) -> usize {
-    (buffers / EXTENT / (repositories + 1)).clamp(FEWEST_READS, READS)
+    (buffers / EXTENT / (repositories + 1)).clamp(MIN_READS, READS)
 }
 
 #[cfg(test)]
@@ -89,8 +93,8 @@ mod tests {
         assert_eq!(reads(256 << 20, 1), READS);
         for repositories in 2..40 {
             let left = 256 - (repositories - 1) * reads(256 << 20, repositories);
-            assert!(left >= FEWEST_READS, "{repositories}: {left}");
+            assert!(left >= MIN_READS, "{repositories}: {left}");
         }
-        assert_eq!(reads(0, 1), FEWEST_READS);
+        assert_eq!(reads(0, 1), MIN_READS);
     }
 }

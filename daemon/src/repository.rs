@@ -1,4 +1,4 @@
-//! One repository: who may have it, and its edition, which is replaced while sessions go on.
+//! A repository: who may access it, and its current edition, which is replaced while sessions run.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,74 +20,77 @@ use crate::file::{Directory, Tree};
 use crate::gate::Gate;
 use crate::operator_file;
 
-/// Passwords that are looked up at once.
+/// Maximum number of concurrent reads of the secrets file.
 const LOGINS: usize = 4;
-/// Bytes of a file of patterns.
+/// Maximum size of a file of patterns, in bytes.
 const PATTERNS: u64 = 16 << 20;
-/// How long a generation that could not be opened is left alone: at first, and at most. To open one reads all of it.
+/// How long to wait before a generation that could not be opened is tried again. The pause doubles up to
+/// [`MAX_PAUSE`], because opening a generation reads all of it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// One repository.
 pub(crate) struct Repository {
-    /// Its name.
     pub(crate) name: String,
-    /// One line about it.
+    /// A one-line description for clients.
     pub(crate) comment: String,
     /// Whether a listing of repositories shows it.
     pub(crate) is_listed: bool,
-    /// Whether only that is served which everybody on this host may read.
+    /// Whether only files that everybody on this host may read are served.
     pub(crate) is_public_only: bool,
-    /// Whether native clients get it, who see all that is in it.
+    /// Whether native clients may access it. They see everything in it.
     pub(crate) is_native: bool,
-    /// Who may have it, by address and by name.
+    /// The addresses that may access it.
     pub(crate) hosts: Hosts,
+    /// The users who may access it.
     pub(crate) users: Users,
-    /// What reads the passwords, whose file may hang like any other.
+    /// The gate for reading passwords, since their file may hang like any other.
     pub(crate) logins: Gate,
-    /// How stock clients are served, and what is hidden from them.
+    /// Settings for stock clients.
     pub(crate) module: ModuleConfig,
+    /// The rules for what stock clients see.
     pub(crate) rules: Arc<ModuleRules>,
-    /// Stock clients at once; none for no limit of its own.
+    /// The limit on stock clients of this repository, if it has its own.
     pub(crate) admission: Option<Arc<Admission>>,
-    /// The limit on what all its sessions are sent, if there is one.
+    /// The rate limit for all its sessions together, if there is one.
     pub(crate) bandwidth: Option<Arc<Bucket>>,
     root: PathBuf,
     direct: DirectPolicy,
     strict_ctime: bool,
-    /// Reads of its files at once.
+    /// Maximum number of concurrent reads of its files.
     reads: usize,
     store_dir: PathBuf,
     store: OnceLock<Store>,
     current: RwLock<Option<Arc<Edition>>>,
-    /// Whether there is a store, as far as is known, but not all that is to be served of it.
-    is_in_trouble: AtomicBool,
-    /// The last attempt to open what is to be served, if it failed.
+    /// Whether the last check failed for another reason than a missing store or generation. `true` before the
+    /// first check.
+    is_unavailable: AtomicBool,
+    /// The last attempt to open an edition, if it failed.
     failed: Mutex<Option<Failure>>,
 }
 
 /// Why a repository's newest generation is not served.
 #[derive(Debug, Error)]
-pub(crate) enum Trouble {
+pub(crate) enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot open the root {}: {source}", .root.display())]
     Root { root: PathBuf, source: io::Error },
-    #[error("the root {} is not the directory that was indexed: its disk is not mounted, or `stillmirror index` has to run", .root.display())]
+    #[error("the root {} is not the indexed directory: mount its disk, or run `stillmirror index`", .root.display())]
     OtherRoot { root: PathBuf },
 }
 
-/// An attempt that failed.
+/// A failed attempt to open an edition.
 struct Failure {
-    /// What was to be opened, where that much was known.
+    /// What should have been opened, if that was known.
     what: Option<Candidate>,
     text: String,
-    /// When the same is tried again.
+    /// When the same candidate is tried again.
     next: Instant,
     pause: Duration,
 }
 
-/// What would be served: a generation, and the directory that the root's path leads to.
+/// What a new edition would consist of: a generation, and the directory that the root's path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Candidate {
     generation: Mark,
@@ -95,8 +98,8 @@ struct Candidate {
 }
 
 impl Repository {
-    /// A repository of which nothing is opened yet. `reads` files are read at once at most, and as many clients as
-    /// `queue` wait for a place of its own.
+    /// Creates a repository. Nothing is opened yet. Up to `reads` reads of its files run at once, and up to
+    /// `queue` clients wait if the repository has a connection limit of its own.
     pub(crate) fn new(
         config: &RepositoryConfig,
         reads: usize,
@@ -105,7 +108,7 @@ impl Repository {
     ) -> Result<Self, DaemonError> {
         config.users.check().map_err(|source| DaemonError::Secrets { repository: config.name.clone(), source })?;
         let rules = module_rules(&config.name, &config.module.rules)?;
-        let most = config.module.max_connections;
+        let max_connections = config.module.max_connections;
         Ok(Self {
             name: config.name.clone(),
             comment: config.comment.clone(),
@@ -117,7 +120,7 @@ impl Repository {
             logins: Gate::new(LOGINS),
             module: config.module.clone(),
             rules: Arc::new(rules),
-            admission: (most > 0).then(|| Admission::new(most, queue)),
+            admission: (max_connections > 0).then(|| Admission::new(max_connections, queue)),
             bandwidth: Bucket::new(config.bandwidth),
             root: config.root.clone(),
             direct: config.direct,
@@ -126,36 +129,38 @@ impl Repository {
             store_dir: config.store.clone(),
             store: OnceLock::new(),
             current: RwLock::default(),
-            is_in_trouble: AtomicBool::new(true),
+            is_unavailable: AtomicBool::new(true),
             failed: Mutex::default(),
         })
     }
 
-    /// What new sessions get; none when it is not indexed, or cannot be opened yet.
+    /// Returns the edition for new sessions. `None` if the repository is not indexed, or cannot be opened
+    /// yet.
     pub(crate) fn current(&self) -> Option<Arc<Edition>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What clients are told when there is no edition.
+    /// Returns what clients are told if there is no edition. It completes a sentence that begins with the
+    /// repository.
     pub(crate) fn absence(&self) -> &'static str {
-        if self.is_in_trouble.load(Ordering::Relaxed) {
+        if self.is_unavailable.load(Ordering::Relaxed) {
             "is unavailable for now -- try again later"
         } else {
             "is not indexed yet"
         }
     }
 
-    /// Gives new sessions what the store and the root's path lead to now, and says whether that is another edition than
-    /// before. Costs a `readlink` and two `stat` calls when it is not.
+    /// Makes new sessions use what the store and the root's path lead to now, and returns whether the edition
+    /// changed. If it did not, this costs one `readlink` and two `stat` calls.
     ///
-    /// What cannot be opened is logged once, and tried again, after a growing pause if that is dear. `is_asked` ends the
-    /// pause. The edition before goes on being served, unless it is gone.
-    pub(crate) fn look(&self, is_asked: bool) -> Result<bool, Trouble> {
+    /// A failure is logged once and tried again, with back-off if an attempt is expensive. `is_forced` skips
+    /// the back-off. The previous edition stays in service unless it is gone.
+    pub(crate) fn refresh(&self, is_forced: bool) -> Result<bool, OpenError> {
         let mut failed = self.failed();
         let candidate = match self.candidate() {
             Ok(Some(candidate)) => candidate,
             Ok(None) => {
-                self.is_in_trouble.store(false, Ordering::Relaxed);
+                self.is_unavailable.store(false, Ordering::Relaxed);
                 return Ok(false);
             }
             Err(trouble) => {
@@ -166,18 +171,18 @@ impl Repository {
         let held = self.current();
         if held.as_ref().is_some_and(|held| candidate.is_held_by(held)) {
             if failed.take().is_some() {
-                self.is_in_trouble.store(false, Ordering::Relaxed);
-                tracing::info!(repository = self.name, "nothing is wrong with the repository any more");
+                self.is_unavailable.store(false, Ordering::Relaxed);
+                tracing::info!(repository = self.name, "the repository has recovered");
             }
             return Ok(false);
         }
-        if !is_asked && failed.as_ref().is_some_and(|failure| failure.is_to_wait(candidate)) {
+        if !is_forced && failed.as_ref().is_some_and(|failure| failure.is_backing_off(candidate)) {
             return Ok(false);
         }
         match self.open(candidate, held.as_deref()) {
             Ok(edition) => {
                 *failed = None;
-                self.is_in_trouble.store(false, Ordering::Relaxed);
+                self.is_unavailable.store(false, Ordering::Relaxed);
                 self.put(edition);
                 Ok(true)
             }
@@ -188,7 +193,7 @@ impl Repository {
         }
     }
 
-    /// The store, once it is there.
+    /// Returns the store. Opens it if that has not succeeded before.
     pub(crate) fn store(&self) -> Result<&Store, StoreError> {
         if let Some(store) = self.store.get() {
             return Ok(store);
@@ -204,22 +209,22 @@ impl Repository {
         Ok(self.store.get_or_init(|| store))
     }
 
-    /// What there is to serve; none when it is not indexed yet.
-    fn candidate(&self) -> Result<Option<Candidate>, Trouble> {
+    /// Returns what the store and the root's path lead to. `None` if the repository is not indexed yet.
+    fn candidate(&self) -> Result<Option<Candidate>, OpenError> {
         let generation = self.store()?.current_mark()?;
         Ok(generation.map(|generation| Candidate { generation, root: Directory::at(&self.root).ok() }))
     }
 
-    fn open(&self, candidate: Candidate, held: Option<&Edition>) -> Result<Edition, Trouble> {
+    fn open(&self, candidate: Candidate, held: Option<&Edition>) -> Result<Edition, OpenError> {
         let opened = Tree::open(&self.name, &self.root, self.direct, self.strict_ctime)
-            .map_err(|source| Trouble::Root { root: self.root.clone(), source });
-        let of = |tree: Result<Tree, Trouble>, generation: &Generation| match tree {
+            .map_err(|source| OpenError::Root { root: self.root.clone(), source });
+        let of = |tree: Result<Tree, OpenError>, generation: &Generation| match tree {
             Ok(tree) if tree.is_root_of(generation) => Ok(tree),
-            Ok(_) => Err(Trouble::OtherRoot { root: self.root.clone() }),
+            Ok(_) => Err(OpenError::OtherRoot { root: self.root.clone() }),
             Err(trouble) => Err(trouble),
         };
         let opened = match held {
-            // The tree alone is another one.
+            // Only the tree changed.
             Some(held) if held.mark == candidate.generation => Ok(of(opened, &held.generation)?),
             Some(_) => opened,
             None => Ok(opened?),
@@ -231,7 +236,8 @@ impl Repository {
                 (Arc::clone(&held.tree), held.gates.clone())
             }
             (Ok(tree), _) => (Arc::new(tree), Gates::new(self.reads)),
-            // The path leads elsewhere for now, as in the midst of a switch of trees: the one in hand is the right one.
+            // The path leads elsewhere for now, as it may during a switch of trees. The tree already held is
+            // the right one.
             (Err(_), Some(held)) if held.tree.is_root_of(&generation) => (Arc::clone(&held.tree), held.gates.clone()),
             (Err(trouble), _) => return Err(trouble),
         };
@@ -253,13 +259,15 @@ impl Repository {
                 repository = self.name,
                 pack = %pack.display(),
                 "a pack of the store is missing or damaged: files are read from the tree instead; `stillmirror index \
-                 --verify-store` reads these files again (a store that `stillmirror pull` wrote: remove it, and pull)"
+                 --verify-store` reads these files again (for a store written by `stillmirror pull`: remove it, and \
+                 pull again)"
             );
         }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(edition));
     }
 
-    /// Ends the service of what will never be found again. An unmounted disk is free once the last session with it ends.
+    /// Ends the service of what will never be found again. An unmounted disk is free once the last session
+    /// with it ends.
     fn let_go_of_what_is_gone(&self) {
         if self.current().is_some_and(|held| held.is_gone()) {
             *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -267,9 +275,9 @@ impl Repository {
         }
     }
 
-    /// Remembers a failure, and logs it if it is another one than before.
-    fn fail(&self, failed: &mut Option<Failure>, what: Option<Candidate>, trouble: Trouble) -> Trouble {
-        self.is_in_trouble.store(!matches!(trouble, Trouble::Store(StoreError::Missing(_))), Ordering::Relaxed);
+    /// Remembers a failure, and logs it unless it is the same as before.
+    fn fail(&self, failed: &mut Option<Failure>, what: Option<Candidate>, trouble: OpenError) -> OpenError {
+        self.is_unavailable.store(!matches!(trouble, OpenError::Store(StoreError::Missing(_))), Ordering::Relaxed);
         let text = trouble.to_string();
         let before = failed.take();
         if before.as_ref().is_none_or(|before| before.text != text) {
@@ -279,16 +287,16 @@ impl Repository {
                 store = %self.store_dir.display(),
                 error = text,
                 serving,
-                "cannot open what is to be served; it is tried again"
+                "cannot open the current generation; trying again"
             );
         }
         let pause = before.filter(|before| before.what == what).map_or(FIRST_PAUSE, |before| before.pause * 2);
-        let pause = pause.min(LONGEST_PAUSE);
+        let pause = pause.min(MAX_PAUSE);
         *failed = Some(Failure { what, text, next: Instant::now() + pause, pause });
         trouble
     }
 
-    /// Whoever has it is the one who looks.
+    /// Locks the last failure. Holding the lock also serialises calls of [`Self::refresh`].
     fn failed(&self) -> MutexGuard<'_, Option<Failure>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -301,8 +309,8 @@ impl Candidate {
 }
 
 impl Failure {
-    /// Whether it is too early to try the same again.
-    fn is_to_wait(&self, candidate: Candidate) -> bool {
+    /// Returns whether it is too early to try the same candidate again.
+    fn is_backing_off(&self, candidate: Candidate) -> bool {
         self.what == Some(candidate) && Instant::now() < self.next
     }
 }
@@ -324,7 +332,7 @@ fn module_rules(repository: &str, rules: &config::ModuleRules) -> Result<ModuleR
 fn read_patterns(repository: &str, file: &Path) -> Result<Vec<u8>, DaemonError> {
     let read = operator_file::read(file, PATTERNS + 1).and_then(|bytes| match bytes.len() as u64 {
         ..=PATTERNS => Ok(bytes),
-        _ => Err(io::Error::other(format!("larger than {PATTERNS} bytes"))),
+        _ => Err(io::Error::other(format!("it is larger than {PATTERNS} bytes"))),
     });
     read.map_err(|source| DaemonError::Patterns { repository: repository.to_owned(), file: file.to_owned(), source })
 }

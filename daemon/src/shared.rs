@@ -1,4 +1,4 @@
-//! What all sessions share.
+//! The state that all sessions share.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::strangers::Strangers;
 
-/// Messages of the day that are read at once.
+/// Maximum number of concurrent reads of the message of the day.
 const MESSAGES: usize = 4;
 
-/// What all sessions share.
+/// The state that all sessions share.
 pub(crate) struct ServerState {
     pub(crate) registry: Registry,
     pub(crate) limits: Limits,
@@ -35,40 +35,40 @@ pub(crate) struct ServerState {
     pub(crate) convoys: Arc<Convoys>,
     pub(crate) pipes: Arc<Pipes>,
     pub(crate) admission: Arc<Admission>,
-    /// Places for connections of every kind, as many as there are descriptors for.
+    /// Permits for connections of every kind: as many as there are descriptors for.
     pub(crate) sockets: Arc<Semaphore>,
     pub(crate) strangers: Arc<Strangers>,
-    /// Memory for lists of single clients.
+    /// The memory budget for lists of single clients.
     pub(crate) list_memory: Arc<ListMemory>,
-    /// The connections of each address.
+    /// The number of connections from each network.
     pub(crate) networks: Arc<Networks>,
-    /// The limit on what all sessions send, if there is one.
+    /// The rate limit for all sessions together, if there is one.
     pub(crate) bandwidth: Option<Arc<Bucket>>,
     pub(crate) rsync: RsyncConfig,
     /// The encoded lists of all repositories.
     pub(crate) lists: Arc<Lists>,
     pub(crate) logins: Logins,
-    /// What reads the message of the day, whose file may hang like any other.
+    /// The gate for reading the message of the day, since its file may hang like any other.
     pub(crate) messages: Gate,
-    /// Whose turn it is to find out whether a client's rules match anything.
+    /// Turns for finding out whether a client's rules match anything.
     pub(crate) searches: Arc<Pot>,
-    /// What the rules of each network have cost.
+    /// The comparison steps that the rules of each network have cost.
     pub(crate) accounts: Accounts,
-    /// The daemon stops: nothing new is begun.
+    /// Cancelled when the daemon stops: nothing new is started.
     pub(crate) stopping: CancellationToken,
-    /// The daemon ends: what runs is cut off.
+    /// Cancelled when the drain timeout has passed: running sessions are cut off.
     pub(crate) ending: CancellationToken,
 }
 
 impl ServerState {
-    /// As a configuration has it.
+    /// Creates the state from a configuration.
     pub(crate) fn new(config: &Config, registry: Registry) -> Self {
         let extents = Extents::new(config.memory.cache);
         let sockets = descriptors::connections(config);
         Self {
             registry,
             limits: config.limits.clone(),
-            // What the cache keeps comes out of the pool, and leaves `buffers` for the sessions.
+            // The cache takes its buffers from the pool, which leaves `buffers` bytes for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),
             convoys: Convoys::new(extents.window()),
             pipes: Pipes::new(PIPES),

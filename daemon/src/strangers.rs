@@ -1,5 +1,5 @@
-//! Connections that have not said hello yet, or have to say who they are: only so many, and the network that has the most of
-//! them loses its oldest one first.
+//! Strangers: connections that have not sent their hello yet, or have not logged in. Their number is limited.
+//! Beyond the limit, the network that has the most loses its oldest one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,25 +8,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::networks::Network;
 
-/// They are at most so many.
+/// Maximum number of strangers.
 const STRANGERS: usize = 1024;
 
-/// All of them.
+/// All strangers.
 pub(crate) struct Strangers {
-    most: usize,
+    limit: usize,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    /// Only grows: no number ever stands for two of them.
+    /// Only grows, so that a number is never reused.
     next: u64,
-    /// The oldest first.
+    /// Oldest first.
     by_number: BTreeMap<u64, (Network, CancellationToken)>,
     counts: HashMap<Network, usize>,
 }
 
-/// One of them, until dropped.
+/// A connection that counts as a stranger until this is dropped.
 pub(crate) struct Stranger {
     strangers: Arc<Strangers>,
     number: u64,
@@ -35,20 +35,20 @@ pub(crate) struct Stranger {
 
 impl Default for Strangers {
     fn default() -> Self {
-        Self { most: STRANGERS, known: Mutex::default() }
+        Self { limit: STRANGERS, known: Mutex::default() }
     }
 }
 
 impl Strangers {
-    /// One more.
+    /// Adds a stranger, and evicts one if there are too many.
     pub(crate) fn add(self: &Arc<Self>, network: Network) -> Stranger {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (number, evicted) = (known.next, CancellationToken::new());
         known.next += 1;
         known.by_number.insert(number, (network, evicted.clone()));
         *known.counts.entry(network).or_default() += 1;
-        if known.by_number.len() > self.most
-            && let Some(oldest) = known.oldest_of_most()
+        if known.by_number.len() > self.limit
+            && let Some(oldest) = known.take_oldest_of_largest()
         {
             oldest.cancel();
         }
@@ -57,11 +57,11 @@ impl Strangers {
 }
 
 impl Known {
-    /// Takes out the oldest one of the network that has the most.
-    fn oldest_of_most(&mut self) -> Option<CancellationToken> {
+    /// Removes the oldest stranger of the network that has the most.
+    fn take_oldest_of_largest(&mut self) -> Option<CancellationToken> {
         let most = *self.counts.values().max()?;
-        let is_of_most = |network: &Network| self.counts.get(network) == Some(&most);
-        let (&number, _) = self.by_number.iter().find(|(_, (network, _))| is_of_most(network))?;
+        let is_largest = |network: &Network| self.counts.get(network) == Some(&most);
+        let (&number, _) = self.by_number.iter().find(|(_, (network, _))| is_largest(network))?;
         self.remove(number)
     }
 
@@ -78,7 +78,7 @@ impl Known {
 }
 
 impl Stranger {
-    /// Waits until it has to go, because so many came after it.
+    /// Waits until this connection is evicted.
     pub(crate) async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
@@ -96,18 +96,18 @@ mod tests {
     use super::*;
     use crate::networks::tests::network;
 
-    fn strangers(most: usize) -> Arc<Strangers> {
-        Arc::new(Strangers { most, known: Mutex::default() })
+    fn strangers(limit: usize) -> Arc<Strangers> {
+        Arc::new(Strangers { limit, known: Mutex::default() })
     }
 
     #[test]
-    fn the_end_of_one_who_was_evicted_takes_no_newcomer_off_the_list() {
+    fn dropping_an_evicted_stranger_does_not_remove_a_newcomer() {
         let strangers = strangers(1);
         let evicted = strangers.add(network(1));
         let second = strangers.add(network(1));
         assert!(evicted.evicted.is_cancelled());
         drop(second);
-        // The list is empty, and a number that begins anew is that of the one who was evicted.
+        // The list is empty now. If numbers started again, the newcomer would get that of the evicted one.
         let newcomer = strangers.add(network(1));
         drop(evicted);
         drop(strangers.add(network(1)));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_one_of_the_network_that_has_the_most_goes_first() {
+    fn the_oldest_stranger_of_the_largest_network_is_evicted_first() {
         let strangers = strangers(4);
         let oldest = strangers.add(network(1));
         let many: Vec<_> = (0..3).map(|_| strangers.add(network(2))).collect();

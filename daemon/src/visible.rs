@@ -1,4 +1,5 @@
-//! What a client sees of the repositories: those that are announced, those that it gets, and what it hears of the rest.
+//! The repositories as a client sees them: which are announced, which it may access, and what it is told
+//! about the rest.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,14 +16,14 @@ pub(crate) struct Visible<'a> {
     address: IpAddr,
 }
 
-/// Why a client does not get a repository.
+/// The reason why a client may not access a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unavailable {
-    /// There is none of that name, or it is not for this client to know.
+    /// There is no repository with that name, or this client must not know that there is.
     Unknown,
-    /// It is there for others.
+    /// It is only for other clients.
     Denied,
-    /// Its module hides names, which the native protocol cannot.
+    /// Its module hides names, which the native protocol cannot do.
     HidesNames,
 }
 
@@ -31,7 +32,8 @@ impl<'a> Visible<'a> {
         Self { registry, address: address.to_canonical() }
     }
 
-    /// What a native client is told that there is. The head is for those who may have the repository.
+    /// Returns the listed repositories for a native client. Heads are included only for repositories that the
+    /// client may access.
     pub(crate) fn announcement(&self) -> Vec<wire::Repository> {
         let head = |repository: &Repository| {
             let edition = repository.current().filter(|_| self.may_have_natively(repository));
@@ -46,7 +48,7 @@ impl<'a> Visible<'a> {
         listed.take(limits::REPOSITORIES).map(announce).collect()
     }
 
-    /// The repository of that name for a native client, which cannot say who its user is.
+    /// Returns the repository with this name for a native client, which cannot log in.
     pub(crate) fn find_native(&self, name: &str) -> Result<&'a Arc<Repository>, Unavailable> {
         let repository = self.registry.find(name).ok_or(Unavailable::Unknown)?;
         if !self.may_have_natively(repository) {
@@ -58,7 +60,7 @@ impl<'a> Visible<'a> {
         Ok(repository)
     }
 
-    /// The repository of that name for a stock client, whose user may still have to be asked for.
+    /// Returns the repository with this name for a stock client, which may still have to log in.
     pub(crate) fn find_module(&self, name: &[u8]) -> Result<&'a Arc<Repository>, Unavailable> {
         let repository = std::str::from_utf8(name).ok().and_then(|name| self.registry.find(name));
         let repository = repository.ok_or(Unavailable::Unknown)?;
@@ -69,8 +71,8 @@ impl<'a> Visible<'a> {
         }
     }
 
-    /// A repository that is not listed and asks for users: a client that names one that is not there is asked too, and
-    /// learns nothing from the question.
+    /// Returns a repository that is not listed and requires a login. If there is one, a client that names an
+    /// unknown repository has to log in too, so that it does not learn from the challenge which ones exist.
     pub(crate) fn unlisted_with_users(&self) -> Option<&'a Arc<Repository>> {
         let asks = |repository: &&Arc<Repository>| {
             !repository.is_listed && !repository.users.is_everybody() && repository.hosts.admit(self.address)
@@ -83,7 +85,7 @@ impl<'a> Visible<'a> {
     }
 }
 
-/// What a client hears: of a repository that is not listed, what it hears of one that is not there.
+/// Returns what a client is told. For an unlisted repository, that is the same as for an unknown one.
 fn unavailable(repository: &Repository, why: Unavailable) -> Unavailable {
     if repository.is_listed { why } else { Unavailable::Unknown }
 }

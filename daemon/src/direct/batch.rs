@@ -1,6 +1,6 @@
-//! Batches of direct reads in one system call. The block layer sees the batch as a whole, merges neighbours on the disk
-//! and rings the device's doorbell once. If the kernel has no `io_uring`, or does not let this process use it, the
-//! reads are made one after the other.
+//! Batches of direct reads in one system call. The block layer sees the batch as a whole, merges neighbours
+//! on the disk and rings the device's doorbell once. If the kernel has no `io_uring`, or does not let this
+//! process use it, the reads are made one after the other.
 
 use std::cell::{LazyCell, RefCell};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,7 +12,8 @@ use rustix::io::Errno;
 /// Maximum number of reads in flight on a thread.
 const DEPTH: usize = 128;
 
-/// The arguments of one `pread(2)`. For a file that is open for direct reads, the offset and the memory must be aligned.
+/// The arguments of one `pread(2)`. For a file that is open for direct reads, the offset and the memory must
+/// be aligned.
 pub(crate) struct Read<'a> {
     pub(crate) file: BorrowedFd<'a>,
     pub(crate) offset: u64,
@@ -57,8 +58,8 @@ impl Read<'_> {
     }
 }
 
-/// Submits reads to an empty ring and waits for them. When this returns, none of them is in flight. After an error, the
-/// ring still holds the entries that the kernel has not accepted, and must be dropped.
+/// Submits reads to an empty ring and waits for them. When this returns, none of them is in flight. After an
+/// error, the ring still holds the entries that the kernel has not accepted, and must be dropped.
 fn submit(
     ring: &mut IoUring,
     reads: &mut [Read<'_>],
@@ -72,9 +73,9 @@ fn submit(
             .offset(read.offset)
             .build()
             .user_data(at as u64);
-        // SAFETY: the descriptor and the memory are borrowed until this function returns, the memory exclusively. The
-        // function does not return before every entry that the kernel has accepted has completed. If the kernel has
-        // not accepted all, the caller drops the ring, so that it never will.
+        // SAFETY: the descriptor and the memory are borrowed until this function returns, the memory
+        // exclusively. The function does not return before every entry that the kernel has accepted has
+        // completed. If the kernel has not accepted all, the caller drops the ring, so that it never will.
         if unsafe { queue.push(&entry) }.is_err() {
             break;
         }

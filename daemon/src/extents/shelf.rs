@@ -21,8 +21,9 @@ pub(super) struct Shelf {
     buffer: Option<Buffer>,
     used: usize,
     files: HashMap<Key, Range<usize>>,
-    /// Remembers the files that were read. One half of a file's hash is stored at the index that the other half
-    /// determines, and replaces what was there. If a file is taken for another one, that costs one needless copy.
+    /// Remembers the files that were read. One half of a file's hash is stored at the index that the other
+    /// half determines, and replaces what was there. If a file is taken for another one, that costs one
+    /// needless copy.
     read: Box<[u32]>,
 }
 

@@ -1,4 +1,4 @@
-//! Ranges of many files, read with few system calls.
+//! Batches: reads ranges of many files with few system calls.
 
 use std::iter::repeat_n;
 use std::ops::Range;
@@ -11,11 +11,11 @@ use stillmirror_protocol::wire::ItemFailure;
 use super::{FileState, Tree, Way, is_shortage, read_aligned, read_full};
 use crate::direct::batch::{Read, read_all};
 
-/// A range of the regular file at `row`, and the memory that it is read to, which begins on a multiple of
-/// [`crate::direct::ALIGNMENT`] and has [`super::room`].
+/// A range of the regular file at `row`, and the buffer for it. The buffer is aligned to
+/// [`crate::direct::ALIGNMENT`] and as large as [`super::room`] says.
 pub(crate) struct Wanted<'a> {
     pub(crate) row: u32,
-    /// The state in which it was indexed.
+    /// The indexed state of the file.
     pub(crate) indexed: FileState,
     pub(crate) offset: u64,
     pub(crate) len: usize,
@@ -27,16 +27,16 @@ struct Opened {
     path: Vec<u8>,
     indexed: FileState,
     file: OwnedFd,
-    /// The number of the device that it lies on.
+    /// The number of the file's device.
     device: u64,
-    /// How all ranges of it are read: the descriptor is set up for that.
+    /// How all ranges of the file are read. The descriptor is set up for this way.
     way: Way,
 }
 
 impl Tree {
-    /// Says of each range where in its room it is. Fails for each whose file was not in its indexed state
-    /// before and after. Ranges of one file that come one after the other share its descriptor. `path` gives a
-    /// row's path.
+    /// Reads ranges, and returns for each one where in its buffer it is. A range fails unless its file is in
+    /// the indexed state before and after the read. Consecutive ranges of one file share a descriptor. `path`
+    /// returns the path of a row.
     pub(crate) fn read_batch(
         &self,
         path: impl Fn(u32) -> Vec<u8>,
@@ -50,7 +50,7 @@ impl Tree {
         outcomes
     }
 
-    /// The ranges of the first files, one at least: of as many as there are descriptors for.
+    /// Reads the ranges of the first files: of as many as there are descriptors for, and of at least one.
     fn read_some(
         &self,
         path: impl Fn(u32) -> Vec<u8>,
@@ -61,7 +61,7 @@ impl Tree {
             let path = path(run[0].row);
             let open = if files.is_empty() { Self::open_waiting } else { Self::open_beneath };
             match open(self, &path, OFlags::empty()) {
-                // What is open is read first, and closed.
+                // Without free descriptors, the files that are open so far are read first, and closed.
                 Err(errno) if is_shortage(errno) && !files.is_empty() => break,
                 opened => files.push((run.len(), self.set_up(path, opened, run))),
             }
@@ -80,7 +80,7 @@ impl Tree {
                         direct.push((at, opened, alignment));
                         Ok(skip..skip + *len)
                     }
-                    way => self.came(opened, read_full(&opened.file, *offset, &mut room[..*len], way), 0..*len),
+                    way => self.outcome(opened, read_full(&opened.file, *offset, &mut room[..*len], way), 0..*len),
                 },
             });
         }
@@ -88,7 +88,7 @@ impl Tree {
         for (((at, opened, alignment), read), result) in direct.into_iter().zip(reads).zip(results) {
             if let Ok(range) = outcomes[at].clone() {
                 let result = self.complete(opened, read, result, range.end, alignment);
-                outcomes[at] = self.came(opened, result, range);
+                outcomes[at] = self.outcome(opened, result, range);
             }
         }
         let mut rest = outcomes.as_mut_slice();
@@ -104,14 +104,14 @@ impl Tree {
         outcomes
     }
 
-    /// Sets the file of a run of ranges up for how they are read.
+    /// Checks the file of a run of ranges, and sets up its descriptor for the way in which they are read.
     fn set_up(&self, path: Vec<u8>, opened: Result<OwnedFd, Errno>, run: &[Wanted<'_>]) -> Result<Opened, ItemFailure> {
         let indexed = run[0].indexed;
         let (file, device) = self.checked(&path, indexed, opened)?;
         let start = run.iter().map(|range| range.offset).min().unwrap_or(0);
         let end = run.iter().map(|range| range.offset + range.len as u64).max().unwrap_or(0);
         let mut way = self.way(&file, device, start, (end - start) as usize);
-        // One descriptor does for one batch: what is not cached now will not be when it is read.
+        // One descriptor serves the whole run. Ranges that are not cached now will not be when they are read.
         if matches!(way, Way::Directly(_)) && rustix::fs::fcntl_setfl(&file, OFlags::DIRECT).is_err() {
             self.learn(device, None);
             way = Way::ThroughCacheAndOut;
@@ -119,7 +119,7 @@ impl Tree {
         Ok(Opened { path, indexed, file, device, way })
     }
 
-    /// The rest of a direct read of `want` bytes that gave less, or was refused.
+    /// Completes a direct read of `want` bytes that returned less or was refused.
     fn complete(
         &self,
         Opened { device, file, .. }: &Opened,
@@ -139,8 +139,8 @@ impl Tree {
         }
     }
 
-    /// Where the range is, when all of it came.
-    fn came(
+    /// Returns where the range is in its buffer. Fails if not all of it was read.
+    fn outcome(
         &self,
         opened: &Opened,
         filled: Result<usize, Errno>,
@@ -148,7 +148,8 @@ impl Tree {
     ) -> Result<Range<usize>, ItemFailure> {
         match filled.map_err(|errno| self.failure(&opened.path, errno))? {
             filled if filled >= range.end => Ok(range),
-            // The file ends before its indexed size: if it still has that size, its disk is at odds with itself.
+            // The file ends before its indexed size. If `fstat` still reports that size, its disk contradicts
+            // itself.
             _ => Err(ItemFailure::Unreadable),
         }
     }

@@ -1,4 +1,5 @@
-//! The states of files that are not opened: their bytes come from elsewhere, but are sent only while they are theirs.
+//! Checks the states of files without opening them. Their content comes from the store, and is sent only
+//! while the files in the tree are still the indexed ones.
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
@@ -9,26 +10,26 @@ use stillmirror_protocol::list::Dir;
 use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::{Generation, open_beneath, open_beneath_at_once};
 
-use super::{Comparison, Tree, is_shortage, once_not_short};
+use super::{Comparison, Tree, is_shortage, wait_for_descriptor};
 
-/// What is opened says where a file is, not what is in it.
+/// With `PATH`, a descriptor stands for a file but gives no access to its content.
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 const FILE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 
-/// Of each file, whether it is in its indexed state.
+/// For each file, `Ok` if it is in its indexed state.
 type States = Vec<Result<(), ItemFailure>>;
 
 impl Tree {
-    /// The states of the regular files at `rows` of a generation. Neighbours that stand side by side cost one walk down
-    /// to their directory.
+    /// Checks the states of the regular files at `rows` of a generation. Consecutive rows in the same
+    /// directory cost only one lookup of that directory.
     pub(crate) fn look(&self, generation: &Generation, rows: &[u32]) -> States {
-        let open = |path: &[u8]| Ok(once_not_short(|| open_beneath(&self.root, path, DIRECTORY)));
+        let open = |path: &[u8]| Ok(wait_for_descriptor(|| open_beneath(&self.root, path, DIRECTORY)));
         let Ok(states) = self.look_by::<Infallible>(generation, rows, open, |_, _| Ok(()));
         states
     }
 
-    /// The same, unless that might wait for the disk or a descriptor. The first of neighbours tells for all: they are
-    /// remembered, and forgotten, together.
+    /// Like [`Self::look`], but `None` if that might wait for the disk or for a descriptor. Only the first of
+    /// neighbouring files is tested for that, because the kernel caches and evicts their inodes together.
     pub(crate) fn look_at_once(&self, generation: &Generation, rows: &[u32]) -> Option<States> {
         if !self.is_local {
             return None;
@@ -42,7 +43,7 @@ impl Tree {
         self.look_by(generation, rows, open, first).ok()
     }
 
-    /// `open` opens a directory; `first` is asked before the first of its files is looked at.
+    /// `open` opens a directory. `first` is called before the first file in it is checked.
     fn look_by<E>(
         &self,
         generation: &Generation,
@@ -70,7 +71,7 @@ impl Tree {
     fn state(&self, generation: &Generation, dir: Dir<'_>, opened: &OwnedFd, row: u32) -> Result<(), ItemFailure> {
         match rustix::fs::statat(opened, dir.name_of(row), AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
             Ok(stat) => match self.compare(&stat, self.indexed(generation, row)) {
-                // What was touched is of no matter: the content comes from the store, which has it with its digest.
+                // A touched file is fine, because the content comes from the store, which has its digest.
                 Comparison::Same | Comparison::Touched(_) => Ok(()),
                 Comparison::Other => Err(ItemFailure::Stale),
             },

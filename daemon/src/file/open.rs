@@ -1,4 +1,4 @@
-//! A file that stays open from read to read, for several readers.
+//! [`OpenFile`]: a file that stays open across reads, for several readers.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -17,21 +17,21 @@ pub(crate) struct OpenFile {
     path: Box<[u8]>,
     indexed: FileState,
     plain: OwnedFd,
-    /// The number of the device that it lies on.
+    /// The number of the file's device.
     device: u64,
-    /// Opened when something is to be read directly; `None` where that is refused.
+    /// A descriptor for direct reads, opened when it is first needed. `None` where direct reads are refused.
     direct: OnceLock<Option<OwnedFd>>,
 }
 
 impl OpenFile {
-    /// `plain` is open for reading, and was in the state in which it was indexed.
+    /// `plain` must be open for reading, and must have been found in the indexed state.
     pub(super) fn new(tree: Arc<Tree>, path: &[u8], indexed: FileState, plain: OwnedFd, device: u64) -> Self {
         Self { tree, path: path.into(), indexed, plain, device, direct: OnceLock::new() }
     }
 
-    /// Reads `len` bytes at `offset` and says where in `buffer` they are. `buffer` begins on a multiple
-    /// of [`crate::direct::ALIGNMENT`] and has [`super::room`]. Fails unless the file was in its indexed
-    /// state before and after.
+    /// Reads `len` bytes at `offset`, and returns where in `buffer` they are. `buffer` must be aligned to
+    /// [`crate::direct::ALIGNMENT`] and as large as [`super::room`] says. Fails unless the file is in its
+    /// indexed state before and after the read.
     pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
         let range = match self.tree.way(&self.plain, self.device, offset, len) {
             Way::Directly(alignment) => match self.read_directly(offset, len, buffer, alignment) {
@@ -43,35 +43,37 @@ impl OpenFile {
         let range = range.map_err(|errno| self.tree.failure(&self.path, errno))?;
         self.tree.check(&self.path, self.indexed, &self.plain)?;
         if range.len() < len {
-            // The file ends before its indexed size, and yet has that size: its disk is at odds with itself.
+            // The file ends before its indexed size, but `fstat` reports that size. Its disk contradicts
+            // itself.
             return Err(ItemFailure::Unreadable);
         }
         Ok(range)
     }
 
-    /// Whether its file system answers without asking another host or process.
+    /// Returns whether its file system needs no other host or process to answer.
     pub(crate) fn is_local(&self) -> bool {
         self.tree.is_local
     }
 
-    /// Whether a range is best taken out of the page cache.
+    /// Returns whether a range is best taken from the page cache.
     pub(crate) fn is_in_page_cache(&self, range: &Range<u64>) -> bool {
         let len = (range.end - range.start) as usize;
         self.tree.way(&self.plain, self.device, range.start, len) == Way::ThroughCache
     }
 
-    /// Puts words and ranges of it into a pipe. Fails unless the file was in its indexed state after that.
+    /// Puts protocol bytes and ranges of the file into a pipe. Fails unless the file is in its indexed state
+    /// after that.
     pub(crate) fn fill(
         &self,
         pipe: &mut Pipe,
-        words: &[u8],
+        protocol: &[u8],
         parts: impl Iterator<Item = Part>,
     ) -> Result<(), ItemFailure> {
-        pipe.fill(words, &self.plain, parts).map_err(|_| ItemFailure::Unreadable)?;
+        pipe.fill(protocol, &self.plain, parts).map_err(|_| ItemFailure::Unreadable)?;
         self.tree.check_at_once(&self.path, self.indexed, &self.plain)
     }
 
-    /// `None` where direct reads turn out to be refused.
+    /// Reads with direct I/O. `None` if direct reads turn out to be refused.
     fn read_directly(
         &self,
         offset: u64,
@@ -99,7 +101,7 @@ impl OpenFile {
                 self.tree.learn(self.device, None);
                 None
             }
-            // It was there a moment ago: the check after the read will tell what became of it.
+            // The file existed a moment ago. The check after the read will tell what became of it.
             Err(_) => None,
         }
     }

@@ -1,4 +1,5 @@
-//! Contents that the store has: they are read from its packs, many at once, and no file of the tree is opened for them.
+//! Small contents that the store keeps. They are read from its packs, many at once, without opening the files
+//! in the tree.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -13,47 +14,49 @@ use super::{FileState, Tree, Way, read_aligned, read_full};
 use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
 
-/// Where the content of a file is in the store.
+/// The place of a file's content in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
     /// The pack's number.
     pub(crate) pack: u32,
     /// The file's number in the list.
     pub(crate) file: u32,
-    /// Bytes from the pack's start.
+    /// The offset in the pack, in bytes.
     pub(crate) at: u64,
-    /// Bytes of the content and of the check behind it, without which nothing of it is sent.
+    /// Length of the content and of the checksum behind it, in bytes. The content is sent only if the
+    /// checksum matches.
     pub(crate) len: u32,
 }
 
 impl Stored {
-    /// Where the content of the regular file at `row` is, if the store has it. Of what not everybody may read, the
-    /// file itself decides whether this process may: it counts as not stored.
+    /// Returns where the content of the regular file at `row` is, or `None` if the store does not have it.
+    /// Files that not everybody may read count as not stored: for these, the file's own permissions decide
+    /// whether the daemon may read them.
     pub(crate) fn of(generation: &Generation, row: u32) -> Option<Self> {
         let list = generation.list();
         let row = list.row(row);
         let (file, size) = (row.file_number()?, row.size());
-        // Most files are larger, and nothing more is looked at for them.
+        // Most files are larger, and need no further lookup.
         let (pack, place) = (size <= u64::from(limits::KEPT_CONTENT)).then(|| generation.content(file, size))??;
         let len = u32::try_from(place.end - place.start).ok()?;
         list.is_public(row.number()).then_some(Self { pack, file, at: place.start, len })
     }
 
-    /// The bytes of the pack.
+    /// Returns the range of bytes in the pack.
     pub(crate) fn bytes(self) -> Range<u64> {
         self.at..self.at + u64::from(self.len)
     }
 }
 
 impl Tree {
-    /// Whether bytes of a pack are best taken out of the page cache, and all there.
+    /// Returns whether bytes of a pack are all in the page cache, and may be taken from there.
     pub(crate) fn is_stored_in_page_cache(&self, generation: &Generation, pack: u32, bytes: &Range<u64>) -> bool {
         self.policy != DirectPolicy::Always
             && open(generation, pack).is_ok_and(|file| direct::is_cached(&file, bytes.start, bytes.end - bytes.start))
     }
 
-    /// Reads bytes of a pack. Where they are in `room`, which begins on a multiple of [`ALIGNMENT`], is as far behind
-    /// one as in the pack. Fails when not all are there, or the pack is not there any more.
+    /// Reads bytes of a pack into `room`, which is aligned to [`ALIGNMENT`]. They begin at the same offset
+    /// from an aligned position as in the pack. Fails if the pack is gone, or ends before the last byte.
     pub(crate) fn read_stored(
         &self,
         generation: &Generation,
@@ -64,8 +67,8 @@ impl Tree {
         let file = open(generation, pack)?;
         let device = rustix::fs::fstat(&file)?.st_dev;
         let (skip, len) = ((bytes.start % ALIGNMENT as u64) as usize, (bytes.end - bytes.start) as usize);
-        // Like all of the store, packs are left to the page cache, out of which the next client is sent what this one
-        // reads. Who wants nothing there has to say so.
+        // Packs stay in the page cache, like the rest of the store, so that the next client is served from
+        // there. Only the policy `Always` avoids that.
         let mut way = match self.policy {
             DirectPolicy::Always => self.way(&file, device, bytes.start, len),
             DirectPolicy::Auto | DirectPolicy::Never => Way::ThroughCache,
@@ -87,7 +90,7 @@ impl Tree {
         if filled == len { Ok(()) } else { Err(Errno::IO) }
     }
 
-    /// Reads all of a small range from the tree after all, to memory that need not be aligned.
+    /// Reads a small range from the tree instead of the store, to memory that need not be aligned.
     pub(crate) fn read_instead(
         &self,
         path: &[u8],

@@ -1,4 +1,5 @@
-//! What was found in files that are in their indexed state but for the ctime: each is read once, however many ask.
+//! The contents of files that are in their indexed state except for the ctime. Each such file is read once
+//! for all sessions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,35 +9,36 @@ use stillmirror_protocol::entry::Digest;
 
 use super::OnDisk;
 
-/// Files that are remembered, about 200 bytes each. Beyond them all are forgotten.
-const MOST: usize = 1 << 17;
+/// Maximum number of cached files, about 200 bytes each. The cache is cleared when it is full.
+const MAX_FILES: usize = 1 << 17;
 
-/// The contents of files, by the state that they were read in.
+/// The digests of files, by the state in which they were read.
 #[derive(Default)]
 pub(super) struct Touched(Mutex<HashMap<OnDisk, Arc<OnceLock<Found>>>>);
 
-/// The SHA-256; none for a file that did not keep still.
+/// The SHA-256 of a file. `None` if the file changed while it was read.
 type Found = Result<Option<Digest>, Errno>;
 
 impl Touched {
-    /// The content of the file in that state, as it was found before or `read` finds it now. Who asks meanwhile waits.
+    /// Returns the cached digest of the file in `state`, or computes it with `read`. Concurrent callers for
+    /// the same state wait for one `read`.
     pub(super) fn content(&self, state: OnDisk, read: impl FnOnce() -> Found) -> Found {
         let found = {
             let mut files = self.lock();
-            if files.len() >= MOST && !files.contains_key(&state) {
+            if files.len() >= MAX_FILES && !files.contains_key(&state) {
                 files.clear();
             }
             Arc::clone(files.entry(state).or_default())
         };
         let result = *found.get_or_init(read);
         if !matches!(result, Ok(Some(_))) {
-            // The next attempt may find more.
+            // The next attempt may succeed.
             self.lock().remove(&state);
         }
         result
     }
 
-    /// What was found in that state before.
+    /// Returns the cached digest of the file in `state`.
     pub(super) fn known_content(&self, state: OnDisk) -> Option<Digest> {
         self.lock().get(&state).and_then(|found| *found.get()?.as_ref().ok()?)
     }

@@ -90,8 +90,8 @@ impl Frames {
     /// file.
     pub(super) fn parts(&self, start: u64) -> (&[u8], impl Iterator<Item = Part> + Clone) {
         let part = move |span: &Span| match span {
-            Span::Protocol(range) => Part::Words(range.clone()),
-            Span::File(range) => Part::Bytes(start + range.start as u64..start + range.end as u64),
+            Span::Protocol(range) => Part::Protocol(range.clone()),
+            Span::File(range) => Part::File(start + range.start as u64..start + range.end as u64),
         };
         (&self.protocol, self.spans.iter().map(part))
     }
@@ -155,7 +155,7 @@ mod tests {
         frames.push_protocol(b"c");
         let (protocol, parts) = frames.parts(1000);
         assert_eq!(protocol, b"abc");
-        assert!(parts.eq([Part::Words(0..2), Part::Bytes(1001..1003), Part::Words(2..3)]));
+        assert!(parts.eq([Part::Protocol(0..2), Part::File(1001..1003), Part::Protocol(2..3)]));
     }
 
     #[test]
