@@ -18,12 +18,12 @@ const CONVOY_WAIT: Duration = Duration::from_millis(2);
 const EXTENTS_PER_TURN: usize = 8;
 
 impl<F: Framing> Lane<F> {
-    /// Returns whether the next piece to send is an extent that is not cached.
+    /// Returns whether the next piece to send is an extent that is neither cached nor being read.
     pub(super) fn sends_extent_next(&self) -> bool {
         self.ahead.is_empty() && self.reads_extent_next()
     }
 
-    /// Returns whether the next piece to read is an extent that is not cached.
+    /// Returns whether the next piece to read is an extent that is neither cached nor being read.
     pub(super) fn reads_extent_next(&self) -> bool {
         let next = self.plans.front().and_then(Plan::peek_extent);
         next.is_some_and(|extent| self.shared.extents.find(extent.key).is_none())

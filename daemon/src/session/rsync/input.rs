@@ -132,7 +132,8 @@ impl Input {
         let _ = timeout(DRAIN_TIMEOUT, all).await;
     }
 
-    /// From here on the client sends frames, and is not silent for longer than `patience`.
+    /// Sets the request parser. From now on the client sends frames, and must not be silent for longer than
+    /// `idle_timeout`.
     pub(super) fn begin_requests(&mut self, requests: Requests, idle_timeout: IdleTimeout) {
         self.requests = Some(requests);
         self.idle_timeout = Some(idle_timeout);

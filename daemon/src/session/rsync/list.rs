@@ -216,7 +216,7 @@ impl Session {
         Ok(lane)
     }
 
-    /// Reports symlinks that are to be followed and lead nowhere to the client.
+    /// Tells the client about symlinks that are to be followed, but lead nowhere.
     fn report_lost(&self, replies: &mut Replies, settled: &Settled, class: Class, writer: &mut ListWriter) {
         let lost = writer.take_lost();
         for missing in &lost {

@@ -204,8 +204,8 @@ impl Session {
     }
 
     /// Returns no rules if the client's rules hide nothing of what it asks for. The list is then the same for all
-    /// clients. If the search takes too long, it is repeated for the next client with these rules, once this client has
-    /// the beginning of its list.
+    /// clients. If the search takes too long, the rules stay. [`Session::prepare_next`] then searches again for the next
+    /// client with these rules, once this client has the beginning of its list.
     async fn drop_no_op_rules(&self, settled: &Arc<Settled>, rules: Arc<Rules>) -> Result<Arc<Rules>, Ended> {
         if rules.nothing() {
             return Ok(rules);
