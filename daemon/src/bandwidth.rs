@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Nanoseconds in a second, and billionths of a byte in a byte.
 const BILLION: u128 = 1_000_000_000;
-/// Bytes that may leave at once after a pause, however low the rate.
+/// Bytes that may be sent at once after a pause, however low the rate.
 const MIN_BURST: u64 = 64 << 10;
 /// Minimum and maximum size of a slice, in bytes, unless one second's worth or the data to send is less.
 /// Slices are small enough for many sessions to take turns. They are large enough to be worth reading a file
@@ -71,7 +71,7 @@ impl Bucket {
 #[derive(Default)]
 pub(crate) struct Allowance {
     buckets: Vec<Arc<Bucket>>,
-    /// Bytes that every bucket has handed out.
+    /// Bytes that every bucket has handed out and that are not sent yet.
     granted: u64,
     pending: Option<PendingSlice>,
 }

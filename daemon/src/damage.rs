@@ -14,11 +14,10 @@ use stillmirror_store::Generation;
 pub(crate) enum Part {
     /// The content of a small file.
     Content,
-    /// Block checksums.
-    Sums,
+    BlockChecksums,
     /// The compressed list.
     List,
-    /// A delta that leads to the list.
+    /// A list delta.
     Delta,
 }
 
@@ -62,7 +61,7 @@ impl DamageLog {
                  index --verify-store` reads such files again (for a store written by `stillmirror pull`: remove it, \
                  and pull again)",
             ),
-            Part::Sums => (
+            Part::BlockChecksums => (
                 &self.sums,
                 "block checksums are damaged in the store: receivers fetch the whole file; `stillmirror index \
                  --verify-store` reads such files again (for a store written by `stillmirror pull`: remove it, and \

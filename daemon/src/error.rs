@@ -1,4 +1,4 @@
-//! Why a daemon does not start or ends.
+//! The errors of the daemon as a whole.
 
 use std::io;
 use std::path::PathBuf;

@@ -47,7 +47,7 @@ const DESCRIPTOR_TIMEOUT: Duration = Duration::from_secs(30);
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(10);
 
 /// The indexed state of a file. A file is sent only if it is in exactly this state, or if only its ctime
-/// differs and its content was read again.
+/// differs and its content was read again and found to be the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FileState {
     state: OnDisk,

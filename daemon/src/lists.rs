@@ -36,10 +36,10 @@ pub(crate) struct Lists {
     hasher: RandomState,
     known: Mutex<KnownLists>,
     waiting: Arc<Semaphore>,
-    /// Limits encoding to one list at a time.
+    /// Allows one list at a time to be encoded.
     turn: Semaphore,
-    /// The same for lists that depend on a client's rules, which can take long.
-    turn_of_ruled: Semaphore,
+    /// A separate turn for lists that depend on a client's rules, which can take long.
+    turn_with_rules: Semaphore,
 }
 
 /// The state of a list that is not in the cache.
@@ -51,7 +51,7 @@ enum Known {
     Building,
     /// It did not fit into this many bytes.
     TooLarge(u64),
-    /// It could not be built.
+    /// Building it failed.
     Failed,
 }
 
@@ -122,7 +122,7 @@ impl Lists {
             known: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
             turn: Semaphore::new(1),
-            turn_of_ruled: Semaphore::new(1),
+            turn_with_rules: Semaphore::new(1),
         }
     }
 
@@ -199,7 +199,7 @@ impl Lists {
     /// Builds a list as soon as no other one of its kind is being built. Returns `None` if it is in the cache
     /// then, or its new state otherwise.
     async fn build(&self, pinned: &Arc<Pinned>, shelf: Shelf, query: Query) -> Option<Known> {
-        let turn = if query.rules.nothing() { &self.turn } else { &self.turn_of_ruled };
+        let turn = if query.rules.nothing() { &self.turn } else { &self.turn_with_rules };
         let turn = turn.acquire().await;
         let building = Arc::clone(pinned);
         let build = move || {

@@ -29,7 +29,7 @@ struct Open {
     connections: usize,
     /// Connections over the limit that are being sent an error message.
     refusals: usize,
-    /// Whether the log mentions that the network is over its limit.
+    /// Whether it was logged that the network reached its limit.
     is_logged: bool,
 }
 
@@ -87,7 +87,7 @@ impl Networks {
 }
 
 impl Connection {
-    /// Returns whether its network is over the limit. If so, the connection only gets an error message.
+    /// Returns whether this connection exceeds its network's limit. If so, it only gets an error message.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }

@@ -58,7 +58,7 @@ pub(crate) struct Pipe {
     held: usize,
 }
 
-/// What goes into a pipe next.
+/// A piece of what goes into a pipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Part {
     /// A range of the protocol bytes.

@@ -69,7 +69,7 @@ pub(crate) struct Repository {
     failed: Mutex<Option<Failure>>,
 }
 
-/// Why a repository's newest generation is not served.
+/// The reason why a repository's newest generation is not served.
 #[derive(Debug, Error)]
 pub(crate) enum OpenError {
     #[error(transparent)]
@@ -163,9 +163,9 @@ impl Repository {
                 self.is_unavailable.store(false, Ordering::Relaxed);
                 return Ok(false);
             }
-            Err(trouble) => {
-                self.let_go_of_what_is_gone();
-                return Err(self.fail(&mut failed, None, trouble));
+            Err(error) => {
+                self.drop_edition_if_gone();
+                return Err(self.fail(&mut failed, None, error));
             }
         };
         let held = self.current();
@@ -186,9 +186,9 @@ impl Repository {
                 self.put(edition);
                 Ok(true)
             }
-            Err(trouble) => {
-                self.let_go_of_what_is_gone();
-                Err(self.fail(&mut failed, Some(candidate), trouble))
+            Err(error) => {
+                self.drop_edition_if_gone();
+                Err(self.fail(&mut failed, Some(candidate), error))
             }
         }
     }
@@ -221,7 +221,7 @@ impl Repository {
         let of = |tree: Result<Tree, OpenError>, generation: &Generation| match tree {
             Ok(tree) if tree.is_root_of(generation) => Ok(tree),
             Ok(_) => Err(OpenError::OtherRoot { root: self.root.clone() }),
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         };
         let opened = match held {
             // Only the tree changed.
@@ -239,7 +239,7 @@ impl Repository {
             // The path leads elsewhere for now, as it may during a switch of trees. The tree already held is
             // the right one.
             (Err(_), Some(held)) if held.tree.is_root_of(&generation) => (Arc::clone(&held.tree), held.gates.clone()),
-            (Err(trouble), _) => return Err(trouble),
+            (Err(error), _) => return Err(error),
         };
         let store_dir = store.open_dir()?;
         Ok(Edition::new(candidate.generation, generation, store, store_dir, tree, gates, self.is_public_only))
@@ -266,19 +266,22 @@ impl Repository {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(edition));
     }
 
-    /// Ends the service of what will never be found again. An unmounted disk is free once the last session
-    /// with it ends.
-    fn let_go_of_what_is_gone(&self) {
+    /// Stops serving the edition if no path will ever lead to it again. An unmounted disk is released when the
+    /// last session that uses it ends.
+    fn drop_edition_if_gone(&self) {
         if self.current().is_some_and(|held| held.is_gone()) {
             *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
-            tracing::warn!(repository = self.name, "what was served is removed or unmounted: it is served no longer");
+            tracing::warn!(
+                repository = self.name,
+                "the tree was removed, or a disk was unmounted: not serving it any more"
+            );
         }
     }
 
     /// Remembers a failure, and logs it unless it is the same as before.
-    fn fail(&self, failed: &mut Option<Failure>, what: Option<Candidate>, trouble: OpenError) -> OpenError {
-        self.is_unavailable.store(!matches!(trouble, OpenError::Store(StoreError::Missing(_))), Ordering::Relaxed);
-        let text = trouble.to_string();
+    fn fail(&self, failed: &mut Option<Failure>, what: Option<Candidate>, error: OpenError) -> OpenError {
+        self.is_unavailable.store(!matches!(error, OpenError::Store(StoreError::Missing(_))), Ordering::Relaxed);
+        let text = error.to_string();
         let before = failed.take();
         if before.as_ref().is_none_or(|before| before.text != text) {
             let serving = self.current().map(|edition| edition.generation.head().generation);
@@ -293,7 +296,7 @@ impl Repository {
         let pause = before.filter(|before| before.what == what).map_or(FIRST_PAUSE, |before| before.pause * 2);
         let pause = pause.min(MAX_PAUSE);
         *failed = Some(Failure { what, text, next: Instant::now() + pause, pause });
-        trouble
+        error
     }
 
     /// Locks the last failure. Holding the lock also serialises calls of [`Self::refresh`].

@@ -290,7 +290,7 @@ fn is_right(pinned: &Pinned, item: &Item) -> bool {
     let Some(file) = generation.list().row(item.row).file_number().filter(|_| !part.is_empty()) else { return true };
     let checked = generation.check_sums(file, item.offset..item.offset.saturating_add(part.len() as u64));
     if let Err(error) = &checked {
-        pinned.edition.damage_log.record(damage::Part::Sums, &pinned.repository.name, generation, error);
+        pinned.edition.damage_log.record(damage::Part::BlockChecksums, &pinned.repository.name, generation, error);
     }
     checked.is_ok()
 }
