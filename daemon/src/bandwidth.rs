@@ -159,8 +159,8 @@ mod tests {
 
     use super::*;
 
-    /// Lets each session send as much as it wants and may, for `time`. Returns each session, time and number
-    /// of bytes.
+    /// Lets the sessions send as much as they want and may, for `time`. Returns for each write the session, the
+    /// time and the number of bytes.
     fn run(sessions: &mut [(Allowance, usize)], time: Duration) -> Vec<(usize, Duration, u64)> {
         let began = Instant::now();
         let mut left = Vec::new();

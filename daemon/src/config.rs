@@ -22,8 +22,7 @@ pub struct Config {
     /// Whether a daemon that runs as root serves files that not everybody on this host may read. As another
     /// user, the daemon serves what that user may read. Default false.
     pub serve_private: bool,
-    /// How often each store is checked for a new generation. A check costs one readlink per store. Default 1
-    /// s.
+    /// How often each store is checked for a new generation. A check costs one readlink. Default 1 s.
     pub reload_interval: Duration,
 }
 
@@ -94,7 +93,7 @@ pub struct ModuleConfig {
     /// [`Limits::connections`]. 0 for no further limit. Default 0.
     pub max_connections: usize,
     /// How long a client may be silent when something is expected of it. If zero, [`Limits::idle`] applies,
-    /// or one hour for clients older than 3.1, which cannot be told. Default zero.
+    /// or one hour for clients older than 3.1, which cannot be told about a timeout. Default zero.
     pub timeout: Duration,
     /// Whether owners are sent as numbers only. Default false.
     pub numeric_ids: bool,
@@ -184,7 +183,7 @@ pub struct Limits {
     /// How long a session may go without a request. For native sessions, it is a quarter of that while others
     /// wait for a session. Default 5 min.
     pub idle: Duration,
-    /// The rate, in bytes per second, at which a client must at least read while there is something to send;
+    /// The minimum rate, in bytes per second, at which a client must read while there is something to send;
     /// 0 for any. Default 1024.
     pub minimum_rate: u64,
     /// The period over which the rate is measured. A client that reads nothing at all is disconnected after
@@ -209,8 +208,8 @@ pub struct Memory {
     /// Bytes of extents that are being read or sent. If none are left, sessions wait. Default 64 MiB.
     pub buffers: usize,
     /// Bytes for lists that belong to single stock clients, over all sessions; 0 for no limit. One network
-    /// gets at most half of it. If none are left, sessions wait, and are refused after a minute. Default 1
-    /// GiB.
+    /// gets at most half of them. If none are left, sessions wait, and are refused after a minute. Default
+    /// 1 GiB.
     pub lists: u64,
 }
 

@@ -18,11 +18,11 @@ use shelf::Shelf;
 /// Maximum number of reads of one repository's files in flight, over all sessions: enough to keep many disks
 /// busy, few enough that their threads cost little.
 pub(crate) const READS: usize = 32;
-/// The part of the cache (one in this many) that shelves keep when large files want all of it. A client that
-/// fetches a million small files must not evict what others share of a large one, and vice versa.
+/// If large files want the whole cache, shelves keep this fraction (1/4) of it. A client that fetches a million
+/// small files must not evict what others share of a large one, and vice versa.
 const SHELVES: usize = 4;
-/// Files up to this part of the cache (one in this many) are kept for the next client, although nobody else
-/// wants them yet.
+/// Files up to this fraction (1/8) of the cache are kept for the next client, although nobody else wants them
+/// yet.
 const KEPT: usize = 8;
 
 /// Identifies an extent by the state of its file, whatever the file's name and generation, and by its number:

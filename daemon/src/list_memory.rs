@@ -12,7 +12,7 @@ use crate::networks::Network;
 
 /// The granularity of grants, in bytes.
 const STEP: u64 = 64 << 10;
-/// One network may hold at most one in this many bytes.
+/// One network may hold at most the budget divided by this.
 const NETWORK_PART: u64 = 2;
 /// How long a session waits for memory. Lists that other sessions hold may be needed for hours.
 const MAX_WAIT: Duration = Duration::from_secs(60);
