@@ -18,8 +18,8 @@ pub(crate) struct Damaged {
 }
 
 impl Damaged {
-    /// Reads all records of a generation, and its compressed list. Records that were not read before `stop` became true
-    /// count as right.
+    /// Reads all records of a generation, and its compressed list. Records that were not read before `stop`
+    /// became true count as right.
     pub(crate) fn find(generation: &Generation, threads: usize, stop: &AtomicBool) -> Self {
         let (files, next) = (generation.list().files(), AtomicU32::new(0));
         let work = || {

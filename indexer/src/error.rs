@@ -8,7 +8,8 @@ use stillmirror_protocol::path::{Escaped, PathError};
 use stillmirror_store::StoreError;
 use thiserror::Error;
 
-/// An error that ended a run. The store's current generation is unchanged.
+/// An error that ended a run. The store's current generation is unchanged, unless the error occurred after
+/// publishing, when old generations are removed and the scrub position is stored.
 #[derive(Debug, Error)]
 pub enum IndexError {
     // Caused by the caller.

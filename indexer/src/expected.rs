@@ -1,13 +1,14 @@
-//! Determines which of the found files have a content that is already indexed, so that they need not be read. If such a
-//! file is read all the same, this is the content that it is expected to have.
+//! Determines which of the found files have a content that is already indexed, so that they need not be read.
+//! If such a file is read all the same, this is the content that it is expected to have.
 //!
-//! A found file has the content of a row if it has the row's inode, size and times. Its name does not matter. If only its
-//! ctime is later, something has happened to the inode, and the file system does not record what. It is considered
-//! harmless if there is a trace of a harmless operation: another mode or owner, another number of links, or another name.
-//! Without such a trace, the file is read.
+//! A found file has the content of a row if it has the row's inode, size and times. Its name does not matter.
+//! If only its ctime is later, something has happened to the inode, and the file system does not record what.
+//! It is considered harmless if there is a trace of a harmless operation: another mode or owner, another
+//! number of links, or another name. Without such a trace, the file is read.
 //!
-//! The inode number of a removed file is given to a new file, and trees are full of files of equal size and time. So the
-//! inode must have existed when the row was written: its birth time must not be later than the ctime in the row.
+//! The inode number of a removed file is given to a new file, and trees are full of files of equal size and
+//! time. So the inode must have existed when the row was written: its birth time must not be later than the
+//! ctime in the row.
 
 use std::collections::{HashMap, HashSet};
 
@@ -36,7 +37,8 @@ pub(crate) struct Expectation {
     pub(crate) row: u32,
     /// Whether the file is read nevertheless.
     pub(crate) is_checked: bool,
-    /// Whether a different content can only be rot, because nothing has written to the file since the row was written.
+    /// Whether a different content can only be rot, because nothing has written to the file since the row was
+    /// written.
     pub(crate) is_certain: bool,
 }
 
@@ -99,8 +101,8 @@ impl Traces {
     }
 }
 
-/// Returns the inodes that may be in the old list under other names. Inodes that were born after the old list was created
-/// are not among them.
+/// Returns the inodes that may be in the old list under other names. Inodes that were born after the old list
+/// was created are not among them.
 fn inodes_elsewhere(findings: &Findings, old: Old<'_>, traces: &Traces) -> HashSet<InodeKey> {
     let files = findings.found().map(|(_, _, found)| found.facts).filter(Facts::is_file);
     let older = files.filter(|facts| facts.born.is_none_or(|born| born <= old.created));
@@ -108,8 +110,8 @@ fn inodes_elsewhere(findings: &Findings, old: Old<'_>, traces: &Traces) -> HashS
     keys.filter(|key| traces.appeared.contains(key)).collect()
 }
 
-/// Returns the rows of the old list that are regular files with one of these inodes. Reads the whole list, unless
-/// `inodes` is empty.
+/// Returns the rows of the old list that are regular files with one of these inodes. Reads the whole list,
+/// unless `inodes` is empty.
 fn rows_of(inodes: &HashSet<InodeKey>, old: Old<'_>) -> HashMap<InodeKey, Vec<u32>> {
     let mut rows: HashMap<InodeKey, Vec<u32>> = HashMap::new();
     let all = if inodes.is_empty() { 0..0 } else { 0..old.list.len() };
@@ -139,11 +141,12 @@ impl Judge<'_> {
         if was == facts.identity {
             return true;
         }
-        // A row only says that a file was on another device, not on which one. It may be a different device now, with
-        // the same inode number.
+        // A row only says that a file was on another device, not on which one. It may be a different device
+        // now, with the same inode number.
         let is_old_inode = was.device == RelativeDevice::Roots && facts.born.is_some_and(|born| born <= was.ctime);
         if self.old.local.is_rotten(row.number()) {
-            // A later ctime does not mean that the file was repaired. A new mtime would mean that its content is intended.
+            // A later ctime does not mean that the file was repaired. A new mtime would mean that its content
+            // is intended.
             return is_own || is_old_inode;
         }
         let is_later = facts.identity.ctime > was.ctime;
@@ -154,7 +157,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Returns whether the file's mode or owner differs from the row's. The indexer may no longer be allowed to read it.
+    /// Returns whether the file's mode or owner differs from the row's. The indexer may no longer be allowed
+    /// to read it.
     fn has_other_permissions(&self, row: Row<'_>, facts: &Facts) -> bool {
         let owner = row.owner();
         row.mode() != facts.mode || (owner.uid, owner.gid) != (facts.uid, facts.gid)
@@ -168,7 +172,8 @@ impl Judge<'_> {
         is_open_now && record.content == 0 && facts.size <= self.options.kept_content()
     }
 
-    /// Returns whether there is a trace of an operation that sets an inode's ctime without changing its content.
+    /// Returns whether there is a trace of an operation that sets an inode's ctime without changing its
+    /// content.
     fn is_explained(&self, row: Row<'_>, facts: &Facts) -> bool {
         let key = facts.identity.inode_key();
         self.has_other_permissions(row, facts)

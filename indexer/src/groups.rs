@@ -1,7 +1,7 @@
 //! Determines which names must be put again because their link groups changed.
 //!
-//! When changes are applied to a list, a group whose names all stay is carried over. In all other cases, all names of an
-//! inode are put with one group number.
+//! When changes are applied to a list, a group whose names all stay is carried over. In all other cases, all
+//! names of an inode are put with one group number.
 
 use std::collections::HashMap;
 
@@ -16,17 +16,19 @@ pub(crate) struct Member {
     pub(crate) stays: Option<Stays>,
 }
 
-/// A name whose row stays as it is, unless its group changes. `old_leader` is the leader of its old group, if it had one.
+/// A name whose row stays as it is, unless its group changes. `old_leader` is the leader of its old group, if
+/// it had one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stays {
     pub(crate) old_leader: Option<u32>,
 }
 
-/// Returns the indices of the members that must be put, with the number of their group. The number is `None` for a name
-/// that is no longer in a group.
+/// Returns the indices of the members that must be put, with the number of their group. The number is `None`
+/// for a name that is no longer in a group.
 ///
-/// `all_seen` tells whether every name in the old list was looked at or is gone. If it is false, other names of the same
-/// group may be left. A single name is then put without a group rather than left to lose its group by itself.
+/// `all_seen` tells whether every name in the old list was looked at or is gone. If it is false, other names
+/// of the same group may be left. A single name is then put without a group rather than left to lose its
+/// group by itself.
 pub(crate) fn regroup(members: &[&Member], all_seen: bool) -> Vec<(usize, Option<u64>)> {
     let mut groups: HashMap<&(u64, u64, Kind), Vec<usize>> = HashMap::new();
     let mut staying: HashMap<u32, Vec<usize>> = HashMap::new();

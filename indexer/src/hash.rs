@@ -1,5 +1,5 @@
-//! Reads files once for all digests, the block checksums and the kept content, and never accepts a file that changes
-//! while it is read.
+//! Reads files once for all digests, the block checksums and the kept content, and never accepts a file that
+//! changes while it is read.
 //!
 //! [`Jobs::of`] selects the files, and [`Reading::run`] reads them on all threads.
 
@@ -115,7 +115,8 @@ impl From<Errno> for FileError {
 }
 
 impl<'a> Jobs<'a> {
-    /// Selects the regular files among the findings of a walk, except those whose content is known without reading.
+    /// Selects the regular files among the findings of a walk, except those whose content is known without
+    /// reading.
     pub(crate) fn of(findings: &'a Findings, expected: &Expected) -> Self {
         let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
         let name = |(found, dir, file): (usize, &'a Vec<u8>, &'a Found)| {
@@ -125,8 +126,8 @@ impl<'a> Jobs<'a> {
             is_read.then_some(Name { found, dir, name: &file.name, facts: &file.facts, is_checked })
         };
         let mut names: Vec<Name<'a>> = files.filter_map(name).collect();
-        // Only the names of linked files must be brought together. The sort is stable, so the rest stays in the tree's
-        // order.
+        // Only the names of linked files must be brought together. The sort is stable, so the rest stays in
+        // the tree's order.
         let inode = |name: &Name<'_>| (name.facts.links > 1).then(|| name.facts.inode());
         names.sort_by_key(inode);
         let mut jobs = Vec::new();
@@ -227,8 +228,8 @@ impl<'a> Worker<'a> {
         Ok(Outcome::Torn)
     }
 
-    /// Reads a file completely. `None` if it changed meanwhile: the state after reading must be the state before, so that
-    /// the content is that of one state.
+    /// Reads a file completely. `None` if it changed meanwhile: the state after reading must be the state
+    /// before, so that the content is that of one state.
     fn read_once(&mut self, path: &[u8], name: &Name<'a>, linked: bool) -> Result<Option<Outcome>, FileError> {
         let file = self.reading.tree.open_file(path)?;
         let Some(before) = self.stable_facts(&file, name.facts)? else { return Ok(None) };
@@ -253,11 +254,12 @@ impl<'a> Worker<'a> {
         Ok(Some(Outcome::Read { digests, record, facts }))
     }
 
-    /// Waits until any later write must change the facts of an open file, and returns them. `None` if they keep changing.
+    /// Waits until any later write must change the facts of an open file, and returns them. `None` if they
+    /// keep changing.
     ///
-    /// A write within the same tick of the clock that stamps the file leaves its ctime unchanged. That clock may be another
-    /// host's, and any clock may have been set. So the ctime is not compared with a clock: what counts is for how long
-    /// the facts have stayed the same.
+    /// A write within the same tick of the clock that stamps the file leaves its ctime unchanged. That clock
+    /// may be another host's, and any clock may have been set. So the ctime is not compared with a clock:
+    /// what counts is for how long the facts have stayed the same.
     fn stable_facts(&self, file: &File, walked: &Facts) -> Result<Option<Facts>, Errno> {
         let (mut seen, mut identity) = (self.reading.walked, walked.identity);
         for _ in 0..TRIES {
@@ -281,8 +283,8 @@ impl<'a> Worker<'a> {
         made.then(|| SumsBuilder::new(scheme, size))
     }
 
-    /// Returns whether everybody may reach a directory. The contents of files in other directories are not kept in the
-    /// store.
+    /// Returns whether everybody may reach a directory. The contents of files in other directories are not
+    /// kept in the store.
     fn is_passed_by_all(&mut self, dir: &'a [u8]) -> bool {
         if let Some((_, known)) = self.passed_by_all.filter(|(known, _)| *known == dir) {
             return known;
@@ -297,8 +299,8 @@ impl<'a> Worker<'a> {
         passed
     }
 
-    /// Computes the digests of the first `size` bytes, and stores the bytes in `self.content` if `keeps` is set. `None` if
-    /// the file is shorter.
+    /// Computes the digests of the first `size` bytes, and stores the bytes in `self.content` if `keeps` is
+    /// set. `None` if the file is shorter.
     fn read_through(
         &mut self,
         file: &File,
@@ -373,8 +375,8 @@ impl<'a> KnownRecords<'a> {
         Self { old, old_rows: OnceLock::new(), new: Mutex::default() }
     }
 
-    /// Returns the location of a record for the file with this digest. Appends one to the draft's pack, unless there is a
-    /// record that has block checksums and content where these are given.
+    /// Returns the location of a record for the file with this digest. Appends one to the draft's pack,
+    /// unless there is a record that has block checksums and content where these are given.
     fn put(
         &self,
         digest: Digest,
@@ -389,7 +391,8 @@ impl<'a> KnownRecords<'a> {
         if let Some(at) = self.in_old(digest).filter(suffices) {
             return Ok(at);
         }
-        // The lock is held until the record is written, because another thread may have just read the same content.
+        // The lock is held until the record is written, because another thread may have just read the same
+        // content.
         let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = new.get(&digest).filter(|at| suffices(at)) {
             return Ok(*at);
@@ -424,8 +427,8 @@ fn first_bytes(digest: Digest) -> [u8; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Bytes per read. This is large enough that the cost of system calls does not matter, and small enough for the buffer to
-/// stay in a core's cache while all digests are computed.
+/// Bytes per read. This is large enough that the cost of system calls does not matter, and small enough for
+/// the buffer to stay in a core's cache while all digests are computed.
 const BUFFER: usize = 256 << 10;
 /// Files of this size (in bytes) or more are read first, and dropped from the page cache afterwards.
 const LARGE: u64 = 16 << 20;
@@ -433,7 +436,8 @@ const LARGE: u64 = 16 << 20;
 const DROP_STEP: u64 = 16 << 20;
 /// How often reading a file is tried while it keeps changing.
 const TRIES: u32 = 3;
-/// How long the facts of a file must stay the same. It is longer than a tick of any kernel's clock (10 ms at 100 Hz).
+/// How long the facts of a file must stay the same. It is longer than a tick of any kernel's clock (10 ms at
+/// 100 Hz).
 const SETTLE: Duration = Duration::from_millis(20);
 /// Progress is reported after this many files or bytes.
 const REPORT_FILES: u64 = 64;

@@ -23,11 +23,11 @@ use crate::settle::{Settled, settle};
 use crate::tree::{self, Tree};
 use crate::walk::{Findings, Old, Walk};
 
-/// Indexes a repository: compares the tree with the store's current generation, and publishes a new generation if they
-/// differ.
+/// Indexes a repository: compares the tree with the store's current generation, and publishes a new
+/// generation if they differ.
 ///
-/// The run ends with [`IndexError::Stopped`] soon after `stop` becomes true. If a run fails, the store keeps its current
-/// generation.
+/// The run ends with [`IndexError::Stopped`] soon after `stop` becomes true. If a run fails before it
+/// publishes, the store keeps its current generation.
 pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> Result<Report, IndexError> {
     let started = Instant::now();
     let tree = open_root(&options.root)?;
@@ -81,8 +81,8 @@ struct IndexRun<'a> {
 enum RunEnd {
     /// The current generation describes the tree.
     Done,
-    /// Nothing was published. The list cannot get the requested digests, because an entry must stay whose file was not
-    /// read.
+    /// Nothing was published. The list cannot get the requested digests, because an entry must stay whose
+    /// file was not read.
     CannotAddDigests,
 }
 
@@ -167,8 +167,8 @@ impl IndexRun<'_> {
         paths.any(|path| known.list.find(path).is_some())
     }
 
-    /// Returns whether some file whose entry must stay cannot be opened. This takes seconds, while reading every file
-    /// takes hours.
+    /// Returns whether some file whose entry must stay cannot be opened. This takes seconds, while reading
+    /// every file takes hours.
     fn cannot_open_all(&self, known: Old<'_>, findings: &Findings) -> bool {
         let files = findings.found().filter(|(_, _, found)| found.facts.is_file());
         let mut files = files.map(|(_, dir, found)| path::join(dir, &found.name));
@@ -232,8 +232,8 @@ fn open_root(root: &Path) -> Result<Tree, IndexError> {
     Tree::open(root).map_err(|error| root_error(root, Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }
 
-/// Fails if the root has lost all of its entries. Most likely its disk is not mounted, and every mirror would delete its
-/// files.
+/// Fails if the root has lost all of its entries. Most likely its disk is not mounted, and every mirror would
+/// delete its files.
 fn refuse_emptied(options: &Options, tree: &Tree, before: Option<&Generation>) -> Result<(), IndexError> {
     let Some(before) = before.filter(|before| !options.allow_empty && before.head().counts.files > 0) else {
         return Ok(());
@@ -263,7 +263,8 @@ fn checked(paths: Option<&[Vec<u8>]>) -> Result<Option<Vec<Vec<u8>>>, IndexError
     paths.map(|paths| paths.iter().map(check).collect()).transpose()
 }
 
-/// Returns the store's path relative to the root. `None` if the store is not below the root. Fails if it is the root.
+/// Returns the store's path relative to the root. `None` if the store is not below the root. Fails if it is
+/// the root.
 fn store_below_root(options: &Options) -> Result<Option<Vec<u8>>, IndexError> {
     let root = options.root.canonicalize();
     let root = root.map_err(|source| IndexError::Root { path: options.root.clone(), source })?;

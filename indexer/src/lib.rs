@@ -1,8 +1,8 @@
 //! Walks a repository's tree and publishes a generation.
 //!
-//! Work and memory are proportional to what changed. The walk compares each directory with the previous generation's
-//! list and keeps only the differences. A file that is known from the previous run is not read again, even if it was
-//! renamed. The entry point is [`index`]. It runs these stages, each in its own module:
+//! Work and memory are proportional to what changed. The walk compares each directory with the previous
+//! generation's list and keeps only the differences. A file that is known from the previous run is not read
+//! again, even if it was renamed. The entry point is [`index`]. It runs these stages, each in its own module:
 //!
 //! 1. `walk` compares all directories in parallel and returns the differences. If the caller knows which paths have
 //!    changed, it only looks at those.

@@ -9,8 +9,8 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
-/// The name of the receiver's staging directory in a root. It is never indexed, because its files are not part of the
-/// tree yet.
+/// The name of the receiver's staging directory in a root. It is never indexed, because its files are not
+/// part of the tree yet.
 pub const STAGING: &str = ".stillmirror-stage";
 
 /// How to index one repository.
@@ -24,8 +24,9 @@ pub struct Options {
     pub name: String,
     /// The filter for the tree. A changed filter takes effect with the next whole walk.
     pub filter: Filter,
-    /// Whether to compute XXH128 too, for stock clients. To add it, a run must read every file. It is postponed until a
-    /// run can read all of them; with [`Unreadable::LeaveOut`], unreadable files do not count.
+    /// Whether to compute XXH128 too, for stock clients. To add it, a run must read every file. It is
+    /// postponed until a run can read all of them; with [`Unreadable::LeaveOut`], unreadable files do not
+    /// count.
     pub xxh128: bool,
     /// Whether to compute MD5 too, for stock clients. Takes about as much time as SHA-256.
     pub md5: bool,
@@ -33,8 +34,9 @@ pub struct Options {
     pub sums: SumsPolicy,
     /// The files that get block checksums. Exclude files for which a delta never pays.
     pub sums_for: Filter,
-    /// Files up to this size (in bytes) are kept in the store with their content, if they are read from now on. 0 keeps
-    /// none. Values above [`limits::KEPT_CONTENT`] count as that. The default is [`stillmirror_store::KEEP_CONTENTS`].
+    /// Files up to this size (in bytes) are kept in the store with their content, if they are read from now
+    /// on. 0 keeps none. Values above [`limits::KEPT_CONTENT`] count as that. The default is
+    /// [`stillmirror_store::KEEP_CONTENTS`].
     pub keep_contents: u64,
     /// How to treat devices, fifos and sockets.
     pub specials: Specials,
@@ -42,22 +44,23 @@ pub struct Options {
     pub unreadable: Unreadable,
     /// When a file counts as unchanged although its ctime differs.
     pub ctime: CtimeRule,
-    /// The share of the unchanged files that a whole walk reads again to find rot. The store remembers where the next run
-    /// continues, so that the files that were not read for the longest time are next. `None` reads none.
+    /// The share of the unchanged files that a whole walk reads again to find rot. The store remembers where
+    /// the next run continues, so that the files that were not read for the longest time are next. `None`
+    /// reads none.
     pub scrub: Option<Share>,
     /// Which older generations are kept.
     pub retention: Retention,
     /// The number of threads for walking and hashing. `None` for one per core.
     pub threads: Option<NonZeroUsize>,
-    /// Whether large files are dropped from the page cache after they were read, so that a first index does not evict
-    /// what the host is using.
+    /// Whether large files are dropped from the page cache after they were read, so that a first index does
+    /// not evict what the host is using.
     pub drop_cache: bool,
-    /// All paths that have changed since the last run, if the caller knows them: files and whole directories, including
-    /// removed ones, relative to the root. Nothing else is looked at. `None` walks the whole tree. A store without a
-    /// generation is always filled from a whole walk.
+    /// All paths that have changed since the last run, if the caller knows them: files and whole directories,
+    /// including removed ones, relative to the root. Nothing else is looked at. `None` walks the whole tree.
+    /// A store without a generation is always filled from a whole walk.
     pub changed_from: Option<Vec<Vec<u8>>>,
-    /// Whether a root without entries is published although the current generation has files. Otherwise that is an
-    /// error, because most likely the root is not mounted.
+    /// Whether a root without entries is published although the current generation has files. Otherwise that
+    /// is an error, because most likely the root is not mounted.
     pub allow_empty: bool,
     /// Whether to read and check everything in the store first. Files whose record is damaged are read again.
     pub verify_store: bool,
@@ -88,8 +91,8 @@ pub enum Unreadable {
 pub enum CtimeRule {
     /// Never. A file is read whenever its ctime differs.
     Strict,
-    /// If a change of mode, owner, link count or names explains the new ctime. A rewrite in place is missed if the mtime
-    /// was restored and one of these was changed too.
+    /// If a change of mode, owner, link count or names explains the new ctime. A rewrite in place is missed
+    /// if the mtime was restored and one of these was changed too.
     #[default]
     Explained,
     /// Always. A rewrite in place is missed if the mtime was restored.
@@ -120,8 +123,8 @@ impl Share {
 }
 
 impl Options {
-    /// Creates options with the defaults: everything is indexed, with block checksums and without the optional digests,
-    /// and up to 24 generations are kept for up to 30 days.
+    /// Creates options with the defaults: everything is indexed, with block checksums and without the
+    /// optional digests, and up to 24 generations are kept for up to 30 days.
     pub fn new(root: impl Into<PathBuf>, store: impl Into<PathBuf>, name: impl Into<String>) -> Self {
         Self {
             root: root.into(),

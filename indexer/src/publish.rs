@@ -15,9 +15,9 @@ use crate::error::IndexError;
 use crate::settle::{LocalFacts, Settled};
 use crate::walk::Old;
 
-/// Builds and publishes the generation that follows `before`, and returns its number and counts. `old` is what the changes
-/// apply to: the same generation, or `None` if the changes contain a whole tree. With `compact`, records of packs that are
-/// little used move to the new pack.
+/// Builds and publishes the generation that follows `before`, and returns its number and counts. `old` is
+/// what the changes apply to: the same generation, or `None` if the changes contain a whole tree. With
+/// `compact`, records of packs that are little used move to the new pack.
 pub(crate) fn publish(
     store: &Store,
     draft: Draft,
@@ -125,7 +125,8 @@ fn local_table(
     table
 }
 
-/// Copies the records of packs that are little used to the draft's pack. Returns the new location of each record.
+/// Copies the records of packs that are little used to the draft's pack. Returns the new location of each
+/// record.
 fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, RecordAt>, IndexError> {
     let packs = before.packs_to_compact();
     let mut moved = HashMap::new();
@@ -145,7 +146,8 @@ fn compacted(before: &Generation, draft: &Draft) -> Result<HashMap<RecordAt, Rec
     Ok(moved)
 }
 
-/// Returns whether a delta pays. One that touches most of a large list takes longer to create and to send than the list.
+/// Returns whether a delta pays. One that touches most of a large list takes longer to create and to send
+/// than the list.
 fn is_worth_a_delta(changes: &Changes, entries: usize) -> bool {
     changes.len() <= (entries / 2).max(1000)
 }

@@ -31,8 +31,8 @@ pub struct Report {
     pub counts: Counts,
     /// Entries that are new since the previous generation.
     pub added: u64,
-    /// Entries that differ from the previous generation. A directory of which only the time differs is not counted,
-    /// because that happens whenever something in it is added or removed.
+    /// Entries that differ from the previous generation. A directory of which only the time differs is not
+    /// counted, because that happens whenever something in it is added or removed.
     pub changed: u64,
     /// Entries that were removed since the previous generation.
     pub removed: u64,
@@ -44,14 +44,15 @@ pub struct Report {
     pub hashed_bytes: u64,
     /// Files and directories that could not be read, sorted by path.
     pub unreadable: Vec<Problem>,
-    /// Files that kept changing while they were read. Their entries stay as in the previous generation, and new ones are
-    /// left out.
+    /// Files that kept changing while they were read. Their entries stay as in the previous generation, and
+    /// new ones are left out.
     pub torn: Vec<Vec<u8>>,
-    /// Files whose content differs from the indexed one, although size, times and inode are the indexed ones: the disk
-    /// has rotted. The list keeps the indexed content, and the daemon does not send these files until they have it again.
+    /// Files whose content differs from the indexed one, although size, times and inode are the indexed ones:
+    /// the disk has rotted. The list keeps the indexed content, and the daemon does not send these files
+    /// until they have it again.
     pub rotten: Vec<Vec<u8>>,
-    /// Whether the requested optional digests are still missing from the list. Every file must be read to add them, and
-    /// some files whose entries must stay could not be read. The next run tries again.
+    /// Whether the requested optional digests are still missing from the list. Every file must be read to add
+    /// them, and some files whose entries must stay could not be read. The next run tries again.
     pub digests_postponed: bool,
     /// The time taken by each phase.
     pub time: Phases,

@@ -24,8 +24,8 @@ impl Rereads {
         Self { damaged, scrub }
     }
 
-    /// Returns whether the file at a row of the previous generation is read again: because its record must be written,
-    /// because it is its turn to be scrubbed, or because it was rotten and may have been repaired.
+    /// Returns whether the file at a row of the previous generation is read again: because its record must be
+    /// written, because it is its turn to be scrubbed, or because it was rotten and may have been repaired.
     pub(crate) fn includes(&self, row: Row<'_>, local: LocalRef<'_>) -> bool {
         let Some(file) = row.file_number() else { return false };
         let is_its_turn = |turn: &Turn| turn.includes(row.sha256());
@@ -35,9 +35,9 @@ impl Rereads {
 
 /// The files that are scrubbed in one run, as a range of digests.
 ///
-/// A run reads the files whose digest, by its first 8 bytes as a number, lies in the range. The next run continues at the
-/// end of the range. So each file gets its turn as often as any other, even if files are moved, added and removed between
-/// two runs, and only the start of the next range must be stored.
+/// A run reads the files whose digest, by its first 8 bytes as a number, lies in the range. The next run
+/// continues at the end of the range. So each file gets its turn as often as any other, even if files are
+/// moved, added and removed between two runs, and only the start of the next range must be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Turn {
     from: u64,
@@ -46,8 +46,8 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Reads where the next turn of a store begins. Begins at 0 if that is missing or invalid, because a turn may begin
-    /// anywhere.
+    /// Reads where the next turn of a store begins. Begins at 0 if that is missing or invalid, because a turn
+    /// may begin anywhere.
     pub(crate) fn next(store: &Store, share: Share) -> Self {
         let text = fs::read_to_string(path(store)).unwrap_or_default();
         let from = text.strip_prefix(PREFIX).and_then(|hex| u64::from_str_radix(hex.trim_end(), 16).ok());

@@ -272,8 +272,8 @@ impl Settling<'_> {
         self.settled.changes.put(&dir.path(), dir.name_of(row), entry, tag);
     }
 
-    /// Handles a directory that could not be listed. If its old entry is a directory that stays, a put of it stays too.
-    /// Otherwise drops the put, and removes the old entry unless it stays.
+    /// Handles a directory that could not be listed. If its old entry is a directory that stays, a put of it
+    /// stays too. Otherwise drops the put, and removes the old entry unless it stays.
     fn drop_lost(&mut self, lost: &Lost) {
         let (dir, name) = path::split(&lost.path);
         let was = self.old.and_then(|old| old.list.find(&lost.path));

@@ -125,8 +125,8 @@ impl Tree {
         Ok(File::from(open_beneath(&self.root, path, flags)?))
     }
 
-    /// Returns the facts of what is at a path. `None` if nothing is there, or if the path leads through something that is
-    /// not a directory.
+    /// Returns the facts of what is at a path. `None` if nothing is there, or if the path leads through
+    /// something that is not a directory.
     pub(crate) fn look(&self, path: &[u8]) -> Result<Option<Facts>, Errno> {
         match open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => self.facts_of(&fd).map(Some),
@@ -153,8 +153,8 @@ impl Tree {
     }
 }
 
-/// Returns whether the error means that the name no longer exists, or that its path leads through something that is not a
-/// directory, such as a symlink.
+/// Returns whether the error means that the name no longer exists, or that its path leads through something
+/// that is not a directory, such as a symlink.
 pub(crate) fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
@@ -172,8 +172,8 @@ pub(crate) fn target_at(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
 }
 
-/// The names in one directory with their facts. It is reused from directory to directory, so that the walk allocates
-/// nothing for each entry.
+/// The names in one directory with their facts. It is reused from directory to directory, so that the walk
+/// allocates nothing for each entry.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     names: Vec<u8>,
@@ -190,7 +190,8 @@ pub(crate) struct Child {
 }
 
 impl Listing {
-    /// Reads a directory of `tree` into this listing. Keeps the names for which `wanted` returns true, given their facts.
+    /// Reads a directory of `tree` into this listing. Keeps the names for which `wanted` returns true, given
+    /// their facts.
     pub(crate) fn read(
         &mut self,
         tree: &Tree,

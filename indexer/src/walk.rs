@@ -54,10 +54,11 @@ pub(crate) struct Walk<'a> {
     /// Paths that are left out, whatever the filter says.
     pub(crate) excluded: Vec<Vec<u8>>,
     pub(crate) old: Option<Old<'a>>,
-    /// The paths that the caller has named as changed. A named file is read even if its times are unchanged, because the
-    /// caller may know better.
+    /// The paths that the caller has named as changed. A named file is read even if its times are unchanged,
+    /// because the caller may know better.
     pub(crate) named: HashSet<Vec<u8>>,
-    /// The user and group IDs of the owners in the old list, by the owner's number. `None` if their names have changed.
+    /// The user and group IDs of the owners in the old list, by the owner's number. `None` if their names
+    /// have changed.
     pub(crate) old_owners: Vec<Option<(u32, u32)>>,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) stop: &'a AtomicBool,

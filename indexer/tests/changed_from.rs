@@ -96,7 +96,8 @@ fn a_path_that_leaves_the_root_is_refused() {
 #[derive(Debug, Clone)]
 enum Step {
     Write(String, u8),
-    /// Replaces a file by a new inode, often with a number that was just freed, and with the size and mtime of many others.
+    /// Replaces a file by a new inode, often with a number that was just freed, and with the size and mtime
+    /// of many others.
     Replace(String, u8),
     Symlink(String, String),
     Directory(String),
@@ -158,8 +159,8 @@ fn take(site: &Site, step: &Step, changed: &mut BTreeSet<Vec<u8>>) {
     }
 }
 
-/// Returns the path relative to the root, without symlinks in its parent. If the step `writes`, a symlink at the path is
-/// resolved too.
+/// Returns the path relative to the root, without symlinks in its parent. If the step `writes`, a symlink at
+/// the path is resolved too.
 fn real(site: &Site, path: &str, writes: bool) -> Option<Vec<u8>> {
     use std::os::unix::ffi::OsStrExt;
     let full = site.path(path);
@@ -199,8 +200,8 @@ proptest! {
             };
             prop_assert!(report.rotten.is_empty(), "{steps:?}: {report:?}");
             site.assert_same_as_fresh(&format!("{steps:?}, named {named}: {changed:?}"));
-            // A link that came and went between two runs changes the ctime of an inode that no named path leads to. The
-            // next whole walk may have to read it, but its list must not change.
+            // A link that came and went between two runs changes the ctime of an inode that no named path
+            // leads to. The next whole walk may have to read it, but its list must not change.
             let list = site.current().head().list_digest;
             let published = site.index().published;
             prop_assert!(*named || !published, "something was overlooked: {steps:?}");

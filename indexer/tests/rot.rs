@@ -1,4 +1,5 @@
-//! A file whose content changes although nothing writes to it is found, reported and not served. Its entry stays.
+//! A file whose content changes although nothing writes to it is found, reported and not served. Its entry
+//! stays.
 
 mod common;
 
@@ -10,8 +11,8 @@ use stillmirror_indexer::{Report, Share};
 use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::local::{Identity, LocalTable};
 
-/// Simulates rot: gives a file another content of the same length, and changes the local facts in the store so that the
-/// file's state is still the indexed one.
+/// Simulates rot: gives a file another content of the same length, and changes the local facts in the store
+/// so that the file's state is still the indexed one.
 fn rot(site: &Site, path: &str, content: &str) {
     let mtime = fs::metadata(site.path(path)).unwrap().mtime();
     fs::write(site.path(path), content).unwrap();

@@ -1,4 +1,5 @@
-//! Files are not read again after operations that change no content, and are read after those that may change it.
+//! Files are not read again after operations that change no content, and are read after those that may change
+//! it.
 
 mod common;
 

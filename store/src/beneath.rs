@@ -12,9 +12,9 @@ const TRIES: u32 = 64;
 /// The empty path is the root itself. The descriptor is closed on exec. Nothing is created.
 ///
 /// # Errors
-/// The kernel's errors. Among them are `LOOP` for a symlink anywhere in the path, `XDEV` for a path that leaves the
-/// root, and `AGAIN` if the kernel kept returning it for many tries: another process holds a lease on the file and
-/// `flags` contains `NONBLOCK`, or entries are renamed all the time.
+/// The kernel's errors. Among them are `LOOP` for a symlink anywhere in the path, `XDEV` for a path that
+/// leaves the root, and `AGAIN` if the kernel kept returning it for many tries: another process holds a lease
+/// on the file and `flags` contains `NONBLOCK`, or entries are renamed all the time.
 pub fn open_beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     retry(|| open(root.as_fd(), path, flags, ResolveFlags::empty()))
 }

@@ -17,11 +17,12 @@ use crate::layout::{Layout, names, sync_dir};
 use crate::packs::{self, PackWriter, Record};
 use crate::part::read_head;
 
-/// Files of this many bytes or more are synced as soon as they are written. Smaller ones are synced together at the
-/// end.
+/// Files of this many bytes or more are synced as soon as they are written. Smaller ones are synced together
+/// at the end.
 const SYNCED_AT_ONCE: usize = 1 << 20;
 
-/// A generation that is being written to a temporary directory. Dropping it without [`Draft::publish`] removes it.
+/// A generation that is being written to a temporary directory. Dropping it without [`Draft::publish`]
+/// removes it.
 #[derive(Debug)]
 pub struct Draft {
     layout: Layout,
@@ -48,8 +49,8 @@ impl Draft {
         self.number
     }
 
-    /// Appends the record of the file with digest `file` to this generation's pack, and returns its location. Writes are
-    /// buffered. Any thread may call this. An empty record is not written.
+    /// Appends the record of the file with digest `file` to this generation's pack, and returns its location.
+    /// Writes are buffered. Any thread may call this. An empty record is not written.
     pub fn append(&self, file: Digest, record: Record<'_>) -> Result<RecordAt, StoreError> {
         if record == Record::default() {
             return Ok(RecordAt::default());
@@ -78,8 +79,8 @@ impl Draft {
         })
     }
 
-    /// Hard-links the list of another generation of this store, for a generation with the same list. The compressed list
-    /// is linked only if it is right, and written again otherwise.
+    /// Hard-links the list of another generation of this store, for a generation with the same list. The
+    /// compressed list is linked only if it is right, and written again otherwise.
     pub fn link_list(&self, from: &Generation) -> Result<(), StoreError> {
         self.link("list", from)?;
         if from.list_zst_is_right() {
@@ -99,19 +100,21 @@ impl Draft {
         self.write("delta", encoded)
     }
 
-    /// Writes the head. A pulled generation that has all of the origin's list passes the origin's head unchanged.
+    /// Writes the head. A pulled generation that has all of the origin's list passes the origin's head
+    /// unchanged.
     pub fn write_head(&self, head_bytes: &[u8]) -> Result<(), StoreError> {
         self.write("head", head_bytes)
     }
 
-    /// Writes the origin's head for a partial generation, and the origin's list unless it is this generation's list.
+    /// Writes the origin's head for a partial generation, and the origin's list unless it is this
+    /// generation's list.
     pub fn write_origin(&self, head_bytes: &[u8], list: Option<&[u8]>) -> Result<(), StoreError> {
         self.write("origin-head", head_bytes)?;
         list.map_or(Ok(()), |list| self.write("origin-list", list))
     }
 
-    /// Makes the generation durable and then current, and returns its number. The head, the list and the local facts
-    /// must have been written before.
+    /// Makes the generation durable and then current, and returns its number. The head, the list and the
+    /// local facts must have been written before.
     pub fn publish(mut self) -> Result<u64, StoreError> {
         self.write_pack_uses()?;
         self.sync_pack()?;

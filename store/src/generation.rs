@@ -24,8 +24,8 @@ use crate::packs::{self, Pack, PackUse, Record};
 use crate::part::{RecheckedMap, damaged, map, optional, read_head};
 use crate::records::{self, BadRecord};
 
-/// The list is compressed once for all first pulls, while the publisher waits. Higher levels gain little, because
-/// more than half of the bytes are digests, which do not compress at all.
+/// The list is compressed once for all first pulls, while the publisher waits. Higher levels gain little,
+/// because more than half of the bytes are digests, which do not compress at all.
 pub(crate) const LIST_ZSTD_LEVEL: i32 = 1;
 
 /// A mapped and checked generation. It never changes, and stays readable after its files have been removed.
@@ -63,9 +63,10 @@ pub struct Origin<'a> {
 }
 
 impl Generation {
-    /// Opens the generation in `dir`. Checks the head, the checksums and lengths of the list and of the local facts
-    /// (reading them, not through the map), and then validates both archives once. Takes time linear in the list, and
-    /// leaves no page of it resident. Does not compute the list's SHA-256; see [`Generation::digest_is_right`].
+    /// Opens the generation in `dir`. Checks the head, the checksums and lengths of the list and of the local
+    /// facts (reading them, not through the map), and then validates both archives once. Takes time linear in
+    /// the list, and leaves no page of it resident. Does not compute the list's SHA-256; see
+    /// [`Generation::digest_is_right`].
     pub(crate) fn open(dir: PathBuf, sums: &Path, number: u64) -> Result<Self, StoreError> {
         let (head, head_bytes) = read_head(&dir.join("head"))?;
         let list = open_list(&dir.join("list"), &head)?;
@@ -109,8 +110,8 @@ impl Generation {
         ListRef::new(self.list.get())
     }
 
-    /// The file list, for a few lookups or a short range. Pages that are not in memory are read one by one, without
-    /// the device's read-ahead. Callers that read much of the list use [`Generation::list`].
+    /// The file list, for a few lookups or a short range. Pages that are not in memory are read one by one,
+    /// without the device's read-ahead. Callers that read much of the list use [`Generation::list`].
     pub fn list_sparsely(&self) -> ListRef<'_> {
         ListRef::new(self.list.get_sparsely())
     }
@@ -143,8 +144,8 @@ impl Generation {
         zstd::bulk::compress(self.list_bytes(), LIST_ZSTD_LEVEL)
     }
 
-    /// The delta from the list `head().previous` to this one. `None` in a first generation, and in others that were
-    /// published without a delta.
+    /// The delta from the list `head().previous` to this one. `None` in a first generation, and in others
+    /// that were published without a delta.
     pub fn delta(&self) -> Option<&Arc<Delta>> {
         self.delta.as_ref()
     }
@@ -155,16 +156,16 @@ impl Generation {
     }
 
     /// Returns the block checksums of a regular file by its file number
-    /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`). `None` if there
-    /// are none, or if the pack is missing or truncated. The bytes are unchecked: call [`Generation::check_sums`]
-    /// before sending them.
+    /// ([`stillmirror_protocol::list::Row::file_number`], which must be below the list's `files()`). `None`
+    /// if there are none, or if the pack is missing or truncated. The bytes are unchecked: call
+    /// [`Generation::check_sums`] before sending them.
     pub fn sums(&self, file: u32) -> Option<&[u8]> {
         let at = self.local().record(file).filter(|at| at.sums > 0)?;
         self.bytes(&at)?.get(..usize::try_from(at.sums).ok()?)
     }
 
-    /// Checks a range of a regular file's block checksums. Reads the range, and the bytes that share a check with it.
-    /// Fails if they are not what was written. A file without block checksums passes.
+    /// Checks a range of a regular file's block checksums. Reads the range, and the bytes that share a check
+    /// with it. Fails if they are not what was written. A file without block checksums passes.
     pub fn check_sums(&self, file: u32, range: Range<u64>) -> Result<(), BadRecord> {
         let Some(at) = self.local().record(file).filter(|at| at.sums > 0) else { return Ok(()) };
         let parts = self.bytes(&at).and_then(|bytes| bytes.split_at_checked(usize::try_from(at.sums).ok()?));
@@ -172,8 +173,8 @@ impl Generation {
         if parts.is_some_and(are_right) { Ok(()) } else { Err(self.bad_record(&at)) }
     }
 
-    /// Returns the checked record of a regular file by its file number. `None` if the file has no record. Fails if the
-    /// record is missing or damaged.
+    /// Returns the checked record of a regular file by its file number. `None` if the file has no record.
+    /// Fails if the record is missing or damaged.
     pub fn record(&self, file: u32) -> Result<Option<Record<'_>>, BadRecord> {
         let Some(at) = self.local().record(file) else { return Ok(None) };
         self.check_sums(file, 0..at.sums)?;
@@ -190,10 +191,10 @@ impl Generation {
         parts.map(Some).ok_or_else(|| self.bad_record(&at))
     }
 
-    /// Returns where the content of a regular file of `size` bytes is kept, by its file number: the pack's number and
-    /// the byte range in the pack, which includes the check behind the content ([`CHECK_BYTES`]). Reads only the local
-    /// facts. `None` if the content is not kept, or if its pack is missing or truncated. [`Generation::is_content`]
-    /// checks the bytes.
+    /// Returns where the content of a regular file of `size` bytes is kept, by its file number: the pack's
+    /// number and the byte range in the pack, which includes the check behind the content ([`CHECK_BYTES`]).
+    /// Reads only the local facts. `None` if the content is not kept, or if its pack is missing or truncated.
+    /// [`Generation::is_content`] checks the bytes.
     pub fn content(&self, file: u32, size: u64) -> Option<(u32, Range<u64>)> {
         let at = self.local().record(file).filter(|at| at.content > 0 && u64::from(at.content) == size)?;
         let start = at.offset.checked_add(at.content_start()).filter(|&start| start >= packs::HEADER_BYTES)?;
@@ -201,7 +202,8 @@ impl Generation {
         (end <= self.packs.get(&at.pack)?.bytes().len() as u64).then_some((at.pack, start..end))
     }
 
-    /// Returns whether the bytes read from the range that [`Generation::content`] gives are the content of that file.
+    /// Returns whether the bytes read from the range that [`Generation::content`] gives are the content of
+    /// that file.
     pub fn is_content(&self, file: u32, bytes: &[u8]) -> bool {
         records::is_content(self.list().sha256(file), bytes)
     }
@@ -217,8 +219,8 @@ impl Generation {
         BadRecord { path: packs::path(&self.sums, at.pack), offset: at.offset }
     }
 
-    /// Returns the paths of the packs that this generation refers to and that are missing or invalid. Nothing is served
-    /// from these.
+    /// Returns the paths of the packs that this generation refers to and that are missing or invalid. Nothing
+    /// is served from these.
     pub fn missing_packs(&self) -> impl Iterator<Item = PathBuf> {
         let missing = self.uses.iter().filter(|uses| !self.packs.contains_key(&uses.pack));
         missing.map(|uses| packs::path(&self.sums, uses.pack))
@@ -234,8 +236,8 @@ impl Generation {
         &self.uses
     }
 
-    /// Returns the packs whose records the next generation should copy to its own pack: those of which less than half
-    /// is in use, and the small ones if there are many packs.
+    /// Returns the packs whose records the next generation should copy to its own pack: those of which less
+    /// than half is in use, and the small ones if there are many packs.
     pub fn packs_to_compact(&self) -> Vec<u32> {
         let size = |pack: u32| self.packs.get(&pack).map_or(0, |pack| pack.bytes().len() as u64);
         let total: u64 = self.uses.iter().map(|uses| size(uses.pack)).sum();
@@ -332,7 +334,8 @@ fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Loca
     Ok(Local { table, root_device })
 }
 
-/// Determines which packs a draft refers to. Reads its local facts from `path` and the row counts from its head.
+/// Determines which packs a draft refers to. Reads its local facts from `path` and the row counts from its
+/// head.
 pub(crate) fn pack_uses(path: &Path, head: &Head) -> Result<Vec<PackUse>, StoreError> {
     let map = map(path)?;
     let counts = &head.counts;

@@ -9,14 +9,14 @@
 //! <store>/lists/                     file lists encoded for stock clients; nothing depends on them
 //! ```
 //!
-//! A reader calls [`Store::open`] and then [`Store::current`], which returns a mapped and checked [`Generation`].
-//! A writer takes [`Store::lock`], calls [`Store::begin`], fills the [`Draft`], calls [`Draft::publish`], and
-//! finally removes old generations with [`Store::retain`].
+//! A reader calls [`Store::open`] and then [`Store::current`], which returns a mapped and checked
+//! [`Generation`]. A writer takes [`Store::lock`], calls [`Store::begin`], fills the [`Draft`], calls
+//! [`Draft::publish`], and finally removes old generations with [`Store::retain`].
 //!
-//! A file that has its final name is never modified. A generation is written to a temporary directory, synced and
-//! renamed, and then `current` is replaced. So a mapped index neither tears nor faults, and a crash at any point
-//! leaves either the old generation or the new one. The byte tables and the assumptions about the medium are in
-//! `docs/index-format.md`.
+//! A file that has its final name is never modified. A generation is written to a temporary directory, synced
+//! and renamed, and then `current` is replaced. So a mapped index neither tears nor faults, and a crash at
+//! any point leaves either the old generation or the new one. The byte tables and the assumptions about the
+//! medium are in `docs/index-format.md`.
 #![deny(unsafe_code)]
 // Code that handles input from a peer, a disk or a user must not panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]

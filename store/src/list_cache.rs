@@ -1,11 +1,13 @@
 //! Caches file lists for stock clients: each list is encoded once into a file, which is then mapped.
 //!
-//! There is one file in `<store>/lists/` for each combination of list, class, selection and rules that clients request
-//! repeatedly. Nothing depends on these files. A file that is missing, damaged or of another version is built again, so
-//! they are not synced for durability. The byte table is in `docs/index-format.md`.
+//! There is one file in `<store>/lists/` for each combination of list, class, selection and rules that
+//! clients request repeatedly. Nothing depends on these files. A file that is missing, damaged or of another
+//! version is built again, so they are not synced for durability. The byte table is in
+//! `docs/index-format.md`.
 //!
-//! A process has one [`ListCache`], and takes a [`Shelf`] from it for each repository. [`Shelf::sweep`] counts the files
-//! of earlier processes, [`Shelf::open`] looks a list up, and [`Shelf::build`] writes a missing one.
+//! A process has one [`ListCache`], and takes a [`Shelf`] from it for each repository. [`Shelf::sweep`]
+//! counts the files of earlier processes, [`Shelf::open`] looks a list up, and [`Shelf::build`] writes a
+//! missing one.
 
 mod build;
 mod file;
@@ -90,8 +92,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// Creates the key for `generation`, whose list has the digest `list`. `selection` and `rules` are encoded so that
-    /// equal ones have equal bytes.
+    /// Creates the key for `generation`, whose list has the digest `list`. `selection` and `rules` are
+    /// encoded so that equal ones have equal bytes.
     pub fn new(generation: u64, list: Digest, class: &Class, selection: &[u8], rules: &[u8]) -> Self {
         let mut hash = Sha256::new();
         hash.update(list.0);
@@ -120,7 +122,8 @@ impl ListCache {
         Self(Arc::new(Shared { max_files: limits.files, budget, files }))
     }
 
-    /// Returns the shelf of one repository, whose files are in `dir`. The directory is created with the first file.
+    /// Returns the shelf of one repository, whose files are in `dir`. The directory is created with the first
+    /// file.
     pub fn shelf(&self, dir: PathBuf) -> Shelf {
         Shelf { cache: self.clone(), dir }
     }
@@ -136,8 +139,8 @@ impl ListCache {
         (self.0.budget.limit() + idle).saturating_sub(self.taken())
     }
 
-    /// Reserves more bytes for a file that is being written. Evicts lists that no session uses, the least recently used
-    /// first. Returns false if there is too little room even then.
+    /// Reserves more bytes for a file that is being written. Evicts lists that no session uses, the least
+    /// recently used first. Returns false if there is too little room even then.
     fn grow(&self, space: &mut Space, bytes: u64) -> Result<bool, StoreError> {
         loop {
             if space.grow(bytes) {
@@ -149,8 +152,8 @@ impl ListCache {
         }
     }
 
-    /// Brings the number and the bytes of files down to the limits, as far as that is possible by evicting lists that no
-    /// session uses.
+    /// Brings the number and the bytes of files down to the limits, as far as that is possible by evicting
+    /// lists that no session uses.
     fn trim(&self) -> Result<(), StoreError> {
         let files = self.lock().len().saturating_sub(self.0.max_files);
         match self.0.budget.excess() {
@@ -159,7 +162,8 @@ impl ListCache {
         }
     }
 
-    /// Evicts lists that no session uses, at least `bytes` bytes and `files` files. Returns false if there are none.
+    /// Evicts lists that no session uses, at least `bytes` bytes and `files` files. Returns false if there
+    /// are none.
     fn make_room(&self, bytes: u64, files: usize) -> Result<bool, StoreError> {
         let doomed = self.take_oldest(bytes, files);
         let any = !doomed.is_empty();
@@ -175,8 +179,8 @@ impl ListCache {
         Ok(any)
     }
 
-    /// Takes the least recently used of the lists that no session uses out of the map, at least `bytes` bytes and `files`
-    /// files.
+    /// Takes the least recently used of the lists that no session uses out of the map, at least `bytes` bytes
+    /// and `files` files.
     fn take_oldest(&self, bytes: u64, files: usize) -> Vec<(PathBuf, Kept)> {
         let mut kept = self.lock();
         let mut idle: Vec<_> =
@@ -201,8 +205,8 @@ impl ListCache {
 }
 
 impl Shelf {
-    /// Returns an encoded list, mapped. `None` if it is not cached. Fails if the file is damaged, and removes it then.
-    /// The first call for a file reads all of it to check its checksum.
+    /// Returns an encoded list, mapped. `None` if it is not cached. Fails if the file is damaged, and removes
+    /// it then. The first call for a file reads all of it to check its checksum.
     pub fn open(&self, key: &Key) -> Result<Option<Arc<CachedList>>, StoreError> {
         let path = self.dir.join(key.file_name());
         if let Some(list) = self.mapped(&path) {
@@ -248,9 +252,9 @@ impl Shelf {
         Some(list)
     }
 
-    /// Writes a list, renames it to its final name and opens it. `writer` must be at the start of the list. Evicts other
-    /// lists to make room. `None` if there is no room because sessions use the other lists. Needs one core and little
-    /// memory while it runs. The caller need not run more than one build at a time.
+    /// Writes a list, renames it to its final name and opens it. `writer` must be at the start of the list.
+    /// Evicts other lists to make room. `None` if there is no room because sessions use the other lists.
+    /// Needs one core and little memory while it runs. The caller need not run more than one build at a time.
     pub fn build(
         &self,
         key: &Key,
@@ -276,8 +280,9 @@ impl Shelf {
         Ok(Some(built))
     }
 
-    /// Removes the lists of generations that `is_kept` does not keep, and drafts that a crash has left behind. Sessions
-    /// that have a removed list open can still read it. From now on, the remaining files count towards the limits.
+    /// Removes the lists of generations that `is_kept` does not keep, and drafts that a crash has left
+    /// behind. Sessions that have a removed list open can still read it. From now on, the remaining files
+    /// count towards the limits.
     pub fn sweep(&self, is_kept: impl Fn(u64) -> bool) -> Result<(), StoreError> {
         let mut there = HashSet::new();
         for (path, name) in self.files()? {
@@ -362,14 +367,14 @@ fn generation_of(name: &str) -> Option<u64> {
     name.split_once('-')?.0.parse().ok()
 }
 
-/// Returns the time of a file's last use. It is stored as the modification time, because reading through a map updates
-/// no time.
+/// Returns the time of a file's last use. It is stored as the modification time, because reading through a
+/// map updates no time.
 fn used(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|facts| facts.modified()).ok()
 }
 
-/// Updates a file's time of last use. It is only a hint for the next process, so errors are ignored: the directory may
-/// be read-only.
+/// Updates a file's time of last use. It is only a hint for the next process, so errors are ignored: the
+/// directory may be read-only.
 fn note_use(file: &File) {
     let last = file.metadata().and_then(|facts| facts.modified());
     if last.is_ok_and(|last| is_older(last, USE_INTERVAL)) {

@@ -1,5 +1,5 @@
-//! Packs, which hold records (block checksums and contents of small files), and the table of packs that a generation
-//! refers to.
+//! Packs, which hold records (block checksums and contents of small files), and the table of packs that a
+//! generation refers to.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,13 +31,13 @@ const ALIGN: u64 = 8;
 pub struct PackUse {
     /// The pack's number, which is the number of the generation that it was written for.
     pub pack: u32,
-    /// Total size of the records that files of this generation refer to, in bytes. A record that several files share
-    /// counts once for each.
+    /// Total size of the records that files of this generation refer to, in bytes. A record that several
+    /// files share counts once for each.
     pub live: u64,
 }
 
-/// Files up to this size (in bytes) are kept with their content by default. In a package archive these are a fifth of
-/// the files, and a thousandth of the bytes.
+/// Files up to this size (in bytes) are kept with their content by default. In a package archive these are a
+/// fifth of the files, and a thousandth of the bytes.
 pub const KEEP_CONTENTS: u64 = 16 << 10;
 
 /// A file's part of a pack.
@@ -59,8 +59,8 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// Opens the pack's file once more, for callers that do not read contents through the map. Fails if the pack has been
-    /// removed, or if another file has its name now.
+    /// Opens the pack's file once more, for callers that do not read contents through the map. Fails if the
+    /// pack has been removed, or if another file has its name now.
     pub fn open(&self) -> io::Result<File> {
         let file = File::open(&self.path)?;
         if inode(&file)? == self.inode { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
@@ -143,8 +143,8 @@ pub(crate) fn path(sums: &Path, pack: u32) -> PathBuf {
     sums.join(file_name(pack))
 }
 
-/// Opens a pack. `None` if the file is missing or is not a valid pack with that number. That is no error, because
-/// receivers can do without block checksums, and contents are in the tree too.
+/// Opens a pack. `None` if the file is missing or is not a valid pack with that number. That is no error,
+/// because receivers can do without block checksums, and contents are in the tree too.
 pub(crate) fn open(sums: &Path, pack: u32) -> Option<Pack> {
     let path = path(sums, pack);
     let file = File::open(&path).ok()?;

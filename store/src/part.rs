@@ -30,8 +30,8 @@ impl RecheckedMap {
         self.map.bytes()
     }
 
-    /// Returns whether the file is right. The first call asks `check`; later calls compare the file with its checksum
-    /// at that time.
+    /// Returns whether the file is right. The first call asks `check`; later calls compare the file with its
+    /// checksum at that time.
     pub(crate) fn is_right(&self, check: impl FnOnce(&[u8]) -> bool) -> bool {
         let bytes = self.bytes();
         let checksum = *self.checksum.get_or_init(|| check(bytes).then(|| XxHash3_64::oneshot(bytes)));

@@ -1,7 +1,7 @@
 //! The checks of a record. They show whether a pack still holds what was written for this very file.
 //!
-//! Each check is seeded with the file's digest. So a record that belongs to another file fails its check like one
-//! with a flipped byte, whether the pack, the table of local facts or the list has rotted.
+//! Each check is seeded with the file's digest. So a record that belongs to another file fails its check like
+//! one with a flipped byte, whether the pack, the table of local facts or the list has rotted.
 
 use std::path::PathBuf;
 
@@ -35,8 +35,8 @@ pub(crate) fn is_content(file: Digest, bytes: &[u8]) -> bool {
     bytes.split_last_chunk().is_some_and(|(content, found)| of_content(file, content) == *found)
 }
 
-/// Returns whether a byte range of block checksums belongs to the file. `sums` are all block checksums of the record;
-/// `checks` are the bytes behind them, which begin with their checks.
+/// Returns whether a byte range of block checksums belongs to the file. `sums` are all block checksums of the
+/// record; `checks` are the bytes behind them, which begin with their checks.
 pub(crate) fn are_sums(file: Digest, sums: &[u8], checks: &[u8], range: std::ops::Range<u64>) -> bool {
     let (checks, _) = checks.as_chunks();
     let (first, end) = (range.start / SUMS_PER_CHECK, range.end.div_ceil(SUMS_PER_CHECK));

@@ -16,8 +16,8 @@ use crate::store::{Store, StoreLock};
 pub struct Retention {
     /// The maximum number of generations, including the current one.
     pub count: u32,
-    /// The maximum time since publication. Older generations are removed even if `count` would keep them. `None` for
-    /// no limit.
+    /// The maximum time since publication. Older generations are removed even if `count` would keep them.
+    /// `None` for no limit.
     pub age: Option<Duration>,
 }
 
@@ -31,8 +31,8 @@ pub struct Retained {
 }
 
 impl Store {
-    /// Removes the generations that `keep` does not keep, then the packs that no remaining generation refers to.
-    /// Processes that have a removed generation open can still read it.
+    /// Removes the generations that `keep` does not keep, then the packs that no remaining generation refers
+    /// to. Processes that have a removed generation open can still read it.
     pub fn retain(&self, _lock: &StoreLock, keep: Retention) -> Result<Retained, StoreError> {
         kill_point("before-retention");
         let kept = self.generations()?;

@@ -81,8 +81,8 @@ impl Store {
         Ok(Self { layout: Layout::of(dir), repository })
     }
 
-    /// Opens the store in `dir`, or creates it for `repository`. Fails if the store belongs to another repository, or if
-    /// the directory contains other files.
+    /// Opens the store in `dir`, or creates it for `repository`. Fails if the store belongs to another
+    /// repository, or if the directory contains other files.
     pub fn create(dir: &Path, repository: &str) -> Result<Self, StoreError> {
         check_repository_name(repository)?;
         match Self::open(dir) {
@@ -135,8 +135,8 @@ impl Store {
         &self.repository
     }
 
-    /// Returns the number of the current generation. `None` if there is none. Reads one symlink, so it is cheap enough
-    /// to poll.
+    /// Returns the number of the current generation. `None` if there is none. Reads one symlink, so it is
+    /// cheap enough to poll.
     pub fn current_number(&self) -> Result<Option<u64>, StoreError> {
         let path = self.layout.current();
         let target = match fs::read_link(&path) {
@@ -189,8 +189,8 @@ impl Store {
         self.open_generation(number)
     }
 
-    /// Opens the delta of the generation with this number. `None` if it has no delta. Reads the generation's head, but
-    /// not its list.
+    /// Opens the delta of the generation with this number. `None` if it has no delta. Reads the generation's
+    /// head, but not its list.
     pub fn delta(&self, number: u64) -> Result<Option<Delta>, StoreError> {
         let dir = self.layout.generation_dir(number);
         let (head, _) = read_head(&dir.join("head"))?;
@@ -206,7 +206,8 @@ impl Store {
         Ok(numbers)
     }
 
-    /// Locks the store for writing. Does not wait: fails with [`StoreError::Locked`] if another process has the lock.
+    /// Locks the store for writing. Does not wait: fails with [`StoreError::Locked`] if another process has
+    /// the lock.
     pub fn lock(&self) -> Result<StoreLock, StoreError> {
         let path = self.dir().join("lock");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -232,7 +233,8 @@ impl Store {
         Draft::make(&self.layout, next)
     }
 
-    /// Removes temporary files, and generations and packs with a number above the current one. Nothing refers to them.
+    /// Removes temporary files, and generations and packs with a number above the current one. Nothing refers
+    /// to them.
     fn clear_leftovers(&self, numbers: &[u64], current: u64) -> Result<(), StoreError> {
         for &number in numbers.iter().filter(|&&number| number > current) {
             self.remove_generation(number)?;
@@ -277,8 +279,8 @@ impl Store {
         Ok(())
     }
 
-    /// Runs `read` with the number of the current generation, and again if that generation was replaced and removed
-    /// meanwhile.
+    /// Runs `read` with the number of the current generation, and again if that generation was replaced and
+    /// removed meanwhile.
     fn with_current<T>(&self, read: impl Fn(u64) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         let Some(mut number) = self.current_number()? else { return Ok(None) };
         loop {

@@ -1,5 +1,5 @@
-//! A writer that is killed at any kill point leaves the old generation or the new one complete, and the next run
-//! publishes and cleans up as usual.
+//! A writer that is killed at any kill point leaves the old generation or the new one complete, and the next
+//! run publishes and cleans up as usual.
 
 mod common;
 
@@ -10,8 +10,8 @@ use std::process::Command;
 use common::{content, publish, record, store};
 use stillmirror_store::{KILL_POINTS, Retention, Store};
 
-/// The environment variable with the store's path. It is set for the writer, which is this test in a child process that
-/// gets killed.
+/// The environment variable with the store's path. It is set for the writer, which is this test in a child
+/// process that gets killed.
 const STORE: &str = "STILLMIRROR_TEST_STORE";
 
 #[test]

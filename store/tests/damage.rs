@@ -1,5 +1,5 @@
-//! Flips any byte of a store and truncates any file. The result is an error that names the file and says what to do, or
-//! no error if the file is only a hint. There is never a panic, a wrong content, or a write.
+//! Flips any byte of a store and truncates any file. The result is an error that names the file and says what
+//! to do, or no error if the file is only a hint. There is never a panic, a wrong content, or a write.
 
 mod common;
 

@@ -1,6 +1,6 @@
-//! Pins the bytes of a generation: files that an earlier build wrote can be read, and are written byte for byte the
-//! same. A change of format needs a new version number, and new golden files beside these. `STILLMIRROR_BLESS=1` writes
-//! the golden files.
+//! Pins the bytes of a generation: files that an earlier build wrote can be read, and are written byte for
+//! byte the same. A change of format needs a new version number, and new golden files beside these.
+//! `STILLMIRROR_BLESS=1` writes the golden files.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Changes any byte of a list on disk while the list is mapped. At worst, wrong values are read. There is never a panic,
-//! an endless loop, or much more work than for a good list.
+//! Changes any byte of a list on disk while the list is mapped. At worst, wrong values are read. There is
+//! never a panic, an endless loop, or much more work than for a good list.
 
 mod common;
 
@@ -21,7 +21,8 @@ const FILES: u32 = 800;
 /// Bytes from one flip in the list to the next. It is no multiple of any column's width.
 const STEP: usize = 19;
 
-/// The test fails if an encoded list gets longer than this many bytes, which is far longer than that of the tree.
+/// The test fails if an encoded list gets longer than this many bytes, which is far longer than that of the
+/// tree.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Reads every row with its local facts, and looks up some paths.
@@ -75,7 +76,8 @@ fn write(list: ListRef<'_>) -> bool {
     is_damaged
 }
 
-/// The fixed tree and many more files. The list must have many pages, because the last ones are copied when it is mapped.
+/// The fixed tree and many more files. The list must have many pages, because the last ones are copied when
+/// it is mapped.
 fn many_files() -> Changes {
     let mut changes = tree(1);
     let root = changes.root.as_ref().expect("a root").entry.clone();

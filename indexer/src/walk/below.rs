@@ -169,7 +169,8 @@ impl DirComparison<'_, '_> {
     }
 }
 
-/// The directories to be listed, shared by the threads of a walk. It is last in, first out, which keeps it short.
+/// The directories to be listed, shared by the threads of a walk. It is last in, first out, which keeps it
+/// short.
 struct Queue {
     state: Mutex<State>,
     wake: Condvar,

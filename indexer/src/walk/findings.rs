@@ -16,8 +16,8 @@ pub(crate) struct Findings {
     pub(crate) dirs: BTreeMap<Vec<u8>, DirFindings>,
     /// Rows that differ only in local facts, and are not regular files.
     pub(crate) local_only: Vec<(u32, Facts)>,
-    /// Unchanged rows whose inodes have several names, or that are in a link group. Other names of their groups may have
-    /// changed.
+    /// Unchanged rows whose inodes have several names, or that are in a link group. Other names of their
+    /// groups may have changed.
     pub(crate) linked: Vec<(u32, Facts)>,
     /// Directories that existed when their parent was listed, but could not be listed themselves.
     pub(crate) lost: Vec<Lost>,

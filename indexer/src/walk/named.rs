@@ -12,8 +12,9 @@ use super::findings::{DirFindings, Findings};
 use super::{Look, Old, Walk};
 
 impl Walk<'_> {
-    /// Looks at the named paths, at everything below those that are directories, and at other names of the same inodes and
-    /// link groups. Looks at the directories above too, because their times change with the names in them.
+    /// Looks at the named paths, at everything below those that are directories, and at other names of the
+    /// same inodes and link groups. Looks at the directories above too, because their times change with the
+    /// names in them.
     pub(crate) fn named_paths(&self, old: Old<'_>) -> Result<Findings, Errno> {
         let mut findings = Findings::default();
         self.consider_root(&mut findings)?;
@@ -30,8 +31,8 @@ impl Walk<'_> {
         findings.root_listed()
     }
 
-    /// Looks at every directory on the way to a path, and at the path itself. Returns the first of them that must be
-    /// listed with everything below it: the path itself, or a directory that is not in the old list.
+    /// Looks at every directory on the way to a path, and at the path itself. Returns the first of them that
+    /// must be listed with everything below it: the path itself, or a directory that is not in the old list.
     fn look_along(&self, old: Old<'_>, path: &[u8], seen: &mut Seen, findings: &mut Findings) -> Option<Pending> {
         if seen.listed.contains(&b""[..]) {
             return None;
@@ -51,7 +52,8 @@ impl Walk<'_> {
                 }
             };
             if !is_dir {
-                // There is nothing below something that is not a directory, so the path itself counts as looked at.
+                // There is nothing below something that is not a directory, so the path itself counts as
+                // looked at.
                 seen.looked.entry(path.to_vec()).or_insert(false);
                 return None;
             }
@@ -109,8 +111,8 @@ impl Seen {
     }
 }
 
-/// Returns the unseen paths of the old list that share an inode, or shared a link group, with something that differs.
-/// Their own facts have changed too, although the caller need not have named them.
+/// Returns the unseen paths of the old list that share an inode, or shared a link group, with something that
+/// differs. Their own facts have changed too, although the caller need not have named them.
 fn linked_paths(old: Old<'_>, findings: &Findings, seen: &Seen) -> Vec<Vec<u8>> {
     let mut inodes = HashSet::new();
     let mut leaders = HashSet::new();

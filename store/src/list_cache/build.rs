@@ -20,8 +20,8 @@ use crate::error::{At, StoreError};
 /// Bytes of the stream that are encoded at a time. A mark is set in each piece where one list ends.
 const PIECE: usize = 16 << 10;
 
-/// Writes a list to a draft in `dir` and renames it to `path`. Returns the file, open for reading. `None` if there is no
-/// room.
+/// Writes a list to a draft in `dir` and renames it to `path`. Returns the file, open for reading. `None` if
+/// there is no room.
 pub(super) fn build(
     dir: &Path,
     path: &Path,

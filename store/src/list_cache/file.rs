@@ -102,8 +102,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Returns the offsets where the marks begin, where the rows begin, and where the file ends. `None` if one of them
-    /// overflows.
+    /// Returns the offsets where the marks begin, where the rows begin, and where the file ends. `None` if
+    /// one of them overflows.
     fn layout(&self) -> Option<[u64; 3]> {
         let marks = padded(self.stream.checked_add(HEADER_BYTES as u64)?)?;
         let rows = marks.checked_add(u64::from(self.marks) * MARK_BYTES as u64)?;
@@ -148,8 +148,8 @@ impl CachedList {
         &self.map.bytes()[HEADER_BYTES..HEADER_BYTES + self.header.stream as usize]
     }
 
-    /// Returns whether a range of the stream is what it was when the file was opened. Reads all blocks that the range
-    /// touches.
+    /// Returns whether a range of the stream is what it was when the file was opened. Reads all blocks that
+    /// the range touches.
     pub fn is_right(&self, range: Range<usize>) -> bool {
         self.bytes(range.start + HEADER_BYTES..range.end + HEADER_BYTES).is_some()
     }
@@ -171,8 +171,8 @@ impl CachedList {
         bytes.get(range)
     }
 
-    /// The positions in the stream where lists end, some tens of KiB apart, in ascending order. The last one is the end
-    /// of the stream. A list that is not incremental has only that one.
+    /// The positions in the stream where lists end, some tens of KiB apart, in ascending order. The last one
+    /// is the end of the stream. A list that is not incremental has only that one.
     pub fn marks(&self) -> impl ExactSizeIterator<Item = Mark> {
         self.marks.iter().copied()
     }

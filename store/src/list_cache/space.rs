@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Files take a multiple of this many bytes.
 const BLOCK: u64 = 4096;
 
-/// The disk space, in bytes, for all encoded lists: finished ones, removed ones that are still mapped, and drafts.
+/// The disk space, in bytes, for all encoded lists: finished ones, removed ones that are still mapped, and
+/// drafts.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: u64,
@@ -32,8 +33,8 @@ impl Budget {
     }
 }
 
-/// One file's share of the budget. The cache's entry for the file and all its mappings hold a reference, so that a
-/// removed file counts until its last mapping is dropped.
+/// One file's share of the budget. The cache's entry for the file and all its mappings hold a reference, so
+/// that a removed file counts until its last mapping is dropped.
 #[derive(Debug)]
 pub(super) struct Space {
     budget: Arc<Budget>,
