@@ -6,7 +6,7 @@
 //! other mode is derived by walking.
 //!
 //! A [`FileList`] is built by [`crate::changes::apply`] and encoded. [`open`] checks an encoded list and returns a
-//! [`ListRef`], which gives access to its [`Row`]s and [`Dir`]ectories. The encoded form is described byte by byte in
+//! [`ListRef`], which gives access to its [`Row`]s and [`Dir`]s. The encoded form is described byte by byte in
 //! `docs/index-format.md`: a hand-written header that can be read without rkyv, then one archived [`FileList`]. It is a
 //! pure function of the tree it describes, so its SHA-256 names a generation on every mirror.
 
