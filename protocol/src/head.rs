@@ -37,7 +37,7 @@ pub struct Head {
 pub struct Counts {
     /// Regular files.
     pub files: u64,
-    /// Directories, the root included.
+    /// Directories, including the root.
     pub directories: u64,
     /// Symlinks.
     pub symlinks: u64,
