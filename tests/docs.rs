@@ -210,7 +210,7 @@ fn longest_fixed_part(message: &str) -> String {
         word.contains('…') || letters.len() == 1 && word.len() > usize::from(letters[0].is_lowercase())
     };
     let words: Vec<_> = message.split(' ').collect();
-    let runs = words.split(|word| is_variable(&word)).map(|run| run.join(" "));
+    let runs = words.split(|word| is_variable(word)).map(|run| run.join(" "));
     runs.max_by_key(String::len).unwrap_or_default()
 }
 
