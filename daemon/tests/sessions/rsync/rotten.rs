@@ -58,7 +58,7 @@ async fn a_file_that_keeps_failing_its_digest_is_logged_once_with_its_path() {
         ran.exits(23).says("dir/bad failed verification").says("worse failed verification");
         assert!(dest(&fixture).join("good").exists() && dest(&fixture).join("small").exists());
     }
-    let lines = log.lines("is not what was indexed");
+    let lines = log.lines("the content of a file differs from the index");
     assert_eq!(lines.len(), 2, "{lines:?}");
     for name in ["\"dir/bad\"", "\"worse\""] {
         assert!(lines.iter().any(|line| line.contains(name) && line.contains("repository=\"repo\"")), "{lines:?}");
