@@ -227,9 +227,12 @@ fn a_file_that_becomes_a_directory_loses_nothing_else() {
 #[test]
 fn changes_below_a_missing_directory_are_refused() {
     let bytes = encoded(&Tree::from([(vec![], directory(0o755))]));
-    let mut changes = Changes::default();
-    changes.dirs.insert(b"nowhere".to_vec(), BTreeMap::from([(b"x".to_vec(), Op::Remove)]));
-    assert!(apply(Some(open(&bytes)), &changes).is_err());
+    // A deep path has more directories above it than there are directories with changes.
+    for missing in [&b"nowhere"[..], b"a/b", b"a/b/c", b"a/b/c/d/e/f/g/h"] {
+        let mut changes = Changes::default();
+        changes.dirs.insert(missing.to_vec(), BTreeMap::from([(b"x".to_vec(), Op::Remove)]));
+        assert!(apply(Some(open(&bytes)), &changes).is_err(), "{}", String::from_utf8_lossy(missing));
+    }
 }
 
 #[test]

@@ -57,7 +57,8 @@ pub fn apply_below(old: ListRef<'_>, root: Dir<'_>, changes: &Changes) -> Result
 }
 
 fn apply_at<'a>(root: Option<Dir<'a>>, old: Option<ListRef<'a>>, changes: &'a Changes) -> Result<Applied, ApplyError> {
-    let mut builder = Builder::new(old, changes);
+    let trie = Trie::new(changes);
+    let mut builder = Builder::new(old, changes, trie.nodes.len());
     match (&changes.root, root) {
         (Some(put), _) => builder.push_put(put),
         (None, Some(dir)) => builder.push_old(dir.row()),
@@ -67,7 +68,6 @@ fn apply_at<'a>(root: Option<Dir<'a>>, old: Option<ListRef<'a>>, changes: &'a Ch
     builder.list.dir_row.push(0);
     builder.list.dir_parent.push(0);
 
-    let trie = Trie::new(changes);
     let mut queue = VecDeque::from([Pending { old: root, changed: Some(0) }]);
     let mut number = 0;
     while let Some(Pending { old: dir, changed }) = queue.pop_front() {
@@ -159,7 +159,7 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(old: Option<ListRef<'a>>, changes: &Changes) -> Self {
+    fn new(old: Option<ListRef<'a>>, changes: &Changes, nodes: usize) -> Self {
         let (xxh128, md5) = carried(old, changes);
         let entries = old.map_or(0, |list| list.len() as usize) + changes.len();
         let list = FileList::with_capacity(entries, old);
@@ -172,7 +172,7 @@ impl<'a> Builder<'a> {
             carry_xxh128: xxh128,
             carry_md5: md5,
             groups: HashMap::new(),
-            visited: vec![false; changes.dirs.len() * 2 + 1],
+            visited: vec![false; nodes],
         }
     }
 
@@ -214,9 +214,6 @@ impl<'a> Builder<'a> {
         static NOTHING: BTreeMap<Vec<u8>, Op> = BTreeMap::new();
         let ops = node.and_then(|node| node.ops).unwrap_or(&NOTHING);
         if let Some(node) = node {
-            if self.visited.len() <= node.number {
-                self.visited.resize(node.number + 1, false);
-            }
             self.visited[node.number] = true;
         }
         let mut children: Vec<(&[u8], bool, Child<'_>)> = Vec::new();
