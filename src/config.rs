@@ -1,9 +1,8 @@
-//! `mirror.toml`: one file for the daemon and the indexer, then the environment.
+//! The configuration: `mirror.toml`, for daemon and indexer, overridden by the environment.
 //!
-//! The file is read twice. Once strictly, so that an unknown key or a bad value is refused with its
-//! line; and once through the `config` crate, which lays the environment over it
-//! (`STILLMIRROR_DAEMON__LISTEN` is `listen` of `[daemon]`). Every key is explained in
-//! `mirror.toml.example`.
+//! The file is parsed twice: once strictly, so that an unknown key or an invalid value is refused with its line, and once
+//! through the `config` crate, which merges the environment into it (`STILLMIRROR_DAEMON__LISTEN` is `listen` of
+//! `[daemon]`). `mirror.toml.example` explains every key.
 
 mod values;
 
@@ -18,7 +17,7 @@ use crate::exit::UsageError;
 
 pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Prefix, Seconds, Words};
 
-/// Bytes a second.
+/// The least bandwidth limit, in bytes per second. Below it, a client would wait longer than its own timeouts allow.
 const LEAST_BANDWIDTH: u64 = 1024;
 
 /// The whole file.
@@ -27,7 +26,7 @@ const LEAST_BANDWIDTH: u64 = 1024;
 pub(crate) struct Config {
     /// `[daemon]`
     pub(crate) daemon: Daemon,
-    /// `[index]`: what holds for every repository that does not say otherwise.
+    /// `[index]`: the defaults for all repositories.
     pub(crate) index: Index,
     /// `[[repository]]`
     pub(crate) repository: Vec<Repository>,
@@ -101,8 +100,8 @@ impl Default for Daemon {
     }
 }
 
-/// Indexing, for all repositories or one: a key that is absent here is taken from `[index]`, and one
-/// that is absent there too has its default.
+/// `[index]` or `[repository.index]`. A key that is missing in the latter is taken from `[index]`, and has its default if
+/// it is missing there, too.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Index {
@@ -123,7 +122,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// These settings over `defaults`.
+    /// Returns these settings, with the missing ones taken from `defaults`.
     pub(crate) fn over(self, defaults: &Index) -> Index {
         let defaults = defaults.clone();
         Index {
@@ -148,53 +147,53 @@ impl Index {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Specials {
-    /// Index devices, fifos and sockets.
+    /// Index them
     Keep,
-    /// Leave them out.
+    /// Leave them out
     Skip,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Unreadable {
-    /// Keep what the previous generation says of the file.
+    /// Keep their entries of the previous generation
     KeepOld,
-    /// Leave the file out.
+    /// Leave them out
     LeaveOut,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Direct {
-    /// From the page cache what is there, the rest directly from the disk.
+    /// From the page cache if they are there, otherwise directly from the disk
     #[default]
     Auto,
-    /// All directly from the disk.
+    /// Always directly from the disk
     Always,
-    /// All through the page cache.
+    /// Always through the page cache
     Never,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Ctime {
-    /// `index` reads it; until then `serve` does not send it.
+    /// `index` reads it; until then `serve` does not send it
     Strict,
-    /// `index` reads it unless another mode, owner, link count or name shows why; `serve` compares its content with the
-    /// index before it sends it.
+    /// `index` reads it unless a new mode, owner, link count or name explains the ctime; `serve` compares its content with
+    /// the index before it sends it
     #[default]
     Explained,
-    /// As explained, but `index` does not read it.
+    /// Like explained, but `index` does not read it
     Ignored,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Compression {
-    /// Blocks of the asked for form, not compressed.
+    /// The requested format, with blocks that are not compressed.
     #[default]
     Stored,
-    /// An error.
+    /// End the session with an error.
     Refuse,
 }
 
@@ -251,7 +250,7 @@ pub(crate) struct Repository {
 }
 
 impl Repository {
-    /// A repository with every default.
+    /// Creates a repository with all settings at their defaults.
     pub(crate) fn new(name: String, root: PathBuf, store: PathBuf) -> Self {
         Self {
             name,
@@ -284,12 +283,14 @@ impl Repository {
 
     fn check(&self) -> Result<()> {
         stillmirror_protocol::head::check_repository_name(&self.name).context("repository.name")?;
-        check_bandwidth("repository.bandwidth", self.bandwidth)?;
+        check_bandwidth("repository.bandwidth", self.bandwidth, LEAST_BANDWIDTH)?;
         if let Some(user) = self.auth_users.0.iter().find(|user| user.contains(['@', ':', '*', '?', '['])) {
-            bail!("repository.auth_users: '{user}': only plain user names are known, no groups, rights or patterns");
+            bail!(
+                "repository.auth_users: '{user}': only plain user names are supported, not groups, rights or patterns"
+            );
         }
         if self.secrets_file.is_none() && !self.auth_users.0.is_empty() {
-            bail!("repository.auth_users: '{}' has no secrets_file to go with it", self.name);
+            bail!("repository.auth_users: '{}' has no secrets_file", self.name);
         }
         Ok(())
     }
@@ -299,24 +300,27 @@ fn yes() -> bool {
     true
 }
 
-/// Below the least, a client would wait for longer than its own time limits allow.
-fn check_bandwidth(key: &str, Bytes(bytes): Bytes) -> Result<()> {
-    if bytes > 0 && bytes < LEAST_BANDWIDTH {
-        bail!("{key}: {bytes} bytes a second is less than the least, 1KiB (0 is no limit)");
+/// Fails if a bandwidth limit is below `least`, a multiple of 1024. 0 is no limit.
+pub(crate) fn check_bandwidth(key: &str, Bytes(limit): Bytes, least: u64) -> Result<(), UsageError> {
+    if limit > 0 && limit < least {
+        let least = least >> 10;
+        return Err(UsageError(format!(
+            "{key}: {limit} bytes per second is too low: the least is {least}KiB (0 is no limit)"
+        )));
     }
     Ok(())
 }
 
 impl Config {
-    /// Reads the file and lays the process's environment over it.
+    /// Reads the file and applies the environment of the process.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let base = path.parent().unwrap_or(Path::new(""));
-        let read = std::fs::read_to_string(path).context("cannot read it");
+        let read = std::fs::read_to_string(path).context("cannot read the file");
         read.and_then(|text| Self::parse(&text, std::env::vars(), base))
             .with_context(|| UsageError(path.display().to_string()))
     }
 
-    /// As [`Config::load`]; relative paths in the text are relative to `base`.
+    /// Like [`Config::load`], for the text of a file. Relative paths in it are relative to `base`.
     fn parse(text: &str, environment: impl Iterator<Item = (String, String)>, base: &Path) -> Result<Self> {
         let _: Config = toml::from_str(text)?;
         let overlay = config::Environment::default()
@@ -324,7 +328,7 @@ impl Config {
             .prefix_separator("_")
             .separator("__")
             .try_parsing(true)
-            .source(Some(ours(environment)));
+            .source(Some(keys_only(environment)));
         let merged = config::Config::builder()
             .add_source(config::File::from_str(text, config::FileFormat::Toml))
             .add_source(overlay)
@@ -343,15 +347,14 @@ impl Config {
         Ok(config)
     }
 
-    /// The repositories with these names, or all when none is named.
+    /// Returns the repositories with these names, or all if `names` is empty. Fails if one is unknown.
     pub(crate) fn select(&self, names: &[String]) -> Result<Vec<&Repository>> {
         if names.is_empty() {
             return Ok(self.repository.iter().collect());
         }
         let find = |name: &String| self.repository.iter().find(|repository| repository.name == *name);
-        let known = |name: &String| {
-            find(name).ok_or_else(|| UsageError(format!("no [[repository]] has the name '{name}'")).into())
-        };
+        let known =
+            |name: &String| find(name).ok_or_else(|| UsageError(format!("no [[repository]] is named '{name}'")).into());
         names.iter().map(known).collect()
     }
 
@@ -360,15 +363,16 @@ impl Config {
             bail!("no [[repository]]: there is nothing to index or serve");
         }
         if self.daemon.group.is_some() && self.daemon.user.is_none() {
-            bail!("daemon.group: there is no daemon.user to go with it");
+            bail!("daemon.group: daemon.user is missing");
         }
-        check_bandwidth("daemon.bandwidth", self.daemon.bandwidth)?;
-        check_bandwidth("daemon.bandwidth_per_connection", self.daemon.bandwidth_per_connection)?;
+        check_bandwidth("daemon.bandwidth", self.daemon.bandwidth, LEAST_BANDWIDTH)?;
+        let per_connection = self.daemon.bandwidth_per_connection;
+        check_bandwidth("daemon.bandwidth_per_connection", per_connection, LEAST_BANDWIDTH)?;
         for (at, repository) in self.repository.iter().enumerate() {
             repository.check()?;
             let before = &self.repository[..at];
             if before.iter().any(|other| other.name == repository.name) {
-                bail!("repository.name: '{}' stands twice", repository.name);
+                bail!("repository.name: two repositories are named '{}'", repository.name);
             }
             if before.iter().any(|other| other.store == repository.store) {
                 bail!("repository.store: {} is the store of two repositories", repository.store.display());
@@ -378,8 +382,8 @@ impl Config {
     }
 }
 
-/// The variables that stand for keys. Others of the prefix (`STILLMIRROR_LOG`) are not configuration.
-fn ours(environment: impl Iterator<Item = (String, String)>) -> HashMap<String, String> {
+/// Returns the variables that stand for keys. Others with the prefix, such as `STILLMIRROR_LOG`, are not configuration.
+fn keys_only(environment: impl Iterator<Item = (String, String)>) -> HashMap<String, String> {
     environment
         .filter(|(name, _)| name.starts_with("STILLMIRROR_DAEMON__") || name.starts_with("STILLMIRROR_INDEX__"))
         .collect()
@@ -399,7 +403,7 @@ mod tests {
     const SMALLEST: &str = "[[repository]]\nname = 'debian'\nroot = '/srv/debian'\nstore = 'stores/debian'\n";
 
     #[test]
-    fn the_example_parses_as_it_stands_and_with_every_key_uncommented() {
+    fn the_example_is_valid_as_it_is_and_with_every_key_uncommented() {
         parse(EXAMPLE, &[]).expect("the example is a working file");
         let all: String = EXAMPLE
             .lines()
@@ -409,7 +413,7 @@ mod tests {
             })
             .fold(String::new(), |text, line| text + line + "\n");
         assert_ne!(all, EXAMPLE);
-        parse(&all, &[]).expect("every commented key is a real one, with a value that it takes");
+        parse(&all, &[]).expect("every commented key exists, and its value is valid");
     }
 
     #[test]
@@ -448,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_is_refused_with_its_line() {
+    fn an_invalid_value_is_refused_with_its_line() {
         for (line, wanted) in [
             ("cache = '5 bananas'", "bananas"),
             ("idle_timeout = -1", "idle_timeout"),
@@ -463,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bandwidth_that_nobody_could_live_with_is_refused_with_its_key() {
+    fn a_bandwidth_below_the_least_is_refused_with_its_key() {
         for key in ["bandwidth", "bandwidth_per_connection"] {
             let error = parse(&format!("[daemon]\n{key} = 1000\n{SMALLEST}"), &[]).unwrap_err();
             assert!(format!("{error:#}").contains(&format!("daemon.{key}: ")), "{error:#}");
@@ -474,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_goes_over_the_file() {
+    fn the_environment_overrides_the_file() {
         let config =
             parse(&format!("[daemon]\nconnections = 5\n{SMALLEST}"), &[("STILLMIRROR_DAEMON__CONNECTIONS", "7")]);
         assert_eq!(config.unwrap().daemon.connections, 7);
@@ -488,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_have_a_repository_is_written_as_in_rsyncd_conf_or_as_an_array() {
+    fn hosts_and_users_are_written_as_in_rsyncd_conf_or_as_an_array() {
         let more = "hosts_allow = '10.0.0.0/8, ::1'\nhosts_deny = ['*']\nauth_users = 'anna bob'\nsecrets_file = 's'\n";
         let repository = parse(&format!("{SMALLEST}{more}"), &[]).unwrap().repository.remove(0);
         assert_eq!((repository.hosts_allow.0.len(), repository.hosts_deny.0.len()), (2, 1));
@@ -497,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_decide_who_may_have_a_repository_is_refused_by_name() {
+    fn invalid_hosts_users_and_permissions_are_refused_with_their_name() {
         for (line, wanted) in [
             ("hosts_allow = 'mirror.example.org'", "mirror.example.org"),
             ("auth_users = '@staff'\nsecrets_file = 's'", "@staff"),
@@ -510,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn relative_paths_start_at_the_file() {
+    fn relative_paths_are_relative_to_the_file() {
         let config = parse(SMALLEST, &[]).unwrap();
         assert_eq!(config.repository[0].store, Path::new("/etc/stillmirror/stores/debian"));
     }

@@ -1,4 +1,4 @@
-//! Exit codes: rsync's, where it has one for the meaning, because scripts know them.
+//! Exit codes. Where rsync has a code for the same meaning it is used, because scripts know it.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -13,23 +13,23 @@ use stillmirror_store::StoreError;
 #[repr(u8)]
 pub(crate) enum Exit {
     Done = 0,
-    /// Usage or configuration.
+    /// Invalid usage or configuration.
     Usage = 1,
     /// The peer refused, or speaks another protocol or version.
     Handshake = 5,
-    /// The connection could not be made, or broke.
+    /// The connection could not be opened, or it broke.
     Socket = 10,
-    /// A file or directory of this host: permission, space, damage.
+    /// A file or directory on this host failed: permission, space, damage.
     FileIo = 11,
-    /// The peer sent what the protocol does not allow, or data that do not match its own digests.
+    /// The peer broke the protocol, or sent data that does not match its own digests.
     Protocol = 12,
-    /// SIGINT or SIGTERM.
+    /// Ended by SIGINT or SIGTERM.
     Interrupted = 20,
     /// Some files were not transferred, not indexed, or did not verify.
     Partial = 23,
-    /// Some files vanished or changed under the reader; the next run brings them.
+    /// Some files vanished or changed while they were read. The next run picks them up.
     Vanished = 24,
-    /// More deletions than `--max-delete` allows: nothing was deleted.
+    /// More deletions than `--max-delete` allows. Nothing was deleted.
     DeleteLimit = 25,
     /// The peer was silent for too long.
     Timeout = 30,
@@ -42,13 +42,13 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// Of two outcomes, the one to tell: the first that is not [`Exit::Done`].
+    /// Combines two outcomes: returns the first that is not [`Exit::Done`].
     pub(crate) fn or(self, other: Exit) -> Exit {
         if self == Exit::Done { other } else { self }
     }
 }
 
-/// Something that the user has to say otherwise. As the context of an error, it makes that a usage error.
+/// A mistake on the command line or in the configuration. Used as the context of an error, it makes that a usage error.
 #[derive(Debug)]
 pub(crate) struct UsageError(pub(crate) String);
 
@@ -60,7 +60,7 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// The exit code that an error ends the program with.
+/// Returns the exit code for an error.
 pub(crate) fn of(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<UsageError>().is_some() {
         return Exit::Usage;
@@ -122,18 +122,18 @@ fn of_store(error: &StoreError) -> Exit {
     }
 }
 
-/// What `--help` says of them.
+/// The part of `stillmirror --help` about exit codes.
 pub(crate) const HELP: &str = "\
 Exit codes:
    0  done
-   1  usage or configuration
+   1  invalid usage or configuration
    5  the peer refused, or speaks another protocol or version
-  10  the connection could not be made, or broke
+  10  the connection could not be opened, or it broke
   11  file I/O on this host (permission, space, a damaged or busy store)
-  12  the peer broke the protocol, or its data do not match its digests
+  12  the peer broke the protocol, or its data does not match its digests
   20  ended by SIGINT or SIGTERM
   23  some files were not transferred, not indexed, or did not verify
-  24  some files vanished or changed under the reader; the next run brings them
+  24  some files vanished or changed while they were read; the next run picks them up
   25  more deletions than --max-delete allows; nothing was deleted
   30  the peer was silent for too long";
 
@@ -147,15 +147,15 @@ mod tests {
     use crate::output::error as error_text;
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn each_cause_is_reported_once() {
         let no_space = || io::Error::from_raw_os_error(28);
         let store = || StoreError::Io { action: "write", path: "/store/head".into(), source: no_space() };
         let root = IndexError::Root { path: "/root".into(), source: no_space() };
         let plain: anyhow::Result<()> = Err(no_space()).context("cannot begin");
         let errors = [store().into(), IndexError::Store(store()).into(), root.into(), plain.unwrap_err()];
         for error in errors.into_iter().chain([anyhow::Error::new(store()).context("while indexing")]) {
-            let said = error_text(&error);
-            assert_eq!(said.matches("(os error 28)").count(), 1, "{said}");
+            let text = error_text(&error);
+            assert_eq!(text.matches("(os error 28)").count(), 1, "{text}");
         }
         let usage =
             anyhow::Error::msg("line 3\n").context("cannot read it").context(UsageError("mirror.toml".to_owned()));

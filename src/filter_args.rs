@@ -1,11 +1,11 @@
-//! `--include` and `--exclude`, whose order on the command line matters.
+//! `--include` and `--exclude`. Their order on the command line matters.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 use stillmirror_protocol::filter::Filter;
 
 use crate::config::Pattern;
 
-/// The filter that the command line describes.
+/// The filter given on the command line.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FilterArgs(pub(crate) Filter);
 
@@ -43,11 +43,8 @@ impl Args for FilterArgs {
                 .value_parser(clap::value_parser!(Pattern))
         };
         command
-            .arg(pattern(
-                "include",
-                "Keep names that match; patterns as rsync has them, the first that matches decides",
-            ))
-            .arg(pattern("exclude", "Leave out names that match, and what is below them"))
+            .arg(pattern("include", "Keep names that match; patterns are rsync's, and the first that matches decides"))
+            .arg(pattern("exclude", "Leave out names that match, and everything below them"))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

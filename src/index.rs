@@ -1,4 +1,4 @@
-//! `stillmirror index`
+//! `stillmirror index`.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -17,67 +17,73 @@ use stillmirror_store::Retention;
 
 use crate::config::{Bytes, Config, Ctime, Index, Part, Pattern, Seconds, Specials, Unreadable};
 use crate::exit::{Exit, UsageError};
-use crate::output::{bytes, count, line};
-use crate::{progress, signals};
+use crate::output::{OutputArgs, bytes, count, line};
+use crate::progress::{self, FilesDone};
+use crate::{path_args, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillmirror index --root /srv/debian --store /var/lib/stillmirror/debian
+  stillmirror index --config /etc/stillmirror/mirror.toml debian
+  my-publish --print-paths | stillmirror index --root … --store … --changed-from -
+
+`stillmirror --help` lists the exit codes.";
 
 #[derive(Args)]
-#[command(after_help = crate::exit::HELP)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Index these repositories of the file; all when none is named
+    /// Index only these repositories of the configuration file
     #[arg(value_name = "NAME", requires = "config")]
     names: Vec<String>,
-    /// The file that says what to index (see mirror.toml.example)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "store", "name"], required_unless_present = "root")]
+    /// The configuration file (see mirror.toml.example)
+    #[arg(long, value_name = "FILE", value_parser = path_args::local())]
+    #[arg(conflicts_with_all = ["root", "store", "name"], required_unless_present = "root")]
     config: Option<PathBuf>,
     /// The tree to index
-    #[arg(long, value_name = "DIR", requires = "store")]
+    #[arg(long, value_name = "DIR", value_parser = path_args::local(), requires = "store")]
     root: Option<PathBuf>,
-    /// Where its generations are kept; made if it is not there
-    #[arg(long, value_name = "DIR", requires = "root")]
+    /// Where its generations are kept; created if it does not exist
+    #[arg(long, value_name = "DIR", value_parser = path_args::local(), requires = "root")]
     store: Option<PathBuf>,
-    /// The repository's name in URLs [default: the store's, else the last part of the root]
+    /// The repository's name in URLs [default: the store's name, or the last component of the root]
     #[arg(long, requires = "root")]
     name: Option<String>,
-    /// Look only at what this file (or standard input, for '-') names: changed, new and removed paths
-    /// relative to the root, one a line; a directory stands for all below it
-    #[arg(long, value_name = "FILE|-")]
+    /// Look only at the paths that this file (or standard input, for '-') names: changed, new and removed paths
+    /// relative to the root, one per line; a directory stands for everything below it
+    #[arg(long, value_name = "FILE|-", value_parser = path_args::local())]
     changed_from: Option<PathBuf>,
-    /// The names in --changed-from end in NUL instead of a newline
+    /// The paths of --changed-from end in NUL instead of a newline
     #[arg(long, short = '0', requires = "changed_from")]
     null: bool,
-    /// Publish an empty root although the current generation has files; without this flag it is taken for
-    /// one that is not mounted
+    /// Publish an empty root even if the current generation has files; without this flag, the root is assumed not to
+    /// be mounted
     #[arg(long)]
     allow_empty: bool,
-    /// Read all that the store keeps, and read the files again of which something is damaged there
+    /// Check everything that the store keeps, and re-read the files for which it is damaged
     #[arg(long, conflicts_with = "changed_from")]
     verify_store: bool,
-    /// What happens to a file of which only the ctime differs [default: explained]
+    /// What to do with a file of which only the ctime differs [default: explained]
     #[arg(long)]
     ctime: Option<Ctime>,
-    /// One JSON object per repository on standard output
-    #[arg(long)]
-    json: bool,
-    /// Nothing on standard output
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     overrides: Overrides,
 }
 
-/// Keys of `[index]` as flags.
-#[derive(Args)]
+/// The keys of `[index]` as options.
+#[derive(Clone, Args)]
 struct Overrides {
     /// List names that match even if a later --exclude matches them too
     #[arg(long, value_name = "PATTERN")]
     include: Option<Vec<Pattern>>,
-    /// Neither list nor serve names that match, nor what is below them
+    /// Leave out names that match, and everything below them
     #[arg(long, value_name = "PATTERN")]
     exclude: Option<Vec<Pattern>>,
-    /// Devices, fifos and sockets [default: keep]
+    /// What to do with devices, fifos and sockets [default: keep]
     #[arg(long)]
     specials: Option<Specials>,
-    /// Entries of what cannot be read [default: keep-old]
+    /// What to do with files and directories that cannot be read [default: keep-old]
     #[arg(long)]
     unreadable: Option<Unreadable>,
     /// Compute XXH128 digests too
@@ -86,29 +92,29 @@ struct Overrides {
     /// Compute MD5 digests too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     md5: Option<bool>,
-    /// Make block checksums [default: true]
+    /// Compute block checksums [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     block_checksums: Option<bool>,
-    /// The smallest block
+    /// The smallest block size [default: 512]
     #[arg(long, value_name = "SIZE")]
     smallest_block: Option<Bytes>,
-    /// Files for which no block checksums are made
+    /// Compute no block checksums for files that match
     #[arg(long, value_name = "PATTERN")]
     no_block_checksums: Option<Vec<Pattern>>,
-    /// Keep the content of files up to this size in the store, to be served from there; 0 for none [default: 16KiB]
+    /// Keep the content of files up to this size in the store and serve it from there; 0 keeps none [default: 16KiB]
     #[arg(long, value_name = "SIZE")]
     keep_contents: Option<Bytes>,
-    /// Read this share of the unchanged files again, such as 1/30 or 2.5%, those first that were not read for the
-    /// longest time; report those whose content is not the indexed one [default: 0]
+    /// Re-read this share of the unchanged files, such as 1/30 or 2.5%, those not read for the longest time first, and
+    /// report files whose content is not the indexed one [default: 0]
     #[arg(long, value_name = "SHARE")]
     scrub: Option<Part>,
-    /// Generations kept, the current one included [default: 8]
+    /// The number of generations to keep, including the current one [default: 8]
     #[arg(long, value_name = "NUMBER")]
     keep_generations: Option<u32>,
-    /// How long generations are kept [default: as long as their number lets them]
+    /// How long to keep generations [default: limited by --keep-generations only]
     #[arg(long, value_name = "TIME")]
     keep_age: Option<Seconds>,
-    /// Threads that walk and hash; 0 takes all cores
+    /// The number of threads that walk and hash; 0 uses all cores
     #[arg(long, value_name = "NUMBER")]
     threads: Option<usize>,
 }
@@ -134,16 +140,15 @@ impl From<Overrides> for Index {
     }
 }
 
-/// Generations kept, unless somebody says otherwise.
+/// The default number of generations to keep.
 const KEEP_GENERATIONS: u32 = 8;
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let changed = arguments.changed_from.as_deref().map(|from| read_names(from, arguments.null)).transpose()?;
-    let (json, quiet, allow_empty) = (arguments.json, arguments.quiet, arguments.allow_empty);
-    let verify_store = arguments.verify_store;
-    let mut all = options(arguments)?;
+    let (allow_empty, verify_store) = (arguments.allow_empty, arguments.verify_store);
+    let mut all = options(&arguments)?;
     if changed.is_some() && all.len() != 1 {
-        return Err(UsageError("--changed-from is for one repository: name it".to_owned()).into());
+        return Err(UsageError("--changed-from works on one repository: name it".to_owned()).into());
     }
     let stop = signals::stop_flag()?;
     let mut exit = Exit::Done;
@@ -151,57 +156,53 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         options.allow_empty = allow_empty;
         options.verify_store = verify_store;
         options.changed_from = changed.as_ref().map(|names| below_root(names, &options.root)).transpose()?;
-        let bar = progress::bar(quiet || json);
-        let report = indexer::index(options, &Shown::new(&bar), &stop);
+        let bar = arguments.output.bar();
+        let report = indexer::index(options, &BarProgress::new(&bar), &stop);
         bar.finish_and_clear();
         match report {
             Ok(report) => {
-                exit = exit.or(tell(&options.name, &report, json, quiet));
+                exit = exit.or(print(&options.name, &report, &arguments.output));
             }
+            Err(IndexError::Stopped) => return Err(IndexError::Stopped.into()),
             // One repository that fails does not keep the others from being indexed.
-            Err(error) if all_but_stopped(&error) => {
+            Err(error) => {
                 eprintln!("stillmirror: {}: {error}", options.name);
                 exit = exit.or(crate::exit::of(&error.into()));
             }
-            Err(error) => return Err(error.into()),
         }
     }
     Ok(exit)
 }
 
-fn all_but_stopped(error: &IndexError) -> bool {
-    !matches!(error, IndexError::Stopped)
-}
-
-/// What to index, from the file or the flags.
-fn options(arguments: Arguments) -> Result<Vec<Options>> {
-    let flags = Index::from(arguments.overrides);
+/// Returns what to index, from the configuration file or the command line.
+fn options(arguments: &Arguments) -> Result<Vec<Options>> {
+    let flags = Index::from(arguments.overrides.clone());
     if let Some(path) = &arguments.config {
         let config = Config::load(path)?;
         let selected = config.select(&arguments.names)?;
         let resolve = |repository: &&crate::config::Repository| {
             let settings = flags.clone().over(&repository.index.clone().over(&config.index));
             let ctime = arguments.ctime.unwrap_or(repository.ctime);
-            one(&repository.root, &repository.store, &repository.name, ctime, &settings)
+            repository_options(&repository.root, &repository.store, &repository.name, ctime, &settings)
         };
         return selected.iter().map(resolve).collect();
     }
     let (Some(root), Some(store)) = (&arguments.root, &arguments.store) else {
         return Err(UsageError("give --config FILE, or --root DIR and --store DIR".to_owned()).into());
     };
-    let name = match arguments.name {
-        Some(name) => name,
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
         None => default_name(root, store)?,
     };
     let ctime = arguments.ctime.unwrap_or_default();
-    Ok(vec![one(root, store, &name, ctime, &flags)?])
+    Ok(vec![repository_options(root, store, &name, ctime, &flags)?])
 }
 
 fn default_name(root: &Path, store: &Path) -> Result<String> {
     if let Ok(store) = stillmirror_store::Store::open(store) {
         return Ok(store.repository().to_owned());
     }
-    // A root such as "." has its name only once it is resolved; one that is missing is reported later.
+    // A root such as "." has no name until it is resolved. A missing root is reported later.
     let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let checked = stillmirror_protocol::head::check_repository_name(&name);
@@ -209,7 +210,7 @@ fn default_name(root: &Path, store: &Path) -> Result<String> {
     Ok(name)
 }
 
-fn one(root: &Path, store: &Path, name: &str, ctime: Ctime, settings: &Index) -> Result<Options> {
+fn repository_options(root: &Path, store: &Path, name: &str, ctime: Ctime, settings: &Index) -> Result<Options> {
     let mut options = Options::new(root, store, name);
     options.filter = filter(settings.include.as_deref(), settings.exclude.as_deref())?;
     options.sums_for = filter(None, settings.no_block_checksums.as_deref())?;
@@ -259,7 +260,7 @@ fn sums(settings: &Index) -> SumsPolicy {
     }
 }
 
-/// The names in a list of changed paths.
+/// Reads a list of changed paths.
 fn read_names(from: &Path, null: bool) -> Result<Vec<Vec<u8>>> {
     let mut bytes = Vec::new();
     let read = if from == Path::new("-") {
@@ -272,48 +273,48 @@ fn read_names(from: &Path, null: bool) -> Result<Vec<Vec<u8>>> {
     Ok(bytes.split(|&byte| byte == end).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
-/// Makes absolute names relative to the root; a name elsewhere is a mistake.
+/// Returns the names relative to the root. Fails if an absolute name is not below it.
 fn below_root(names: &[Vec<u8>], root: &Path) -> Result<Vec<Vec<u8>>> {
     use std::os::unix::ffi::OsStrExt;
-    let root = std::path::absolute(root).with_context(|| format!("cannot tell the path of {}", root.display()))?;
+    let root = std::path::absolute(root).with_context(|| format!("cannot resolve {}", root.display()))?;
     let relative = |name: &Vec<u8>| {
         let path = Path::new(std::ffi::OsStr::from_bytes(name));
         let below = if path.is_absolute() { path.strip_prefix(&root).ok() } else { Some(path) };
         let below = below.ok_or_else(|| {
             UsageError(format!("the changed path {} is not below the root {}", path.display(), root.display()))
         })?;
-        // `./a//b/` is what shells and find(1) write for `a/b`.
+        // Shells and find(1) write `a/b` as `./a//b/`, too.
         let parts: Vec<_> = below.components().filter(|part| *part != std::path::Component::CurDir).collect();
         Ok(parts.iter().map(|part| part.as_os_str().as_bytes()).collect::<Vec<_>>().join(&b'/'))
     };
     names.iter().map(relative).collect()
 }
 
-/// Prints the report; says how the run ends.
-fn tell(name: &str, report: &Report, as_json: bool, quiet: bool) -> Exit {
+/// Prints the report. Returns the exit code.
+fn print(name: &str, report: &Report, output: &OutputArgs) -> Exit {
     for problem in &report.unreadable {
         eprintln!("stillmirror: {name}: cannot read {}: {}", Escaped(&problem.path), problem.error);
     }
     for path in &report.rotten {
         eprintln!(
-            "stillmirror: {name}: the content of {} is not the indexed one, although nothing says that the file changed: \
-             it is not served until the content is back, or has another mtime",
+            "stillmirror: {name}: the content of {} is not the indexed one, although nothing says that the file \
+             changed: it is not served until it has the indexed content again, or another mtime",
             Escaped(path)
         );
     }
     for path in &report.torn {
-        eprintln!("stillmirror: {name}: kept changing while it was read: {}", Escaped(path));
+        eprintln!("stillmirror: {name}: {} kept changing while it was read", Escaped(path));
     }
     if report.digests_postponed {
-        eprintln!("stillmirror: {name}: the new digests wait for a run in which every file can be read");
+        eprintln!("stillmirror: {name}: the new digests are postponed to a run in which every file can be read");
     }
     if report.damaged > 0 {
         let files = count(report.damaged, "file");
-        eprintln!("stillmirror: {name}: the store was damaged: what it keeps of {files} is written again");
+        eprintln!("stillmirror: {name}: the store was damaged: its data for {files} was written again");
     }
-    if as_json {
+    if output.json {
         line!("{}", to_json(name, report));
-    } else if !quiet {
+    } else if output.summary() {
         let counts = report.counts;
         let state = if report.published { "published" } else { "unchanged" };
         line!(
@@ -371,20 +372,21 @@ fn to_json(name: &str, report: &Report) -> Value {
     })
 }
 
-/// Progress on the bar.
-struct Shown<'a> {
+/// Shows the indexer's progress on the bar.
+struct BarProgress<'a> {
     bar: &'a ProgressBar,
     entries: AtomicU64,
+    files: FilesDone,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> BarProgress<'a> {
     fn new(bar: &'a ProgressBar) -> Self {
         progress::counting(bar, "walking");
-        Self { bar, entries: AtomicU64::new(0) }
+        Self { bar, entries: AtomicU64::new(0), files: FilesDone::default() }
     }
 }
 
-impl indexer::Progress for Shown<'_> {
+impl indexer::Progress for BarProgress<'_> {
     fn walked(&self, entries: u64) {
         let entries = self.entries.fetch_add(entries, Ordering::Relaxed) + entries;
         if !self.bar.is_hidden() {
@@ -393,11 +395,11 @@ impl indexer::Progress for Shown<'_> {
     }
 
     fn to_hash(&self, files: u64, bytes: u64) {
-        progress::measuring(self.bar, "reading", bytes);
-        self.bar.set_message(count(files, "file"));
+        progress::measuring(self.bar, "reading", &self.files, files, bytes);
     }
 
-    fn hashed(&self, _files: u64, bytes: u64) {
+    fn hashed(&self, files: u64, bytes: u64) {
+        self.files.add(files);
         self.bar.inc(bytes);
     }
 

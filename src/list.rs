@@ -1,4 +1,4 @@
-//! `stillmirror list`
+//! `stillmirror list`.
 
 mod render;
 
@@ -14,21 +14,32 @@ use stillmirror_receiver as receiver;
 use stillmirror_store::Store;
 
 use crate::exit::{Exit, UsageError};
+use crate::path_args;
 use crate::url::Url;
 
+const EXAMPLES: &str = "\
+Examples:
+  stillmirror list stillmirror://mirror.example/
+  stillmirror list stillmirror://mirror.example/debian/dists --recursive
+  stillmirror list --store /var/lib/stillmirror/debian
+
+`stillmirror --help` lists the exit codes.";
+
 #[derive(Args)]
-#[command(after_help = crate::exit::HELP)]
+#[command(after_help = EXAMPLES)]
+#[command(override_usage = "stillmirror list [OPTIONS] <stillmirror://HOST:PORT/[NAME[/PATH]]>\n       \
+                            stillmirror list [OPTIONS] --store <DIR>")]
 pub(crate) struct Arguments {
-    /// What to list: a sender's repositories, or a repository's directory
-    #[arg(value_name = "stillmirror://HOST:PORT/[NAME[/PATH]]", required_unless_present = "store")]
+    /// What to list: a sender's repositories, or a directory of a repository
+    #[arg(value_name = "stillmirror://HOST:PORT/[NAME[/PATH]]")]
     url: Option<Url>,
     /// List the current generation of this store
-    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    #[arg(long, value_name = "DIR", value_parser = path_args::local(), conflicts_with = "url")]
     store: Option<PathBuf>,
-    /// Everything below, not only the directory itself
+    /// List everything below the directory, too
     #[arg(long, short)]
     recursive: bool,
-    /// One JSON object on standard output
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +51,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(list_remote(&arguments, url))?;
         }
-        (None, None) => return Err(UsageError("name a URL or a store".to_owned()).into()),
+        (None, None) => return Err(UsageError(
+            "give the URL of a sender (stillmirror list stillmirror://HOST/[NAME[/PATH]]), or a store (stillmirror list \
+             --store DIR)"
+                .to_owned(),
+        ).into()),
     }
     Ok(Exit::Done)
 }
@@ -79,7 +94,7 @@ async fn list_remote(arguments: &Arguments, url: &Url) -> Result<()> {
     Ok(())
 }
 
-/// The entries below a directory by their paths relative to it, each directory right before what is in it.
+/// Returns the entries below a directory, with paths relative to it. Each directory precedes its entries.
 fn below<'a>(list: ListRef<'a>, dir: Dir<'a>, recursive: bool) -> impl Iterator<Item = (Vec<u8>, Entry)> + 'a {
     let mut levels = vec![(Vec::new(), dir, dir.rows())];
     std::iter::from_fn(move || {
@@ -100,7 +115,7 @@ fn below<'a>(list: ListRef<'a>, dir: Dir<'a>, recursive: bool) -> impl Iterator<
     })
 }
 
-/// What every listing says of a generation.
+/// Returns the JSON fields that describe a generation in every listing.
 fn summary(head: &Head) -> serde_json::Map<String, serde_json::Value> {
     let counts = head.counts;
     let summary = serde_json::json!({

@@ -1,7 +1,7 @@
-//! Stillmirror: a passive mirror. Indexed once per update, served with no work per client, pulled for what
-//! changed.
+//! Stillmirror: a passive mirror. It indexes a tree once per update, serves it without work per client, and pulls only
+//! what changed.
 
-// What a peer, a disk or a user can reach must not panic; tests may.
+// Nothing that a peer, a disk or a user can cause may panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod config;
@@ -11,6 +11,7 @@ mod filter_args;
 mod index;
 mod list;
 mod output;
+mod path_args;
 mod privileges;
 mod progress;
 mod pull;
@@ -26,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 use exit::Exit;
 
-/// A passive mirror: indexed once per update, served with no work per client, pulled for what changed.
+/// A passive mirror: indexes a tree once per update, serves it without work per client, pulls only what changed
 #[derive(Parser)]
 #[command(version, after_help = exit::HELP, propagate_version = true)]
 struct Arguments {
@@ -38,7 +39,7 @@ struct Arguments {
 enum Command {
     /// Index a repository: walk it once, hash what changed, publish a generation
     Index(index::Arguments),
-    /// Serve generations to receivers
+    /// Serve repositories to stillmirror and rsync clients
     Serve(serve::Arguments),
     /// Pull a repository, or a part of it: fetch what changed, verify, commit
     Pull(pull::Arguments),
@@ -46,7 +47,7 @@ enum Command {
     List(list::Arguments),
     /// Check every file of a tree against the digests in its store
     Verify(verify::Arguments),
-    /// Show the main job on a small real tree, on loopback; leaves nothing behind
+    /// Show index, serve and pull on a small real tree, on loopback; leaves nothing behind
     Demo(demo::Arguments),
 }
 
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let pulls = std::env::args_os().nth(1).is_some_and(|command| command == "pull");
+            let error = if pulls { pull::explain_rsync_flags(error) } else { error };
             let _ = error.print();
             return if help { Exit::Done } else { Exit::Usage }.into();
         }

@@ -1,14 +1,52 @@
-//! Numbers and errors for people.
+//! What commands print: their options for it, and numbers and errors as text.
 
-/// An error with its causes, each said once: some messages have their cause in them already.
-pub(crate) fn error(error: &anyhow::Error) -> String {
-    // Some libraries end their messages with a line end of their own.
-    let mut causes = error.chain().map(|cause| cause.to_string().trim_end().to_owned());
-    let first = causes.next().unwrap_or_default();
-    causes.fold(first, |text, cause| if text.ends_with(&cause) { text } else { text + ": " + &cause })
+use std::io::IsTerminal;
+
+use clap::Args;
+use indicatif::ProgressBar;
+
+use crate::progress;
+
+/// What a command prints on standard output.
+#[derive(Args)]
+pub(crate) struct OutputArgs {
+    /// Print one JSON object per repository instead of a summary
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print no summary and no progress
+    #[arg(long, short)]
+    quiet: bool,
+    /// Print the summary even if standard output is not a terminal
+    #[arg(long, short, conflicts_with = "quiet")]
+    verbose: bool,
 }
 
-/// Bytes with a unit: `1.5 GB`.
+impl OutputArgs {
+    /// Returns whether to print the summary: on a terminal, or if it is asked for.
+    pub(crate) fn summary(&self) -> bool {
+        self.text() && (self.verbose || std::io::stdout().is_terminal())
+    }
+
+    /// Returns whether to print text that is the purpose of the command, such as the plan of a dry run.
+    pub(crate) fn text(&self) -> bool {
+        !self.json && !self.quiet
+    }
+
+    /// Creates the command's progress bar.
+    pub(crate) fn bar(&self) -> ProgressBar {
+        progress::bar(!self.text())
+    }
+}
+
+/// Returns an error with its causes. A cause that an earlier message contains is not repeated.
+pub(crate) fn error(error: &anyhow::Error) -> String {
+    // Some libraries end their messages with a newline.
+    let mut causes = error.chain().map(|cause| cause.to_string().trim_end().to_owned());
+    let first = causes.next().unwrap_or_default();
+    causes.fold(first, |text, cause| if text.contains(&cause) { text } else { text + ": " + &cause })
+}
+
+/// Formats a number of bytes with a decimal unit: `1.5 GB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     if count < 1000 {
@@ -23,7 +61,7 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// A count with its noun: `1 file`, `2,000 files`.
+/// Formats a count with its noun: `1 file`, `2,000 files`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
     let plural = match noun {
         "directory" => "directories".to_owned(),
@@ -33,7 +71,7 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{} {}", grouped(number), if number == 1 { noun } else { &plural })
 }
 
-/// Digits in threes: `1,234,567`.
+/// Formats a number with its digits in groups of three: `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -46,7 +84,7 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
-/// Prints one line of a command's result. A reader that has gone (`| head`) is no error of ours.
+/// Prints one line of a command's result. Ignores a reader that is gone (`| head`).
 macro_rules! line {
     ($($arguments:tt)*) => {{
         use std::io::Write as _;
@@ -60,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_its_error_has_told_is_not_told_again() {
+    fn a_cause_that_its_error_contains_is_not_repeated() {
         use anyhow::Context as _;
         let system = || std::io::Error::from_raw_os_error(28);
         let store = || stillmirror_store::StoreError::Io { action: "write", path: "store".into(), source: system() };
@@ -72,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_read_well() {
+    fn numbers_have_units_groups_and_plurals() {
         assert_eq!(bytes(999), "999 bytes");
         assert_eq!(bytes(999_949), "999.9 kB");
         assert_eq!(bytes(999_999), "1.0 MB");

@@ -1,30 +1,30 @@
-//! The user that a daemon runs as, once it has what only root gets.
+//! Changing to the user that the daemon runs as, once it has opened what only root may open.
 
 use std::ffi::CString;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::{self, Gid, Group, Uid, User};
 
-/// Whom to become.
+/// The user and groups to change to.
 #[derive(Debug, PartialEq, Eq)]
 struct Account {
     uid: Uid,
     gid: Gid,
-    /// All groups that it is in.
+    /// All groups of the process.
     groups: Vec<Gid>,
 }
 
-/// Makes the process another user's, for good. With a group it is in that one alone, else in all that the user is in.
-/// Both go by name or number. Holds for every thread.
+/// Makes the process run as another user, irrevocably, in all of its threads. It is in `group` alone, or without one in
+/// all groups of the user. Both are names or numbers.
 pub(crate) fn become_user(user: &str, group: Option<&str>) -> Result<()> {
     let account = Account::find(user, group)?;
     if account.is_current() {
         return Ok(());
     }
     if !unistd::geteuid().is_root() {
-        bail!("daemon.user: only root can become '{user}'");
+        bail!("daemon.user: only root can change to '{user}'");
     }
-    account.assume().with_context(|| format!("daemon.user: cannot become '{user}'"))
+    account.assume().with_context(|| format!("daemon.user: cannot change to '{user}'"))
 }
 
 impl Account {
@@ -47,7 +47,7 @@ impl Account {
                 let groups = groups.with_context(|| format!("daemon.user: cannot look up the groups of '{user}'"))?;
                 Ok(Self { uid, gid, groups })
             }
-            (None, None) => bail!("daemon.user: this host knows no user {user}, so a daemon.group must be named too"),
+            (None, None) => bail!("daemon.user: this host has no user {user}, so daemon.group must be set, too"),
         }
     }
 
@@ -57,11 +57,11 @@ impl Account {
     }
 
     fn assume(&self) -> Result<()> {
-        unistd::setgroups(&self.groups).context("its groups")?;
-        unistd::setresgid(self.gid, self.gid, self.gid).context("its group")?;
-        unistd::setresuid(self.uid, self.uid, self.uid).context("the user")?;
+        unistd::setgroups(&self.groups).context("cannot set the groups")?;
+        unistd::setresgid(self.gid, self.gid, self.gid).context("cannot set the group")?;
+        unistd::setresuid(self.uid, self.uid, self.uid).context("cannot set the user")?;
         if !self.uid.is_root() && unistd::setuid(Uid::from_raw(0)).is_ok() {
-            bail!("the way back to root is open");
+            bail!("the process could change back to root");
         }
         Ok(())
     }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_and_groups_go_by_name_or_number() {
+    fn users_and_groups_are_names_or_numbers() {
         let root = Account::find("root", None).unwrap();
         assert_eq!((root.uid.as_raw(), root.gid.as_raw()), (0, 0));
         let named = Account::find("0", Some("root")).unwrap();
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!((unknown.uid.as_raw(), unknown.gid.as_raw()), (54321, 54322));
         for (user, group, wanted) in [
             ("no such user", None, "no user 'no such user'"),
-            ("54321", None, "daemon.group must be named"),
+            ("54321", None, "daemon.group must be set"),
             ("root", Some("no such group"), "no group 'no such group'"),
         ] {
             let error = Account::find(user, group).unwrap_err();

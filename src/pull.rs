@@ -1,118 +1,147 @@
-//! `stillmirror pull`
+//! `stillmirror pull`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_receiver::{self as receiver, Action, Failure, Options, Phase, PullError, Report};
 
-use crate::config::{Bytes, Seconds};
-use crate::exit::Exit;
+use crate::config::{self, Bytes, Seconds};
+use crate::exit::{Exit, UsageError};
 use crate::filter_args::FilterArgs;
-use crate::output::{bytes, count, line};
+use crate::output::{OutputArgs, bytes, count, line};
+use crate::progress::{self, FilesDone};
 use crate::url::Url;
-use crate::{progress, signals};
+use crate::{path_args, signals};
+
+/// The least `--bwlimit`, in bytes per second: twice the default `minimum_rate` of a daemon, which disconnects clients
+/// that are slower than that.
+const LEAST_BWLIMIT: u64 = 2 << 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  stillmirror pull stillmirror://mirror.example/debian /srv/debian --delete --dry-run
+  stillmirror pull stillmirror://mirror.example/debian mirror --store mirror-store --delete
+  stillmirror pull stillmirror://mirror.example/debian/dists/stable stable --exclude '*.tar'
+
+`stillmirror --help` lists the exit codes.";
 
 #[derive(Args)]
-#[command(after_help = crate::exit::HELP)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The repository, or a part of it
     #[arg(value_name = "stillmirror://HOST:PORT/NAME[/PATH]")]
     url: Url,
-    /// The local tree; made if it is not there
-    #[arg(value_name = "DEST")]
+    /// The local tree; created if it does not exist
+    #[arg(value_name = "DEST", value_parser = path_args::local())]
     dest: PathBuf,
-    /// Where the generation is kept that the tree is at [default: a directory of its own below
-    /// $XDG_STATE_HOME/stillmirror, ~/.local/state/stillmirror, or, for root, /var/lib/stillmirror]
-    #[arg(long, value_name = "DIR")]
+    /// Where the generation of the tree is kept [default: a directory for this tree below $XDG_STATE_HOME/stillmirror,
+    /// ~/.local/state/stillmirror, or, for root, /var/lib/stillmirror]
+    #[arg(long, value_name = "DIR", value_parser = path_args::local())]
     store: Option<PathBuf>,
-    /// Delete what the sender does not have; what the filter leaves out is never deleted
+    /// Delete what the sender does not have; names that the filter leaves out are never deleted
     #[arg(long)]
     delete: bool,
-    /// Delete nothing at all when more names than this would go
+    /// Delete nothing at all if more names than this would be deleted
     #[arg(long, value_name = "NUMBER", requires = "delete")]
     max_delete: Option<u64>,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Only say what would be done, and how many bytes it would fetch
+    /// Only print what would be done, and how many bytes would be fetched
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Receive at most so much a second (500k, 10MiB)
+    /// Receive at most this many bytes per second (500k, 10MiB); 0 is no limit
     #[arg(long, value_name = "RATE")]
     bwlimit: Option<Bytes>,
-    /// What is believed about the local tree
+    /// How to find out what the local tree has
     #[arg(long, value_enum, default_value = "stat")]
     check: Check,
-    /// Do not set owner and group (nobody but root can)
+    /// Do not set owner and group (only root can)
     #[arg(long, conflicts_with = "numeric_ids")]
     no_owner: bool,
     /// Set owner and group by number, not by name
     #[arg(long)]
     numeric_ids: bool,
-    /// Do not make devices, fifos and sockets
+    /// Do not create devices, fifos and sockets
     #[arg(long)]
     no_specials: bool,
     /// How long the sender may be silent
     #[arg(long, value_name = "TIME", default_value = "5m")]
     timeout: Seconds,
-    /// How long a connection may take to be made
+    /// How long connecting may take
     #[arg(long, value_name = "TIME", default_value = "30s")]
     connect_timeout: Seconds,
-    /// Keep the content of files up to this size in the store, to be served from there; 0 for none
+    /// Keep the content of files up to this size in the store, to serve it from there; 0 keeps none
     #[arg(long, value_name = "SIZE", default_value = "16KiB")]
     keep_contents: Bytes,
-    /// Do not flush the file system before files get their names
+    /// Do not flush the file system before files get their final names
     #[arg(long)]
     no_fsync: bool,
-    /// Threads that hash, match and write; 0 takes all cores
+    /// The number of threads that hash, match and write; 0 uses all cores
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     threads: usize,
-    /// One JSON object on standard output
-    #[arg(long)]
-    json: bool,
-    /// Nothing on standard output
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Check {
-    /// Size and modification time of every local file
+    /// Compare size and modification time of every local file
     Stat,
-    /// The content of every local file
+    /// Read every local file
     Hash,
-    /// Nothing is looked at: the generation that the last pull left is trusted
+    /// Look at nothing: trust the generation that the last pull left
     None,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let options = options(&arguments)?;
-    let bar = progress::bar(arguments.quiet || arguments.json);
+    let bar = arguments.output.bar();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
     let cancel = signals::stop_token()?;
-    let result = runtime.block_on(receiver::pull(options, Arc::new(shown(&bar)), cancel));
+    let result = runtime.block_on(receiver::pull(options, Arc::new(BarProgress::new(&bar)), cancel));
     bar.finish_and_clear();
-    // Threads that still wait for the disk are not waited for.
+    // Do not wait for threads that still wait for the disk.
     runtime.shutdown_background();
     match result {
-        Ok(report) => Ok(tell(&report, &arguments)),
+        Ok(report) => Ok(print(&report, &arguments)),
         Err(PullError::DeleteLimit { wanted, limit, report }) => {
-            tell(&report, &arguments);
+            print(&report, &arguments);
             Err(PullError::DeleteLimit { wanted, limit, report }.into())
         }
         Err(error) => Err(error.into()),
     }
 }
 
+/// Answers rsync's short options (`-avz`) with the options that `pull` has.
+pub(crate) fn explain_rsync_flags(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return error };
+    if error.kind() != ErrorKind::UnknownArgument || !argument.starts_with('-') || argument.starts_with("--") {
+        return error;
+    }
+    let pull = Arguments::augment_args(clap::Command::new("pull"));
+    let options: Vec<_> =
+        pull.get_arguments().filter_map(clap::Arg::get_long).map(|name| format!("--{name}")).collect();
+    let tip = format!(
+        "rsync's letters are not needed: `pull` always copies subdirectories, symlinks, hard links, times, modes and, as \
+         root, owners and devices. It has these options: {}",
+        options.join(" ")
+    );
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    error
+}
+
 fn options(arguments: &Arguments) -> Result<Options> {
     let Url { address, repository, path } = arguments.url.clone();
     if repository.is_empty() {
         let form = format!("name a repository: stillmirror://{address}/NAME (`stillmirror list` shows them)");
-        return Err(crate::exit::UsageError(form).into());
+        return Err(UsageError(form).into());
     }
     let mut options = Options::new(address, repository, &arguments.dest);
     options.path = path;
@@ -124,7 +153,10 @@ fn options(arguments: &Arguments) -> Result<Options> {
     options.max_delete = arguments.max_delete;
     options.filter = arguments.filter.0.clone();
     options.dry_run = arguments.dry_run;
-    options.bandwidth = arguments.bwlimit.map(|Bytes(rate)| rate).filter(|&rate| rate > 0);
+    if let Some(limit) = arguments.bwlimit {
+        config::check_bandwidth("--bwlimit", limit, LEAST_BWLIMIT)?;
+        options.bandwidth = Some(limit.0).filter(|&rate| rate > 0);
+    }
     options.check = match arguments.check {
         Check::Stat => receiver::Check::Stat,
         Check::Hash => receiver::Check::Hash,
@@ -144,19 +176,17 @@ fn options(arguments: &Arguments) -> Result<Options> {
     Ok(options)
 }
 
-/// A directory for this destination, where programs keep their state. The name tells people which tree it
-/// belongs to, and ends in a checksum of the whole path, so that no two trees share it.
+/// Returns the default store of a destination: a directory where programs keep their state. Its name shows people which
+/// tree it belongs to, and ends in a digest of the whole path, so that no two trees share it.
 fn default_store(dest: &Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(dest).context("cannot tell the path of the destination")?;
+    let absolute = std::path::absolute(dest).context("cannot resolve the path of the destination")?;
     let absolute = std::fs::canonicalize(&absolute).unwrap_or(absolute);
     let base = match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
         (Some(state), _) => PathBuf::from(state).join("stillmirror"),
         _ if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/stillmirror"),
         (None, Some(home)) => PathBuf::from(home).join(".local/state/stillmirror"),
         (None, None) => {
-            return Err(
-                crate::exit::UsageError("neither HOME nor XDG_STATE_HOME is set: give --store DIR".to_owned()).into()
-            );
+            return Err(UsageError("neither HOME nor XDG_STATE_HOME is set: give --store DIR".to_owned()).into());
         }
     };
     let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -164,44 +194,43 @@ fn default_store(dest: &Path) -> Result<PathBuf> {
     Ok(base.join("pulls").join(format!("{name}-{}", &digest[..16])))
 }
 
-/// Prints the report; says how the pull ends.
-fn tell(report: &Report, arguments: &Arguments) -> Exit {
+/// Prints the report. Returns the exit code.
+fn print(report: &Report, arguments: &Arguments) -> Exit {
     for failed in &report.failed {
         let why = match failed.why {
-            Failure::Stale => "changed at the sender since it was indexed",
+            Failure::Stale => "changed at the sender after it was indexed",
             Failure::Vanished => "vanished at the sender",
             Failure::Unreadable => "cannot be read at the sender",
-            Failure::InTheWay => "a directory with files of its own is in the way",
-            Failure::Refused => "cannot be made here",
+            Failure::InTheWay => "a directory with local files is in the way",
+            Failure::Refused => "cannot be created on this host",
         };
         eprintln!("stillmirror: {}: {why}", Escaped(&failed.path));
     }
     if report.deletes_held > 0 && !report.failed.is_empty() {
         let held = count(report.deletes_held, "deletion");
-        eprintln!("stillmirror: not everything came: {held} held back for a pull that brings everything");
+        eprintln!("stillmirror: not everything could be fetched: {held} held back until a pull fetches everything");
     }
     if report.links_copied > 0 {
         let copied = count(report.links_copied, "name");
-        eprintln!("stillmirror: no further hard links can be made here: {copied} copied instead");
+        eprintln!("stillmirror: this file system takes no further hard links: {copied} copied instead");
     }
-    if arguments.json {
+    let output = &arguments.output;
+    if output.json {
         line!("{}", to_json(report));
-    } else if !arguments.quiet {
-        if arguments.dry_run {
-            tell_plan(report);
-        } else {
-            tell_done(report);
-        }
+    } else if arguments.dry_run && output.text() {
+        print_plan(report);
+    } else if !arguments.dry_run && output.summary() {
+        print_summary(report);
     }
-    let passing = |why| matches!(why, Failure::Stale | Failure::Vanished);
-    match report.failed.iter().map(|failed| failed.why).find(|&why| !passing(why)) {
+    let is_transient = |why| matches!(why, Failure::Stale | Failure::Vanished);
+    match report.failed.iter().map(|failed| failed.why).find(|&why| !is_transient(why)) {
         Some(_) => Exit::Partial,
         None if report.failed.is_empty() => Exit::Done,
         None => Exit::Vanished,
     }
 }
 
-fn tell_done(report: &Report) {
+fn print_summary(report: &Report) {
     if report.unchanged {
         line!("generation {}: nothing is new", report.generation);
         return;
@@ -225,7 +254,7 @@ fn tell_done(report: &Report) {
     );
 }
 
-fn tell_plan(report: &Report) {
+fn print_plan(report: &Report) {
     for (action, path) in &report.planned {
         let shown: &[u8] = if path.is_empty() { b"." } else { path };
         line!("{:<14} {}", verb(*action), Escaped(shown));
@@ -284,12 +313,19 @@ fn to_json(report: &Report) -> serde_json::Value {
     })
 }
 
-/// Progress on the bar.
-struct Shown {
+/// Shows the receiver's progress on the bar.
+pub(crate) struct BarProgress {
     bar: ProgressBar,
+    files: FilesDone,
 }
 
-impl receiver::Progress for Shown {
+impl BarProgress {
+    pub(crate) fn new(bar: &ProgressBar) -> Self {
+        Self { bar: bar.clone(), files: FilesDone::default() }
+    }
+}
+
+impl receiver::Progress for BarProgress {
     fn phase(&self, phase: Phase, files: u64, bytes: u64) {
         let bar = &self.bar;
         bar.set_position(0);
@@ -297,26 +333,19 @@ impl receiver::Progress for Shown {
         match phase {
             Phase::Queued(place) => {
                 progress::counting(bar, "waiting for the sender");
-                bar.set_message(format!("{place} before"));
+                bar.set_message(format!("{place} ahead in its queue"));
             }
-            Phase::List => progress::counting(bar, "asking for the list"),
-            Phase::Check => progress::counting(bar, "looking at the local tree"),
-            Phase::Fetch => {
-                progress::measuring(bar, "fetching", bytes);
-                bar.set_message(count(files, "file"));
-            }
+            Phase::List => progress::counting(bar, "requesting the list"),
+            Phase::Check => progress::counting(bar, "checking the local tree"),
+            Phase::Fetch => progress::measuring(bar, "fetching", &self.files, files, bytes),
             Phase::Commit => progress::counting(bar, "renaming into place"),
             Phase::Publish => progress::counting(bar, "writing the generation"),
-            Phase::Verify => progress::measuring(bar, "verifying", bytes),
+            Phase::Verify => progress::measuring(bar, "verifying", &self.files, files, bytes),
         }
     }
 
-    fn advance(&self, _files: u64, bytes: u64) {
+    fn advance(&self, files: u64, bytes: u64) {
+        self.files.add(files);
         self.bar.inc(bytes);
     }
-}
-
-/// The receiver's progress on a bar; `verify` shows it too.
-pub(crate) fn shown(bar: &ProgressBar) -> impl receiver::Progress + use<> {
-    Shown { bar: bar.clone() }
 }

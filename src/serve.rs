@@ -1,4 +1,4 @@
-//! `stillmirror serve`
+//! `stillmirror serve`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,46 +14,54 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository};
 use crate::exit::Exit;
-use crate::privileges;
-use crate::signals;
+use crate::{path_args, privileges, signals};
 
-/// Connections that the kernel keeps until they are accepted.
+/// The number of connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
+const EXAMPLES: &str = "\
+Examples:
+  stillmirror serve --config /etc/stillmirror/mirror.toml
+  stillmirror serve --root /srv/debian --store /var/lib/stillmirror/debian --name debian
+  stillmirror serve --root tree --store store --listen 127.0.0.1:8730
+
+`stillmirror --help` lists the exit codes.";
+
 #[derive(Args)]
-#[command(after_help = crate::exit::HELP)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Serve all repositories of this file (see mirror.toml.example)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "store", "name"])]
+    /// Serve all repositories of this configuration file (see mirror.toml.example)
+    #[arg(long, value_name = "FILE", value_parser = path_args::local(), conflicts_with_all = ["root", "store", "name"])]
     config: Option<PathBuf>,
     /// Serve this one tree
-    #[arg(long, value_name = "DIR", requires = "store")]
+    #[arg(long, value_name = "DIR", value_parser = path_args::local(), requires = "store")]
     root: Option<PathBuf>,
-    /// Its store, as `index` or `pull` made it
-    #[arg(long, value_name = "DIR", requires = "root")]
+    /// The tree's store, which `index` or `pull` wrote
+    #[arg(long, value_name = "DIR", value_parser = path_args::local(), requires = "root")]
     store: Option<PathBuf>,
-    /// Its name in URLs [default: the store's]
+    /// The tree's name in URLs [default: the store's name]
     #[arg(long, requires = "root")]
     name: Option<String>,
-    /// Where to listen; port 0 takes a free one [default: port 8730 of all addresses, or the file's]
-    #[arg(long, value_name = "ADDR:PORT")]
+    /// Where to listen: a port, on all addresses, or one address and port; port 0 is any free port [default: 8730, or the
+    /// configuration file's]
+    #[arg(long, value_name = "[ADDR:]PORT")]
     listen: Option<Listen>,
-    /// How files are read [default: auto, or the file's]
+    /// How to read files [default: auto, or the configuration file's]
     #[arg(long)]
     direct: Option<Direct>,
-    /// What happens to a file of which only the ctime differs [default: explained, or the file's]
+    /// What to do with a file of which only the ctime differs [default: explained, or the configuration file's]
     #[arg(long)]
     ctime: Option<Ctime>,
-    /// Serve, as root, what not everybody on this host may read too
+    /// If run as root, also serve files that not everybody on this host may read
     #[arg(long)]
     serve_private: bool,
-    /// Form of the log, on standard error; STILLMIRROR_LOG sets what it shows (default: info)
+    /// The format of the log on standard error; STILLMIRROR_LOG sets its level (default: info)
     #[arg(long, value_enum, default_value = "text")]
-    log: LogForm,
+    log: LogFormat,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum LogForm {
+enum LogFormat {
     Text,
     Json,
 }
@@ -74,7 +82,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     config.daemon.serve_private |= arguments.serve_private;
     let address = config.daemon.listen.0;
     let rsync_address = config.daemon.rsync_listen.map(|listen| listen.0).filter(|_| config.daemon.rsync);
-    // Root's ports first, then no root, and only then any other thread.
+    // Ports below 1024 need root, so bind first. Then change the user, before there is any other thread.
     let all = bind(address)?;
     let rsync = rsync_address.map(bind).transpose()?;
     if let Some(user) = &config.daemon.user {
@@ -84,22 +92,22 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let threads = daemon::blocking_threads(config.repository.len());
     let runtime = builder.enable_all().max_blocking_threads(threads).build().context("cannot start a runtime")?;
     let served = runtime.block_on(async {
-        let shutdown = signals::asked_to_end()?;
-        // It may come before there is anything to reload, and must not end the process.
+        let shutdown = signals::termination()?;
+        // Without a handler SIGHUP would end the process, and it may arrive before there is anything to reload.
         let reload = daemon::Reload::default();
-        let asked = reload.clone();
-        signals::on_hangup(move || asked.reload())?;
+        let requested = reload.clone();
+        signals::on_hangup(move || requested.reload())?;
         let all = listen(all, "listening on")?;
         let rsync = rsync.map(|listener| listen(listener, "listening for rsync clients on")).transpose()?;
         daemon::run(daemon::Listeners { all, rsync }, resolve(config), reload, shutdown).await?;
         Ok(Exit::Done)
     });
-    // A thread whose disk hangs would be waited for without an end.
+    // Do not wait for blocking threads: the disk of one may hang forever.
     runtime.shutdown_background();
     served
 }
 
-/// Lets the process open as many files as it may: the limit that it is started with is meant for programs that
+/// Raises the soft limit on open files to the hard limit. The default soft limit is meant for programs that use
 /// `select(2)`.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
@@ -108,13 +116,13 @@ fn raise_open_files() {
     }
 }
 
-/// Hands a socket to the runtime.
+/// Registers a socket with the runtime.
 fn listen(listener: std::net::TcpListener, what: &str) -> Result<TcpListener> {
-    tracing::info!("{what} {}", listener.local_addr().context("cannot tell the address")?);
+    tracing::info!("{what} {}", listener.local_addr().context("cannot get the address of the socket")?);
     TcpListener::from_std(listener).context("cannot listen")
 }
 
-/// A socket that listens, before there is a runtime.
+/// Opens a listening socket. Needs no runtime.
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
     open_socket(address).with_context(|| format!("cannot listen on {address}"))
 }
@@ -129,7 +137,7 @@ fn open_socket(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// The configuration file, or one of a single repository from the flags.
+/// Returns the configuration of the file, or one of a single repository from the options.
 fn config(arguments: &Arguments) -> Result<Config> {
     if let Some(path) = &arguments.config {
         return Config::load(path);
@@ -220,11 +228,11 @@ fn resolve_repository(repository: Repository) -> daemon::RepositoryConfig {
     }
 }
 
-fn start_log(form: LogForm) {
+fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("STILLMIRROR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match form {
-        LogForm::Text => log.with_ansi(false).init(),
-        LogForm::Json => log.json().init(),
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
     }
 }

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM ask a command to end; it does so at the next safe place.
+//! Signals. SIGINT and SIGTERM ask a command to end, which it does at the next safe point. SIGHUP asks for a reload.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Completes at the first SIGINT or SIGTERM. Installs its handlers at once, not when it is first polled.
-pub(crate) fn asked_to_end() -> Result<impl Future<Output = ()>> {
+/// Returns a future that completes at the first SIGINT or SIGTERM. Installs the handlers before it returns, not when the
+/// future is first polled.
+pub(crate) fn termination() -> Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     Ok(async move {
@@ -19,7 +20,7 @@ pub(crate) fn asked_to_end() -> Result<impl Future<Output = ()>> {
     })
 }
 
-/// Calls `reload` at every SIGHUP. Installs its handler at once.
+/// Calls `reload` at every SIGHUP. Installs the handler before it returns.
 pub(crate) fn on_hangup(mut reload: impl FnMut() + Send + 'static) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     tokio::spawn(async move {
@@ -30,32 +31,32 @@ pub(crate) fn on_hangup(mut reload: impl FnMut() + Send + 'static) -> Result<()>
     Ok(())
 }
 
-/// A flag that the first SIGINT or SIGTERM sets.
+/// Returns a flag that the first SIGINT or SIGTERM sets.
 pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
-    when_asked_to_end(move || raised.store(true, Ordering::Relaxed))?;
+    on_termination(move || raised.store(true, Ordering::Relaxed))?;
     Ok(flag)
 }
 
-/// A token that the first SIGINT or SIGTERM cancels.
+/// Returns a token that the first SIGINT or SIGTERM cancels.
 pub(crate) fn stop_token() -> Result<CancellationToken> {
     let token = CancellationToken::new();
     let cancelled = token.clone();
-    when_asked_to_end(move || cancelled.cancel())?;
+    on_termination(move || cancelled.cancel())?;
     Ok(token)
 }
 
-/// Runs `then` at the first SIGINT or SIGTERM, on a thread of its own: for work that has no runtime.
-fn when_asked_to_end(then: impl FnOnce() + Send + 'static) -> Result<()> {
+/// Runs `then` at the first SIGINT or SIGTERM, on a thread of its own, for work that has no runtime.
+fn on_termination(then: impl FnOnce() + Send + 'static) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot start a runtime")?;
-    let ended = {
+    let terminated = {
         let _entered = runtime.enter();
-        asked_to_end()?
+        termination()?
     };
     std::thread::spawn(move || {
-        runtime.block_on(ended);
+        runtime.block_on(terminated);
         then();
     });
     Ok(())

@@ -1,20 +1,20 @@
-//! `stillmirror://HOST[:PORT]/[NAME[/PATH]]`
+//! URLs: `stillmirror://HOST[:PORT]/[NAME[/PATH]]`.
 
 use std::str::FromStr;
 
 use stillmirror_protocol::{head, path};
 
-/// The port, where a URL has none.
+/// The default port.
 pub(crate) const PORT: u16 = 8730;
 
-/// Where a repository, or a part of it, is to be had.
+/// A sender, one of its repositories, or a part of that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
-    /// `HOST:PORT`; an IPv6 address in brackets.
+    /// `HOST:PORT`, with an IPv6 address in brackets.
     pub(crate) address: String,
-    /// The repository; empty for the sender itself.
+    /// The repository's name; empty for the sender itself.
     pub(crate) repository: String,
-    /// The path within it, without a trailing slash; empty for all of it.
+    /// The path within the repository, without a trailing slash; empty for all of it.
     pub(crate) path: Vec<u8>,
 }
 
@@ -23,7 +23,9 @@ impl FromStr for Url {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || format!("'{text}' is not of the form stillmirror://HOST[:PORT]/NAME[/PATH]");
-        let rest = text.strip_prefix("stillmirror://").ok_or_else(form)?;
+        let Some(rest) = text.strip_prefix("stillmirror://") else {
+            return Err(other_program(text).unwrap_or_else(form));
+        };
         let (host, rest) = rest.split_once('/').unwrap_or((rest, ""));
         let (repository, path) = rest.split_once('/').unwrap_or((rest, ""));
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
@@ -46,6 +48,20 @@ impl FromStr for Url {
     }
 }
 
+/// Returns which program understands a URL of another protocol. `None` if the protocol is not known.
+fn other_program(text: &str) -> Option<String> {
+    let (host, path) = match text.split_once("://") {
+        Some(("rsync", rest)) => rest.split_once('/').unwrap_or((rest, "")),
+        Some(("http" | "https", _)) => return Some(format!("for this URL, use `wget --mirror {text}`")),
+        Some(_) => return None,
+        None => text.split_once("::")?,
+    };
+    let host = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    Some(format!(
+        "for this URL, use `rsync -a {text} DEST`, or, if the server is a stillmirror daemon, stillmirror://{host}/{path}"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_read_with_and_without_port_and_path() {
+    fn urls_are_parsed_with_and_without_port_and_path() {
         for (text, address, repository, path) in [
             ("stillmirror://m.example:1/debian", "m.example:1", "debian", ""),
             ("stillmirror://m.example/debian/pool/main/", "m.example:8730", "debian", "pool/main"),
@@ -69,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_is_refused() {
+    fn invalid_urls_are_refused() {
         for text in [
             "rsync://h/x",
             "stillmirror:///x",
@@ -79,6 +95,22 @@ mod tests {
             "stillmirror://h:1/..",
         ] {
             assert!(parts(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn urls_of_other_protocols_name_the_program_to_use() {
+        for (text, program, end) in [
+            ("rsync://h:873/x/y", "`rsync -a rsync://h:873/x/y DEST`", " stillmirror://h/x/y"),
+            ("rsync://h", "`rsync -a rsync://h DEST`", " stillmirror://h/"),
+            ("h::x", "`rsync -a h::x DEST`", " stillmirror://h/x"),
+            ("https://h/x/", "`wget --mirror https://h/x/`", ""),
+        ] {
+            let error = parts(text).unwrap_err();
+            assert!(error.contains(program) && error.ends_with(end), "{error}");
+        }
+        for text in ["h:x", "ftp://h/x", "stillmirror:/h/x"] {
+            assert!(parts(text).unwrap_err().contains("is not of the form"), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `stillmirror verify`
+//! `stillmirror verify`.
 
 use std::path::PathBuf;
 
@@ -10,20 +10,29 @@ use stillmirror_receiver::{self as receiver, Problem};
 
 use crate::exit::Exit;
 use crate::output::{bytes, count, line};
-use crate::{progress, signals};
+use crate::pull::BarProgress;
+use crate::{path_args, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillmirror verify /srv/debian --store /var/lib/stillmirror/debian
+  stillmirror verify mirror --store mirror-store --json
+
+`stillmirror --help` lists the exit codes.";
 
 #[derive(Args)]
-#[command(after_help = crate::exit::HELP)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// The tree
+    /// The tree to check
+    #[arg(value_parser = path_args::local())]
     dest: PathBuf,
-    /// The store with the generation that it should be at
-    #[arg(long, value_name = "DIR")]
+    /// The store with the generation of the tree
+    #[arg(long, value_name = "DIR", value_parser = path_args::local())]
     store: PathBuf,
-    /// One JSON object on standard output
+    /// Print one JSON object instead of a summary
     #[arg(long)]
     json: bool,
-    /// Nothing on standard output
+    /// Print no summary and no progress
     #[arg(long, short)]
     quiet: bool,
 }
@@ -31,15 +40,14 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let bar = progress::bar(arguments.quiet || arguments.json);
     let stop = signals::stop_token()?;
-    let report = receiver::verify(&arguments.dest, &arguments.store, &crate::pull::shown(&bar), &stop);
+    let report = receiver::verify(&arguments.dest, &arguments.store, &BarProgress::new(&bar), &stop);
     bar.finish_and_clear();
     let report = report?;
     for (path, problem) in &report.problems {
-        eprintln!("stillmirror: {}: {}", Escaped(path), said(*problem));
+        eprintln!("stillmirror: {}: {}", Escaped(path), describe(*problem));
     }
     if arguments.json {
-        let wrong =
-            |(path, problem): &(Vec<u8>, Problem)| json!({ "path": Escaped(path).to_string(), "why": said(*problem) });
+        let wrong = |(path, problem): &(Vec<u8>, Problem)| json!({ "path": Escaped(path).to_string(), "why": describe(*problem) });
         line!(
             "{}",
             json!({
@@ -61,16 +69,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Partial })
 }
 
-fn said(problem: Problem) -> &'static str {
+fn describe(problem: Problem) -> &'static str {
     match problem {
         Problem::Missing => "is missing",
-        Problem::Type => "is another type of thing",
-        Problem::Content => "has another content",
+        Problem::Type => "has another file type",
+        Problem::Content => "has different content",
         Problem::Link => "is not the hard link that it should be",
         Problem::Unreadable => "cannot be read",
         Problem::Stored => {
-            "is damaged in the store, and is served from the tree instead: run `stillmirror index --verify-store` (of \
-             a store that `pull` wrote: remove it, and pull again)"
+            "is damaged in the store, and served from the tree instead: run `stillmirror index --verify-store` (if \
+             `pull` wrote the store, remove it and pull again)"
         }
     }
 }

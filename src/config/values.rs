@@ -1,4 +1,4 @@
-//! Values with units, as people write them.
+//! Configuration values as people write them, with units.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -9,13 +9,13 @@ use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 use stillmirror_daemon::Chmod;
 use stillmirror_indexer::Share;
 
-/// A number of bytes: `65536`, `"64KiB"`, `"1.5GiB"`, `"10MB"`. `KiB`, `MiB`, `GiB`, `TiB` count in
-/// 1024s, `kB`, `MB`, `GB`, `TB` in 1000s, and a bare letter (`64M`) in 1024s as rsync has it.
+/// A number of bytes: `65536`, `"64KiB"`, `"1.5GiB"`, `"10MB"`. `KiB`, `MiB`, `GiB` and `TiB` are powers of 1024, `kB`,
+/// `MB`, `GB` and `TB` powers of 1000, and a bare letter (`64M`) is a power of 1024, as in rsync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);
 
 impl Bytes {
-    /// None at all.
+    /// Returns zero bytes.
     pub(crate) fn none() -> Self {
         Self(0)
     }
@@ -36,18 +36,18 @@ impl FromStr for Bytes {
             "mb" => 1e6,
             "gb" => 1e9,
             "tb" => 1e12,
-            _ => return Err(format!("'{text}' is no size: write 65536, \"64KiB\" or \"10MB\"")),
+            _ => return Err(format!("'{text}' is not a size: write 65536, \"64KiB\" or \"10MB\"")),
         };
         Ok(Self((number * factor) as u64))
     }
 }
 
-/// A length of time: `30`, `"30s"`, `"5m"`, `"12h"`, `"7d"`, `"250ms"`.
+/// A duration: `30`, `"30s"`, `"5m"`, `"12h"`, `"7d"`, `"250ms"`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Seconds(pub(crate) f64);
 
 impl Seconds {
-    /// No time at all.
+    /// Returns zero seconds.
     pub(crate) fn none() -> Self {
         Self(0.0)
     }
@@ -68,7 +68,7 @@ impl FromStr for Seconds {
             "m" | "min" => 60.0,
             "h" => 3600.0,
             "d" => 86400.0,
-            _ => return Err(format!("'{text}' is no length of time: write 30, \"30s\", \"5m\", \"12h\" or \"7d\"")),
+            _ => return Err(format!("'{text}' is not a duration: write 30, \"30s\", \"5m\", \"12h\" or \"7d\"")),
         };
         Ok(Self(number * factor))
     }
@@ -81,20 +81,20 @@ fn number_and_unit(text: &str) -> Result<(f64, &str), String> {
     Ok((number, text[end..].trim()))
 }
 
-/// The length of a prefix of an address, in bits.
+/// The length of an address prefix, in bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Prefix<const MOST: u8>(pub(crate) u8);
+pub(crate) struct Prefix<const LIMIT: u8>(pub(crate) u8);
 
-impl<const MOST: u8> FromStr for Prefix<MOST> {
+impl<const LIMIT: u8> FromStr for Prefix<LIMIT> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bits = text.parse().ok().filter(|bits| *bits <= MOST);
-        bits.map(Self).ok_or_else(|| format!("'{text}' is no length of a prefix: write 0 to {MOST}"))
+        let bits = text.parse().ok().filter(|bits| *bits <= LIMIT);
+        bits.map(Self).ok_or_else(|| format!("'{text}' is not a prefix length: write 0 to {LIMIT}"))
     }
 }
 
-/// Where to listen: `ADDR:PORT`.
+/// Where to listen: `ADDR:PORT`, or a port on all addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listen(pub(crate) SocketAddr);
 
@@ -108,12 +108,15 @@ impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut found = text.to_socket_addrs().map_err(|error| format!("'{text}' is no ADDR:PORT: {error}"))?;
+        if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+            return Ok(Self(SocketAddr::from(([0; 8], port))));
+        }
+        let mut found = text.to_socket_addrs().map_err(|error| format!("'{text}' is not [ADDR:]PORT: {error}"))?;
         found.next().map(Self).ok_or_else(|| format!("'{text}' has no address"))
     }
 }
 
-/// Words: an array, or one string with white space or commas between them, as rsyncd.conf has it.
+/// Words: an array, or one string with white space or commas between the words, as in rsyncd.conf.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Words<T = String>(pub(crate) Vec<T>);
 
@@ -139,7 +142,7 @@ where
             type Value = Words<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array of words, or a string of them")
+                f.write_str("an array of words, or one string of words")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Words<T>, E> {
@@ -160,7 +163,7 @@ where
     }
 }
 
-/// A pattern of names, checked.
+/// A valid name pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pattern(pub(crate) String);
 
@@ -174,7 +177,7 @@ impl FromStr for Pattern {
     }
 }
 
-/// A part of a whole: `"1/30"`, `"2.5%"`; `0` is nothing of it.
+/// A share of a whole: `"1/30"`, `"2.5%"`. `None` for 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part(pub(crate) Option<Share>);
 
@@ -182,7 +185,7 @@ impl FromStr for Part {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("'{text}' is no part of a whole: write \"1/30\", \"2.5%\" or 0");
+        let bad = || format!("'{text}' is not a share of a whole: write \"1/30\", \"2.5%\" or 0");
         let (parts, of) = match (text.trim().split_once('/'), text.trim().strip_suffix('%')) {
             (Some((parts, of)), _) => (parts.trim().parse().map_err(|_| bad())?, of.trim().parse().map_err(|_| bad())?),
             (None, Some(percent)) => {
@@ -202,7 +205,7 @@ impl FromStr for Part {
     }
 }
 
-/// Changes of permissions, as `--chmod` has them.
+/// Permission changes, in the syntax of rsync's `--chmod`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Permissions(pub(crate) Chmod);
 
@@ -261,13 +264,13 @@ macro_rules! deserialize_from_text {
 
 deserialize_from_text! {
     Bytes: "a size such as 65536, \"64KiB\" or \"10MB\"",
-    Seconds: "a length of time such as 30, \"30s\" or \"5m\"",
-    Prefix<32>: "the length of a prefix, 0 to 32",
-    Prefix<128>: "the length of a prefix, 0 to 128",
-    Listen: "an ADDR:PORT",
-    Part: "a part such as \"1/30\" or \"2.5%\"",
-    Permissions: "changes of permissions such as \"D755,Fgo-w\"",
-    Pattern: "a pattern of names"
+    Seconds: "a duration such as 30, \"30s\" or \"5m\"",
+    Prefix<32>: "a prefix length, 0 to 32",
+    Prefix<128>: "a prefix length, 0 to 128",
+    Listen: "an address and a port such as \"127.0.0.1:8730\", or a port",
+    Part: "a share such as \"1/30\" or \"2.5%\"",
+    Permissions: "permission changes such as \"D755,Fgo-w\"",
+    Pattern: "a name pattern"
 }
 
 #[cfg(test)]
@@ -275,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_times_are_read_as_people_write_them() {
+    fn sizes_durations_and_shares_are_parsed_as_people_write_them() {
         for (text, bytes) in [("0", 0), ("64KiB", 65536), ("1.5k", 1536), ("10MB", 10_000_000), ("2 GiB", 2 << 30)] {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
         }
@@ -293,6 +296,18 @@ mod tests {
         }
         for text in ["", "x", "-1", "5 parsecs"] {
             assert!(text.parse::<Bytes>().is_err() && text.parse::<Seconds>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_listens_on_all_addresses() {
+        for (text, address) in
+            [("8730", "[::]:8730"), (":873", "[::]:873"), ("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:1", "[::1]:1")]
+        {
+            assert_eq!(text.parse::<Listen>().map(|Listen(address)| address), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in ["", "x", "99999", "127.0.0.1"] {
+            assert!(text.parse::<Listen>().is_err(), "{text}");
         }
     }
 }

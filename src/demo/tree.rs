@@ -8,12 +8,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::visit;
 
-/// Where real text is found on most hosts.
+/// Directories with texts on most hosts.
 const TEXTS: [&str; 3] = ["/usr/share/common-licenses", "/usr/share/doc", "/usr/include"];
-const MOST_TEXTS: usize = 200;
-const LARGEST_TEXT: u64 = 200_000;
+const TEXTS_LIMIT: usize = 200;
+/// In bytes.
+const TEXT_SIZE_LIMIT: u64 = 200_000;
 
-/// Copies a directory: files, directories, symlinks. What cannot be read is left out.
+/// Copies a directory. Leaves out devices, fifos and sockets. Fails if something cannot be read.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     visit(from, &mut |path, metadata| {
@@ -30,7 +31,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Makes a small tree of real files: this program as the package, and texts of this host.
+/// Creates a small tree of real files: this program as the package, and texts of this host.
 pub(super) fn make(origin: &Path) -> Result<()> {
     let (texts, pool) = (origin.join("texts"), origin.join("pool"));
     fs::create_dir_all(&texts)?;
@@ -40,9 +41,9 @@ pub(super) fn make(origin: &Path) -> Result<()> {
     symlink("pool/stillmirror", origin.join("latest"))?;
     let mut found = 0;
     for dir in TEXTS.map(Path::new).into_iter().filter(|dir| dir.is_dir()) {
-        // A directory that cannot be read has nothing for us.
+        // Skip directories that cannot be read.
         let _ = visit(dir, &mut |path, metadata| {
-            if found < MOST_TEXTS && metadata.is_file() && (1..LARGEST_TEXT).contains(&metadata.len()) {
+            if found < TEXTS_LIMIT && metadata.is_file() && (1..TEXT_SIZE_LIMIT).contains(&metadata.len()) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 fs::copy(path, texts.join(format!("{found:03}-{name}")))?;
                 found += 1;
@@ -53,7 +54,7 @@ pub(super) fn make(origin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Changes the tree as a release does; says what it did.
+/// Changes the tree as a release does. Returns descriptions of the changes.
 pub(super) fn release(origin: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     visit(origin, &mut |path, metadata| {
@@ -63,18 +64,18 @@ pub(super) fn release(origin: &Path) -> Result<Vec<String>> {
         Ok(())
     })?;
     files.sort();
-    ensure!(!files.is_empty(), "there is no file in the directory");
+    ensure!(!files.is_empty(), "the directory has no files");
     let mut done = Vec::new();
     let mut note = |what: &str, path: &Path| {
         done.push(format!("{what} {}", path.strip_prefix(origin).unwrap_or(path).display()));
     };
-    let largest = take(&mut files);
+    let largest = take_largest(&mut files);
     insert(&largest)?;
     note("inserted some bytes into", &largest);
     if files.len() >= 3 {
-        // Of the middle sizes, so that the largest file shows what a change inside it costs.
+        // Files of medium size, so that the cost of the change inside the largest file stands out.
         files.truncate(files.len() / 2 + 1);
-        let (renamed, removed) = (take(&mut files), take(&mut files));
+        let (renamed, removed) = (take_largest(&mut files), take_largest(&mut files));
         let mut name = renamed.file_name().unwrap_or_default().to_owned();
         name.push("-renamed");
         fs::rename(&renamed, renamed.with_file_name(name))?;
@@ -88,12 +89,12 @@ pub(super) fn release(origin: &Path) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// The largest file that is left.
-fn take(files: &mut Vec<(u64, PathBuf)>) -> PathBuf {
+/// Removes and returns the largest of the sorted files.
+fn take_largest(files: &mut Vec<(u64, PathBuf)>) -> PathBuf {
     files.pop().map(|(_, path)| path).unwrap_or_default()
 }
 
-/// Inserts bytes at two places, as a rebuilt package would have them, and replaces the file as a publisher would.
+/// Inserts bytes at two places, as in a rebuilt package, and replaces the file as a publisher does: by renaming.
 fn insert(path: &Path) -> Result<()> {
     let mut content = fs::read(path)?;
     for place in [content.len() / 3, content.len() * 2 / 3] {

@@ -11,7 +11,7 @@ use stillmirror_protocol::wire::Repository;
 use super::summary;
 use crate::output::{bytes, count, grouped, line};
 
-/// The repositories of a sender.
+/// Prints the repositories of a sender.
 pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
     if as_json {
         let all: Vec<_> = repositories
@@ -35,17 +35,17 @@ pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
                 count(head.counts.files, "file"),
                 bytes(head.counts.bytes)
             ),
-            Err(_) => "not indexed yet, or not for this client".to_owned(),
+            Err(_) => "not indexed yet, or not available to this client".to_owned(),
         };
         let comment = Escaped(repository.comment.as_bytes()).to_string();
         line!("{}", format!("{:<20} {state}  {comment}", repository.name).trim_end());
     }
 }
 
-/// Entries of a generation, in the order in which they come. A million of them are written as they come.
+/// Prints entries of a generation in the given order, without collecting them first.
 pub(super) fn entries(head: &Head, entries: impl Iterator<Item = (Vec<u8>, Entry)>, as_json: bool) {
     let mut out = BufWriter::new(io::stdout().lock());
-    // A reader that has gone (`| head`) is no error of ours.
+    // A reader that is gone (`| head`) is not an error.
     let _ = if as_json { entries_json(&mut out, head, entries) } else { entries_text(&mut out, entries) };
     let _ = out.flush();
 }
@@ -71,7 +71,8 @@ fn entries_json(out: &mut impl Write, head: &Head, entries: impl Iterator<Item =
     writeln!(out, "\n]}}")
 }
 
-/// Names are bytes and JSON is not: a byte that is no UTF-8 stands as `\xNN`, a backslash as `\\`.
+/// Returns an entry as JSON. Names are bytes and JSON is text: a byte that is not UTF-8 is written as `\xNN`, a
+/// backslash as `\\`.
 fn entry_json(path: &[u8], entry: &Entry) -> serde_json::Value {
     let mut fields = json!({
         "path": Escaped(path).to_string(),
@@ -111,7 +112,7 @@ fn type_name(kind: &Kind) -> &'static str {
     }
 }
 
-/// As `ls -l` shows it: `-rwsr-xr-t`.
+/// Formats type and mode as `ls -l` does: `-rwsr-xr-t`.
 fn mode(entry: &Entry) -> String {
     let kind = match entry.kind {
         Kind::File { .. } => '-',
@@ -140,7 +141,7 @@ fn mode(entry: &Entry) -> String {
     std::iter::once(kind).chain(classes.into_iter().flatten()).collect()
 }
 
-/// `2026-01-31 12:00:00Z`; a time beyond the calendar as seconds.
+/// Formats a time as `2026-01-31 12:00:00Z`, or in seconds if it is beyond the calendar.
 pub(super) fn time(time: Time) -> String {
     jiff::Timestamp::new(time.sec, 0)
         .map_or_else(|_| format!("{}s", time.sec), |stamp| stamp.strftime("%Y-%m-%d %H:%M:%SZ").to_string())

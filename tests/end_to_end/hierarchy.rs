@@ -1,4 +1,4 @@
-//! Mirrors of mirrors: a pulled generation is a generation.
+//! Mirrors of mirrors: a pulled generation can be served like an indexed one.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ fn list_digest(store: &Path) -> String {
 }
 
 #[test]
-fn a_downstream_serves_what_it_pulled_without_indexing_it() {
+fn a_downstream_serves_a_pulled_generation_without_indexing() {
     let world = World::with_tree();
     world.index();
     let origin = world.serve();
@@ -26,7 +26,7 @@ fn a_downstream_serves_what_it_pulled_without_indexing_it() {
 }
 
 #[test]
-fn a_slice_is_served_on_as_what_it_is() {
+fn a_filtered_pull_is_served_with_the_pulled_files_only() {
     let world = World::with_tree();
     world.index();
     let origin = world.serve();

@@ -1,4 +1,4 @@
-//! What a publisher sees.
+//! `index`, as publishers use it.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::support::*;
 
 #[test]
-fn an_unchanged_tree_makes_no_new_generation_and_is_not_read() {
+fn an_unchanged_tree_is_not_read_and_makes_no_new_generation() {
     let world = World::with_tree();
     let first = world.index();
     assert_eq!(first["generation"], 1);
@@ -17,7 +17,7 @@ fn an_unchanged_tree_makes_no_new_generation_and_is_not_read() {
 }
 
 #[test]
-fn only_what_changed_is_read_again() {
+fn only_changed_files_are_read_again() {
     let world = World::with_tree();
     world.index();
     write(&world.src().join("README"), b"12345");
@@ -30,7 +30,7 @@ fn only_what_changed_is_read_again() {
 }
 
 #[test]
-fn changed_from_gives_the_list_that_a_whole_walk_gives() {
+fn changed_from_results_in_the_same_list_as_a_full_walk() {
     let world = World::with_tree();
     world.index();
     let src = world.src();
@@ -48,13 +48,13 @@ fn changed_from_gives_the_list_that_a_whole_walk_gives() {
     child.stdin.take().unwrap().write_all(b"pool/new\nREADME\npool/a/alpha_1.0.deb\nodd\n").unwrap();
     let report = json(&child.wait_with_output().unwrap());
     assert_eq!(report["generation"], 2, "{report}");
-    // A walk of everything finds nothing that the named paths did not tell.
+    // A full walk finds no further changes.
     let walked = world.index();
     assert_eq!(walked["generation"], 2, "{walked}");
 }
 
 #[test]
-fn a_root_that_lost_everything_is_taken_for_one_that_is_not_mounted() {
+fn a_root_that_became_empty_is_assumed_not_to_be_mounted() {
     let world = World::with_tree();
     world.index();
     std::fs::rename(world.src(), world.path("elsewhere")).unwrap();
@@ -76,7 +76,7 @@ fn excluded_names_are_not_listed() {
 }
 
 #[test]
-fn a_second_run_at_the_same_time_says_who_is_first() {
+fn a_second_run_at_the_same_time_is_refused() {
     let world = World::with_tree();
     world.index();
     let lock = std::fs::File::open(world.path("store/lock")).unwrap();
@@ -88,18 +88,18 @@ fn a_second_run_at_the_same_time_says_who_is_first() {
 }
 
 #[test]
-fn old_generations_are_collected_by_count() {
+fn old_generations_are_removed_beyond_the_limit() {
     let world = World::with_tree();
     for round in 0..5 {
         write(&world.src().join("README"), format!("round {round}").as_bytes());
         json(&world.index_command().args(["--keep-generations", "2"]).output().unwrap());
     }
     let kept = std::fs::read_dir(world.path("store/generations")).unwrap().count();
-    assert_eq!(kept, 2, "the current one and the one before it");
+    assert_eq!(kept, 2, "the current one and its predecessor");
 }
 
 #[test]
-fn the_config_file_names_what_to_index() {
+fn the_config_file_says_what_to_index() {
     let world = World::with_tree();
     write(
         &world.path("mirror.toml"),
@@ -111,8 +111,8 @@ fn the_config_file_names_what_to_index() {
     assert_fails(&output, 1, &["nonsense"]);
 }
 
-/// Flips a bit of a file, and makes the store believe that the file's state is still the indexed one.
-fn rot(world: &World, path: &str) {
+/// Flips a bit of a file, and changes the store's local facts so that the file seems unchanged since it was indexed.
+fn corrupt(world: &World, path: &str) {
     use std::os::unix::fs::MetadataExt;
     use stillmirror_protocol::entry::Time;
     use stillmirror_protocol::local::{Identity, LocalTable};
@@ -137,24 +137,24 @@ fn rot(world: &World, path: &str) {
 }
 
 #[test]
-fn rot_is_found_by_scrubbing_and_by_naming_the_file_and_makes_exit_code_23() {
+fn bit_rot_is_found_by_scrubbing_and_by_naming_the_file() {
     for arguments in [&["--scrub", "100%"][..], &["--changed-from", "changed"]] {
         let world = World::with_tree();
         world.index();
-        rot(&world, "README");
+        corrupt(&world, "README");
         assert_eq!(world.index()["hashed_bytes"], 0);
         write(&world.path("changed"), b"README\n");
         let mut command = world.index_command();
         let output = command.current_dir(world.path("")).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(23), "{output:?}");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("the content of README is not the indexed one"), "{said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("the content of README is not the indexed one"), "{errors}");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&report["rotten"], &report["changed"]), (&serde_json::json!(["README"]), &0.into()), "{report}");
         let pulled = world.pull_command(&world.serve()).output().unwrap();
         assert!(pulled.status.code().is_some_and(|code| code != 0), "{pulled:?}");
         assert!(!world.dest().join("README").exists() && world.dest().join("pool").exists());
-        // It stays so until somebody says that the content is meant.
+        // The file stays rotten until a new mtime says that its content is intended.
         assert_eq!(world.index_command().output().unwrap().status.code(), Some(23));
         std::fs::File::options()
             .write(true)
@@ -167,7 +167,7 @@ fn rot_is_found_by_scrubbing_and_by_naming_the_file_and_makes_exit_code_23() {
 }
 
 #[test]
-fn what_another_ctime_means_is_said_in_the_file_or_by_a_flag() {
+fn the_ctime_rule_is_set_in_the_config_file_or_by_an_option() {
     let world = World::with_tree();
     world.index();
     let link = |name: &str| std::fs::hard_link(world.src().join("README"), world.path(name)).unwrap();
@@ -190,13 +190,13 @@ fn what_another_ctime_means_is_said_in_the_file_or_by_a_flag() {
 }
 
 #[test]
-fn what_the_system_says_is_said_once() {
+fn the_reason_from_the_system_is_reported_once() {
     let world = World::with_tree();
     for command in ["index", "serve"] {
         let mut command = stillmirror(&[command, "--root"]);
         command.arg(world.src()).arg("--store").arg(world.src().join("README/store"));
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("README/store") && said.matches("(os error 20)").count() == 1, "{said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("README/store") && errors.matches("(os error 20)").count() == 1, "{errors}");
     }
 }

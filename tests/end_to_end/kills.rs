@@ -1,4 +1,5 @@
-//! Runs that end at any moment: the store is the old generation or the new one, a file the old one or the new one.
+//! Runs that are killed at any moment: afterwards the store has the old generation or the new one, and every file is the
+//! old one or the new one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::*;
 
-/// Both states of a tree that changes.
+/// Changes the tree. Returns its files before and after.
 fn change(world: &World) -> [BTreeMap<PathBuf, Vec<u8>>; 2] {
     let before = files(&world.src());
     write(&world.src().join("README"), b"new");

@@ -1,9 +1,8 @@
-//! The real binary, on real trees, with the real rsync as the judge.
+//! Tests of the real binary on real trees, with the real rsync as the judge.
 //!
-//! One test binary, one module a topic: `pull` (what a downstream sees), `index` (what a publisher sees),
-//! `hierarchy` (mirrors of mirrors), `rsync` (what stock clients see), `bad_input` (what goes wrong, and with which exit
-//! code), `kills` (a run ended at any moment), `shortage` (a host that gives little). `support` makes trees, runs
-//! commands, and ends what it started.
+//! One test binary with a module per topic: `pull` (downstream mirrors), `index` (publishers), `hierarchy` (mirrors of
+//! mirrors), `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that
+//! are killed at any moment), `shortage` (few file descriptors). `support` creates trees and runs commands.
 
 mod bad_input;
 mod hierarchy;
@@ -13,3 +12,4 @@ mod pull;
 mod rsync;
 mod shortage;
 mod support;
+mod terminal;

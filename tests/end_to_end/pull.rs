@@ -1,4 +1,4 @@
-//! What the operator of a downstream mirror sees.
+//! `pull`, as operators of downstream mirrors use it.
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::*;
 
 #[test]
-fn a_first_pull_brings_the_whole_tree() {
+fn a_first_pull_fetches_the_whole_tree() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -18,7 +18,7 @@ fn a_first_pull_brings_the_whole_tree() {
 }
 
 #[test]
-fn a_pull_of_nothing_new_is_one_round_trip_and_under_a_kilobyte() {
+fn a_pull_of_nothing_new_takes_one_round_trip_and_less_than_a_kilobyte() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -31,7 +31,7 @@ fn a_pull_of_nothing_new_is_one_round_trip_and_under_a_kilobyte() {
 }
 
 #[test]
-fn a_changed_file_costs_what_changed() {
+fn only_the_changed_part_of_a_file_is_fetched() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -49,7 +49,7 @@ fn a_changed_file_costs_what_changed() {
 }
 
 #[test]
-fn adds_changes_removals_renames_and_changes_of_type_all_arrive() {
+fn new_changed_removed_renamed_and_retyped_names_all_arrive() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -86,14 +86,14 @@ fn a_renamed_file_is_not_fetched_again() {
 }
 
 #[test]
-fn a_hard_link_group_is_fetched_once_and_a_later_name_serves_as_leader() {
+fn a_hard_link_group_is_fetched_once_and_restored_from_any_name() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
     world.pull(&server);
     let inode = |name: &str| std::fs::metadata(world.dest().join(name)).unwrap().ino();
     assert_eq!(inode("pool/a/same.tar"), inode("pool/b/beta.tar"));
-    // The first name is lost here; the later one is still right.
+    // Only the first name is lost.
     std::fs::remove_file(world.dest().join("pool/a/same.tar")).unwrap();
     let report = world.pull(&server);
     assert_same_tree(&world.src(), &world.dest());
@@ -101,7 +101,7 @@ fn a_hard_link_group_is_fetched_once_and_a_later_name_serves_as_leader() {
 }
 
 #[test]
-fn local_damage_is_seen_by_check_stat_or_check_hash() {
+fn local_damage_is_found_by_check_stat_or_check_hash() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -109,7 +109,7 @@ fn local_damage_is_seen_by_check_stat_or_check_hash() {
     std::fs::write(world.dest().join("README"), b"tampered").unwrap();
     world.pull(&server);
     assert_same_tree(&world.src(), &world.dest());
-    // Same size, same mtime, other bytes: only reading tells.
+    // Same size, same mtime, different content: only reading the file finds it.
     let path = world.dest().join("README");
     let (before, mtime) = (std::fs::read(&path).unwrap(), std::fs::metadata(&path).unwrap().modified().unwrap());
     let damaged: Vec<u8> = before.iter().map(|byte| !byte).collect();
@@ -120,7 +120,7 @@ fn local_damage_is_seen_by_check_stat_or_check_hash() {
 }
 
 #[test]
-fn files_of_ones_own_stay_unless_delete_is_asked_for() {
+fn local_files_stay_unless_delete_is_given() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -134,7 +134,7 @@ fn files_of_ones_own_stay_unless_delete_is_asked_for() {
 }
 
 #[test]
-fn a_broken_upstream_does_not_empty_the_mirror() {
+fn max_delete_keeps_a_broken_upstream_from_emptying_the_mirror() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -149,7 +149,7 @@ fn a_broken_upstream_does_not_empty_the_mirror() {
 }
 
 #[test]
-fn a_dry_run_foretells_and_changes_nothing() {
+fn a_dry_run_prints_the_plan_and_changes_nothing() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -171,7 +171,7 @@ fn a_part_of_a_repository_can_be_pulled() {
 }
 
 #[test]
-fn a_filter_takes_a_slice_and_the_next_pull_of_it_is_a_no_op() {
+fn a_filtered_pull_is_unchanged_the_next_time() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -181,7 +181,7 @@ fn a_filter_takes_a_slice_and_the_next_pull_of_it_is_a_no_op() {
     assert_eq!(names.len(), 2, "{names:?}");
     let report = json(&world.pull_command(&server).args(slice).args(["--check", "none"]).output().unwrap());
     assert_eq!(report["unchanged"], true, "{report}");
-    // Another slice of the same generation is another tree.
+    // Without the filter, the same generation is another tree.
     let report = world.pull(&server);
     assert_eq!(report["unchanged"], false);
     assert_same_tree(&world.src(), &world.dest());
@@ -200,7 +200,7 @@ fn a_pull_needs_no_store() {
 }
 
 #[test]
-fn a_local_symlink_in_the_way_of_a_directory_is_replaced_not_followed() {
+fn a_local_symlink_in_place_of_a_directory_is_replaced_and_not_followed() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -228,7 +228,7 @@ fn a_file_replaced_after_the_index_is_not_sent_as_the_indexed_one() {
 }
 
 #[test]
-fn nothing_is_deleted_before_everything_has_come() {
+fn nothing_is_deleted_until_everything_was_fetched() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -245,7 +245,7 @@ fn nothing_is_deleted_before_everything_has_come() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["deletes_held"], &report["files_deleted"]), (&8.into(), &0.into()), "{report}");
     assert!(dest.join("pool/a/alpha_1.0.deb").exists() && dest.join("odd").exists());
-    // What stays is served on, by the store's own word.
+    // The store lists the names that stay, so they are served.
     let downstream = Server::start(&dest, &world.path("dest-store"));
     let mut command = stillmirror(&["pull", "--json", &downstream.url("repo")]);
     json(&command.arg(world.path("third")).arg("--store").arg(world.path("third-store")).output().unwrap());
@@ -257,7 +257,7 @@ fn nothing_is_deleted_before_everything_has_come() {
 }
 
 #[test]
-fn a_store_that_knows_another_tree_is_not_trusted() {
+fn a_store_of_another_tree_is_not_trusted() {
     let world = World::with_tree();
     world.index();
     let server = world.serve();
@@ -270,9 +270,9 @@ fn a_store_that_knows_another_tree_is_not_trusted() {
 }
 
 #[test]
-fn a_server_that_is_restarted_during_a_pull_ends_it_not() {
+fn a_pull_survives_a_restart_of_the_server() {
     let world = World::new();
-    // More than sockets hold, so that it cannot be on its way already.
+    // More than socket buffers hold, so that the rest has not been sent yet.
     write(&world.src().join("file"), &noise(40_000_000, 5));
     world.index();
     let server = world.serve();
@@ -290,7 +290,7 @@ fn a_server_that_is_restarted_during_a_pull_ends_it_not() {
     let _server = Server::spawn(command);
     let output = pulling.wait_with_output().unwrap();
     let report = json(&output);
-    // Head, list and data take three; a connection made anew takes two more.
+    // Head, list and data take three round trips, a new connection two more.
     assert!(report["round_trips"].as_u64() > Some(3), "{report}");
     assert_eq!((&report["files_updated"], &report["bytes_matched"]), (&1.into(), &0.into()), "{report}");
     assert_same_tree(&world.src(), &world.dest());
@@ -321,7 +321,7 @@ fn the_bandwidth_limit_holds() {
     world.index();
     let server = world.serve();
     let report = json(&world.pull_command(&server).args(["--bwlimit", "200k"]).output().unwrap());
-    // 600 kB at 200 KiB/s are near three seconds; a burst may take off some.
+    // 600 kB at 200 KiB/s take almost three seconds; a burst may save some of it.
     assert!(report["seconds"].as_f64() > Some(1.5), "{report}");
 }
 
@@ -360,7 +360,7 @@ fn list_shows_repositories_directories_and_the_whole_tree() {
     assert!(local.contains("\"pool/b/beta.tar\""), "{local}");
 }
 
-/// The daemon looks at its stores once a second.
+/// Waits until the daemon, which checks its store once a second, serves a generation. Then pulls.
 fn pull_when_reloaded(world: &World, server: &Server, generation: u64) -> serde_json::Value {
     wait_for_generation(server, generation);
     world.pull(server)

@@ -1,8 +1,8 @@
-//! Stock clients pull the same tree from a stock daemon and from ours: how they end, what they list and what they
-//! leave behind must be the same, except where `tests/known_gaps.toml` says why not.
+//! Stock clients pull the same tree from a stock daemon and from ours. Exit codes, listings and the resulting trees must
+//! be the same, except where `tests/known_gaps.toml` explains why not.
 //!
-//! A reduced form of `benches/system/rsync_*.py`, which puts every option to every protocol: here each option is tried
-//! once, and the protocols take turns. `destinations` draws all of it at random, what was in the destination above all.
+//! This is a short form of `benches/system/rsync_*.py`, which combines every option with every protocol: here each option
+//! is tried once, and the protocols take turns. `destinations` tests random command lines and destinations.
 
 mod changes;
 mod destinations;

@@ -1,14 +1,14 @@
-//! A daemon that may open few files serves everybody all the same, if not all at once.
+//! A daemon with few file descriptors serves all clients, even if not all at once.
 
 use std::process::{Command, Stdio};
 
 use crate::support::*;
 
-/// Fewer than one batch of small files.
+/// Fewer than a batch of small files needs.
 const OPEN_FILES: usize = 48;
 
 #[test]
-fn clients_of_both_dialects_get_every_file_of_a_daemon_that_may_open_few() {
+fn native_and_rsync_clients_get_every_file_from_a_daemon_with_few_descriptors() {
     let world = World::new();
     for number in 0..300 {
         write(&world.src().join(format!("d{}/{number}", number % 7)), &noise(number * 31, 1));

@@ -1,4 +1,4 @@
-//! Trees, commands and servers for the tests.
+//! Trees, commands and servers for tests.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -10,25 +10,25 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The binary under test: this build's, or the one that `STILLMIRROR_BINARY` names.
+/// Returns the binary under test: the one of this build, or `STILLMIRROR_BINARY`.
 fn binary() -> OsString {
     std::env::var_os("STILLMIRROR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_stillmirror").into())
 }
 
-/// A publisher's tree and store, and a downstream's, in one temporary directory.
+/// The trees and stores of a publisher and of a downstream, in one temporary directory.
 pub(crate) struct World {
     dir: TempDir,
 }
 
 impl World {
-    /// An empty world: `src` is there, nothing else.
+    /// Creates a world with an empty directory `src`.
     pub(crate) fn new() -> Self {
         let world = Self { dir: tempfile::tempdir().expect("a temporary directory") };
         std::fs::create_dir(world.src()).expect("src");
         world
     }
 
-    /// A world whose tree has directories, files of many sizes, links of both kinds and odd names.
+    /// Creates a world whose tree has directories, files of many sizes, hard links, symlinks and unusual names.
     pub(crate) fn with_tree() -> Self {
         let world = Self::new();
         let src = world.src();
@@ -65,7 +65,7 @@ impl World {
         self.path("dest")
     }
 
-    /// Indexes the tree; it must succeed.
+    /// Indexes the tree, which must succeed. Returns the report.
     pub(crate) fn index(&self) -> Value {
         json(&self.index_command().output().expect("index runs"))
     }
@@ -76,7 +76,7 @@ impl World {
         command
     }
 
-    /// Serves the tree.
+    /// Serves the tree as the repository `repo`.
     pub(crate) fn serve(&self) -> Server {
         Server::start(&self.src(), &self.path("store"))
     }
@@ -87,24 +87,30 @@ impl World {
         command
     }
 
-    /// Pulls with deletion; it must succeed.
+    /// Pulls with `--delete`, which must succeed. Returns the report.
     pub(crate) fn pull(&self, server: &Server) -> Value {
         json(&self.pull_command(server).arg("--delete").output().expect("pull runs"))
     }
 }
 
-/// A daemon on a loopback port of its own choice; ended when dropped.
+/// A daemon on a free loopback port. Dropping it ends it.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
-    /// What it logs once it listens.
+    /// The lines that it logs once it listens.
     log: std::sync::mpsc::Receiver<String>,
 }
 
 impl Server {
+    /// Serves a tree as the repository `repo`.
     pub(crate) fn start(root: &Path, store: &Path) -> Self {
-        // Whoever runs the tests, and whatever the trees are like.
-        let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", "repo", "--serve-private"]);
+        Self::start_as("repo", root, store)
+    }
+
+    /// Serves a tree under a name.
+    pub(crate) fn start_as(name: &str, root: &Path, store: &Path) -> Self {
+        // The tests may run as root, and files of their trees may be private.
+        let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", name, "--serve-private"]);
         command.arg("--root").arg(root).arg("--store").arg(store);
         Self::spawn(command)
     }
@@ -117,7 +123,7 @@ impl Server {
             .map_while(Result::ok)
             .find_map(|line| Some(line.split_once("listening on ")?.1.trim().to_owned()))
             .expect("serve says where it listens");
-        // Keep reading, so that the daemon never waits for us.
+        // Keep reading, so that the daemon never blocks on a full pipe.
         let (to_log, log) = std::sync::mpsc::channel();
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| to_log.send(line).unwrap_or_default()));
         Self { child, address, log }
@@ -127,13 +133,13 @@ impl Server {
         format!("stillmirror://{}/{path}", self.address)
     }
 
-    /// The next line of its log that holds this.
+    /// Waits for the next line of the log that contains `word`, and returns it.
     pub(crate) fn logged(&self, word: &str) -> String {
         let next = || self.log.recv_timeout(std::time::Duration::from_secs(20)).expect("it logs something");
         std::iter::repeat_with(next).find(|line| line.contains(word)).expect("endless")
     }
 
-    /// What it has logged that nobody has looked at.
+    /// Returns the log lines that were not returned before.
     pub(crate) fn logged_so_far(&self) -> String {
         self.log.try_iter().collect::<Vec<_>>().join("\n")
     }
@@ -142,7 +148,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for the daemon to end. Returns its exit code, or `None` after 20 seconds.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
@@ -162,16 +168,16 @@ impl Drop for Server {
     }
 }
 
-/// The binary with arguments, and an environment without surprises.
+/// Returns a command that runs the binary, independent of the caller's environment.
 pub(crate) fn stillmirror(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments).env_remove("STILLMIRROR_LOG").stdin(Stdio::null());
-    // Where stores go that nobody names.
+    // The directory of default stores.
     command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
-/// The report of a command that must have succeeded.
+/// Returns the report of a command that must have succeeded.
 #[track_caller]
 pub(crate) fn json(output: &Output) -> Value {
     assert_exit(output, 0);
@@ -185,7 +191,7 @@ pub(crate) fn assert_exit(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
-/// Fails unless a command ended with `code` and its message has all of `words`.
+/// Asserts that a command ended with `code` and that its errors contain all of `words`.
 #[track_caller]
 pub(crate) fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     assert_exit(output, code);
@@ -195,8 +201,8 @@ pub(crate) fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     }
 }
 
-/// Lets the real rsync compare two trees: contents, types, modes, times, owners, hard links. It is silent
-/// when they are equal.
+/// Asserts that two trees are equal, as the real rsync sees it: contents, types, modes, times, owners and hard links.
+/// rsync prints nothing if they are.
 #[track_caller]
 pub(crate) fn assert_same_tree(a: &Path, b: &Path) {
     let slashed = |path: &Path| [path.as_os_str().as_bytes(), b"/"].concat();
@@ -210,13 +216,13 @@ pub(crate) fn assert_same_tree(a: &Path, b: &Path) {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "rsync sees differences");
 }
 
-/// Writes a file and the directories above it.
+/// Writes a file, and creates the directories above it.
 pub(crate) fn write(path: &Path, content: &[u8]) {
     std::fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
     std::fs::write(path, content).expect("a file");
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Returns incompressible bytes, the same for the same seed.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -228,7 +234,7 @@ pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-/// All paths below `dir`, with the bytes of regular files.
+/// Returns all regular files below `dir`, by path, with their contents.
 pub(crate) fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];

@@ -1,4 +1,4 @@
-//! The tree changes, with and without a new generation, while stock clients pull.
+//! Trees that change, with and without a new generation, while stock clients pull.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use super::peers::{Pair, index, pull};
 use crate::support::*;
 
-/// Waits until our daemon has taken up a generation with this name in it.
+/// Waits until our daemon serves a generation that contains `name`.
 pub(super) fn wait_for(pair: &Pair, name: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while pull(&pair.ours.address, &["--list-only", &format!("{{M}}/{name}")], &pair.world.path("nowhere")).code
         != Some(0)
     {
-        assert!(Instant::now() < deadline, "{name} does not come");
+        assert!(Instant::now() < deadline, "{name} is never served");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn a_file_that_is_not_the_indexed_one_is_as_vanished_and_the_rest_comes() {
+fn a_changed_file_is_reported_as_vanished_and_the_others_are_sent() {
     let pair = Pair::new();
     std::fs::write(pair.world.src().join("README"), b"rewritten since").unwrap();
     std::fs::remove_file(pair.world.src().join("sizes/1")).unwrap();
@@ -30,7 +30,7 @@ fn a_file_that_is_not_the_indexed_one_is_as_vanished_and_the_rest_comes() {
         let logged = pair.ours.logged("rsync session");
         assert!(logged.contains(&format!("exit={code}")), "at {protocol}: {logged}");
         for gone in ["README", "sizes/1"] {
-            assert!(!pulled.tree.contains_key(std::path::Path::new(gone)), "{gone} came at {protocol}");
+            assert!(!pulled.tree.contains_key(std::path::Path::new(gone)), "{gone} was sent at {protocol}");
             assert!(pulled.errors.contains(gone), "{gone} is not named at {protocol}: {}", pulled.errors);
         }
         assert_eq!(pulled.tree[std::path::Path::new("sizes/300001")].content.len(), 300_001);
@@ -39,13 +39,13 @@ fn a_file_that_is_not_the_indexed_one_is_as_vanished_and_the_rest_comes() {
     let dest = pair.world.path("stale-32");
     let deadline = Instant::now() + Duration::from_secs(20);
     while pull(&pair.ours.address, &["-aH", "--delete", "{M}/", "{D}/"], &dest).code != Some(0) {
-        assert!(Instant::now() < deadline, "the next generation does not come");
+        assert!(Instant::now() < deadline, "the next generation is never served");
     }
     assert_eq!(files(&pair.world.src()), files(&dest));
 }
 
 #[test]
-fn pulls_during_publishing_end_well_and_the_next_one_converges() {
+fn pulls_during_publishing_end_cleanly_and_the_next_one_converges() {
     let world = World::with_tree();
     index(&world);
     let server = world.serve();
@@ -90,7 +90,7 @@ fn pulls_during_publishing_end_well_and_the_next_one_converges() {
         let dest = world.path(&format!("dest-{number}"));
         let deadline = Instant::now() + Duration::from_secs(20);
         while !dest.join("the-last").exists() {
-            assert!(Instant::now() < deadline, "the last generation does not come");
+            assert!(Instant::now() < deadline, "the last generation is never served");
             pull(&server.address, &[*options, &["{M}/", "{D}/"]].concat(), &dest);
         }
         let pulled = pull(&server.address, &[*options, &["{M}/", "{D}/"]].concat(), &dest);
@@ -99,23 +99,23 @@ fn pulls_during_publishing_end_well_and_the_next_one_converges() {
     }
 }
 
-/// Flips one bit of each of these contents, wherever the store's packs have them.
-fn rot(world: &World, contents: &[Vec<u8>]) {
+/// Flips one bit of each of these contents in the store's packs.
+fn corrupt(world: &World, contents: &[Vec<u8>]) {
     for pack in std::fs::read_dir(world.path("store/sums")).unwrap() {
         let pack = pack.unwrap().path();
         let mut bytes = std::fs::read(&pack).unwrap();
-        for sound in contents {
-            if let Some(at) = bytes.windows(sound.len()).position(|window| window == sound) {
-                bytes[at + sound.len() / 2] ^= 1;
+        for content in contents {
+            if let Some(at) = bytes.windows(content.len()).position(|window| window == content) {
+                bytes[at + content.len() / 2] ^= 1;
             }
         }
-        // In place: a daemon that has the pack mapped sees it.
+        // Write in place, so that a daemon that has mapped the pack sees the change.
         std::fs::write(&pack, bytes).unwrap();
     }
 }
 
 #[test]
-fn what_rotted_in_the_store_comes_from_the_tree_until_the_index_writes_it_again() {
+fn damaged_store_data_is_sent_from_the_tree_until_the_index_rewrites_it() {
     let world = World::with_tree();
     let contents: Vec<_> = (50..53).map(|seed| noise(5_000, seed)).collect();
     for (name, content) in ["first", "deep/er/second", "z/third"].iter().zip(&contents) {
@@ -124,7 +124,7 @@ fn what_rotted_in_the_store_comes_from_the_tree_until_the_index_writes_it_again(
     index(&world);
     let server = world.serve();
     assert_eq!(pull(&server.address, &["-a", "{M}/", "{D}/"], &world.path("before")).code, Some(0));
-    rot(&world, &contents);
+    corrupt(&world, &contents);
     for protocol in 27..=32 {
         let protocol = format!("--protocol={protocol}");
         for options in
@@ -140,11 +140,11 @@ fn what_rotted_in_the_store_comes_from_the_tree_until_the_index_writes_it_again(
     }
     world.pull(&server);
     assert_same_tree(&world.src(), &world.dest());
-    let said = server.logged("damaged in the store");
-    assert!(said.contains("index --verify-store") && said.contains("second"), "{said}");
+    let line = server.logged("damaged in the store");
+    assert!(line.contains("index --verify-store") && line.contains("second"), "{line}");
     drop(server);
 
-    // An index without the flag sees no change, and leaves the store as it is.
+    // Without the option, an index run sees no change and does not touch the store.
     assert_eq!(world.index()["published"], false);
     let repaired = json(&world.index_command().arg("--verify-store").output().unwrap());
     assert_eq!((&repaired["damaged"], &repaired["published"]), (&3.into(), &true.into()), "{repaired}");
@@ -155,7 +155,7 @@ fn what_rotted_in_the_store_comes_from_the_tree_until_the_index_writes_it_again(
 }
 
 #[test]
-fn a_pulled_store_that_rotted_is_served_from_the_tree_and_made_again_by_a_pull() {
+fn a_damaged_pulled_store_is_served_from_the_tree_and_restored_by_a_pull() {
     let world = World::with_tree();
     let contents = [noise(5_000, 50)];
     write(&world.src().join("first"), &contents[0]);
@@ -172,7 +172,7 @@ fn a_pulled_store_that_rotted_is_served_from_the_tree_and_made_again_by_a_pull()
     let verify = || stillmirror(&["verify"]).arg(world.dest()).arg("--store").arg(&store).output().unwrap();
     let found = verify();
     assert_exit(&found, 23);
-    assert!(String::from_utf8_lossy(&found.stderr).contains("remove it, and pull"), "{found:?}");
+    assert!(String::from_utf8_lossy(&found.stderr).contains("remove it and pull"), "{found:?}");
     let served = |what: &str| {
         let mirror = crate::support::Server::start(&world.dest(), &store);
         let dest = world.path(what);

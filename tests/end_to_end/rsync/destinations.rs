@@ -1,8 +1,8 @@
-//! Destinations in any state: source trees, what the destination already holds, and command lines are drawn at random.
-//! A stock daemon says what has to become of them. What fails is shrunk to a small case.
+//! Random source trees, destinations and command lines. The result must be the same as with a stock daemon. Failures are
+//! shrunk to small cases.
 //!
-//! The default run is short and always the same. `benches/system/rsync_destinations.py` makes long ones with the
-//! environment variables of `settings`.
+//! The default run is short and always the same. `benches/system/rsync_destinations.py` makes long runs with the
+//! environment variables in `settings`.
 
 mod options;
 mod report;
@@ -31,14 +31,14 @@ use super::peers::{Difference, Gap, HANGS, Pulled, Stock, am_root, differences, 
 use super::tree::{SOME_TIME, touch};
 use crate::support::*;
 
-/// Cases with one source tree, for which both daemons are started once.
+/// The number of cases with one source tree, for which both daemons are started once.
 const BATCH: usize = 12;
-/// Pulls that a failure may take to be shrunk.
-const SHRINKING: usize = 300;
-/// Exit codes of clients that do not go on: syntax, protocol, unsupported, start, socket, stream, time.
+/// The maximum number of steps for shrinking a failure.
+const SHRINKING_STEPS: usize = 300;
+/// Exit codes of clients that give up: syntax, protocol, unsupported, start, socket, stream, time.
 const GIVES_UP: [i32; 7] = [1, 2, 4, 5, 10, 12, HANGS];
-/// Names in a tree whose symlinks are followed. A few symlinks can multiply a tree beyond any bound.
-const FOLLOWED: usize = 3000;
+/// The maximum number of names if symlinks are followed. A few symlinks can multiply a tree beyond any bound.
+const FOLLOWED_LIMIT: usize = 3000;
 
 #[test]
 fn every_state_of_a_destination_becomes_what_a_stock_daemon_makes_of_it() {
@@ -49,7 +49,7 @@ fn every_state_of_a_destination_becomes_what_a_stock_daemon_makes_of_it() {
     assert!(report.failures.is_empty(), "{} cases differ", report.failures.len());
 }
 
-/// Batches have seeds of their own, so that they need not wait for each other: a client sleeps most of the time.
+/// Runs all cases. Clients sleep most of the time, so batches run concurrently, each with its own seed.
 fn judge(settings: &Settings) -> Report {
     let (report, gaps) = (Mutex::new(Report::default()), gaps());
     let next = AtomicUsize::new(0);
@@ -86,15 +86,15 @@ fn runner(seed: u64) -> TestRunner {
     TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
-/// What both clients begin with, and what they are told.
+/// What both clients start from, and their command line.
 #[derive(Clone, Debug)]
 struct Case {
     line: Line,
     base: Base,
     ops: Vec<Op>,
-    /// The operations on the copy that `--link-dest` and its like name.
+    /// The operations on the copy for `--link-dest` and similar options.
     alt: Vec<Op>,
-    /// Which entries of the source tree are there. All of them, until shrinking takes them out.
+    /// Which entries the source tree has. All of them, until shrinking removes some.
     kept: Vec<bool>,
 }
 
@@ -109,7 +109,7 @@ impl Case {
         let alt = state::ops(&facts.paths, &facts.dirs, 6);
         (line, ops, alt, base, vec![prop::bool::weighted(1.0); entries])
             .prop_map(|(line, ops, alt, base, kept)| {
-                // Many names of each file in a destination make a race of every pull.
+                // If a destination has many names of each file, every pull is a race.
                 let base = if line.merges_names() { Base::Empty } else { base };
                 Self { line, base, ops, alt, kept }
             })
@@ -130,7 +130,7 @@ struct Judge<'a> {
     settings: &'a Settings,
     gaps: &'a [Gap],
     entries: &'a [Entry],
-    /// The daemons for the entries that were asked for last.
+    /// The daemons for the entries that were used last.
     peers: RefCell<Option<(Vec<bool>, Rc<Peers>)>>,
 }
 
@@ -179,7 +179,7 @@ impl Judge<'_> {
         }
     }
 
-    /// A case in which a stock daemon differs from another one, or never ends, proves nothing.
+    /// Returns whether two stock daemons give the same result, and end. Otherwise the case proves nothing.
     fn is_steady(&self, case: &Case) -> bool {
         let peers = self.peers_of(&case.kept);
         (0..3)
@@ -187,11 +187,11 @@ impl Judge<'_> {
             .all(|found| found.unexplained.is_empty() && !found.codes.contains(&Some(HANGS)))
     }
 
-    /// Drops what the failure does not need.
+    /// Drops everything that the failure does not need.
     fn shrink(&self, tree: &mut impl ValueTree<Value = Case>, least: &mut (Case, Found)) {
         let facets: BTreeSet<_> = least.1.facets().into_iter().map(str::to_owned).collect();
         let mut goes_on = tree.simplify();
-        for _ in 0..SHRINKING {
+        for _ in 0..SHRINKING_STEPS {
             if !goes_on {
                 break;
             }
@@ -202,7 +202,7 @@ impl Judge<'_> {
                 *least = (case, found);
                 goes_on = tree.simplify();
             } else {
-                // What fails only now and then is no reason to stop.
+                // A failure that occurs only now and then is no reason to stop.
                 goes_on = tree.complicate() || tree.simplify();
             }
         }
@@ -212,7 +212,7 @@ impl Judge<'_> {
         self.peers_of(&case.kept).compare(case, self, false)
     }
 
-    /// The daemons that serve these entries.
+    /// Returns the daemons that serve these entries, and starts them if necessary.
     fn peers_of(&self, kept: &[bool]) -> Rc<Peers> {
         let mut peers = self.peers.borrow_mut();
         match &*peers {
@@ -309,10 +309,10 @@ impl Peers {
     fn stays_small(&self) -> bool {
         let place = self.world.path("small");
         let pulled = pull(&self.stock.address, &["-rL", "--list-only", "{M}/"], &place, |_| ());
-        pulled.out.len() <= FOLLOWED && pulled.code != Some(HANGS)
+        pulled.out.len() <= FOLLOWED_LIMIT && pulled.code != Some(HANGS)
     }
 
-    /// Both clients begin with the same. `against_itself`: another stock daemon takes the place of the judged one.
+    /// Runs both clients from the same state. With `against_itself`, another stock daemon replaces the judged one.
     fn compare(&self, case: &Case, judge: &Judge<'_>, against_itself: bool) -> Found {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let list = self.world.path(&format!("names-{run}"));
@@ -342,7 +342,7 @@ impl Peers {
         });
         let (name, protocol) = (format!("destinations: {}", case.command()), case.line.protocol());
         let mut all = differences(&stock, &judged);
-        // How far clients got that gave up is a race.
+        // How far clients get before they give up is a race.
         if stock.code == judged.code && stock.code.is_some_and(|code| GIVES_UP.contains(&code)) {
             all.clear();
         }
@@ -355,7 +355,7 @@ impl Peers {
     }
 }
 
-/// Pulls in a directory of its own, which holds the destination and what lies beside it.
+/// Pulls in a separate directory, which holds the destination and the directories next to it.
 fn pull<T>(address: &str, words: &[&str], place: &Path, prepare: impl FnOnce(&Path) -> T) -> Pulled {
     std::fs::create_dir(place).expect("a directory");
     let prepared = prepare(place);
@@ -376,12 +376,12 @@ fn prepare(case: &Case, place: &Path, src: &Path, entries: &[Entry]) -> Vec<stat
     made
 }
 
-/// With the module as its root, if it may: then it follows symlinks within the module.
+/// Starts a stock daemon. As root it uses chroot, so that it follows symlinks only within the module.
 fn stock(world: &World) -> Stock {
     Stock::start(&world.src(), if am_root() { "use chroot = yes" } else { "" })
 }
 
-/// Removes what may hold directories that cannot be written.
+/// Removes a directory, which may contain directories that are not writable.
 fn remove(place: &Path) {
     if !am_root() {
         source::walk(place, &mut |path, facts| {

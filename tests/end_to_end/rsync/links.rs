@@ -1,5 +1,5 @@
-//! Symlinks that a client wants followed, and paths that lead through symlinks, beside a stock daemon whose root the
-//! module is: a target that is absolute or leaves the tree is looked for in the tree.
+//! Symlinks that the client wants followed, and paths through symlinks, compared with a stock daemon that uses chroot:
+//! targets that are absolute or leave the tree are resolved within the tree.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::peers::{Pair, am_root};
 use super::tree;
 use crate::support::*;
 
-/// A tree with symlinks to files and directories, in every form, and some that lead nowhere.
+/// Creates a tree with all forms of symlinks to files and directories, and some dangling ones.
 fn pair() -> Pair {
     let world = World::new();
     let src = world.src();
@@ -38,7 +38,7 @@ fn pair() -> Pair {
     Pair::of_root(world)
 }
 
-/// At the oldest protocol, those where the order of names and the form of errors changed, and the newest.
+/// The oldest protocol, those that changed the order of names and the format of errors, and the newest.
 const PROTOCOLS: [u8; 4] = [27, 29, 30, 32];
 
 fn each(pair: &Pair, cases: &[(&str, &[&str])]) {
@@ -51,7 +51,7 @@ fn each(pair: &Pair, cases: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn symlinks_are_replaced_by_what_they_lead_to() {
+fn symlinks_are_replaced_by_their_targets() {
     if !am_root() {
         return;
     }
@@ -75,7 +75,7 @@ fn symlinks_are_replaced_by_what_they_lead_to() {
 }
 
 #[test]
-fn paths_lead_through_symlinks() {
+fn paths_through_symlinks_are_resolved() {
     if !am_root() {
         return;
     }
@@ -101,7 +101,7 @@ fn paths_lead_through_symlinks() {
 }
 
 #[test]
-fn a_symlink_to_its_own_directory_is_followed_as_often_as_stock_does() {
+fn a_symlink_to_its_own_directory_is_followed_as_often_as_by_a_stock_daemon() {
     if !am_root() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Who gets in, what is refused, and what liars get, beside the same rsyncd.conf.
+//! Modules: access, refused options, rules and malicious clients, compared with a stock daemon that has the same settings.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::peers::{Pair, Stock, pull};
 use crate::support::*;
 
-/// The same modules in both daemons' words.
+/// The same modules, served by both daemons.
 struct Modules {
     world: World,
     stock: Stock,
@@ -67,7 +67,7 @@ impl Modules {
         Self { world, stock, ours }
     }
 
-    /// Runs a client against both; `{H}` in a word is the daemon's URL.
+    /// Runs a client against both daemons. `{H}` in a word is the daemon's URL.
     fn run(&self, words: &[&str], environment: &[(&str, &str)]) -> [Output; 2] {
         [&self.stock.address, &self.ours.address].map(|address| {
             let mut command = Command::new("rsync");
@@ -77,7 +77,7 @@ impl Modules {
         })
     }
 
-    /// Both must end with this code, and print the same but for times and addresses.
+    /// Asserts that both clients end with `code`, and print the same except times and addresses.
     #[track_caller]
     fn same(&self, code: i32, words: &[&str], environment: &[(&str, &str)]) {
         let [stock, ours] = self.run(words, environment);
@@ -88,7 +88,7 @@ impl Modules {
     }
 }
 
-/// The lines that start so, without the host that a daemon looked up.
+/// Returns the lines that begin with `start`, without the host name that a daemon looked up.
 fn lines(text: &[u8], start: &str) -> Vec<String> {
     let text = String::from_utf8_lossy(text).into_owned();
     let lines = text.lines().filter(|line| line.starts_with(start));
@@ -125,12 +125,12 @@ fn modules_are_listed_entered_and_refused_as_by_a_stock_daemon() {
 }
 
 #[test]
-fn what_a_read_only_module_refuses_is_refused() {
+fn refused_options_and_writes_are_refused() {
     let modules = Modules::new();
     let dest = modules.world.path("refused").display().to_string();
     for option in ["-c", "-n", "-z", "-an", "--compress"] {
         let [stock, ours] = modules.run(&["-r", option, "{H}/refusing/", &dest], &[]);
-        // A stock daemon resets the connection, and whether its client had read the code before is a race.
+        // A stock daemon resets the connection, and its client may or may not have read the exit code before.
         assert_fails(&ours, 4, &["The server is configured to refuse --"]);
         let said = |output: &Output| {
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -150,7 +150,8 @@ fn what_a_read_only_module_refuses_is_refused() {
     assert!(!modules.world.src().join("mine").exists());
 }
 
-/// Both daemons with the tree as modules `m0`, `m1` and so on, each with lines in rsyncd.conf's words and in ours.
+/// Starts both daemons with the tree as the modules `m0`, `m1` and so on. Each has lines for rsyncd.conf and for
+/// mirror.toml.
 fn both(world: &World, modules: &[(String, String)]) -> (Stock, Server) {
     let root = world.src().display().to_string();
     let (mut stock, mut ours) =
@@ -170,7 +171,7 @@ fn both(world: &World, modules: &[(String, String)]) -> (Stock, Server) {
 }
 
 #[test]
-fn lists_of_refused_options_refuse_what_they_refuse_in_a_stock_daemon() {
+fn refuse_options_refuses_the_same_as_a_stock_daemon() {
     const LISTS: [&str; 9] = [
         "*",
         "* !a",
@@ -206,7 +207,7 @@ fn lists_of_refused_options_refuse_what_they_refuse_in_a_stock_daemon() {
         let output = command.stdin(Stdio::null()).output().expect("rsync is installed (tests/prepare)");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let name = text.split_once("configured to refuse ").and_then(|(_, rest)| rest.split_whitespace().next());
-        // rsync has no name for -D.
+        // The stock daemon has no name for -D.
         (output.status.success(), name.map(|name| name.replace("(null)", "D")))
     };
     std::thread::scope(|scope| {
@@ -223,7 +224,7 @@ fn lists_of_refused_options_refuse_what_they_refuse_in_a_stock_daemon() {
 }
 
 #[test]
-fn a_modules_own_rules_hide_what_they_hide() {
+fn the_rules_of_a_module_hide_the_same_names() {
     let modules = Modules::new();
     for (code, path) in [(0, ""), (23, "pool/"), (23, "pool/a/alpha_1.0.deb"), (0, "dists/")] {
         let [stock, ours] = [&modules.stock, &modules.ours as &dyn Address].map(|daemon| {
@@ -236,7 +237,7 @@ fn a_modules_own_rules_hide_what_they_hide() {
 }
 
 #[test]
-fn files_of_patterns_hide_what_they_hide_in_a_stock_daemon() {
+fn pattern_files_hide_the_same_names_as_in_a_stock_daemon() {
     let world = World::with_tree();
     let files = [
         ("kept", "# beta.tar\n; comment\n\n/dists/stable/Release\r\n- /odd/sp ace\n+ *.deb\n"),
@@ -276,7 +277,7 @@ fn files_of_patterns_hide_what_they_hide_in_a_stock_daemon() {
 }
 
 #[test]
-fn a_file_of_patterns_that_cannot_be_used_is_an_error_of_the_configuration() {
+fn an_unusable_pattern_file_is_a_configuration_error() {
     let world = World::with_tree();
     world.index();
     std::fs::write(world.path("bad"), "fine\n- \n").unwrap();
@@ -290,7 +291,7 @@ fn a_file_of_patterns_that_cannot_be_used_is_an_error_of_the_configuration() {
 }
 
 #[test]
-fn targets_and_permissions_go_out_as_from_a_stock_daemon() {
+fn munged_targets_and_outgoing_chmod_are_as_from_a_stock_daemon() {
     const CHMODS: [&str; 6] = ["Fgo-rwx", "D2775,F664", "a=rX,u+w", "-w,Do-x", "u+s,Fa+x,+t", "D=rx"];
     let world = World::with_tree();
     for (number, mode) in [0o600, 0o4755, 0o2711, 0o1444].into_iter().enumerate() {
@@ -302,6 +303,7 @@ fn targets_and_permissions_go_out_as_from_a_stock_daemon() {
         let link = world.src().join(format!("munged-{number}"));
         std::os::unix::fs::symlink(format!("/rsyncd-munged/{target}"), link).unwrap();
     }
+    super::tree::age(&world.src());
     let mut modules = vec![("munge symlinks = yes".to_owned(), "munge_symlinks = true".to_owned())];
     modules.extend(
         CHMODS.map(|text| {
@@ -340,14 +342,14 @@ impl Address for Server {
 }
 
 #[test]
-fn liars_are_shown_the_door_and_nobody_else_notices() {
+fn malicious_clients_are_disconnected_and_others_are_not_affected() {
     let pair = Pair::new();
     let opening = b"@RSYNCD: 31.0 md5 md4\nrepo\n--server\0--sender\0-lHogDtpre.iLsfxCIvu\0.\0repo/\0\0\x03md5";
     let no_rules = [4, 0, 0, 7, 0, 0, 0, 0];
     let after = |more: &[u8]| [&opening[..], &no_rules, more].concat();
     let framed = |data: &[u8]| [&[u8::try_from(data.len()).unwrap(), 0, 0, 7], data].concat();
     let head = |numbers: [i32; 4]| framed(&[&[3, 0, 0xa0][..], &numbers.map(i32::to_le_bytes).concat()].concat());
-    let lies: Vec<Vec<u8>> = vec![
+    let inputs: Vec<Vec<u8>> = vec![
         b"@".to_vec(),
         noise(10_000, 3),
         [&b"@RSYNCD: 31.0 "[..], &[b'x'; 100_000]].concat(),
@@ -368,21 +370,21 @@ fn liars_are_shown_the_door_and_nobody_else_notices() {
         after(&[0xff, 0xff, 0xff, 7]),
         after(&framed(&[0; 200])),
     ];
-    for (number, lie) in lies.iter().enumerate() {
-        let mut liar = TcpStream::connect(&pair.ours.address).unwrap();
-        liar.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    for (number, input) in inputs.iter().enumerate() {
+        let mut client = TcpStream::connect(&pair.ours.address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // The daemon may have closed already.
-        let _ = liar.write_all(lie).and_then(|()| liar.shutdown(std::net::Shutdown::Write));
-        let mut heard = vec![0; 65_536];
+        let _ = client.write_all(input).and_then(|()| client.shutdown(std::net::Shutdown::Write));
+        let mut answer = vec![0; 65_536];
         loop {
-            match liar.read(&mut heard) {
+            match client.read(&mut answer) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
-                Err(error) => panic!("lie {number} is not ended: {error}"),
+                Err(error) => panic!("the session of input {number} does not end: {error}"),
             }
         }
     }
-    let pulled = pair.same("after lies", 31, &["-aH", "{M}/", "{D}/"]);
+    let pulled = pair.same("after malicious clients", 31, &["-aH", "{M}/", "{D}/"]);
     assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
 }

@@ -1,4 +1,4 @@
-//! What an option does, it does here too.
+//! Options do the same as with a stock daemon.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use super::peers::{Pair, copy, pull};
 use super::tree;
 use crate::support::*;
 
-/// Puts cases to both daemons, the protocols taking turns: the options, then where from and where to.
+/// Runs cases against both daemons. A case has options and paths. The protocols take turns, from `first` on.
 fn each(pair: &Pair, first: u8, cases: &[(&str, &[&str])]) {
     for ((options, paths), protocol) in cases.iter().zip((27..=32).cycle().skip(usize::from(first - 27))) {
         let words: Vec<_> = options.split_whitespace().chain(paths.iter().copied()).collect();
@@ -16,10 +16,10 @@ fn each(pair: &Pair, first: u8, cases: &[(&str, &[&str])]) {
 }
 
 const ALL: &[&str] = &["{M}/", "{D}/"];
-const LOOK: &[&str] = &["{M}/"];
+const LIST: &[&str] = &["{M}/"];
 
 #[test]
-fn every_protocol_brings_the_tree_with_links_and_checksums() {
+fn every_protocol_transfers_the_tree_with_links_and_checksums() {
     let pair = Pair::new();
     for protocol in 27..=32 {
         for options in ["-aH", "-aHc --delete", "-rlptH --no-inc-recursive"] {
@@ -32,7 +32,7 @@ fn every_protocol_brings_the_tree_with_links_and_checksums() {
 }
 
 #[test]
-fn attributes_come_as_they_are_asked_for() {
+fn requested_attributes_are_sent() {
     let cases = [
         "-a",
         "-rltH",
@@ -65,7 +65,7 @@ fn attributes_come_as_they_are_asked_for() {
 }
 
 #[test]
-fn checksums_and_compression_are_as_negotiated() {
+fn checksums_and_compression_are_negotiated() {
     let pair = Pair::new();
     for choice in ["xxh128", "xxh3", "xxh64", "md5", "md4", "sha1"] {
         pair.same(choice, 31, &[&["-ac", &format!("--checksum-choice={choice}")], ALL].concat());
@@ -95,24 +95,24 @@ fn checksums_and_compression_are_as_negotiated() {
 }
 
 #[test]
-fn checksums_are_of_a_kind_that_the_index_has() {
+fn checksums_are_compared_if_the_index_has_their_kind() {
     let world = World::with_tree();
     assert_exit(&world.index_command().arg("--md5").output().expect("index runs"), 0);
     let (server, dest) = (world.serve(), world.path("dest"));
     let pull = |options: &[&str]| pull(&server.address, &[options, ALL].concat(), &dest);
     assert_eq!(pull(&["-a"]).code, Some(0));
-    let looked = pull(&["-acni"]);
-    assert_eq!((looked.code, looked.out), (Some(0), vec![]), "nothing is another");
-    assert!(!pull(&["-acni", "--checksum-choice=xxh64"]).out.is_empty(), "a digest that is not indexed tells nothing");
+    let compared = pull(&["-acni"]);
+    assert_eq!((compared.code, compared.out), (Some(0), vec![]), "nothing differs");
+    assert!(!pull(&["-acni", "--checksum-choice=xxh64"]).out.is_empty(), "a digest that is not indexed proves nothing");
 }
 
 #[test]
-fn what_only_looks_sees_the_same() {
+fn listings_and_dry_runs_show_the_same() {
     let cases: [(&str, &[&str]); 12] = [
-        ("-aH --list-only", LOOK),
-        ("-r --list-only", LOOK),
+        ("-aH --list-only", LIST),
+        ("-r --list-only", LIST),
         ("-rc --list-only", &["{M}/sizes/"]),
-        ("-v", LOOK),
+        ("-v", LIST),
         ("", &["{M}/odd/"]),
         ("", &["{M}/odd"]),
         ("", &["{M}/README"]),
@@ -120,13 +120,13 @@ fn what_only_looks_sees_the_same() {
         ("-aHnic --delete", ALL),
         ("-rn", ALL),
         ("-a --list-only", &["{M}/README", "{M}/links/"]),
-        ("-r --list-only --no-inc-recursive", LOOK),
+        ("-r --list-only --no-inc-recursive", LIST),
     ];
     each(&Pair::new(), 27, &cases);
 }
 
 #[test]
-fn paths_name_what_they_name() {
+fn paths_select_the_same_names() {
     let cases: [(&str, &[&str]); 24] = [
         ("-a", &["{M}/README", "{D}/"]),
         ("-a", &["{M}/README", "{D}"]),
@@ -157,7 +157,7 @@ fn paths_name_what_they_name() {
 }
 
 #[test]
-fn lists_of_files_are_followed() {
+fn files_from_selects_the_same_names() {
     let pair = Pair::new();
     let lines = "README\nsizes\nsizes/1\nlinks/\naa/fourth\nodd/sp ace\n./dists/./stable/Release\n/text\nREADME\nspecial/fifo\n\nempty\n";
     let (names, missing) = (pair.world.path("names"), pair.world.path("missing"));
@@ -182,12 +182,12 @@ fn lists_of_files_are_followed() {
 }
 
 #[test]
-fn what_is_missing_is_deleted_where_that_is_asked_for() {
+fn missing_names_are_deleted_with_delete_missing_args() {
     let pair = Pair::new();
     let (old, names) = (pair.world.path("old"), pair.world.path("names"));
     copy(&pair.world.src(), &old);
     for name in ["extra", "sizes/none", "no/such/file"] {
-        write(&old.join(name), b"to go");
+        write(&old.join(name), b"to be deleted");
     }
     for dir in ["", "sizes", "no/such", "no"] {
         let dir = std::fs::File::open(old.join(dir)).unwrap();
@@ -211,7 +211,7 @@ fn what_is_missing_is_deleted_where_that_is_asked_for() {
 }
 
 #[test]
-fn filters_let_the_same_names_through() {
+fn filters_select_the_same_names() {
     let cases = [
         "--exclude=*.gz --exclude=/sizes/",
         "--include=*/ --include=*.deb --exclude=*",
@@ -229,13 +229,13 @@ fn filters_let_the_same_names_through() {
     let pair = Pair::new();
     for (rules, protocol) in cases.iter().zip([27, 28, 29, 30, 31, 32, 29, 30, 31, 32, 31, 32]) {
         let rules: Vec<_> = rules.split_whitespace().collect();
-        pair.same("filters", protocol, &[&["-r", "--list-only"], &rules[..], LOOK].concat());
+        pair.same("filters", protocol, &[&["-r", "--list-only"], &rules[..], LIST].concat());
         pair.same("filters", protocol, &[&["-rlt", "--delete-excluded"], &rules[..], ALL].concat());
     }
 }
 
 #[test]
-fn an_older_copy_becomes_the_new_tree() {
+fn an_old_copy_becomes_the_new_tree() {
     let pair = Pair::new();
     let old = pair.world.path("old");
     super::peers::copy(&pair.world.src(), &old);

@@ -1,4 +1,4 @@
-//! The order of sub-lists: what a client's generator does by depth alone must come out as with a stock daemon.
+//! The order of sub-lists. A client's generator relies on their depth, so it must do the same as with a stock daemon.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use super::peers::{Pair, copy};
 use super::tree;
 use crate::support::*;
 
-/// A tree in which a directory's neighbour is as deep as what is below the directory.
+/// Creates a tree in which the subdirectories of two neighbours are equally deep.
 fn pair() -> Pair {
     let world = World::new();
     for path in ["a/f", "a/b/f", "a/b/c/f", "z/new/n"] {
@@ -17,12 +17,12 @@ fn pair() -> Pair {
     Pair::of(world)
 }
 
-/// A destination that is a copy of the tree but for what `change` does.
+/// Creates a destination: a copy of the tree with some changes.
 fn destination(pair: &Pair, name: &str, change: impl FnOnce(&Path)) -> std::path::PathBuf {
     let dest = pair.world.path(name);
     copy(&pair.world.src(), &dest);
     change(&dest);
-    // The judge takes times from the last moments before a run for the client's own.
+    // The judge ignores times that are almost as late as the start of a run: the client's clock set them.
     std::thread::sleep(Duration::from_millis(60));
     dest
 }
@@ -34,7 +34,7 @@ fn age(path: &Path) {
 }
 
 #[test]
-fn files_that_a_directorys_own_filters_protect_survive_a_deletion() {
+fn files_protected_by_per_directory_filters_are_not_deleted() {
     let pair = pair();
     let dest = destination(&pair, "filtered", |dest| {
         for name in [".rsync-filter", ".name"] {
@@ -56,7 +56,7 @@ fn files_that_a_directorys_own_filters_protect_survive_a_deletion() {
             let pulled = pair.same_over(&dest, "order", protocol, &words);
             let has = |name: &str| pulled.tree.contains_key(Path::new(name));
             if protocol < 29 {
-                // The client itself refuses: a directory's own rules are too new.
+                // The client itself refuses per-directory rules at old protocols.
                 continue;
             }
             assert_eq!(pulled.code, Some(0), "{}", pulled.errors);
@@ -67,7 +67,7 @@ fn files_that_a_directorys_own_filters_protect_survive_a_deletion() {
 }
 
 #[test]
-fn what_is_missing_in_one_directory_hides_nothing_in_another() {
+fn missing_names_in_one_directory_do_not_affect_another() {
     let pair = pair();
     let dest = destination(&pair, "lacking", |dest| {
         std::fs::remove_dir_all(dest.join("z/new")).expect("it is there");
@@ -82,15 +82,15 @@ fn what_is_missing_in_one_directory_hides_nothing_in_another() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_holds_up_no_other() {
+fn a_directory_that_cannot_be_created_does_not_affect_others() {
     let pair = pair();
     let dest = destination(&pair, "obstructed", |dest| {
         std::fs::remove_dir_all(dest.join("z/new")).expect("it is there");
-        // No client removes this for a directory without --force.
+        // Without --force, no client replaces a directory that is not empty.
         std::fs::remove_file(dest.join("a/f")).expect("it is there");
         write(&dest.join("a/f/in the way"), b"local\n");
         age(&dest.join("a/b/c/f"));
-        write(&dest.join("z/new"), b"a file where a directory is to be\n");
+        write(&dest.join("z/new"), b"a file in place of a directory\n");
     });
     for protocol in 27..=32 {
         pair.same_over(&dest, "order", protocol, &["-ai", "{M}/", "{D}/"]);
@@ -100,7 +100,7 @@ fn a_directory_that_cannot_be_made_holds_up_no_other() {
 }
 
 #[test]
-fn the_total_size_is_that_of_the_list_that_was_sent() {
+fn the_total_size_is_that_of_the_sent_list() {
     let pair = pair();
     write(&pair.world.src().join("empty"), b"");
     std::fs::hard_link(pair.world.src().join("a/f"), pair.world.src().join("z/link")).expect("a link");

@@ -1,4 +1,4 @@
-//! Both daemons beside each other, their clients, and the judge.
+//! A stock daemon and ours with the same tree, their clients, and the judge that compares the results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::tree;
 use crate::support::*;
 
-/// One tree, served by both.
+/// A tree that both daemons serve.
 pub(super) struct Pair {
     pub(super) world: World,
     pub(super) stock: Stock,
@@ -24,19 +24,19 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// With a tree of everything odd, published with the digests that stock clients ask for.
+    /// Creates the tree of [`tree::make`] and serves it, with all digests that stock clients request.
     pub(super) fn new() -> Self {
         let world = World::new();
         tree::make(&world.src());
         Self::of(world)
     }
 
-    /// With the tree that is there.
+    /// Serves the tree of `world`.
     pub(super) fn of(world: World) -> Self {
         Self::with(world, "")
     }
 
-    /// The same, beside a stock daemon whose root it is: symlinks lead nowhere else. Takes root.
+    /// Like [`Pair::of`], with a stock daemon that uses chroot, so that symlinks do not leave the tree. Needs root.
     pub(super) fn of_root(world: World) -> Self {
         Self::with(world, "use chroot = yes")
     }
@@ -47,13 +47,14 @@ impl Pair {
         Self { world, stock, ours, gaps: gaps(), runs: AtomicUsize::new(0) }
     }
 
-    /// Both clients start from nothing. In `words`, `{M}` is the module's URL, `{H}` the host's, `{D}` the destination.
+    /// Asserts that both clients get the same, starting from nothing. In `words`, `{M}` is the module's URL, `{H}` the
+    /// host's URL and `{D}` the destination.
     #[track_caller]
     pub(super) fn same(&self, case: &str, protocol: u8, words: &[&str]) -> Pulled {
         self.compare(case, protocol, words, None)
     }
 
-    /// Both clients have a copy of `old` as their destination.
+    /// Like [`Pair::same`], with a copy of `old` as the destination.
     #[track_caller]
     pub(super) fn same_over(&self, old: &Path, case: &str, protocol: u8, words: &[&str]) -> Pulled {
         self.compare(case, protocol, words, Some(old))
@@ -86,17 +87,17 @@ impl Pair {
     }
 }
 
-/// Publishes a tree with all digests.
+/// Indexes a tree with all digests.
 pub(super) fn index(world: &World) {
     assert_exit(&world.index_command().args(["--xxh128", "--md5"]).output().expect("index runs"), 0);
 }
 
-/// A copy with times, links and devices.
+/// Copies a tree with times, links and devices.
 pub(super) fn copy(source: &Path, dest: &Path) {
     assert!(Command::new("cp").arg("-a").args([source, dest]).status().expect("cp runs").success());
 }
 
-/// A stock daemon with the read-only module `repo`; ended when dropped.
+/// A stock daemon with the read-only module `repo`. Dropping it ends it.
 pub(super) struct Stock {
     child: Child,
     pub(super) address: String,
@@ -104,7 +105,7 @@ pub(super) struct Stock {
 }
 
 impl Stock {
-    /// `more` are lines of the module, and further modules.
+    /// Starts the daemon. `more` has further lines of the module, and further modules.
     pub(super) fn start(root: &Path, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
@@ -147,7 +148,7 @@ pub(super) fn am_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// How a client ended, and what it left.
+/// How a client ended, and the resulting tree.
 pub(super) struct Pulled {
     pub(super) code: Option<i32>,
     pub(super) out: Vec<Vec<u8>>,
@@ -155,39 +156,39 @@ pub(super) struct Pulled {
     pub(super) tree: BTreeMap<PathBuf, Entry>,
 }
 
-/// Seconds that a client may take.
-const PATIENCE: &str = "30";
-/// The exit code of one that takes longer.
+/// The time limit of a client, in seconds.
+const TIME_LIMIT: &str = "30";
+/// The exit code of a client that exceeds the limit.
 pub(super) const HANGS: i32 = 124;
 
-/// Runs a stock client, and looks at its destination.
+/// Runs a stock client. Returns a snapshot of its destination.
 pub(super) fn pull(address: &str, words: &[&str], dest: &Path) -> Pulled {
     pull_and_look(address, words, dest, dest)
 }
 
-/// Runs a stock client, and looks at all that is at and below `place`.
+/// Runs a stock client. Returns a snapshot of `place`.
 pub(super) fn pull_and_look(address: &str, words: &[&str], dest: &Path, place: &Path) -> Pulled {
-    // A file system rounds the time down to its last tick.
+    // File systems round times down to a clock tick.
     let start = SystemTime::now() - Duration::from_millis(20);
     let fill = |word: &&str| {
         let word = word.replace("{M}", &format!("rsync://{address}/repo"));
         word.replace("{H}", &format!("rsync://{address}")).replace("{D}", &dest.to_string_lossy())
     };
     let mut command = Command::new("timeout");
-    command.args([PATIENCE, "rsync"]).args(words.iter().map(fill)).stdin(Stdio::null());
+    command.args([TIME_LIMIT, "rsync"]).args(words.iter().map(fill)).stdin(Stdio::null());
     command.env("LC_ALL", "C").env_remove("RSYNC_PASSWORD");
     let output = command.output().expect("rsync is installed (tests/prepare)");
     Pulled {
         code: output.status.code(),
-        out: said(&output.stdout, dest),
+        out: stable_lines(&output.stdout, dest),
         errors: String::from_utf8_lossy(&output.stderr).into_owned(),
         tree: snapshot(place, start),
     }
 }
 
-/// The lines that do not depend on the session: no times, nothing that depends on how much of a file is sent or on how
-/// the list travels, and no sizes of directories, which are the file system's.
-fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
+/// Returns the lines that do not depend on the session, sorted. Left out are times, everything that depends on how much of
+/// a file or of the list is sent, and the sizes of directories, which depend on the file system.
+fn stable_lines(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
     let created = [b"created directory ", dest.as_os_str().as_bytes()].concat();
     let volatile: [&[u8]; 7] =
         [&created, b"sent ", b"receiving ", b"Total bytes ", b"Literal ", b"Matched ", b"File list "];
@@ -204,19 +205,19 @@ fn said(out: &[u8], dest: &Path) -> Vec<Vec<u8>> {
     lines
 }
 
-/// `total size is 1,234  speedup is 5.67`, without what depends on the bytes that were sent.
+/// Removes the speedup, which depends on the bytes that were sent, from `total size is 1,234  speedup is 5.67`.
 fn without_speedup(line: &[u8]) -> Vec<u8> {
     let end = line.windows(2).position(|pair| pair == b"  ").unwrap_or(line.len());
     line[..end].to_vec()
 }
 
-/// `file has vanished: "/a" (in repo)`: with `use chroot` a stock daemon says `/a`, without it `a`.
+/// Removes the slash from `file has vanished: "/a" (in repo)`, which a stock daemon only prints with `use chroot`.
 fn without_root(line: &[u8]) -> Vec<u8> {
     let slash = line.windows(2).position(|pair| pair == b"\"/").map_or(line.len(), |quote| quote + 1);
     line.iter().enumerate().filter(|(at, _)| *at != slash).map(|(_, byte)| *byte).collect()
 }
 
-/// A listed directory, `drwxr-xr-x          4,096 2017/…`, without its size.
+/// Removes the size from the line of a listed directory: `drwxr-xr-x          4,096 2017/…`.
 fn without_size(line: &[u8]) -> Vec<u8> {
     let mut words = line.splitn(2, |&byte| byte == b' ');
     match (words.next(), words.next()) {
@@ -229,22 +230,22 @@ fn without_size(line: &[u8]) -> Vec<u8> {
     }
 }
 
-/// All that a client can be held to about one name.
+/// Everything about a name that must be the same.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     kind: char,
     pub(super) mode: u32,
     owner: [u32; 2],
-    /// Seconds and nanoseconds; none for what the client set by its own clock.
+    /// Seconds and nanoseconds. `None` if the client's clock set the time.
     pub(super) mtime: Option<(i64, i64)>,
-    /// A regular file's bytes, a symlink's target.
+    /// The content of a regular file, or the target of a symlink.
     pub(super) content: Vec<u8>,
     rdev: u64,
-    /// The names of the same inode.
+    /// All names of the inode.
     links: BTreeSet<PathBuf>,
 }
 
-/// What is at and below `root`.
+/// Returns everything at and below `root`. Times between `start` and the next day count as set by the client's clock.
 pub(super) fn snapshot(root: &Path, start: SystemTime) -> BTreeMap<PathBuf, Entry> {
     let (mut found, mut inodes) = (BTreeMap::new(), BTreeMap::<u64, BTreeSet<PathBuf>>::new());
     let start = start.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
@@ -293,14 +294,14 @@ pub(super) fn snapshot(root: &Path, start: SystemTime) -> BTreeMap<PathBuf, Entr
     found
 }
 
-/// Before the run began, or in a future that no clock shows yet.
+/// Returns whether a time is before the run, or more than a day after its start.
 fn is_older(facts: &std::fs::Metadata, start: u128) -> bool {
     let time = i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec());
     let start = i128::try_from(start).unwrap_or(i128::MAX);
     time < start || time > start + 86_400 * 1_000_000_000
 }
 
-/// A facet's name in `known_gaps.toml`, and what differs in it.
+/// The name of a facet, as in `known_gaps.toml`, and the difference.
 pub(super) type Difference = (String, String);
 
 pub(super) fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
@@ -309,11 +310,11 @@ pub(super) fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
         found.push(("exit".into(), format!("{:?} {:?}", stock.code, ours.code)));
     }
     for facet in ["stdout", "totals", "notes"] {
-        let said = |pulled: &Pulled| -> Vec<String> {
+        let lines = |pulled: &Pulled| -> Vec<String> {
             let lines = pulled.out.iter().filter(|line| facet_of(line) == facet);
             lines.map(|line| line.escape_ascii().to_string()).collect()
         };
-        let (here, there) = (said(stock), said(ours));
+        let (here, there) = (lines(stock), lines(ours));
         if here != there {
             let only =
                 |a: &[String], b: &[String]| a.iter().filter(|&line| !b.contains(line)).take(3).cloned().collect();
@@ -335,13 +336,13 @@ pub(super) fn differences(stock: &Pulled, ours: &Pulled) -> Vec<Difference> {
     found
 }
 
-/// Which facet of the output a line belongs to.
+/// Returns the facet of an output line.
 fn facet_of(line: &[u8]) -> &'static str {
     let begins = |words: &[&str]| words.iter().any(|word| line.starts_with(word.as_bytes()));
     if begins(&["Number of files: ", "Total file size: ", "total size is "]) {
         "totals"
     } else if begins(&["copying unsafe symlink "]) || line == b"done" {
-        // A note comes in the midst of "receiving file list ... done".
+        // A note interrupts the line "receiving file list ... done".
         "notes"
     } else {
         "stdout"
@@ -383,7 +384,7 @@ pub(super) struct Gap {
     #[serde(default = "anything")]
     client: Vec<String>,
     pub(super) facet: Vec<String>,
-    /// Only if the stock daemon's client complains so.
+    /// Applies only if the errors of the stock daemon's client match.
     #[serde(default = "anything")]
     stock: Vec<String>,
     #[serde(default = "anything")]
@@ -395,7 +396,7 @@ fn anything() -> Vec<String> {
     vec!["*".into()]
 }
 
-/// All of them.
+/// Returns the entries of `tests/known_gaps.toml`.
 pub(super) fn gaps() -> Vec<Gap> {
     #[derive(Deserialize)]
     struct Gaps {
@@ -421,7 +422,7 @@ impl Gap {
     }
 }
 
-/// `*` stands for anything.
+/// Returns whether a word matches a pattern, in which `*` stands for anything.
 fn fits(pattern: &[u8], word: &[u8]) -> bool {
     match pattern.split_first() {
         None => word.is_empty(),
@@ -439,7 +440,7 @@ fn every_known_gap_has_a_reason_and_a_facet() {
 }
 
 #[test]
-fn the_judge_sees_what_differs() {
+fn the_judge_finds_every_difference() {
     let world = World::new();
     let (src, other) = (world.src(), world.path("other"));
     tree::make(&src);

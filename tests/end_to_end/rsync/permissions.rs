@@ -1,4 +1,4 @@
-//! What a daemon serves that is started as root, beside a stock daemon that runs as nobody.
+//! What a daemon that runs as root serves, compared with a stock daemon that runs as nobody.
 
 use std::fs::Permissions;
 use std::net::TcpListener;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::peers::{Pulled, Stock, am_root, copy, index, pull};
 use crate::support::*;
 
-/// A tree of which not everything is for everybody.
+/// Creates a tree with files and directories that not everybody may read.
 fn world() -> World {
     let world = World::new();
     let at = |name: &str| world.src().join(name);
@@ -34,29 +34,28 @@ fn world() -> World {
     ] {
         std::fs::set_permissions(at(name), Permissions::from_mode(mode)).expect("a mode");
     }
-    // The directory that the test made is its own alone.
+    // The temporary directory is private.
     std::fs::set_permissions(world.path(""), Permissions::from_mode(0o755)).expect("a mode");
     index(&world);
     world
 }
 
-/// `serve` in its defaults.
+/// Runs `serve` with its defaults.
 fn serve(world: &World, more: &[&str]) -> Server {
     let mut command = stillmirror(&["serve", "--listen", "127.0.0.1:0", "--name", "repo"]);
     command.arg("--root").arg(world.src()).arg("--store").arg(world.path("store")).args(more);
     Server::spawn(command)
 }
 
-/// What the sender said: sorted, with paths as of a daemon without a root of its own, and without what the client's own
-/// version adds.
+/// Returns the sender's errors, sorted and with paths as from a daemon without chroot, and without the client's own lines.
 fn errors(pulled: &Pulled) -> Vec<String> {
-    let own = |line: &&str| line.contains("[sender]");
-    let mut lines: Vec<_> = pulled.errors.lines().filter(own).map(|line| line.replace("\"/", "\"")).collect();
+    let is_senders = |line: &&str| line.contains("[sender]");
+    let mut lines: Vec<_> = pulled.errors.lines().filter(is_senders).map(|line| line.replace("\"/", "\"")).collect();
     lines.sort();
     lines
 }
 
-/// Both clients' ends.
+/// Asserts that both clients end in the same way, with the same tree.
 #[track_caller]
 fn same(world: &World, stock: &str, ours: &str, words: &str, compares_errors: bool) {
     let words: Vec<&str> = words.split(' ').collect();
@@ -78,7 +77,7 @@ fn same(world: &World, stock: &str, ours: &str, words: &str, compares_errors: bo
 }
 
 #[test]
-fn a_daemon_of_root_serves_what_a_stock_daemon_serves_that_runs_as_nobody() {
+fn a_daemon_running_as_root_serves_the_same_as_a_stock_daemon_running_as_nobody() {
     if !am_root() {
         return;
     }
@@ -112,7 +111,7 @@ fn a_daemon_of_root_serves_what_a_stock_daemon_serves_that_runs_as_nobody() {
         ("-d {M}/closed", true),
         ("-a --ignore-missing-args {M}/closed/none", true),
         ("-a --filter=:_rules {M}/", true),
-        // Of a file behind a symlink the message has another name.
+        // Errors about a file behind a symlink name it differently.
         ("-aL {M}/", false),
         ("-ak {M}/", true),
         ("-aL {M}/to-file", true),
@@ -122,7 +121,7 @@ fn a_daemon_of_root_serves_what_a_stock_daemon_serves_that_runs_as_nobody() {
             same(&world, &stock.address, &ours.address, &format!("{protocol} {words}"), compares_errors);
         }
     }
-    // Who has the same content is not told so.
+    // A client that has the same content of a private file is not told so.
     let [theirs, own] = [("their-copy", &stock.address), ("our-copy", &ours.address)].map(|(name, address)| {
         copy(&world.src(), &world.path(name));
         let to = format!("{}/", world.path(name).display());
@@ -136,7 +135,7 @@ fn a_daemon_of_root_serves_what_a_stock_daemon_serves_that_runs_as_nobody() {
 }
 
 #[test]
-fn what_root_alone_may_read_goes_to_no_native_client_unless_the_operator_says_so() {
+fn native_clients_get_private_files_only_with_serve_private() {
     if !am_root() {
         return;
     }
@@ -154,7 +153,7 @@ fn what_root_alone_may_read_goes_to_no_native_client_unless_the_operator_says_so
     assert_same_tree(&world.src(), &world.dest());
 }
 
-/// The lines `Uid`, `Gid` and `Groups` of all threads of a process.
+/// Returns the distinct lines `Uid`, `Gid` and `Groups` of all threads of a process.
 fn identities(pid: u32) -> Vec<String> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
     let mut found = Vec::new();
@@ -169,13 +168,13 @@ fn identities(pid: u32) -> Vec<String> {
 }
 
 #[test]
-fn a_daemon_opens_its_ports_and_becomes_the_user_that_is_named() {
+fn a_daemon_opens_its_ports_and_then_changes_to_the_configured_user() {
     if !am_root() {
         return;
     }
     let world = world();
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let port = (600..1000).find(is_free).expect("a free port of root's");
+    let port = (600..1000).find(is_free).expect("a free privileged port");
     let config = format!(
         "[daemon]\nlisten = \"127.0.0.1:{port}\"\nuser = \"54321\"\ngroup = \"54322\"\n[[repository]]\nname = \"repo\"\n\
          root = \"src\"\nstore = \"store\"\n"
@@ -197,7 +196,7 @@ fn a_daemon_opens_its_ports_and_becomes_the_user_that_is_named() {
 }
 
 #[test]
-fn a_user_that_there_is_none_of_is_an_error_of_the_configuration() {
+fn an_unknown_user_or_group_is_a_configuration_error() {
     let world = World::with_tree();
     world.index();
     for (keys, wanted) in [

@@ -1,4 +1,4 @@
-//! The command lines of public mirror scripts, stage after stage.
+//! The command lines of public mirror scripts, stage by stage.
 
 use super::peers::{Pair, copy, index};
 use super::{changes, tree};
@@ -12,7 +12,7 @@ const FTPSYNC_LAST: &str = "--max-delete=40000 --delay-updates --delete --delete
 const UBUNTU: &str = "--recursive --times --links --safe-links --hard-links --stats";
 const TUNASYNC: &str = "-aHvh --no-o --no-g --stats --filter=risk_.~tmp~/ --exclude=.~tmp~/ --safe-links --timeout=120";
 
-/// Runs the stages over the same two mirrors: from nothing, and over an old copy after the tree has changed.
+/// Runs the first stage from nothing. Then changes the tree, and runs each stage over an old copy and from nothing.
 fn stages(script: &str, stages: &[String]) {
     let pair = Pair::new();
     let words = |stage: usize| [stages[stage].split_whitespace().collect::<Vec<_>>(), vec!["{M}/", "{D}/"]].concat();

@@ -1,4 +1,4 @@
-//! A small tree of everything odd, and what a publisher changes in it.
+//! A small tree with everything unusual, and what a publisher changes in it.
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -11,10 +11,10 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 use super::peers::am_root;
 use crate::support::*;
 
-/// Times of the past, so that no client's clock shows them.
+/// A time in the past, which cannot be confused with one that a client's clock set.
 pub(super) const SOME_TIME: i64 = 1_500_000_000;
 
-/// Makes the tree. Owners and devices need root; without it they are left out.
+/// Creates the tree. Without root, it has no other owners and no devices.
 pub(super) fn make(root: &Path) {
     for (path, len) in [
         ("README", 100),
@@ -119,7 +119,7 @@ fn link_groups(root: &Path) {
     }
 }
 
-/// Fifos and, for root, devices.
+/// Creates fifos and, as root, devices.
 fn special(root: &Path) {
     let dir = root.join("special");
     std::fs::create_dir(&dir).unwrap();
@@ -179,7 +179,7 @@ fn times(root: &Path) {
     }
 }
 
-/// Gives all entries times of the past, different ones, and the same in every run.
+/// Gives all entries different times in the past, the same in every run.
 fn settle(root: &Path) {
     let (mut all, mut next) = (vec![root.to_owned()], 0);
     while let Some(path) = all.get(next).cloned() {
@@ -202,7 +202,7 @@ pub(super) fn touch(path: &Path, sec: i64, nsec: i64) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// What publishers do between two pulls, and then some.
+/// Changes the tree as publishers do between two pulls, and in rarer ways.
 pub(super) fn change(root: &Path) {
     let at = |name: &str| root.join(name);
     let edit = |name: &str, len: usize| {
@@ -239,7 +239,7 @@ pub(super) fn change(root: &Path) {
     }
 }
 
-/// What years do to a mirror: files cut short, touched, unknown ones.
+/// Changes a mirror as years do: some files are truncated or touched, others do not belong to it.
 pub(super) fn damage(root: &Path) {
     let at = |name: &str| root.join(name);
     std::fs::File::options().write(true).open(at("sizes/32769")).unwrap().set_len(10_000).unwrap();
@@ -257,7 +257,7 @@ pub(super) fn damage(root: &Path) {
     symlink("wrong", at("symlinks/up")).unwrap();
 }
 
-/// Makes everything older than every run by more than a second, which is what old protocols round times to.
+/// Makes everything older than any run by more than a second, because old protocols round times to seconds.
 pub(super) fn age(root: &Path) {
     let find = std::process::Command::new("find")
         .arg(root)

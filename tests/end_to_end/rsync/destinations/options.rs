@@ -1,18 +1,18 @@
-//! Command lines, drawn at random.
+//! Random command lines.
 
 use std::fmt::Write;
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// Options that exclude each other, or of which one is enough for a case.
+/// Options of which a case has at most one.
 struct Row {
-    /// How often one of them is there, of 100.
+    /// How many of 100 cases have one of them.
     share: u32,
     choices: &'static [Choice],
 }
 
-/// Words of a command line, and the oldest protocol at which a client takes them.
+/// Words of a command line, and the oldest protocol at which a client accepts them.
 pub(super) type Choice = (&'static str, u8);
 
 const ROWS: [Row; 11] = [
@@ -172,7 +172,7 @@ const FILTERS: [Choice; 21] = [
 
 const FOLLOWS: [&str; 3] = ["-L", "-k", "--copy-unsafe-links"];
 
-/// What a client asks for.
+/// A command line.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     rows: Vec<Option<Choice>>,
@@ -184,7 +184,7 @@ pub(super) struct Line {
     to_a_name: bool,
 }
 
-/// What is known of a source tree.
+/// What the command lines need to know about a source tree.
 pub(super) struct Facts {
     pub(super) paths: Vec<String>,
     pub(super) dirs: Vec<String>,
@@ -194,7 +194,7 @@ pub(super) struct Facts {
     pub(super) may_follow: bool,
 }
 
-/// `protocol`: only this one. `without`: words that are left out.
+/// Generates command lines: with `protocol` only, if set, and without the words in `without`.
 pub(super) fn any(facts: &Facts, protocol: Option<u8>, without: &[String]) -> impl Strategy<Value = Line> + use<> {
     let allowed = |choices: &[Choice]| -> Vec<Choice> {
         let is_left_out = |word: &str| {
@@ -224,7 +224,7 @@ pub(super) fn any(facts: &Facts, protocol: Option<u8>, without: &[String]) -> im
     } else {
         prop::option::weighted(0.14, names(facts)).boxed()
     };
-    // Another protocol is no simpler.
+    // No protocol is simpler than another.
     let protocol = select(protocols).no_shrink();
     (rows, filters, names, sources(facts), prop::bool::weighted(0.03), protocol).prop_map(
         |(rows, filters, names, sources, to_a_name, protocol)| Line {
@@ -283,19 +283,19 @@ impl Line {
         self.protocol
     }
 
-    /// The options alone, of those that the protocol has.
+    /// Returns the options that the protocol supports.
     pub(super) fn options(&self) -> impl Iterator<Item = &'static str> {
         let chosen = self.rows.iter().flatten().chain(&self.filters);
         let of_names = self.names.iter().map(|(_, options)| options);
         chosen.chain(of_names).filter(|(_, oldest)| *oldest <= self.protocol).flat_map(|(words, _)| words.split(' '))
     }
 
-    /// Whether a client follows, in its destination, the symlinks that a daemon sends as directories.
+    /// Returns whether a client follows, in its destination, symlinks that the daemon sends as directories.
     pub(super) fn merges_names(&self) -> bool {
         self.options().any(|word| word == "-K") && self.options().any(|word| FOLLOWS.contains(&word))
     }
 
-    /// The content of the list of names.
+    /// Returns the content of the list for `--files-from`.
     pub(super) fn names(&self) -> Option<String> {
         let (names, _) = self.names.as_ref()?;
         Some(names.iter().fold(String::new(), |mut text, name| {
@@ -304,12 +304,12 @@ impl Line {
         }))
     }
 
-    /// All words. `list` is where the list of names lies.
+    /// Returns all words. `list` is the path of the list for `--files-from`.
     pub(super) fn words(&self, list: &str) -> Vec<String> {
         let options = self.options().map(str::to_owned);
         let list = self.names.iter().map(|_| format!("--files-from={list}"));
-        // With a list of names there is one source, a directory. (Of several directories the first one's attributes are
-        // taken, and which one a wildcard names first is up to the file system: so there is no `*/`.)
+        // With a list of names there is one source, a directory. There is no `*/`: of several directories, the first
+        // one's attributes are used, and the file system decides which one a wildcard expands to first.
         let sources = match &self.names {
             Some(_) => &self.sources[..1],
             None => &self.sources[..],
@@ -327,7 +327,7 @@ impl Line {
             .collect()
     }
 
-    /// What is counted.
+    /// Returns the features that the report counts.
     pub(super) fn features(&self) -> Vec<String> {
         let mut found: Vec<_> = self.options().map(str::to_owned).collect();
         found.extend(self.names.iter().map(|_| "--files-from".to_owned()));

@@ -1,4 +1,4 @@
-//! What a run found, and what it tried.
+//! The report of a run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Found;
 use crate::rsync::peers::Difference;
 
-/// The whole run.
+/// The results of a run.
 #[derive(Default)]
 pub(super) struct Report {
     pub(super) cases: usize,
@@ -16,16 +16,16 @@ pub(super) struct Report {
     known: usize,
     shrunk: usize,
     pub(super) failures: Vec<Failure>,
-    /// What differed once and not again, or between two stock daemons too.
+    /// Cases that did not differ again, or that differ between two stock daemons as well.
     pub(super) unsteady: Vec<Failure>,
-    /// Cases by option and by feature of the destination.
+    /// The number of cases by option, and by feature of the destination.
     options: BTreeMap<String, usize>,
     features: BTreeMap<String, usize>,
-    /// Cases by the exit code after a pull from the stock daemon, and the last command line that led to each.
+    /// The number of cases by exit code of the stock daemon's client, and the last command line with each code.
     exits: BTreeMap<String, (usize, String)>,
 }
 
-/// One case, in a form that people can follow.
+/// A failed case in readable form.
 pub(super) struct Failure {
     pub(super) seed: u64,
     pub(super) source: Vec<String>,
@@ -45,7 +45,7 @@ impl Report {
         if found.unexplained.is_empty() {
             *(if found.is_known { &mut self.known } else { &mut self.same }) += 1;
         }
-        // What a case has twice counts once.
+        // Count a case once for each option.
         let once = |names: &[String]| names.iter().cloned().collect::<std::collections::BTreeSet<_>>();
         for option in once(options) {
             *self.options.entry(option).or_default() += 1;
@@ -57,10 +57,10 @@ impl Report {
         *exit = (exit.0 + 1, command);
     }
 
-    /// Whether one more failure may be shrunk.
-    pub(super) fn begin_to_shrink(&mut self, most: usize) -> bool {
+    /// Counts a failure to shrink. Returns whether it is within the limit.
+    pub(super) fn begin_to_shrink(&mut self, limit: usize) -> bool {
         self.shrunk += 1;
-        self.shrunk <= most
+        self.shrunk <= limit
     }
 
     pub(super) fn json(&self) -> Value {

@@ -1,31 +1,31 @@
-//! How long a run is, and what it judges, by environment variables.
+//! Environment variables for the length of a run and the judged daemon.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::report::Report;
 
-/// For all variables there are defaults, those of the short run.
+/// The settings. The defaults are those of the short run.
 pub(super) struct Settings {
-    /// `DESTINATIONS_CASES`
+    /// `DESTINATIONS_CASES`: the number of cases.
     pub(super) cases: usize,
-    /// `DESTINATIONS_SEED`: that of the first source tree; the others follow it.
+    /// `DESTINATIONS_SEED`: the seed of the first source tree. The other trees have the following seeds.
     pub(super) seed: u64,
-    /// `DESTINATIONS_PROTOCOL`: only this one.
+    /// `DESTINATIONS_PROTOCOL`: the only protocol to test.
     pub(super) protocol: Option<u8>,
-    /// `DESTINATIONS_WITHOUT`: options that are not to be drawn, separated by spaces.
+    /// `DESTINATIONS_WITHOUT`: options to leave out, separated by spaces.
     pub(super) without: Vec<String>,
-    /// `DESTINATIONS_JOBS`: how many source trees are served at once.
+    /// `DESTINATIONS_JOBS`: the number of source trees that are served at once.
     pub(super) jobs: usize,
-    /// `DESTINATIONS_SHRUNK`: how many failures are shrunk.
+    /// `DESTINATIONS_SHRUNK`: the maximum number of failures to shrink.
     pub(super) shrunk: usize,
-    /// `DESTINATIONS_JUDGED=stock` judges a second stock daemon.
+    /// `DESTINATIONS_JUDGED=stock`: judge a second stock daemon.
     pub(super) judged: Judged,
-    /// `DESTINATIONS_REPORT`: where a report goes as JSON.
+    /// `DESTINATIONS_REPORT`: the file for a report as JSON.
     report: Option<PathBuf>,
 }
 
-/// Which daemon is judged. `STILLMIRROR_BINARY` names another build of ours.
+/// The judged daemon. `STILLMIRROR_BINARY` selects another build of ours.
 pub(super) enum Judged {
     Ours,
     StockAgain,
@@ -58,5 +58,5 @@ impl Settings {
 
 fn number<T: FromStr>(name: &str) -> Option<T> {
     let text = std::env::var(format!("DESTINATIONS_{name}")).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("DESTINATIONS_{name} is no number: {text}")))
+    Some(text.parse().unwrap_or_else(|_| panic!("DESTINATIONS_{name} is not a number: {text}")))
 }

@@ -1,4 +1,4 @@
-//! Source trees, drawn at random.
+//! Random source trees.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,15 +14,15 @@ use crate::rsync::peers::am_root;
 use crate::rsync::tree::{SOME_TIME, touch};
 use crate::support::noise;
 
-/// Directories: some sort differently with the slash that follows their name.
+/// Names of directories. The slash after the name changes how some of them sort.
 pub(super) const DIRS: [&str; 11] = ["a", "a-b", "a.d", "a0", "b", "B", "local", "keep", "x.d", "0", "sub"];
-/// Other names, some of which are directories elsewhere, or match the rules of `options` and of merge files.
+/// Other names. Some are also names of directories, or match rules of `options` and of merge files.
 pub(super) const NAMES: [&str; 18] = [
     "f", "g", "f.o", "g.o", "local1", "local2", "keep1", "keep2", "x~", ".hid", "big", "same", "core", "sp ace", "a",
     "a-b", "a.d", "pkg-1.0",
 ];
-/// What absolute and escaping symlinks point to. No host has that name in its root directory, so no client follows
-/// them out of its destination.
+/// The target of absolute and escaping symlinks. No host has this name in its root directory, so no client follows such a
+/// symlink out of its destination.
 const INSIDE: &str = "only-in-module";
 
 /// One name of a tree.
@@ -41,7 +41,7 @@ enum Kind {
         seed: u8,
     },
     Symlink(String),
-    /// A name of the link group with this number.
+    /// A name of the hard link group with this number.
     Linked(u8),
     Fifo,
     Device,
@@ -58,7 +58,7 @@ pub(super) struct Attributes {
 }
 
 const PLAIN: Attributes = Attributes { mode: 0o755, owner: (0, 0), time: (SOME_TIME, 0) };
-/// Few different ones, so that equal times, and times that are equal to the second, are common.
+/// Only a few times, so that equal times, and times in the same second, are common.
 const TIMES: [(i64, i64); 7] = [
     (SOME_TIME, 0),
     (SOME_TIME, 5),
@@ -69,7 +69,7 @@ const TIMES: [(i64, i64); 7] = [
     (-60, 500_000_000),
 ];
 
-/// The root and some directories below it first; everything else is put into them.
+/// Generates source trees: some directories first, then everything else in them or in the root.
 pub(super) fn any() -> impl Strategy<Value = Vec<Entry>> {
     let dir = prop::collection::vec(select(&DIRS), 1..=4).prop_map(|parts| parts.join("/"));
     prop::collection::vec(dir, 2..=10).prop_flat_map(|dirs| {
@@ -162,7 +162,7 @@ pub(super) fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
-/// Makes a tree of the entries. Of two that cannot both be there, the first one is.
+/// Creates a tree with the entries. If two entries conflict, the first one wins.
 pub(super) fn make(root: &Path, entries: &[Entry]) {
     std::fs::create_dir(root).expect("a root");
     let (mut groups, mut made) = (BTreeMap::new(), Vec::new());
@@ -184,7 +184,7 @@ pub(super) fn make(root: &Path, entries: &[Entry]) {
     }
 }
 
-/// Makes the directories above a name; false if something else is in their place.
+/// Creates the directories above a name. Returns `false` if something else has the name of one of them.
 pub(super) fn has_dirs(root: &Path, name: &str) -> bool {
     let mut at = root.to_owned();
     Path::new(name).parent().into_iter().flatten().all(|part| {
@@ -193,7 +193,7 @@ pub(super) fn has_dirs(root: &Path, name: &str) -> bool {
     })
 }
 
-/// Calls with everything at and below `root`, directories before what is in them.
+/// Calls `seen` for everything at and below `root`, for a directory before its entries.
 pub(super) fn walk(root: &Path, seen: &mut impl FnMut(&Path, &std::fs::Metadata)) {
     let Ok(facts) = root.symlink_metadata() else { return };
     seen(root, &facts);

@@ -1,4 +1,4 @@
-//! States of a destination: what it begins as, and random operations on that.
+//! States of a destination: an initial state, and random operations on it.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, Permissions};
@@ -15,7 +15,7 @@ use crate::rsync::peers::am_root;
 use crate::rsync::tree::{SOME_TIME, touch};
 use crate::support::noise;
 
-/// What is there before the operations.
+/// The initial state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Base {
     Empty,
@@ -27,19 +27,19 @@ pub(super) enum Base {
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Remove(String),
-    /// Puts a file where it may not have been one.
+    /// Writes a file, whatever the name was before.
     File(String, Content, When),
-    /// Puts a directory, with files of these names in it.
+    /// Creates a directory with files of these names.
     Dir(String, Vec<&'static str>),
     Symlink(String, Target),
     Fifo(String),
-    /// Puts a merge file into a directory, and names that its rules may be about.
+    /// Writes a merge file into a directory, and files that its rules may match.
     Merge(String, &'static str, Vec<&'static str>),
-    /// What an interrupted transfer of a file leaves behind.
+    /// Leaves behind what an interrupted transfer of a file does.
     Leftover(String, Leftover),
-    /// Makes the first a name of the second's inode.
+    /// Makes the first name a hard link to the second one.
     Join(String, String),
-    /// Gives a name an inode of its own.
+    /// Separates a name from its hard link group.
     Split(String),
     Mode(String, u32),
     Owner(String, u32),
@@ -47,18 +47,18 @@ pub(super) enum Op {
     Immutable(String),
 }
 
-/// Compared with the file at the source.
+/// A content, relative to that of the file at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     Same,
     OtherOfSameSize,
     Edited,
-    CutShort,
+    Truncated,
     Longer,
     Empty,
 }
 
-/// Compared with the time at the source.
+/// A time, relative to that at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
     Same,
@@ -67,11 +67,11 @@ pub(super) enum When {
     OtherNanoseconds,
 }
 
-/// Targets never lead out of the directory that one client works in.
+/// The target of a symlink. It never leaves the directory that one client works in.
 #[derive(Clone, Debug)]
 pub(super) enum Target {
     Inside(String),
-    /// A directory beside the destination.
+    /// A directory next to the destination.
     Outside,
     FileOutside,
     Dangling,
@@ -90,15 +90,15 @@ const RULES: [&str; 16] = [
     "- local*", "P keep*", "- *.o", "+ keep1", "R keep*", "H f*", "S *", "- *", "-/ a", "-r g*", "-s f.o", "- sub/",
     "!", ": .name", "local2", "-! */",
 ];
-/// They are beside every merge file, and in the directories below.
+/// Files that are written next to every merge file, and in the directories below.
 const RULED: [&str; 3] = ["local1", "keep1", "g.o"];
 /// `.cvsignore` is read with -C.
 const MERGE_FILES: [&str; 4] = [".rsync-filter", ".name", ".name", ".cvsignore"];
 
-/// For the names of one source tree.
-pub(super) fn ops(paths: &[String], dirs: &[String], most: usize) -> impl Strategy<Value = Vec<Op>> + use<> {
-    // Shrinking drops operations, and leaves alone the rest: another path is hardly ever a simpler case.
-    prop::collection::vec(op(paths, dirs).no_shrink(), 0..=most)
+/// Generates up to `limit` operations on the names of a source tree.
+pub(super) fn ops(paths: &[String], dirs: &[String], limit: usize) -> impl Strategy<Value = Vec<Op>> + use<> {
+    // Shrinking drops operations but does not change them: another path hardly ever makes a simpler case.
+    prop::collection::vec(op(paths, dirs).no_shrink(), 0..=limit)
 }
 
 fn op(paths: &[String], dirs: &[String]) -> BoxedStrategy<Op> {
@@ -107,7 +107,7 @@ fn op(paths: &[String], dirs: &[String]) -> BoxedStrategy<Op> {
     let new = (dir.clone(), select(&NAMES)).prop_map(|(dir, name)| join(&dir, name));
     let path = prop_oneof![2 => known.clone(), 1 => new].boxed();
     let content = select(
-        [Content::Same, Content::OtherOfSameSize, Content::Edited, Content::CutShort, Content::Longer, Content::Empty]
+        [Content::Same, Content::OtherOfSameSize, Content::Edited, Content::Truncated, Content::Longer, Content::Empty]
             .to_vec(),
     );
     let when = select([When::Same, When::Older, When::Newer, When::OtherNanoseconds].to_vec()).boxed();
@@ -128,7 +128,7 @@ fn op(paths: &[String], dirs: &[String]) -> BoxedStrategy<Op> {
         Leftover::Backup,
     ]);
     let rules = prop::collection::vec(select(&RULES), 1..=3);
-    // Their rules hold below: they matter more the higher they are.
+    // Rules apply to everything below, so merge files matter more near the root.
     let high = (dir, prop::bool::ANY)
         .prop_map(|(dir, top)| if top { dir.split('/').next().unwrap_or_default().to_owned() } else { dir });
     let owned: &'static [u32] = &[0, 1, 12345];
@@ -152,21 +152,21 @@ fn op(paths: &[String], dirs: &[String]) -> BoxedStrategy<Op> {
     .boxed()
 }
 
-/// A destination, which takes back what would keep it from being removed.
+/// A destination. Dropping it clears the immutable flags, which would prevent its removal.
 pub(super) struct Destination {
     immutable: Vec<File>,
-    /// What the operations came upon.
+    /// The features that the report counts.
     pub(super) features: Vec<String>,
 }
 
-/// Makes a destination. `src` is the tree of `entries`.
+/// Creates a destination. `src` is the tree of `entries`.
 pub(super) fn make(dest: &Path, src: &Path, entries: &[Entry], base: Base, ops: &[Op]) -> Destination {
     let mut state = Destination { immutable: Vec::new(), features: vec![format!("{base:?}").to_lowercase()] };
     if base == Base::Absent {
         return state;
     }
     source::make(dest, if base == Base::Copy { entries } else { &[] });
-    // What a later operation does not set gets a time of the past, so that no client's clock shows it.
+    // Names whose time no operation sets get a time in the past, which no client's clock sets.
     let start = SystemTime::now() - Duration::from_millis(100);
     let (structure, attributes): (Vec<_>, Vec<_>) = ops.iter().partition(|op| !op.is_of_attributes());
     let mut apply = |op: &Op| {
@@ -201,7 +201,8 @@ impl Drop for Destination {
     }
 }
 
-/// No entry of such a directory can be made or removed. None where the file system, or the user, has no such flag.
+/// Sets the immutable flag: no entry of such a directory can be created or removed. `None` if the file system does not
+/// support it, or the user may not set it.
 fn freeze(path: &Path) -> Option<File> {
     if !matches!(kind(path), "file" | "directory") {
         return None;
@@ -213,7 +214,7 @@ fn freeze(path: &Path) -> Option<File> {
     Some(file)
 }
 
-/// Directories that the operations changed get the time that they have at the source.
+/// Gives directories that the operations changed the time that they have at the source.
 fn settle(dest: &Path, src: &Path, start: SystemTime) {
     walk(dest, &mut |path, facts| {
         if facts.modified().is_ok_and(|time| time >= start) {
@@ -224,7 +225,7 @@ fn settle(dest: &Path, src: &Path, start: SystemTime) {
     });
 }
 
-/// At the source, or where that has no such name, some time.
+/// Returns the time of a name at the source, or some time if it does not exist there.
 fn time_of(path: &Path) -> (i64, i64) {
     path.symlink_metadata().map_or((SOME_TIME + 50, 7), |facts| (facts.mtime(), facts.mtime_nsec()))
 }
@@ -267,7 +268,7 @@ impl Op {
         }
     }
 
-    /// These come after the others, which would undo them.
+    /// Returns whether the operation sets attributes. Such operations come last, because the others would undo them.
     fn is_of_attributes(&self) -> bool {
         matches!(self, Self::Mode(..) | Self::Owner(..) | Self::Time(..) | Self::Immutable(_))
     }
@@ -293,10 +294,10 @@ impl Op {
         }
     }
 
-    /// None if there is nothing to do.
+    /// Applies the operation. `None` if there is nothing to do.
     fn apply(&self, dest: &Path, src: &Path, path: &Path) -> Option<()> {
         let name = self.path();
-        // Never through a symlink.
+        // Never follow a symlink.
         if self.is_of_attributes() || matches!(self, Self::Remove(_) | Self::Split(_)) {
             if kind(path) == "nothing" || !is_below_dirs(dest, name) {
                 return None;
@@ -367,7 +368,7 @@ impl Op {
                 touch(path, facts.mtime(), facts.mtime_nsec());
             }
             Self::Mode(_, mode) if !path.is_symlink() => {
-                // Without root a directory that nobody may enter could not be compared.
+                // Without root, directories that are not searchable could not be compared.
                 let kept = if path.is_dir() && !am_root() { 0o500 } else { 0 };
                 std::fs::set_permissions(path, Permissions::from_mode(mode | kept)).ok()?;
             }
@@ -380,7 +381,7 @@ impl Op {
     }
 }
 
-/// Where a merge file's rules hold: in its directory, and below.
+/// Writes the files of [`RULED`] into a directory and into all directories below.
 fn put_ruled(root: &Path) {
     let mut dirs = Vec::new();
     walk(root, &mut |path, facts| dirs.extend(facts.is_dir().then(|| path.to_owned())));
@@ -412,7 +413,7 @@ impl Content {
                 let half = content.len() / 2;
                 content.splice(half..half, *b"edited");
             }
-            Self::CutShort => content.truncate(content.len() / 2),
+            Self::Truncated => content.truncate(content.len() / 2),
             Self::Longer => content.extend_from_slice(&noise(1000, 5)),
             Self::Empty => content.clear(),
         }
@@ -432,7 +433,7 @@ impl When {
     }
 }
 
-/// What lies beside the destination for symlinks to point to.
+/// Creates the directory next to the destination that symlinks point to.
 pub(super) fn make_outside(out: &Path) {
     std::fs::create_dir(out).expect("a directory");
     for name in ["file", "dir/f", "dir/keep1", "dir/sub/g", "dir/sub/local1"] {
@@ -463,7 +464,7 @@ impl Target {
 impl Leftover {
     fn put(self, path: &Path, origin: &Path) -> Option<()> {
         let (dir, name) = (path.parent()?, path.file_name()?.to_str()?);
-        let content = Content::CutShort.of(origin);
+        let content = Content::Truncated.of(origin);
         let at = match self {
             Self::Temporary => dir.join(format!(".{name}.Ab3dEf")),
             Self::Backup => dir.join(format!("{name}~")),
