@@ -20,9 +20,10 @@ use crate::progress::{self, FilesDone};
 use crate::url::Url;
 use crate::{path_args, signals};
 
-/// The least `--bwlimit`, in bytes per second: twice the default `minimum_rate` of a daemon, which disconnects clients
-/// that are slower than that.
-const LEAST_BWLIMIT: u64 = 2 << 10;
+/// The least `--bwlimit`, in bytes per second. The kernel opens a full receive window (6 MiB by default) again once a
+/// sixteenth of it is free. Below this limit, that takes longer than a daemon waits before it disconnects a client that
+/// takes nothing (30 s by default).
+const LEAST_BWLIMIT: u64 = 16 << 10;
 
 const EXAMPLES: &str = "\
 Examples:

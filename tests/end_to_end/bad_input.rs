@@ -148,7 +148,7 @@ fn a_dangling_symlink_as_destination_is_named() {
 #[test]
 fn a_bwlimit_that_cannot_work_is_refused_with_the_least_one() {
     let output = stillmirror(&["pull", "stillmirror://127.0.0.1:1/repo", "dest", "--bwlimit", "1"]).output().unwrap();
-    assert_fails(&output, 1, &["--bwlimit", "the least is 2KiB"]);
+    assert_fails(&output, 1, &["--bwlimit", "the least is 16KiB"]);
 }
 
 #[test]
