@@ -39,6 +39,8 @@ pub struct Statistics {
 #[derive(Debug, Clone)]
 pub struct Replies {
     version: Version,
+    /// The length of the digest behind each file, in bytes.
+    digest_len: i32,
     ndx: NdxEncoder,
     tokens: Tokens,
     out: Vec<u8>,
@@ -53,7 +55,14 @@ impl Replies {
         if setup.incremental {
             ndx.put(&mut Vec::new(), NDX_FLIST_EOF);
         }
-        Self { version: setup.version, ndx, tokens: Tokens::new(setup.compression), out: Vec::new(), frame: None }
+        Self {
+            version: setup.version,
+            digest_len: setup.transfer.bytes() as i32,
+            ndx,
+            tokens: Tokens::new(setup.compression),
+            out: Vec::new(),
+            frame: None,
+        }
     }
 
     /// Returns the buffer of bytes to send. The caller must send and clear all of it before more is written.
@@ -105,8 +114,11 @@ impl Replies {
     pub fn file(&mut self, request: &Request) {
         self.echo(request);
         let sums = request.sums.unwrap_or_default();
+        // Clients of 3.2 ask for 16 bytes when they request a file again, whatever the digest, and some of them refuse
+        // an echo that is longer than the digest.
+        let strong_len = sums.strong_len.min(self.digest_len);
         self.data(|out, _| {
-            for field in [sums.count, sums.block_len, sums.strong_len, sums.remainder] {
+            for field in [sums.count, sums.block_len, strong_len, sums.remainder] {
                 put_i32(out, field);
             }
         });

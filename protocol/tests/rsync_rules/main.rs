@@ -68,6 +68,10 @@ fn a_modules_own_rules_hide_the_same_names_here_and_in_the_stock_daemon() {
         let mut random = Random::new(5000 + seed as u64);
         let number = seed % MODULES;
         let [filter, include, exclude] = &values[number];
+        // Releases differ: 3.2 refuses the whole module, later ones ignore what follows the `!`.
+        if filter.split(|&byte| byte == b' ').any(|word| word.len() > 1 && word[0] == b'!') {
+            return;
+        }
         let rules = if random.chance(50) { generator::rules(&mut random, &tree) } else { Vec::new() };
         let path = &if seed < MODULES { Vec::new() } else { places.pick(&mut random) };
         let query = Query { module: &modules[number].0, protocol: 29, path, cvs_exclude: false, rules: &rules };
