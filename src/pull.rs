@@ -173,6 +173,9 @@ fn tell(report: &Report, arguments: &Arguments) -> Exit {
             Failure::Unreadable => "cannot be read at the sender",
             Failure::InTheWay => "a directory with files of its own is in the way",
             Failure::Refused => "cannot be made here",
+            Failure::Damaged => "does not match its digest at the sender",
+            Failure::Stuck => "cannot be changed here",
+            Failure::Held => "waits for the files that it refers to",
         };
         eprintln!("stillmirror: {}: {why}", Escaped(&failed.path));
     }
