@@ -204,6 +204,9 @@ fn print(report: &Report, arguments: &Arguments) -> Exit {
             Failure::Unreadable => "cannot be read at the sender",
             Failure::InTheWay => "a directory with local files is in the way",
             Failure::Refused => "cannot be created on this host",
+            Failure::Damaged => "does not match its digest at the sender",
+            Failure::Stuck => "cannot be changed on this host",
+            Failure::Held => "waits for the files that it refers to",
         };
         eprintln!("stillmirror: {}: {why}", Escaped(&failed.path));
     }

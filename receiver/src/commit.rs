@@ -2,14 +2,16 @@
 //!
 //! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever refers to an incomplete file.
 //! 2. Directories are created, with permissions that allow the next steps.
-//! 3. Files are renamed into place, then their hard links are made, then symlinks and specials and their hard
-//!    links. Files that refer to other files come after those: see [`rank::Rank`].
-//! 4. Names that the sender does not have are deleted.
+//! 3. Files, hard links, symlinks and specials get their names, by [`rank::Rank`]: what refers to other files comes
+//!    after them. A file whose lower ranks are not complete keeps its old state ([`barrier::Barrier`]).
+//! 4. Names that the sender does not have are deleted, if nothing failed.
 //! 5. Directories get their modes, owners and times, the deepest first.
 //!
-//! At any time, a reader sees either a whole old file or a whole new one. The next pull completes a killed
-//! commit. After the commit, remove the staging directory, then call [`finish_root`].
+//! At any time, a reader sees either a whole old file or a whole new one. A name that this host refuses to change
+//! fails by itself, and the rest goes on. The next pull completes a killed commit. After the commit, remove the
+//! staging directory, then call [`finish_root`].
 
+mod barrier;
 mod place;
 mod rank;
 
@@ -17,7 +19,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType as RawType, Mode, makedev};
+use rustix::fs::{AtFlags, FileType as RawType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 use stillmirror_protocol::list::{FileType, Row};
 use stillmirror_protocol::local::Identity;
@@ -34,8 +36,9 @@ use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
 use crate::stage::{Metadata, Stage};
 
+use barrier::Barrier;
 use place::set_metadata_at;
-use rank::rank;
+use rank::{Rank, rank};
 
 /// Everything needed to commit.
 pub(crate) struct Committer<'a> {
@@ -44,7 +47,9 @@ pub(crate) struct Committer<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
     pub(crate) owners: &'a OwnerMap,
-    /// Whether anything may be deleted, including to make way for something else.
+    /// Whether names that the sender does not have are deleted.
+    pub(crate) delete: bool,
+    /// Whether a directory may be deleted to make way for something else.
     pub(crate) may_delete: bool,
     pub(crate) sync: bool,
     pub(crate) progress: &'a dyn Progress,
@@ -58,6 +63,27 @@ pub(crate) struct Committed {
     pub(crate) identities: HashMap<u32, Identity>,
     /// Rows that failed, including those whose content could not be brought.
     pub(crate) failed: HashMap<u32, Failure>,
+    /// Names that this host refused to delete.
+    pub(crate) undeleted: Vec<Vec<u8>>,
+    /// Whether nothing was deleted because something failed.
+    pub(crate) held_deletions: bool,
+}
+
+/// A name to put in place.
+struct Step {
+    rank: Rank,
+    row: u32,
+    how: How,
+}
+
+/// What gets the name.
+enum How {
+    /// A staged file. See [`StagedFile`].
+    File { name: Vec<u8>, linked: bool },
+    /// A hard link to the file of another row.
+    Link { leader: u32 },
+    /// A symlink or a special.
+    Other,
 }
 
 impl Committer<'_> {
@@ -72,15 +98,21 @@ impl Committer<'_> {
             open: None,
             touched: BTreeSet::new(),
             changed: BTreeSet::new(),
-            failed: staged.failed,
+            failed: HashMap::new(),
+            barrier: Barrier::default(),
+            staged: HashMap::new(),
+            undeleted: Vec::new(),
+            held_deletions: false,
             temporary: 0,
         };
+        for (&row, &why) in &staged.failed {
+            run.fail_before_commit(row, why);
+        }
         run.make_directories(plan)?;
-        run.place_files(plan, staged.files)?;
-        let (files, others) = plan.links.iter().partition(|(row, _)| self.selection.list.row(*row).is_file());
-        run.link(files)?;
-        run.make_others(plan)?;
-        run.link(others)?;
+        let linked_elsewhere = run.links_to_remaining_files(plan);
+        for step in run.steps(plan, staged.files) {
+            run.carry_out(step, &linked_elsewhere)?;
+        }
         run.set_metadata(plan)?;
         run.delete(plan)?;
         run.finish()
@@ -97,45 +129,123 @@ struct CommitRun<'a> {
     /// Rows whose inode changed.
     changed: BTreeSet<u32>,
     failed: HashMap<u32, Failure>,
+    barrier: Barrier,
+    /// The names in the staging directory of the files that are not in place yet, by row.
+    staged: HashMap<u32, Vec<u8>>,
+    undeleted: Vec<Vec<u8>>,
+    held_deletions: bool,
     temporary: u32,
 }
 
 impl<'a> CommitRun<'a> {
-    fn make_directories(&mut self, plan: &Plan) -> Result<(), PullError> {
-        for &row in &plan.directories {
-            let path = self.begin(row)?;
-            if self.context.old_type_of(row).is_some() && !self.make_way(row, &path)? {
-                continue;
-            }
-            let (_, name) = path::split(&path);
-            let mode = Mode::from_raw_mode(u32::from(self.entry(row).permissions()) | 0o700);
-            match rustix::fs::mkdirat(self.parent(&path)?, name, mode) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error).at("create", self.shown(&path)),
-            }
-            self.touch_parent(row);
-            self.touched.extend(self.entry(row).dir_number());
-            self.report.directories_made += 1;
+    /// Returns the names to put in place, in order.
+    fn steps(&mut self, plan: &Plan, files: Vec<StagedFile>) -> Vec<Step> {
+        self.staged = files.iter().map(|file| (file.row, file.name.clone())).collect();
+        let rank = |row: u32| rank(&self.context.selection.path(row));
+        let step = |row: u32, how: How| Step { rank: rank(row), row, how };
+        let files = files.into_iter().map(|StagedFile { row, name, linked }| step(row, How::File { name, linked }));
+        let mut steps: Vec<Step> = files.collect();
+        steps.extend(plan.others.iter().map(|&row| step(row, How::Other)));
+        // A symlink or special is made before its links: only files can be linked while they are staged.
+        steps.extend(plan.links.iter().map(|&(row, leader)| {
+            let rank = if self.entry(row).is_file() { rank(row) } else { rank(row).max(rank(leader)) };
+            Step { rank, row, how: How::Link { leader } }
+        }));
+        steps.sort_by_key(|step| {
+            let after_its_leader = matches!(step.how, How::Link { .. }) && !self.entry(step.row).is_file();
+            (step.rank, after_its_leader, step.row)
+        });
+        steps
+    }
+
+    fn carry_out(&mut self, step: Step, linked_elsewhere: &HashSet<u32>) -> Result<(), PullError> {
+        let Step { rank, row, how } = step;
+        let path = self.begin(row)?;
+        let is_file = matches!(how, How::File { .. });
+        let before = self.failed.len();
+        if self.barrier.holds(rank, &path) {
+            self.fail(row, Failure::Held);
+        } else {
+            self.attempt(row, |run| match how {
+                How::File { name, linked } => run.place_file(row, &path, name, linked, linked_elsewhere),
+                How::Link { leader } => run.link(row, &path, leader),
+                How::Other => run.make(row, &path),
+            })?;
+        }
+        if is_file && self.failed.len() > before {
+            self.report.files_updated = self.report.files_updated.saturating_sub(1);
+        } else if is_file {
+            self.context.progress.advance(1, 0);
         }
         Ok(())
     }
 
-    fn place_files(&mut self, plan: &Plan, mut files: Vec<StagedFile>) -> Result<(), PullError> {
-        files.sort_by_cached_key(|file| (rank(&self.context.selection.path(file.row)), file.row));
-        let linked_elsewhere = self.links_to_remaining_files(plan);
-        for StagedFile { row, mut name, linked } in files {
+    /// Runs one step. If this host refuses to change the name, the row fails, and the commit goes on.
+    fn attempt(&mut self, row: u32, step: impl FnOnce(&mut Self) -> Result<(), PullError>) -> Result<(), PullError> {
+        match step(self) {
+            Err(error) if error.concerns_one_name() => {
+                tracing::warn!(%error, "a name cannot be changed; the rest goes on");
+                self.fail(row, Failure::Stuck);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn fail(&mut self, row: u32, why: Failure) {
+        if self.failed.insert(row, why).is_none() && !self.entry(row).file_type().is_special() {
+            let path = self.context.selection.path(row);
+            self.barrier.failed(rank(&path), &path);
+        }
+    }
+
+    /// Notes a file whose content could not be brought. If it belongs to a repository's indices, all of them keep their
+    /// old state, because some are of no use without the others.
+    fn fail_before_commit(&mut self, row: u32, why: Failure) {
+        self.failed.insert(row, why);
+        self.barrier.failed(Rank::Payload, &self.context.selection.path(row));
+    }
+
+    fn make_directories(&mut self, plan: &Plan) -> Result<(), PullError> {
+        for &row in &plan.directories {
             let path = self.begin(row)?;
-            if linked && linked_elsewhere.contains(&row) {
-                name = self.replace_link_by_copy(row, &name)?;
-            }
-            if !self.place(row, &path, &name)? {
-                self.report.files_updated = self.report.files_updated.saturating_sub(1);
-                continue;
-            }
+            self.attempt(row, |run| run.make_directory(row, &path))?;
+        }
+        Ok(())
+    }
+
+    fn make_directory(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
+        if self.context.old_type_of(row).is_some() && !self.make_way(row, path)? {
+            return Ok(());
+        }
+        let (_, name) = path::split(path);
+        let mode = Mode::from_raw_mode(u32::from(self.entry(row).permissions()) | 0o700);
+        match rustix::fs::mkdirat(self.parent(path)?, name, mode) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).at("create", self.shown(path)),
+        }
+        self.touch_parent(row);
+        self.touched.extend(self.entry(row).dir_number());
+        self.report.directories_made += 1;
+        Ok(())
+    }
+
+    fn place_file(
+        &mut self,
+        row: u32,
+        path: &[u8],
+        mut name: Vec<u8>,
+        linked: bool,
+        linked_elsewhere: &HashSet<u32>,
+    ) -> Result<(), PullError> {
+        if linked && linked_elsewhere.contains(&row) {
+            name = self.replace_link_by_copy(row, &name)?;
+        }
+        if self.place(row, path, &name)? {
+            self.staged.remove(&row);
             if linked {
-                self.set_metadata_of(row, &path)?;
+                self.set_metadata_of(row, path)?;
             }
-            self.context.progress.advance(1, 0);
         }
         Ok(())
     }
@@ -162,38 +272,49 @@ impl<'a> CommitRun<'a> {
         Ok(copy)
     }
 
-    fn link(&mut self, links: Vec<(u32, u32)>) -> Result<(), PullError> {
-        for (row, leader) in links {
-            let path = self.begin(row)?;
-            if let Some(&why) = self.failed.get(&leader) {
-                self.failed.insert(row, why);
-                continue;
+    /// Makes a hard link to the file of `leader`, which may still be staged.
+    fn link(&mut self, row: u32, path: &[u8], leader: u32) -> Result<(), PullError> {
+        let staged = self.staged.get(&leader).cloned();
+        if let Some(&why) = self.failed.get(&leader).filter(|_| staged.is_none()) {
+            self.fail(row, why);
+            return Ok(());
+        }
+        let leader_path = self.context.selection.path(leader);
+        let name = self.temporary();
+        let stage = self.context.stage.fd();
+        let linked = match &staged {
+            Some(staged) => rustix::fs::linkat(stage, staged, stage, &name[..], AtFlags::empty()),
+            None => {
+                let (dir, leader_name) = path::split(&leader_path);
+                let dir = self.context.tree.dir(dir).at("open", self.shown(&leader_path))?;
+                rustix::fs::linkat(&dir, leader_name, stage, &name[..], AtFlags::empty())
             }
-            let leader_path = self.context.selection.path(leader);
-            let (dir, leader_name) = path::split(&leader_path);
-            let dir = self.context.tree.dir(dir).at("open", self.shown(&leader_path))?;
-            let name = self.temporary();
-            match rustix::fs::linkat(&dir, leader_name, self.context.stage.fd(), &name[..], AtFlags::empty()) {
-                // The inode has its maximum number of names, or the file system has no hard links.
-                Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {
-                    self.copy_instead(row, &path, &leader_path)?;
-                    continue;
-                }
-                linked => linked.at("link", self.shown(&leader_path))?,
-            }
-            if self.place(row, &path, &name)? {
-                // rename(2) does nothing if both names refer to the same inode, so the staged name may
-                // remain.
-                local::unlink(self.context.stage.fd(), &name).at("remove", self.context.stage.shown(&name))?;
-                self.changed.insert(leader);
+        };
+        match linked {
+            // The inode has its maximum number of names, the file system has no hard links, or the leader is
+            // on another one.
+            Err(Errno::XDEV) if self.link_across(path, &leader_path)? => {
+                self.touch_parent(row);
+                self.changed.extend([row, leader]);
                 self.report.files_linked += 1;
+                return Ok(());
             }
+            Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP | Errno::XDEV) => {
+                return self.copy_instead(row, path, &leader_path, staged.as_deref());
+            }
+            linked => linked.at("link", self.shown(&leader_path))?,
+        }
+        if self.place(row, path, &name)? {
+            // rename(2) does nothing if both names refer to the same inode, so the staged name may remain.
+            local::unlink(self.context.stage.fd(), &name).at("remove", self.context.stage.shown(&name))?;
+            self.changed.insert(leader);
+            self.report.files_linked += 1;
         }
         Ok(())
     }
 
     /// Gives a name that cannot become a hard link an inode of its own.
-    fn copy_instead(&mut self, row: u32, path: &[u8], leader: &[u8]) -> Result<(), PullError> {
+    fn copy_instead(&mut self, row: u32, path: &[u8], leader: &[u8], staged: Option<&[u8]>) -> Result<(), PullError> {
         self.report.links_copied += 1;
         let fact = self.context.selection.index(row).and_then(|index| self.context.facts.rows[index]);
         if fact.is_some_and(|fact| fact.content_matches && fact.metadata_matches) {
@@ -203,7 +324,11 @@ impl<'a> CommitRun<'a> {
         if !self.entry(row).is_file() {
             return self.make(row, path);
         }
-        let source = self.context.tree.file(leader).at("read", self.shown(leader))?;
+        let source = match staged {
+            Some(staged) => local::open_file(self.context.stage.fd(), staged, OFlags::RDONLY),
+            None => self.context.tree.file(leader),
+        };
+        let source = source.at("read", self.shown(leader))?;
         let name = self.temporary();
         self.context.stage.copy(&source, &name, &self.metadata(row)).at("copy to", self.shown(path))?;
         self.place(row, path, &name).map(drop)
@@ -214,21 +339,13 @@ impl<'a> CommitRun<'a> {
         Metadata { mode: entry.permissions(), owner: self.context.owners.of(entry), mtime: entry.mtime() }
     }
 
-    fn make_others(&mut self, plan: &Plan) -> Result<(), PullError> {
-        for &row in &plan.others {
-            let path = self.begin(row)?;
-            self.make(row, &path)?;
-        }
-        Ok(())
-    }
-
     /// Creates a symlink or a special.
     fn make(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
         let name = self.temporary();
-        match self.make_staged(row, &name) {
+        match self.make_in(self.context.stage.fd(), row, &name) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                self.failed.insert(row, Failure::Refused);
+                self.fail(row, Failure::Refused);
                 return Ok(());
             }
             Err(error) => return Err(error).at("create", self.shown(path)),
@@ -240,11 +357,11 @@ impl<'a> CommitRun<'a> {
         Ok(())
     }
 
-    fn make_staged(&self, row: u32, name: &[u8]) -> io::Result<()> {
-        let (entry, stage) = (self.entry(row), self.context.stage.fd());
+    fn make_in(&self, dir: BorrowedFd<'_>, row: u32, name: &[u8]) -> io::Result<()> {
+        let entry = self.entry(row);
         let kind = match entry.file_type() {
             FileType::Symlink => {
-                return Ok(rustix::fs::symlinkat(entry.target().unwrap_or_default(), stage, name)?);
+                return Ok(rustix::fs::symlinkat(entry.target().unwrap_or_default(), dir, name)?);
             }
             FileType::CharDevice => RawType::CharacterDevice,
             FileType::BlockDevice => RawType::BlockDevice,
@@ -252,7 +369,7 @@ impl<'a> CommitRun<'a> {
             _ => RawType::Fifo,
         };
         let device = entry.device().unwrap_or_default();
-        Ok(rustix::fs::mknodat(stage, name, kind, Mode::RUSR | Mode::WUSR, makedev(device.major, device.minor))?)
+        Ok(rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, makedev(device.major, device.minor))?)
     }
 
     fn set_metadata(&mut self, plan: &Plan) -> Result<(), PullError> {
@@ -262,7 +379,7 @@ impl<'a> CommitRun<'a> {
                 Some(number) => drop(self.touched.insert(number)),
                 None => {
                     let path = self.begin(row)?;
-                    self.set_metadata_of(row, &path)?;
+                    self.attempt(row, |run| run.set_metadata_of(row, &path))?;
                     self.changed.insert(row);
                 }
             }
@@ -271,21 +388,36 @@ impl<'a> CommitRun<'a> {
     }
 
     fn delete(&mut self, plan: &Plan) -> Result<(), PullError> {
-        if !self.context.may_delete {
+        // A name to be deleted may be the old name of a content that could not be brought, and a file that keeps its old
+        // state may refer to it.
+        let blocks = |why: &Failure| *why != Failure::Refused;
+        self.held_deletions = self.context.delete && self.failed.values().any(blocks);
+        if !self.context.delete || self.held_deletions {
             return Ok(());
         }
         for path in &plan.deletes {
             self.check()?;
-            let keep = |below: &[u8], is_dir: bool| !self.context.selection.owns(&path::join(path, below), is_dir);
-            let (dir, name) = path::split(path);
-            let Some(parent) = local::optional(self.context.tree.dir(dir)).at("open", self.shown(dir))? else {
-                continue;
-            };
-            local::make_writable(parent.as_fd());
-            let removed = local::remove_all(parent.as_fd(), name, b"", &keep).at("delete", self.shown(path))?;
-            self.report.files_deleted += removed;
-            self.touched.extend(self.number_of(dir));
+            match self.delete_name(path) {
+                Err(error) if error.concerns_one_name() => {
+                    tracing::warn!(%error, "a name cannot be deleted; the rest goes on");
+                    self.undeleted.push(path.clone());
+                }
+                deleted => deleted?,
+            }
         }
+        Ok(())
+    }
+
+    fn delete_name(&mut self, path: &[u8]) -> Result<(), PullError> {
+        let keep = |below: &[u8], is_dir: bool| !self.context.selection.owns(&path::join(path, below), is_dir);
+        let (dir, name) = path::split(path);
+        let Some(parent) = local::optional(self.context.tree.dir(dir)).at("open", self.shown(dir))? else {
+            return Ok(());
+        };
+        self.touched.extend(self.number_of(dir));
+        local::make_writable(parent.as_fd());
+        let removed = local::remove_all(parent.as_fd(), name, b"", &keep).at("delete", self.shown(path))?;
+        self.report.files_deleted += removed;
         Ok(())
     }
 
@@ -298,7 +430,7 @@ impl<'a> CommitRun<'a> {
             let row = self.context.selection.list.dir(number).row();
             if !self.failed.contains_key(&row) {
                 let path = self.context.selection.path(row);
-                self.set_metadata_of(row, &path)?;
+                self.attempt(row, |run| run.set_metadata_of(row, &path))?;
                 self.changed.insert(row);
             }
         }
@@ -308,7 +440,12 @@ impl<'a> CommitRun<'a> {
         self.changed.extend(shared.map(|(&row, _)| row));
         // An old file that remains may be linked to another name now.
         self.changed.extend(self.failed.keys());
-        let mut committed = Committed { failed: self.failed, ..Committed::default() };
+        let mut committed = Committed {
+            identities: HashMap::new(),
+            failed: self.failed,
+            undeleted: self.undeleted,
+            held_deletions: self.held_deletions,
+        };
         for row in self.changed {
             self.context.check()?;
             let path = self.context.selection.path(row);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use stillmirror_protocol::changes::{ApplyError, DeltaError};
 use stillmirror_protocol::codec::DecodeError;
 use stillmirror_protocol::head::HeadError;
@@ -121,6 +122,24 @@ impl PullError {
         let shutting_down = |code: &ErrorCode| *code == ErrorCode::ShuttingDown;
         matches!(self, Self::Connect { .. } | Self::Socket { .. })
             || matches!(self, Self::Refused { code, .. } if shutting_down(code))
+    }
+
+    /// Returns whether the error is about one local name, which this host refuses to change: other names may still be
+    /// changed. A full or failing disk is not.
+    pub(crate) fn concerns_one_name(&self) -> bool {
+        let Self::File { reason, .. } = self else { return false };
+        let errno = reason.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(
+            errno,
+            Some(
+                // An immutable file, a missing right, a mount point, a program that runs, a file system that is read-only.
+                Errno::PERM | Errno::ACCESS | Errno::BUSY | Errno::TXTBSY | Errno::ROFS
+                // Another process changed the type of the name or of a directory above it.
+                | Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY | Errno::LOOP
+                // The file system cannot store such a name, owner or type.
+                | Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ | Errno::OPNOTSUPP | Errno::XDEV | Errno::MLINK
+            )
+        )
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {

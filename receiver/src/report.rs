@@ -255,4 +255,11 @@ pub enum Failure {
     InTheWay,
     /// This host refuses to create it (a device without root, for example).
     Refused,
+    /// The content does not have the digest that the list gives it, even when it is fetched whole.
+    Damaged,
+    /// This host refuses to change the name: it is immutable, a mount point or on a read-only file system, for
+    /// example.
+    Stuck,
+    /// The file refers to others that failed, so it keeps its old state.
+    Held,
 }

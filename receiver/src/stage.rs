@@ -173,16 +173,26 @@ impl Stage {
 
     /// Copies a file to a new staged name.
     pub(crate) fn copy(&self, source: &File, name: &[u8], metadata: &Metadata) -> io::Result<()> {
-        let file = self.create(name)?;
-        if rustix::fs::ioctl_ficlone(&file, source).is_err() {
-            sparse::copy(source, &file)?;
-        }
-        set_metadata(&file, metadata)
+        copy_into(self.fd(), source, name, metadata).map(drop)
     }
 
     fn create(&self, name: &[u8]) -> io::Result<File> {
-        local::open_file(self.fd(), name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)
+        create(self.fd(), name)
     }
+}
+
+/// Copies a file to a name in a directory, and returns the copy.
+pub(crate) fn copy_into(dir: BorrowedFd<'_>, source: &File, name: &[u8], metadata: &Metadata) -> io::Result<File> {
+    let file = create(dir, name)?;
+    if rustix::fs::ioctl_ficlone(&file, source).is_err() {
+        sparse::copy(source, &file)?;
+    }
+    set_metadata(&file, metadata)?;
+    Ok(file)
+}
+
+fn create(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+    local::open_file(dir, name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)
 }
 
 /// Returns the name of a finished content.

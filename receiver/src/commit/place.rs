@@ -11,6 +11,7 @@ use super::CommitRun;
 use crate::error::{At as _, PullError};
 use crate::local;
 use crate::report::Failure;
+use crate::stage;
 
 impl CommitRun<'_> {
     /// Renames a staged name into place. Returns false if something is in the way that must not be deleted.
@@ -30,10 +31,14 @@ impl CommitRun<'_> {
                         return Err(error).at("make way for", self.shown(path));
                     }
                     local::unlink(stage, staged).at("remove", self.context.stage.shown(staged))?;
-                    self.failed.insert(row, Failure::InTheWay);
+                    self.fail(row, Failure::InTheWay);
                     return Ok(false);
                 }
                 local::rename(stage, staged, self.parent(path)?, name)
+            }
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                self.place_across(row, path, staged)?;
+                Ok(())
             }
             renamed => renamed,
         }
@@ -41,6 +46,60 @@ impl CommitRun<'_> {
         self.touch_parent(row);
         self.changed.insert(row);
         Ok(true)
+    }
+
+    /// Puts a staged name in a directory on another file system: it is made again next to its place under a temporary name,
+    /// and renamed from there.
+    fn place_across(&mut self, row: u32, path: &[u8], staged: &[u8]) -> Result<(), PullError> {
+        let (stage, sync) = (self.context.stage, self.context.sync);
+        let (shown, metadata, temporary) = (self.shown(path), self.metadata(row), self.temporary_in_tree());
+        let is_file = self.entry(row).is_file();
+        if !is_file {
+            let parent = self.parent(path)?.try_clone_to_owned().at("open", &shown)?;
+            self.make_in(parent.as_fd(), row, &temporary).at("create", &shown)?;
+        } else {
+            let source = local::open_file(stage.fd(), staged, OFlags::RDONLY).at("read", stage.shown(staged))?;
+            let copied = stage::copy_into(self.parent(path)?, &source, &temporary, &metadata);
+            let copied = copied.and_then(|copy| if sync { copy.sync_all() } else { Ok(()) });
+            if let Err(error) = copied {
+                // Best effort: the next pull with `--delete` removes it.
+                let _ = local::unlink(self.parent(path)?, &temporary);
+                return Err(error).at("copy to", &shown);
+            }
+        }
+        self.rename_in_tree(path, &temporary)?;
+        local::unlink(stage.fd(), staged).at("remove", stage.shown(staged))
+    }
+
+    /// Makes a hard link to a file that is in place, in a directory on another file system than the staging directory's.
+    /// Returns false if the two are on different file systems, too.
+    pub(super) fn link_across(&mut self, path: &[u8], leader: &[u8]) -> Result<bool, PullError> {
+        let (dir, leader_name) = path::split(leader);
+        let dir = self.context.tree.dir(dir).at("open", self.shown(leader))?;
+        let temporary = self.temporary_in_tree();
+        if rustix::fs::linkat(&dir, leader_name, self.parent(path)?, &temporary[..], AtFlags::empty()).is_err() {
+            return Ok(false);
+        }
+        self.rename_in_tree(path, &temporary)?;
+        // The rename does nothing if both names refer to the same inode.
+        local::unlink(self.parent(path)?, &temporary).at("remove", self.shown(path))?;
+        Ok(true)
+    }
+
+    fn rename_in_tree(&mut self, path: &[u8], temporary: &[u8]) -> Result<(), PullError> {
+        let (_, name) = path::split(path);
+        let shown = self.shown(path);
+        let parent = self.parent(path)?;
+        if let Err(error) = local::rename(parent, temporary, parent, name) {
+            let _ = local::unlink(parent, temporary);
+            return Err(error).at("rename to", shown);
+        }
+        Ok(())
+    }
+
+    /// A hidden name, as rsync's temporary names are. A crash may leave it behind.
+    fn temporary_in_tree(&mut self) -> Vec<u8> {
+        [b".stillmirror-", &self.temporary()[..]].concat()
     }
 
     /// Removes an entry whose name becomes another type of entry. A non-empty directory is removed only if
@@ -51,7 +110,7 @@ impl CommitRun<'_> {
         let gone = match local::rmdir(parent, name) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 if !self.context.may_delete {
-                    self.failed.insert(row, Failure::InTheWay);
+                    self.fail(row, Failure::InTheWay);
                     return Ok(false);
                 }
                 if self.context.selection.protects() {
@@ -63,8 +122,13 @@ impl CommitRun<'_> {
                 }
                 // Move it out of sight in one step, then remove it.
                 let (doomed, stage) = (self.temporary(), self.context.stage.fd());
-                local::rename_new(self.parent(path)?, name, stage, &doomed)
-                    .and_then(|()| local::remove_all(stage, &doomed, b"", &|_, _| false))
+                match local::rename_new(self.parent(path)?, name, stage, &doomed) {
+                    Ok(()) => local::remove_all(stage, &doomed, b"", &|_, _| false),
+                    Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                        local::remove_all(self.parent(path)?, name, b"", &|_, _| false)
+                    }
+                    Err(error) => Err(error),
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => local::unlink(parent, name).map(|()| 1),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
@@ -86,7 +150,7 @@ impl CommitRun<'_> {
         let gone = local::optional(local::stat(parent, name)).at("stat", &shown)?.is_none();
         self.report.files_deleted += removed;
         if !gone {
-            self.failed.insert(row, Failure::InTheWay);
+            self.fail(row, Failure::InTheWay);
         }
         Ok(gone)
     }

@@ -232,11 +232,14 @@ impl<'a> Transfer<'a> {
                     }
                     Outcome::Wrong => {
                         let path = self.tasks.fetcher.selection.path(fetch.row);
-                        return Err(PullError::protocol(format!(
-                            "the content of '{}' does not match its digest in the file list, even when fetched again; \
-                             check the file at the sender",
-                            Escaped(&path)
-                        )));
+                        tracing::error!(
+                            path = %Escaped(&path),
+                            "the content does not match its digest in the file list, even when fetched again; check the \
+                             file at the sender"
+                        );
+                        self.begun.remove(&number);
+                        self.staged.failed.insert(fetch.row, Failure::Damaged);
+                        self.remaining -= 1;
                     }
                 }
             }

@@ -39,7 +39,7 @@ impl Publisher<'_> {
             return Ok(differences);
         }
         let inodes = self.rows_by_inode();
-        for (&row, &why) in self.failed {
+        for (&row, &why) in self.failed.iter().filter(|(row, _)| !self.is_below_failed_directory(**row)) {
             self.put_failed(&mut differences, row, why, &inodes)?;
         }
         for local in self.kept {
@@ -57,6 +57,19 @@ impl Publisher<'_> {
                 }
             }
         }
+    }
+
+    /// Returns whether a directory above the row failed. Without the directory, nothing below it is listed.
+    fn is_below_failed_directory(&self, row: u32) -> bool {
+        let (list, root) = (self.selection.list, self.selection.root.row());
+        let mut at = row;
+        while at != root && at != 0 {
+            at = list.parent_of(at).row();
+            if self.failed.contains_key(&at) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Puts the entry that the last pull left in the place of a failed row. If there is none, the row is

@@ -56,18 +56,16 @@ impl Update<'_> {
             }
             let stage = Stage::open(tree)?;
             let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
-            // A name to be deleted may be the old name of a content that could not be brought, so nothing is
-            // deleted until everything has been brought.
-            held_back = self.delete && !staged.failed.is_empty();
             self.pull.source.close();
             records = std::mem::take(&mut staged.records);
             committed = self.commit(tree, &stage, plan, staged, report)?;
+            held_back = committed.held_deletions;
         }
         let failed = &committed.failed;
-        report.failed = failures(failed, self.selection);
+        report.failed = failures(&committed, self.selection);
         let kept: Vec<_> = match self.refused || held_back {
             true => self.facts.extra.iter().map(|extra| extra.path.clone()).collect(),
-            false => Vec::new(),
+            false => committed.undeleted.clone(),
         };
         if held_back {
             report.deletes_held = self.facts.count_extra(tree)?;
@@ -204,6 +202,7 @@ impl Update<'_> {
             selection: self.selection,
             facts: self.facts,
             owners: self.owners,
+            delete: self.delete,
             may_delete: self.delete && staged.failed.is_empty(),
             sync: self.pull.options.sync,
             progress: self.pull.progress,
@@ -218,8 +217,10 @@ impl Update<'_> {
     }
 }
 
-fn failures(failed: &HashMap<u32, Failure>, selection: &Selection<'_>) -> Vec<Failed> {
-    let mut failed: Vec<Failed> = failed.iter().map(|(&row, &why)| Failed { path: selection.path(row), why }).collect();
+fn failures(committed: &Committed, selection: &Selection<'_>) -> Vec<Failed> {
+    let rows = committed.failed.iter().map(|(&row, &why)| Failed { path: selection.path(row), why });
+    let names = committed.undeleted.iter().map(|path| Failed { path: path.clone(), why: Failure::Stuck });
+    let mut failed: Vec<Failed> = rows.chain(names).collect();
     failed.sort_by(|a, b| a.path.cmp(&b.path));
     failed
 }

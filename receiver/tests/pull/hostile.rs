@@ -105,14 +105,6 @@ fn violations() -> Vec<(&'static str, Tamper, &'static str)> {
         ),
         ("data that ends too soon", on(kind::DATA, move |n, _| vec![end(n)]), "ends before"),
         (
-            "data with one wrong bit",
-            on(kind::DATA, |_, mut honest| {
-                honest[0][13] ^= 1;
-                honest
-            }),
-            "does not match its digest",
-        ),
-        (
             "the failure of an item that is not the current one",
             on(kind::DATA, move |n, _| {
                 vec![Reply::ItemFailed { item: 900, reason: ItemFailure::Stale }.frame(n), end(n)]

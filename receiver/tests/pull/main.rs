@@ -9,6 +9,7 @@
 //! - `property`: any tree, any change
 //! - `sender`, `tree`: the scripted sender and its trees
 
+mod commit;
 mod hostile;
 mod kept;
 mod property;

@@ -127,6 +127,15 @@ impl Sender {
         state.generations.push(Arc::new(last));
     }
 
+    /// Changes a byte of a file of the current tree, which nobody notices at the sender.
+    pub(crate) fn rot(&self, path: &str) {
+        let mut state = self.state.lock().unwrap();
+        let last = state.generations.pop().unwrap();
+        let mut last = Arc::into_inner(last).unwrap();
+        last.contents.get_mut(path.as_bytes()).unwrap()[0] ^= 1;
+        state.generations.push(Arc::new(last));
+    }
+
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         self.state.lock().unwrap().behaviour = behaviour;
     }
