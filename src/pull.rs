@@ -69,9 +69,15 @@ pub(crate) struct Arguments {
     /// Set owner and group by number, not by name
     #[arg(long)]
     numeric_ids: bool,
-    /// Do not create devices, fifos and sockets
+    /// Do not create fifos and sockets
     #[arg(long)]
     no_specials: bool,
+    /// Create device files, which give access to devices of this host (only root can)
+    #[arg(long)]
+    devices: bool,
+    /// Keep setuid and setgid bits of files
+    #[arg(long)]
+    setid: bool,
     /// How long the sender may be silent
     #[arg(long, value_name = "TIME", default_value = "5m")]
     timeout: Seconds,
@@ -169,6 +175,8 @@ fn options(arguments: &Arguments) -> Result<Options> {
         (false, false) => receiver::Owners::ByName,
     };
     options.specials = !arguments.no_specials;
+    options.devices = arguments.devices;
+    options.setid = arguments.setid;
     options.threads = arguments.threads;
     options.timeout = arguments.timeout.duration();
     options.connect_timeout = arguments.connect_timeout.duration();
@@ -213,6 +221,14 @@ fn print(report: &Report, arguments: &Arguments) -> Exit {
     if report.deletes_held > 0 && !report.failed.is_empty() {
         let held = count(report.deletes_held, "deletion");
         eprintln!("stillmirror: not everything could be fetched: {held} held back until a pull fetches everything");
+    }
+    if !report.unchanged && report.devices_skipped > 0 {
+        let skipped = count(report.devices_skipped, "device file");
+        eprintln!("stillmirror: {skipped} skipped; --devices creates them");
+    }
+    if !report.unchanged && report.setid_cleared > 0 {
+        let cleared = count(report.setid_cleared, "file");
+        eprintln!("stillmirror: {cleared} without the setuid and setgid bits of the origin; --setid keeps them");
     }
     if report.links_copied > 0 {
         let copied = count(report.links_copied, "name");
@@ -299,6 +315,8 @@ fn to_json(report: &Report) -> serde_json::Value {
         "deletes_held": report.deletes_held,
         "files_linked": report.files_linked,
         "links_copied": report.links_copied,
+        "devices_skipped": report.devices_skipped,
+        "setid_cleared": report.setid_cleared,
         "directories_made": report.directories_made,
         "others_made": report.others_made,
         "metadata_changed": report.metadata_changed,

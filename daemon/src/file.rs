@@ -90,11 +90,16 @@ impl OnDisk {
         })
     }
 
-    /// Returns whether the two states differ only in the ctime, for example because a hard link was made or
-    /// removed.
-    fn is_touched(&self, other: &Self) -> bool {
-        let identity = Identity { ctime: self.identity.ctime, ..other.identity };
-        self == &Self { identity, ..*other }
+    /// Returns whether this is the indexed state. The time that was pulled may be finer than what the file system keeps.
+    fn is_same(&self, indexed: &Self) -> bool {
+        *self == Self { mtime: self.mtime, ..*indexed } && indexed.mtime.is_kept_as(self.mtime)
+    }
+
+    /// Returns whether this state differs from the indexed one only in the ctime, for example because a hard link was
+    /// made or removed.
+    fn is_touched(&self, indexed: &Self) -> bool {
+        let identity = Identity { ctime: self.identity.ctime, ..indexed.identity };
+        self.is_same(&Self { identity, ..*indexed })
     }
 }
 
@@ -228,7 +233,7 @@ impl Tree {
 
     fn compare(&self, stat: &Stat, indexed: FileState) -> Comparison {
         match OnDisk::of(stat, self.directory) {
-            Some(state) if state == indexed.state => Comparison::Same,
+            Some(state) if state.is_same(&indexed.state) => Comparison::Same,
             Some(state) if !self.strict_ctime && state.is_touched(&indexed.state) => Comparison::Touched(state),
             _ => Comparison::Other,
         }
@@ -440,6 +445,22 @@ pub(crate) mod tests {
         let identity = Identity { device: RelativeDevice::Roots, inode, ctime: Time::default() };
         let state = OnDisk { root: Directory { device: 1, inode: 1 }, identity, mtime: Time::default(), size: 1 << 30 };
         FileState { state, content: Digest([1; 32]) }
+    }
+
+    #[test]
+    fn a_state_is_the_indexed_one_if_its_time_is_only_coarser_and_nothing_else_differs() {
+        let indexed = OnDisk { mtime: Time { sec: 5, nsec: 123_456_789 }, ..state(7).state };
+        for nsec in [123_456_789, 123_456_700, 123_456_000, 120_000_000, 0] {
+            let found = OnDisk { mtime: Time { sec: 5, nsec }, ..indexed };
+            assert!(found.is_same(&indexed), "{nsec}");
+            let ctime = Time { sec: 9, nsec: 0 };
+            let touched = OnDisk { identity: Identity { ctime, ..found.identity }, ..found };
+            assert!(!touched.is_same(&indexed) && touched.is_touched(&indexed), "{nsec}");
+            assert!(!OnDisk { size: 3, ..found }.is_same(&indexed) && !OnDisk { size: 3, ..touched }.is_touched(&indexed));
+        }
+        for mtime in [Time { sec: 4, nsec: 0 }, Time { sec: 5, nsec: 123_000_000 }, Time { sec: 6, nsec: 0 }] {
+            assert!(!OnDisk { mtime, ..indexed }.is_same(&indexed), "{mtime:?}");
+        }
     }
 
     /// Returns the state of an open file, as an index would record it.

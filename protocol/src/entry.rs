@@ -37,6 +37,18 @@ pub struct Time {
     pub nsec: u32,
 }
 
+impl Time {
+    /// Returns whether `stored` is what a file system keeps of this time. Some keep seconds only, others multiples of
+    /// 10 ms (exFAT), 1 µs or 100 ns (NTFS, SMB).
+    pub fn is_kept_as(self, stored: Self) -> bool {
+        let kept = |granularity: u32| self.nsec / granularity * granularity;
+        self.sec == stored.sec && GRANULARITIES.map(kept).contains(&stored.nsec)
+    }
+}
+
+/// The granularities of file times, in nanoseconds.
+const GRANULARITIES: [u32; 5] = [1, 100, 1000, 10_000_000, 1_000_000_000];
+
 /// A user and a group, by number and by name. A name is empty if the sender does not know it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Owner {

@@ -26,11 +26,11 @@ use stillmirror_protocol::local::Identity;
 use stillmirror_protocol::path;
 use tokio_util::sync::CancellationToken;
 
+use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::facts::Facts;
 use crate::fetch::{Staged, StagedFile};
 use crate::local::{self, Tree};
-use crate::owners::OwnerMap;
 use crate::plan::{Plan, Reuse};
 use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
@@ -46,7 +46,7 @@ pub(crate) struct Committer<'a> {
     pub(crate) stage: &'a Stage,
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
-    pub(crate) owners: &'a OwnerMap,
+    pub(crate) attributes: &'a Attributes,
     /// Whether names that the sender does not have are deleted.
     pub(crate) delete: bool,
     /// Whether a directory may be deleted to make way for something else.
@@ -336,7 +336,8 @@ impl<'a> CommitRun<'a> {
 
     fn metadata(&self, row: u32) -> Metadata {
         let entry = self.entry(row);
-        Metadata { mode: entry.permissions(), owner: self.context.owners.of(entry), mtime: entry.mtime() }
+        let attributes = self.context.attributes;
+        Metadata { mode: attributes.mode(entry), owner: attributes.owner(entry), mtime: entry.mtime() }
     }
 
     /// Creates a symlink or a special.
@@ -512,12 +513,12 @@ impl<'a> CommitRun<'a> {
 
 /// Sets mode, owner and time of the tree's root. This is always necessary, because creating and removing the
 /// staging directory changes the root's time.
-pub(crate) fn finish_root(tree: &Tree, selection: &Selection<'_>, owners: &OwnerMap) -> Result<(), PullError> {
+pub(crate) fn finish_root(tree: &Tree, selection: &Selection<'_>, attributes: &Attributes) -> Result<(), PullError> {
     if !selection.sets_root() {
         return Ok(());
     }
     let row = selection.list.row(selection.root.row());
-    set_metadata_at(tree.root(), b".", row, owners.of(row)).at("set the mode of", tree.shown(b""))
+    set_metadata_at(tree.root(), b".", row, attributes).at("set the mode of", tree.shown(b""))
 }
 
 impl Committer<'_> {

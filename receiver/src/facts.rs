@@ -13,9 +13,9 @@ use stillmirror_protocol::local::{Identity, LocalRef};
 use stillmirror_protocol::path;
 use tokio_util::sync::CancellationToken;
 
+use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::local::{self, Stat, Tree, same_time};
-use crate::owners::OwnerMap;
 use crate::report::{Check, Progress};
 use crate::selection::{Selection, WantedDir};
 
@@ -76,7 +76,7 @@ pub(crate) struct Extra {
 pub(crate) struct Inspector<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) held: Option<Held<'a>>,
-    pub(crate) owners: &'a OwnerMap,
+    pub(crate) attributes: &'a Attributes,
     pub(crate) check: Check,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) cancel: &'a CancellationToken,
@@ -141,9 +141,9 @@ impl Inspector<'_> {
             mtime: old.mtime(),
             identity: held.local.identity(old.number()),
             content_matches: old.has_content_of(new),
-            metadata_matches: old.mode() == new.mode()
+            metadata_matches: old.permissions() == self.attributes.mode(new)
                 && old.mtime() == new.mtime()
-                && self.owners.of(new).is_none_or(|_| old.owner() == new.owner()),
+                && self.attributes.owner(new).is_none_or(|_| old.owner() == new.owner()),
             has_other_names: old.link_leader().is_some(),
         }
     }
@@ -240,8 +240,8 @@ impl Inspector<'_> {
     }
 
     fn compare(&self, tree: &Tree, row: Row<'_>, stat: &Stat, content_matches: bool) -> Fact {
-        let mode = stat.kind == FileType::Symlink || stat.mode == row.permissions();
-        let owner = self.owners.of(row).is_none_or(|owner| owner == (stat.uid, stat.gid));
+        let mode = stat.kind == FileType::Symlink || stat.mode == self.attributes.mode(row);
+        let owner = self.attributes.owner(row).is_none_or(|owner| owner == (stat.uid, stat.gid));
         Fact {
             kind: stat.kind,
             size: stat.size,

@@ -24,10 +24,10 @@ use stillmirror_protocol::local::RecordAt;
 use stillmirror_store::{Draft, Record};
 use tokio_util::sync::CancellationToken;
 
+use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::local::Tree;
 use crate::matching::Matcher;
-use crate::owners::OwnerMap;
 use crate::plan::{Fetch, Reuse};
 use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
@@ -48,7 +48,7 @@ pub(crate) struct Fetcher<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) stage: &'a Stage,
     pub(crate) selection: &'a Selection<'a>,
-    pub(crate) owners: &'a OwnerMap,
+    pub(crate) attributes: &'a Attributes,
     /// Where records are written. `None` if there is no store.
     pub(crate) draft: Option<&'a Draft>,
     /// What the records keep of contents.
@@ -191,7 +191,7 @@ impl Fetcher<'_> {
 
     fn metadata(&self, row: u32) -> Metadata {
         let row = self.selection.list.row(row);
-        Metadata { mode: row.permissions(), owner: self.owners.of(row), mtime: row.mtime() }
+        Metadata { mode: self.attributes.mode(row), owner: self.attributes.owner(row), mtime: row.mtime() }
     }
 
     /// Copies contents that several rows want.

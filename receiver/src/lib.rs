@@ -19,6 +19,7 @@
 // Code that a peer, a disk or a user can reach must not panic; tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod attributes;
 mod browse;
 mod commit;
 mod error;
@@ -28,7 +29,6 @@ mod listing;
 mod local;
 mod mark;
 mod matching;
-mod owners;
 mod plan;
 mod publish;
 mod pull;

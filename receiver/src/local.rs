@@ -286,9 +286,9 @@ pub(crate) fn times(mtime: Time) -> Timestamps {
     Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT }, last_modification: mtime }
 }
 
-/// Returns whether a local time is the wanted one. Some file systems do not store nanoseconds.
+/// Returns whether a local time is the wanted one, as far as the file system keeps it.
 pub(crate) fn same_time(local: Time, wanted: Time) -> bool {
-    local.sec == wanted.sec && (local.nsec == wanted.nsec || local.nsec == 0)
+    wanted.is_kept_as(local)
 }
 
 /// Turns the error that a path does not exist into `None`.

@@ -9,7 +9,7 @@ use stillmirror_protocol::local::RelativeDevice;
 use stillmirror_protocol::path;
 
 use crate::facts::{Extra, Fact, Facts};
-use crate::report::Action;
+use crate::report::{Action, Options};
 use crate::selection::Selection;
 
 /// The inputs of a plan.
@@ -20,8 +20,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) held: Option<ListRef<'a>>,
     /// Whether names that the list does not have are deleted.
     pub(crate) delete: bool,
-    /// Whether devices, fifos and sockets are made.
-    pub(crate) specials: bool,
+    pub(crate) options: &'a Options,
     /// Whether the digests of the last pull are trusted without reading the files.
     pub(crate) trust_held: bool,
 }
@@ -117,7 +116,7 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
         match entry.file_type() {
             FileType::Directory if right => {}
             FileType::Directory => plan.directories.push(row),
-            kind if kind.is_special() && !inputs.specials => continue,
+            kind if !inputs.options.takes(kind) => continue,
             kind => match entry.link_leader() {
                 Some(leader) => groups.entry(leader).or_default().push(row),
                 None if right => {}

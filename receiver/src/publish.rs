@@ -17,11 +17,12 @@ use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::local::{Identity, LocalTable, RecordAt};
 use stillmirror_store::{Draft, Generation};
 
+use crate::attributes::Attributes;
 use crate::commit::Committed;
 use crate::error::PullError;
 use crate::facts::Facts;
 use crate::local::Tree;
-use crate::report::Failure;
+use crate::report::{Failure, Options};
 use crate::selection::Selection;
 use crate::source::Pinned;
 
@@ -41,8 +42,8 @@ pub(crate) struct Publisher<'a> {
     pub(crate) records: &'a HashMap<u32, RecordAt>,
     /// Rows that failed, so that the tree differs from the list.
     pub(crate) failed: &'a HashMap<u32, Failure>,
-    /// Whether devices, fifos and sockets were made.
-    pub(crate) specials: bool,
+    pub(crate) options: &'a Options,
+    pub(crate) attributes: &'a Attributes,
     /// Local names that were to be deleted but remain.
     pub(crate) kept: &'a [Vec<u8>],
 }

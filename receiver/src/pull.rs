@@ -16,12 +16,12 @@ use stillmirror_store::{Generation, Store, StoreError, StoreLock};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::facts::{Facts, Held, Inspector};
 use crate::listing;
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
-use crate::owners::OwnerMap;
 use crate::plan::{Inputs, plan};
 use crate::report::{Check, Options, Phase, Progress, Report};
 use crate::selection::Selection;
@@ -219,8 +219,8 @@ impl Pull<'_> {
         check_counts(list, &pinned.head)?;
         let pool = self.pool()?;
         let selection = Selection::new(list, &self.options.path, &self.options.filter)?;
-        let owners = OwnerMap::new(list, self.options.owners);
-        let facts = pool.install(|| self.facts(destination, held.as_ref(), &selection, &owners))?;
+        let attributes = Attributes::new(list, self.options.owners, self.options.setid);
+        let facts = pool.install(|| self.facts(destination, held.as_ref(), &selection, &attributes))?;
         let refused = self.refused_deletions(destination, &selection, &facts)?;
         let delete = self.options.delete && refused.is_none();
         report.deletes_held = refused.map_or(0, |(wanted, _)| wanted);
@@ -229,10 +229,15 @@ impl Pull<'_> {
             facts: &facts,
             held: held.as_ref().map(Generation::list),
             delete,
-            specials: self.options.specials,
+            options: self.options,
             trust_held: self.options.check != Check::Hash,
         });
         report.unchanged = plan.is_empty();
+        let rows = selection.rows.iter().map(|&row| list.row(row));
+        for row in rows.filter(|row| row.is_file() || row.file_type().is_special()) {
+            report.setid_cleared += u64::from(attributes.clears_setid(row));
+            report.devices_skipped += u64::from(row.device().is_some() && !self.options.devices);
+        }
         if self.options.dry_run {
             report.planned = plan.actions(&selection);
             report.planned_bytes = plan.bytes_to_fetch(list);
@@ -245,7 +250,7 @@ impl Pull<'_> {
                 listing: listing.as_ref(),
                 selection: &selection,
                 facts: &facts,
-                owners: &owners,
+                attributes: &attributes,
                 pool: &pool,
                 delete,
                 refused: refused.is_some(),
@@ -269,7 +274,7 @@ impl Pull<'_> {
         destination: &Destination,
         held: Option<&Generation>,
         selection: &Selection<'_>,
-        owners: &OwnerMap,
+        attributes: &Attributes,
     ) -> Result<Facts, PullError> {
         self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
         let number = held.map(Generation::number);
@@ -277,7 +282,7 @@ impl Pull<'_> {
         let inspector = Inspector {
             selection,
             held,
-            owners,
+            attributes,
             check: self.options.check,
             progress: self.progress,
             cancel: self.cancel,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use stillmirror_protocol::filter::Filter;
+use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
@@ -60,8 +61,14 @@ pub struct Options {
     pub check: Check,
     /// The owners and groups that files get.
     pub owners: Owners,
-    /// Whether to create devices, FIFOs and sockets (devices need root). Otherwise they are skipped.
+    /// Whether to create FIFOs and sockets. Otherwise they are skipped.
     pub specials: bool,
+    /// Whether to create device files, which needs root. Otherwise they are skipped: a device file gives access to a
+    /// device of this host.
+    pub devices: bool,
+    /// Whether files get their setuid and setgid bits. Otherwise a program of the sender's never runs with the rights of
+    /// its owner.
+    pub setid: bool,
     /// Number of threads that hash, match and write. 0 uses all cores.
     pub threads: usize,
     /// Timeout for a silent sender that owes an answer.
@@ -99,6 +106,8 @@ impl Options {
             check: Check::default(),
             owners: Owners::default(),
             specials: true,
+            devices: false,
+            setid: false,
             threads: 0,
             timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(30),
@@ -107,6 +116,17 @@ impl Options {
             sums: SumsPolicy::default(),
             keep_contents: stillmirror_store::KEEP_CONTENTS,
             retention: Retention { count: 8, age: Some(Duration::from_secs(2 * 24 * 3600)) },
+        }
+    }
+}
+
+impl Options {
+    /// Returns whether entries of a type are pulled.
+    pub(crate) fn takes(&self, kind: FileType) -> bool {
+        match kind {
+            FileType::CharDevice | FileType::BlockDevice => self.devices,
+            FileType::Fifo | FileType::Socket => self.specials,
+            FileType::File | FileType::Directory | FileType::Symlink => true,
         }
     }
 }
@@ -167,6 +187,10 @@ pub struct Report {
     /// Number of names that should be hard links but are files of their own, because the file system cannot
     /// make another hard link.
     pub links_copied: u64,
+    /// Number of device files in the list that were skipped. See [`Options::devices`].
+    pub devices_skipped: u64,
+    /// Number of files that did not get their setuid or setgid bits. See [`Options::setid`].
+    pub setid_cleared: u64,
     /// Number of directories created.
     pub directories_made: u64,
     /// Number of symlinks and specials created.

@@ -8,6 +8,7 @@ use stillmirror_protocol::list::{FileType, Row};
 use stillmirror_protocol::path;
 
 use super::CommitRun;
+use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::local;
 use crate::report::Failure;
@@ -159,13 +160,13 @@ impl CommitRun<'_> {
     pub(super) fn set_metadata_of(&mut self, row: u32, path: &[u8]) -> Result<(), PullError> {
         let (dir, name) = path::split(path);
         let name = if path.is_empty() { b"." } else { name };
-        let (entry, owner) = (self.entry(row), self.context.owners.of(self.entry(row)));
+        let (entry, attributes) = (self.entry(row), self.context.attributes);
         let shown = self.shown(path);
         if path.is_empty() {
-            return set_metadata_at(self.context.tree.root(), name, entry, owner).at("set the mode of", shown);
+            return set_metadata_at(self.context.tree.root(), name, entry, attributes).at("set the mode of", shown);
         }
         let parent = self.parent_dir(dir)?;
-        set_metadata_at(parent, name, entry, owner).at("set the mode of", shown)
+        set_metadata_at(parent, name, entry, attributes).at("set the mode of", shown)
     }
 }
 
@@ -175,9 +176,9 @@ pub(super) fn set_metadata_at(
     dir: BorrowedFd<'_>,
     name: &[u8],
     entry: Row<'_>,
-    owner: Option<(u32, u32)>,
+    attributes: &Attributes,
 ) -> io::Result<()> {
-    if let Some((user, group)) = owner {
+    if let Some((user, group)) = attributes.owner(entry) {
         rustix::fs::chownat(
             dir,
             name,
@@ -189,7 +190,7 @@ pub(super) fn set_metadata_at(
     if entry.file_type() != FileType::Symlink {
         // Before Linux 6.6, chmodat(2) always follows symlinks. Going through a descriptor is safe.
         let file = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        local::set_mode(file.as_fd(), entry.permissions())?;
+        local::set_mode(file.as_fd(), attributes.mode(entry))?;
     }
     Ok(rustix::fs::utimensat(dir, name, &local::times(entry.mtime()), AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -35,6 +35,7 @@ impl Publisher<'_> {
     pub(super) fn differences(&self) -> Result<Differences, PullError> {
         let mut differences = Differences::default();
         self.remove_unwanted(&mut differences.changes);
+        self.put_without_setid(&mut differences);
         if self.failed.is_empty() && self.kept.is_empty() {
             return Ok(differences);
         }
@@ -51,10 +52,24 @@ impl Publisher<'_> {
     fn remove_unwanted(&self, changes: &mut Changes) {
         for place in &self.selection.dirs {
             for (name, row) in place.dir.children() {
-                let skipped = row.file_type().is_special() && !self.specials;
+                let skipped = !self.options.takes(row.file_type());
                 if skipped || self.selection.index(row.number()).is_none() {
                     changes.remove(&place.path, name);
                 }
+            }
+        }
+    }
+
+    /// Puts the files that did not get their setuid or setgid bits, as they are on disk. All names of a link group have
+    /// the same mode, so a group is put as a whole.
+    fn put_without_setid(&self, differences: &mut Differences) {
+        let list = self.selection.list;
+        for &row in &self.selection.rows {
+            let entry = list.row(row);
+            if self.attributes.clears_setid(entry) && !self.failed.contains_key(&row) {
+                let link = entry.link_leader().map(|leader| (1 << 32) + u64::from(leader));
+                let local = Entry { mode: self.attributes.mode(entry), link, ..entry.to_entry() };
+                differences.put(&self.selection.path(row), local, self.identity(row));
             }
         }
     }

@@ -8,6 +8,7 @@ use rayon::ThreadPool;
 use stillmirror_store::{Draft, Generation};
 
 use super::{Destination, Pull};
+use crate::attributes::Attributes;
 use crate::commit::{self, Committed, Committer};
 use crate::error::{At as _, PullError};
 use crate::facts::Facts;
@@ -15,7 +16,6 @@ use crate::fetch::{Fetcher, Staged};
 use crate::listing;
 use crate::local::{self, Tree};
 use crate::mark;
-use crate::owners::OwnerMap;
 use crate::plan::Plan;
 use crate::publish::Publisher;
 use crate::report::{Failed, Failure, Phase, Report};
@@ -32,7 +32,7 @@ pub(super) struct Update<'a> {
     pub(super) listing: Option<&'a listing::Listing>,
     pub(super) selection: &'a Selection<'a>,
     pub(super) facts: &'a Facts,
-    pub(super) owners: &'a OwnerMap,
+    pub(super) attributes: &'a Attributes,
     pub(super) pool: &'a ThreadPool,
     pub(super) delete: bool,
     /// Whether deletions are refused because there would be too many.
@@ -81,7 +81,8 @@ impl Update<'_> {
             committed: &committed,
             records: &records,
             failed,
-            specials: self.pull.options.specials,
+            options: self.pull.options,
+            attributes: self.attributes,
             kept: &kept,
         };
         if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.destination.store) {
@@ -107,7 +108,7 @@ impl Update<'_> {
         }
         local::make_writable(tree.root());
         Stage::open(tree)?.remove(tree)?;
-        commit::finish_root(tree, self.selection, self.owners)
+        commit::finish_root(tree, self.selection, self.attributes)
     }
 
     /// Brings all contents into the staging directory. Reconnects as often as necessary and allowed.
@@ -135,7 +136,7 @@ impl Update<'_> {
                 tree,
                 stage,
                 selection: self.selection,
-                owners: self.owners,
+                attributes: self.attributes,
                 draft,
                 keep: KeepPolicy { sums: self.pull.options.sums, contents: self.pull.options.keep_contents },
                 threads: self.pull.threads(),
@@ -201,7 +202,7 @@ impl Update<'_> {
             stage,
             selection: self.selection,
             facts: self.facts,
-            owners: self.owners,
+            attributes: self.attributes,
             delete: self.delete,
             may_delete: self.delete && staged.failed.is_empty(),
             sync: self.pull.options.sync,

@@ -10,6 +10,7 @@
 //! - `sender`, `tree`: the scripted sender and its trees
 
 mod commit;
+mod foreign;
 mod hostile;
 mod kept;
 mod property;
@@ -59,6 +60,7 @@ impl Place {
         let mut options = Options::new(&sender.address, REPOSITORY, self.dest());
         options.delete = true;
         options.sync = false;
+        (options.devices, options.setid) = (true, true);
         options.timeout = Duration::from_secs(20);
         options.reconnects = 0;
         options

@@ -9,7 +9,7 @@ use std::path::Path;
 use rkyv::util::AlignedVec;
 use sha2::{Digest as _, Sha256};
 use stillmirror_protocol::changes::{Changes, Put, apply};
-use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
+use stillmirror_protocol::entry::{Device, Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::path;
 
 /// The type and content of an entry.
@@ -19,6 +19,8 @@ pub(crate) enum Node {
     Dir,
     Symlink(Vec<u8>),
     Fifo,
+    /// Major and minor number.
+    CharDevice(u32, u32),
 }
 
 /// An entry: a node with its link group, mode and time.
@@ -67,6 +69,11 @@ impl Tree {
 
     pub(crate) fn fifo(mut self, path: &str) -> Self {
         self.put(path, Node::Fifo);
+        self
+    }
+
+    pub(crate) fn device(mut self, path: &str, major: u32, minor: u32) -> Self {
+        self.put(path, Node::CharDevice(major, minor));
         self
     }
 
@@ -126,6 +133,7 @@ impl Tree {
                 Node::Dir => Kind::Directory,
                 Node::Symlink(target) => Kind::Symlink { target: target.clone() },
                 Node::Fifo => Kind::Fifo,
+                &Node::CharDevice(major, minor) => Kind::CharDevice(Device { major, minor }),
             };
             let entry = Entry { mode: at.mode, mtime: at.mtime, owner: Owner::default(), link: at.link, kind };
             if path.is_empty() {
