@@ -137,7 +137,7 @@ pub(crate) fn explain_rsync_flags(mut error: clap::Error) -> clap::Error {
         pull.get_arguments().filter_map(clap::Arg::get_long).map(|name| format!("--{name}")).collect();
     let tip = format!(
         "rsync's letters are not needed: `pull` always copies subdirectories, symlinks, hard links, times, modes and, as \
-         root, owners and devices. It has these options: {}",
+         root, owners. It has these options: {}",
         options.join(" ")
     );
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
@@ -242,7 +242,8 @@ fn print(report: &Report, arguments: &Arguments) -> Exit {
     } else if !arguments.dry_run && output.summary() {
         print_summary(report);
     }
-    let is_transient = |why| matches!(why, Failure::Stale | Failure::Vanished);
+    // A held file does not count: the files that it waits for are in the list, too.
+    let is_transient = |why| matches!(why, Failure::Stale | Failure::Vanished | Failure::Held);
     match report.failed.iter().map(|failed| failed.why).find(|&why| !is_transient(why)) {
         Some(_) => Exit::Partial,
         None if report.failed.is_empty() => Exit::Done,
