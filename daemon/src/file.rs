@@ -456,7 +456,9 @@ pub(crate) mod tests {
             let ctime = Time { sec: 9, nsec: 0 };
             let touched = OnDisk { identity: Identity { ctime, ..found.identity }, ..found };
             assert!(!touched.is_same(&indexed) && touched.is_touched(&indexed), "{nsec}");
-            assert!(!OnDisk { size: 3, ..found }.is_same(&indexed) && !OnDisk { size: 3, ..touched }.is_touched(&indexed));
+            assert!(
+                !OnDisk { size: 3, ..found }.is_same(&indexed) && !OnDisk { size: 3, ..touched }.is_touched(&indexed)
+            );
         }
         for mtime in [Time { sec: 4, nsec: 0 }, Time { sec: 5, nsec: 123_000_000 }, Time { sec: 6, nsec: 0 }] {
             assert!(!OnDisk { mtime, ..indexed }.is_same(&indexed), "{mtime:?}");

