@@ -57,6 +57,10 @@ pub(crate) struct Arguments {
     /// Delete nothing at all if this run would delete more names than this
     #[arg(long, value_name = "NUMBER", requires = "deleting")]
     max_delete: Option<u64>,
+    /// Pull into an empty or missing DEST although the store knows files of it; without this flag its disk is taken
+    /// for one that is not mounted
+    #[arg(long)]
+    allow_empty: bool,
     #[command(flatten)]
     filter: FilterArgs,
     /// Only print what would be done, and how many bytes would be fetched
@@ -163,6 +167,7 @@ fn options(arguments: &Arguments) -> Result<Options> {
     });
     options.delete = arguments.delete || arguments.delete_grace.is_some();
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
+    options.allow_empty = arguments.allow_empty;
     options.max_delete = arguments.max_delete;
     options.filter = arguments.filter.0.clone();
     options.dry_run = arguments.dry_run;

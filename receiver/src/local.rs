@@ -114,6 +114,17 @@ impl Tree {
             Err(error) => optional(Err(error)),
         }
     }
+
+    /// Returns whether the root has no names, except `lost+found`, which a new file system may have.
+    pub(crate) fn is_empty(&self) -> io::Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        for entry in Dir::new(rustix::fs::openat(self.root(), ".", flags, Mode::empty())?)? {
+            if ![&b"."[..], b"..", b"lost+found"].contains(&entry?.file_name().to_bytes()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// Opens `path` without leaving `root` and without following any symlink.

@@ -147,7 +147,26 @@ impl Pull<'_> {
         };
         let tree = open_tree(&self.options.dest)?;
         let tree_lock = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten();
+        self.refuse_emptied(tree.as_ref(), store.as_ref().map(|(store, _)| store))?;
         Ok(Destination { tree, _tree_lock: tree_lock, store })
+    }
+
+    /// Fails if the store knows files and the tree has nothing. Most likely its disk is not mounted, and everything
+    /// would be fetched into the directory that it is mounted on.
+    fn refuse_emptied(&self, tree: Option<&Tree>, store: Option<&Store>) -> Result<(), PullError> {
+        let Some(store) = store.filter(|_| !self.options.allow_empty) else { return Ok(()) };
+        let dest = &self.options.dest;
+        if !tree.map_or(Ok(true), Tree::is_empty).at("read", dest)? {
+            return Ok(());
+        }
+        match store.current_head()? {
+            Some(current) if current.head.counts.files > 0 => Err(PullError::EmptyDestination {
+                path: dest.clone(),
+                generation: current.number,
+                files: current.head.counts.files,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Creates and locks what [`Pull::open`] did not find, except in a dry run. Called once the sender is

@@ -54,6 +54,9 @@ pub struct Options {
     pub delete_grace: Option<Duration>,
     /// Maximum number of names to delete in this pull. If there are more, nothing is deleted.
     pub max_delete: Option<u64>,
+    /// Whether to pull into an empty or missing tree although the store knows files of it. Otherwise its disk is taken
+    /// for one that is not mounted.
+    pub allow_empty: bool,
     /// The filter, for paths relative to [`Options::path`].
     pub filter: Filter,
     /// Whether to plan only, and write nothing to the tree or the store.
@@ -104,6 +107,7 @@ impl Options {
             delete: false,
             delete_grace: None,
             max_delete: None,
+            allow_empty: false,
             filter: Filter::default(),
             dry_run: false,
             bandwidth: None,

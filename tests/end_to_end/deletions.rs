@@ -149,3 +149,25 @@ fn a_list_that_needs_the_place_of_a_store_does_not_get_it() {
     }
     assert!(world.dest().join("README").exists());
 }
+
+#[test]
+fn an_empty_destination_is_taken_for_one_that_is_not_mounted() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    world.pull(&server);
+    for check in ["none", "stat"] {
+        std::fs::rename(world.dest(), world.path("unmounted")).unwrap();
+        std::fs::create_dir(world.dest()).unwrap();
+        let words = ["is empty, and generation 1 has", "is it mounted?", "--allow-empty"];
+        assert_fails(&pull(&world, &server, &["--check", check]), 11, &words);
+        assert_eq!(std::fs::read_dir(world.dest()).unwrap().count(), 0);
+        std::fs::remove_dir(world.dest()).unwrap();
+        assert_fails(&pull(&world, &server, &["--check", check]), 11, &words);
+        assert!(!world.dest().exists());
+        std::fs::rename(world.path("unmounted"), world.dest()).unwrap();
+    }
+    std::fs::remove_dir_all(world.dest()).unwrap();
+    json(&pull(&world, &server, &["--allow-empty"]));
+    assert_same_tree(&world.src(), &world.dest());
+}

@@ -9,7 +9,7 @@ use stillmirror_receiver::{Check, Failed, Failure, Options, PullError};
 use stillmirror_store::Store;
 
 use crate::property::{build, path, step};
-use crate::sender::{REPOSITORY, Sender};
+use crate::sender::{Behaviour, REPOSITORY, Sender};
 use crate::tree::{Tree, assert_same, noise};
 use crate::{Place, run};
 
@@ -243,8 +243,56 @@ proptest! {
         if before.is_some() {
             fs::remove_dir_all(&store).unwrap();
         }
-        let last = place.mirror(&sender);
+        let last = Options { allow_empty: true, ..place.mirror(&sender) };
         prop_assert!(run(last).unwrap().failed.is_empty());
         assert_same(&place.dest(), &tree);
     }
+}
+
+#[test]
+fn an_empty_destination_of_a_store_that_knows_files_is_refused() {
+    for check in CHECKS {
+        let (sender, place) = (Sender::of(&sample()), Place::new());
+        let options = Options { check, ..place.mirror(&sender) };
+        run(options.clone()).unwrap();
+        let unmounted = place.dir.path().join("unmounted");
+        for state in ["empty", "lost+found", "missing"] {
+            fs::rename(place.dest(), &unmounted).unwrap();
+            if state != "missing" {
+                fs::create_dir(place.dest()).unwrap();
+            }
+            if state == "lost+found" {
+                fs::create_dir(place.file("lost+found")).unwrap();
+            }
+            let error = run(options.clone()).unwrap_err();
+            let expected = matches!(error, PullError::EmptyDestination { generation: 1, files: 2, .. });
+            assert!(expected && error.to_string().contains("--allow-empty"), "{state}: {error}");
+            assert!(!place.file("a").exists() && !place.file(".stillmirror-stage").exists());
+            let _ = fs::remove_dir_all(place.dest());
+            fs::rename(&unmounted, place.dest()).unwrap();
+        }
+        assert!(run(options.clone()).unwrap().unchanged, "mounted again");
+        fs::remove_dir_all(place.dest()).unwrap();
+        fs::create_dir(place.dest()).unwrap();
+        run(Options { allow_empty: true, ..options.clone() }).unwrap();
+        assert_same(&place.dest(), &sample());
+        assert!(run(options).unwrap().unchanged);
+    }
+}
+
+#[test]
+fn an_interrupted_first_pull_and_an_empty_repository_need_no_permission() {
+    let (sender, place) = (Sender::of(&sample()), Place::new());
+    sender.behave(Behaviour { cut: Some(20_000), ..Behaviour::default() });
+    run(place.mirror(&sender)).unwrap_err();
+    fs::remove_dir_all(place.dest()).unwrap();
+    fs::create_dir(place.dest()).unwrap();
+    sender.behave(Behaviour::default());
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &sample());
+    sender.publish(&Tree::default().dir("d"));
+    run(place.mirror(&sender)).unwrap();
+    fs::remove_dir(place.file("d")).unwrap();
+    run(place.mirror(&sender)).unwrap();
+    assert_same(&place.dest(), &Tree::default().dir("d"));
 }
