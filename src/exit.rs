@@ -98,7 +98,7 @@ fn of_pull(error: &PullError) -> Exit {
         PullError::Timeout { .. } => Exit::Timeout,
         PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
         PullError::Protocol(_) => Exit::Protocol,
-        PullError::File { .. } => Exit::FileIo,
+        PullError::EmptyDestination { .. } | PullError::File { .. } => Exit::FileIo,
         PullError::Store(error) => of_store(error),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 use stillmirror_protocol::path::Escaped;
@@ -35,6 +35,7 @@ Examples:
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("deleting").args(["delete", "delete_grace"]).multiple(true))]
 pub(crate) struct Arguments {
     /// The repository, or a part of it
     #[arg(value_name = "stillmirror://HOST:PORT/NAME[/PATH]")]
@@ -46,12 +47,20 @@ pub(crate) struct Arguments {
     /// ~/.local/state/stillmirror, or, for root, /var/lib/stillmirror]
     #[arg(long, value_name = "DIR", value_parser = path_args::local())]
     store: Option<PathBuf>,
-    /// Delete what the sender does not have; names that the filter leaves out are never deleted
+    /// Delete what the sender does not have; names that the filter leaves out and stores are never deleted
     #[arg(long)]
     delete: bool,
-    /// Delete nothing at all if more names than this would be deleted
-    #[arg(long, value_name = "NUMBER", requires = "delete")]
+    /// Like --delete, but each name remains for this long (2h, 1d), for readers that hold an older index; a later pull
+    /// deletes it
+    #[arg(long, value_name = "AGE")]
+    delete_grace: Option<Seconds>,
+    /// Delete nothing at all if this run would delete more names than this
+    #[arg(long, value_name = "NUMBER", requires = "deleting")]
     max_delete: Option<u64>,
+    /// Pull into an empty or missing DEST although the store knows files of it; without this flag its disk is taken
+    /// for one that is not mounted
+    #[arg(long)]
+    allow_empty: bool,
     #[command(flatten)]
     filter: FilterArgs,
     /// Only print what would be done, and how many bytes would be fetched
@@ -156,7 +165,9 @@ fn options(arguments: &Arguments) -> Result<Options> {
         Some(store) => store.clone(),
         None => default_store(&arguments.dest)?,
     });
-    options.delete = arguments.delete;
+    options.delete = arguments.delete || arguments.delete_grace.is_some();
+    options.delete_grace = arguments.delete_grace.map(Seconds::duration);
+    options.allow_empty = arguments.allow_empty;
     options.max_delete = arguments.max_delete;
     options.filter = arguments.filter.0.clone();
     options.dry_run = arguments.dry_run;
@@ -254,7 +265,7 @@ fn print(report: &Report, arguments: &Arguments) -> Exit {
 fn print_summary(report: &Report) {
     if report.unchanged {
         line!("generation {}: nothing is new", report.generation);
-        return;
+        return print_waiting(report);
     }
     line!(
         "generation {}: {} updated, {} reused, {} linked, {} deleted",
@@ -273,6 +284,13 @@ fn print_summary(report: &Report) {
         bytes(report.bytes_list),
         bytes(report.bytes_matched)
     );
+    print_waiting(report);
+}
+
+fn print_waiting(report: &Report) {
+    if report.deletes_waiting > 0 {
+        line!("{} left for a later pull", count(report.deletes_waiting, "deletion"));
+    }
 }
 
 fn print_plan(report: &Report) {
@@ -281,6 +299,7 @@ fn print_plan(report: &Report) {
         line!("{:<14} {}", verb(*action), Escaped(shown));
     }
     line!("generation {}: at most {} of data would be fetched", report.generation, bytes(report.planned_bytes));
+    print_waiting(report);
 }
 
 fn verb(action: Action) -> &'static str {
@@ -314,6 +333,7 @@ fn to_json(report: &Report) -> serde_json::Value {
         "files_reused": report.files_reused,
         "files_deleted": report.files_deleted,
         "deletes_held": report.deletes_held,
+        "deletes_waiting": report.deletes_waiting,
         "files_linked": report.files_linked,
         "links_copied": report.links_copied,
         "devices_skipped": report.devices_skipped,

@@ -35,6 +35,7 @@ use crate::plan::{Plan, Reuse};
 use crate::report::{Failure, Progress, Report};
 use crate::selection::Selection;
 use crate::stage::{Metadata, Stage};
+use crate::stores::Stores;
 
 use barrier::Barrier;
 use place::set_metadata_at;
@@ -47,6 +48,7 @@ pub(crate) struct Committer<'a> {
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) facts: &'a Facts,
     pub(crate) attributes: &'a Attributes,
+    pub(crate) stores: &'a Stores<'a>,
     /// Whether names that the sender does not have are deleted.
     pub(crate) delete: bool,
     /// Whether a directory may be deleted to make way for something else.
@@ -410,7 +412,7 @@ impl<'a> CommitRun<'a> {
     }
 
     fn delete_name(&mut self, path: &[u8]) -> Result<(), PullError> {
-        let keep = |below: &[u8], is_dir: bool| !self.context.selection.owns(&path::join(path, below), is_dir);
+        let keep = |below: &[u8], is_dir: bool| self.context.keeps(&path::join(path, below), is_dir);
         let (dir, name) = path::split(path);
         let Some(parent) = local::optional(self.context.tree.dir(dir)).at("open", self.shown(dir))? else {
             return Ok(());
@@ -522,6 +524,11 @@ pub(crate) fn finish_root(tree: &Tree, selection: &Selection<'_>, attributes: &A
 }
 
 impl Committer<'_> {
+    /// Returns whether a local name is never deleted: the filter excludes it, or it is a store.
+    fn keeps(&self, path: &[u8], is_dir: bool) -> bool {
+        !self.selection.owns(path, is_dir) || (is_dir && self.stores.is_at(path))
+    }
+
     fn check(&self) -> Result<(), PullError> {
         if self.cancel.is_cancelled() { Err(PullError::Interrupted) } else { Ok(()) }
     }

@@ -45,6 +45,23 @@ pub enum PullError {
         report: Box<Report>,
     },
 
+    /// The destination has no entries, but the store knows files of it. See
+    /// [`Options::allow_empty`](crate::Options::allow_empty).
+    #[error(
+        "the destination {} is empty, and generation {generation} has {files} file{}: is it mounted? \
+         give --allow-empty if it was emptied on purpose",
+        .path.display(),
+        if *.files == 1 { "" } else { "s" }
+    )]
+    EmptyDestination {
+        /// The destination.
+        path: PathBuf,
+        /// The current generation's number in the store.
+        generation: u64,
+        /// The number of regular files in the current generation.
+        files: u64,
+    },
+
     // Caused by the network.
     /// No connection could be made.
     #[error("cannot connect to {address}: {reason}")]

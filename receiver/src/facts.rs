@@ -1,5 +1,7 @@
 //! Finds out which wanted entries the local tree has: by looking at the disk, or by trusting the last pull.
 
+mod waiting;
+
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -19,6 +21,8 @@ use crate::local::{self, Stat, Tree, same_time};
 use crate::report::{Check, Progress};
 use crate::selection::{Selection, WantedDir};
 
+pub(crate) use waiting::Shared;
+
 /// The generation that the last pull left. Its root is the local tree's root.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Held<'a> {
@@ -35,17 +39,6 @@ pub(crate) struct Facts {
     pub(crate) rows: Vec<Option<Fact>>,
     /// Names that the list does not have, in directories that it has.
     pub(crate) extra: Vec<Extra>,
-}
-
-impl Facts {
-    /// Returns how many names would be deleted to remove everything that the list does not have.
-    pub(crate) fn count_extra(&self, tree: &Tree) -> Result<u64, PullError> {
-        let count = |extra: &Extra| match extra.is_dir {
-            true => tree.count(&extra.path).at("read", tree.shown(&extra.path)),
-            false => Ok(1),
-        };
-        self.extra.iter().map(count).sum()
-    }
 }
 
 /// What exists at the path of a wanted row.
@@ -70,6 +63,29 @@ pub(crate) struct Extra {
     pub(crate) is_dir: bool,
     /// Size and time, if it is a regular file.
     pub(crate) file: Option<(u64, Time)>,
+    /// What becomes of it.
+    pub(crate) fate: Fate,
+}
+
+/// What becomes of a local name that the list does not have, if this pull deletes anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Fate {
+    /// It is deleted.
+    #[default]
+    Doomed,
+    /// It has waited in the journal, and is deleted.
+    Due,
+    /// It waits in the journal.
+    Waiting,
+    /// It should wait, but the journal is full. It remains, and remains listed.
+    Kept,
+}
+
+impl Fate {
+    /// Returns whether this pull deletes the name.
+    pub(crate) fn is_doomed(self) -> bool {
+        matches!(self, Self::Doomed | Self::Due)
+    }
 }
 
 /// Inspects the local tree.
@@ -130,7 +146,7 @@ impl Inspector<'_> {
         let path = path::join(&place.path, name);
         if self.selection.owns(&path, row.is_dir()) {
             let file = row.is_file().then(|| (row.size(), row.mtime()));
-            extra.push(Extra { path, is_dir: row.is_dir(), file });
+            extra.push(Extra { path, is_dir: row.is_dir(), file, fate: Fate::default() });
         }
     }
 
@@ -197,7 +213,8 @@ impl Inspector<'_> {
             let is_dir = stat.kind == FileType::Directory;
             let file = (stat.kind == FileType::File).then_some((stat.size, stat.mtime));
             let owned = place.dir.child(name).is_none() && self.selection.owns(&path, is_dir);
-            return Ok(owned.then_some(Inspected::Extra(Extra { path, is_dir, file })));
+            let fate = Fate::default();
+            return Ok(owned.then_some(Inspected::Extra(Extra { path, is_dir, file, fate })));
         };
         let content = stat.kind == row.file_type()
             && match stat.kind {

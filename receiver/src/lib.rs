@@ -7,6 +7,7 @@
 //! |---|---|
 //! | ask the sender for its current generation | [`source`], `listing` |
 //! | look at the local tree | `selection`, `facts`, on top of `local` |
+//! | decide which deletions wait, and which directories are stores | `grace`, on top of `journal`; `stores` |
 //! | decide what to do | `plan`, a pure function |
 //! | find parts of new files in old ones | `matching` |
 //! | fetch, build and verify | `fetch`, `stage` |
@@ -25,6 +26,8 @@ mod commit;
 mod error;
 mod facts;
 mod fetch;
+mod grace;
+mod journal;
 mod listing;
 mod local;
 mod mark;
@@ -36,6 +39,7 @@ mod report;
 mod selection;
 pub mod source;
 mod stage;
+mod stores;
 mod verify;
 
 pub use error::PullError;

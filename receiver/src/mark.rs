@@ -35,9 +35,14 @@ pub(crate) fn set(store: &Store, number: u64, tree: &Tree) -> Result<(), PullErr
 }
 
 fn mark(number: u64, tree: &Tree) -> Result<String, PullError> {
+    Ok(format!("stillmirror tree 1 {number} {}\n", identity(tree)?))
+}
+
+/// Returns what identifies a tree: the device, inode and time of birth of its root directory, as text.
+pub(crate) fn identity(tree: &Tree) -> Result<String, PullError> {
     let root = local::stat(tree.root(), b".").and_then(|root| Ok((root, local::birth(tree.root())?)));
     let (root, born) = root.at("stat", tree.shown(b""))?;
-    Ok(format!("stillmirror tree 1 {number} {} {} {} {}\n", root.on_device, root.inode, born.sec, born.nsec))
+    Ok(format!("{} {} {} {}", root.on_device, root.inode, born.sec, born.nsec))
 }
 
 fn path(store: &Store) -> PathBuf {

@@ -8,7 +8,8 @@ use stillmirror_protocol::list::{FileType, ListRef};
 use stillmirror_protocol::local::RelativeDevice;
 use stillmirror_protocol::path;
 
-use crate::facts::{Extra, Fact, Facts};
+use crate::facts::{Extra, Fact, Facts, Fate};
+use crate::local::self_and_ancestors;
 use crate::report::{Action, Options};
 use crate::selection::Selection;
 
@@ -21,6 +22,8 @@ pub(crate) struct Inputs<'a> {
     /// Whether names that the list does not have are deleted.
     pub(crate) delete: bool,
     pub(crate) options: &'a Options,
+    /// Rows that are left as they are, because a store is in their place.
+    pub(crate) blocked: &'a HashSet<u32>,
     /// Whether the digests of the last pull are trusted without reading the files.
     pub(crate) trust_held: bool,
 }
@@ -74,6 +77,20 @@ impl Plan {
         *self == Self::default()
     }
 
+    /// Returns whether all that it does is to delete.
+    pub(crate) fn only_deletes(&self) -> bool {
+        !self.deletes.is_empty() && self.rows().next().is_none()
+    }
+
+    /// Returns the rows that it makes or changes.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = u32> {
+        let fetches =
+            self.fetches.iter().flat_map(|fetch| std::iter::once(fetch.row).chain(fetch.copies.iter().copied()));
+        let links = self.links.iter().map(|&(row, _)| row);
+        let others = self.directories.iter().chain(&self.others).chain(&self.metadata).copied();
+        fetches.chain(links).chain(others)
+    }
+
     /// Returns the plan as a list of actions with local paths, for users to read.
     pub(crate) fn actions(&self, selection: &Selection<'_>) -> Vec<(Action, Vec<u8>)> {
         let of = |action: Action, row: u32| (action, selection.path(row));
@@ -110,7 +127,8 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     let mut wanted = Vec::new();
     let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     let own_inode = rows_that_need_own_inode(inputs);
-    for (&row, fact) in inputs.selection.rows.iter().zip(&inputs.facts.rows) {
+    let selected = inputs.selection.rows.iter().zip(&inputs.facts.rows);
+    for (&row, fact) in selected.filter(|(row, _)| !inputs.blocked.contains(row)) {
         let entry = list.row(row);
         let right = fact.is_some_and(|fact| fact.content_matches) && !own_inode.contains(&row);
         match entry.file_type() {
@@ -135,7 +153,8 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     wanted.sort_unstable();
     plan.others.sort_unstable();
     if inputs.delete {
-        plan.deletes = inputs.facts.extra.iter().map(|extra| extra.path.clone()).collect();
+        let doomed = inputs.facts.extra.iter().filter(|extra| extra.fate.is_doomed());
+        plan.deletes = doomed.map(|extra| extra.path.clone()).collect();
     }
     plan.fetches = fetches(inputs, &wanted, &plan.links);
     plan
@@ -228,13 +247,15 @@ fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<
         }
     };
     if let Some(held) = inputs.held.filter(|_| inputs.trust_held) {
-        let extra: HashSet<&[u8]> = inputs.facts.extra.iter().map(|extra| extra.path.as_slice()).collect();
+        // What waits, or has waited, may remain for longer than the new name exists: it is not moved.
+        let doomed = inputs.facts.extra.iter().filter(|extra| extra.fate == Fate::Doomed);
+        let doomed: HashSet<&[u8]> = doomed.map(|extra| extra.path.as_slice()).collect();
         for row in (0..held.len()).map(|row| held.row(row)).filter(stillmirror_protocol::list::Row::is_file) {
             let Some(&at) = by_digest.get(&row.sha256()) else { continue };
             let path = held.path(row.number());
             let disappears = match inputs.selection.find(&path) {
                 Some(now) => replaced.contains(&now.number()),
-                None => inputs.delete && has_ancestor_in(&path, &extra) && inputs.selection.owns_deep(&path),
+                None => inputs.delete && has_ancestor_in(&path, &doomed) && inputs.selection.owns_deep(&path, false),
             };
             add(at, Reuse { path, size: row.size(), mtime: row.mtime(), disappears, is_certain: true });
         }
@@ -263,20 +284,20 @@ fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<
             by_look.insert((row.size(), row.mtime()), at);
         }
     }
-    for Extra { path, file, .. } in &inputs.facts.extra {
+    for Extra { path, file, fate, .. } in &inputs.facts.extra {
         let Some((size, mtime)) = *file else { continue };
         if let Some(&at) = by_look.get(&(size, mtime)) {
             let known = &mut fetches[at].reuse;
             if known.len() < MAX_REUSE && !known.iter().any(|other| other.path == *path) {
-                known.push(Reuse { path: path.clone(), size, mtime, disappears: inputs.delete, is_certain: false });
+                let disappears = inputs.delete && *fate == Fate::Doomed;
+                known.push(Reuse { path: path.clone(), size, mtime, disappears, is_certain: false });
             }
         }
     }
 }
 
 fn has_ancestor_in(path: &[u8], names: &HashSet<&[u8]>) -> bool {
-    let ends = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
-    names.contains(path) || ends.into_iter().any(|end| names.contains(&path[..end]))
+    self_and_ancestors(path).any(|path| names.contains(path))
 }
 
 /// Local files grouped by directory and by the parts of a name that stay the same from version to version:

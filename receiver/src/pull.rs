@@ -2,6 +2,7 @@
 
 mod update;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::facts::{Facts, Held, Inspector};
+use crate::grace::{self, Grace};
+use crate::journal::Journal;
 use crate::listing;
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
@@ -27,6 +30,7 @@ use crate::report::{Check, Options, Phase, Progress, Report};
 use crate::selection::Selection;
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
 use crate::stage::Stage;
+use crate::stores::{self, Stores};
 
 use update::Update;
 
@@ -103,16 +107,19 @@ struct Destination {
 impl Pull<'_> {
     fn run(&self) -> Result<Report, PullError> {
         let started = Instant::now();
+        let grace = Grace::of(self.options)?;
         let mut destination = self.open()?;
         self.progress.phase(Phase::List, 0, 0);
         let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
         self.create_missing(&mut destination)?;
         let mut report = Report { generation: pinned.head.generation, ..Report::default() };
-        let result = if self.is_current(&destination, &pinned)? {
-            report.unchanged = true;
-            Ok(())
-        } else {
-            self.update(&destination, &pinned, &mut report)
+        let result = match self.waiting_if_current(&destination, &pinned, &grace)? {
+            Some(waiting) => {
+                report.unchanged = true;
+                report.deletes_waiting = waiting;
+                Ok(())
+            }
+            None => self.update(&destination, &pinned, &grace, &mut report),
         };
         let traffic = self.source.traffic();
         report.bytes_received = traffic.received;
@@ -129,6 +136,7 @@ impl Pull<'_> {
 
     /// Opens and locks the tree and the store, if they exist.
     fn open(&self) -> Result<Destination, PullError> {
+        stores::refuse_bad_places(&self.options.dest, self.options.store.as_deref())?;
         let store = match &self.options.store {
             None => None,
             Some(dir) => match Store::open(dir) {
@@ -139,7 +147,26 @@ impl Pull<'_> {
         };
         let tree = open_tree(&self.options.dest)?;
         let tree_lock = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten();
+        self.refuse_emptied(tree.as_ref(), store.as_ref().map(|(store, _)| store))?;
         Ok(Destination { tree, _tree_lock: tree_lock, store })
+    }
+
+    /// Fails if the store knows files and the tree has nothing. Most likely its disk is not mounted, and everything
+    /// would be fetched into the directory that it is mounted on.
+    fn refuse_emptied(&self, tree: Option<&Tree>, store: Option<&Store>) -> Result<(), PullError> {
+        let Some(store) = store.filter(|_| !self.options.allow_empty) else { return Ok(()) };
+        let dest = &self.options.dest;
+        if !tree.map_or(Ok(true), Tree::is_empty).at("read", dest)? {
+            return Ok(());
+        }
+        match store.current_head()? {
+            Some(current) if current.head.counts.files > 0 => Err(PullError::EmptyDestination {
+                path: dest.clone(),
+                generation: current.number,
+                files: current.head.counts.files,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Creates and locks what [`Pull::open`] did not find, except in a dry run. Called once the sender is
@@ -180,30 +207,44 @@ impl Pull<'_> {
         Ok(Some(tree.lock().at("lock", dest)?.ok_or_else(busy)?))
     }
 
-    /// Returns whether the last pull took everything that is current, and may be trusted. Reads only small
-    /// files.
-    fn is_current(&self, destination: &Destination, pinned: &Pinned) -> Result<bool, PullError> {
+    /// Returns how many names wait for their deletion, if there is nothing to do: the last pull took everything that is
+    /// current, it may be trusted, and no deletion is due. Reads only small files.
+    fn waiting_if_current(
+        &self,
+        destination: &Destination,
+        pinned: &Pinned,
+        grace: &Grace,
+    ) -> Result<Option<u64>, PullError> {
         let Options { check, path, filter, specials, .. } = self.options;
-        let (Some((store, _)), Some(tree)) = (&destination.store, &destination.tree) else { return Ok(false) };
+        let (Some((store, _)), Some(tree)) = (&destination.store, &destination.tree) else { return Ok(None) };
         if *check != Check::None || !path.is_empty() || !filter.is_empty() || !specials {
-            return Ok(false);
+            return Ok(None);
         }
         if Stage::is_left(tree)? {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some(current) = store.current_head()? else { return Ok(false) };
+        let Some(current) = store.current_head()? else { return Ok(None) };
         if current.origin.is_some() || current.head.list_digest != pinned.head.list_digest {
-            return Ok(false);
+            return Ok(None);
         }
         if !mark::is_of(store, current.number, tree)? {
-            return Ok(false);
+            return Ok(None);
         }
         // A tree that is empty although it should not be cannot be trusted.
         let expected = current.head.counts.files + current.head.counts.directories > 1;
-        Ok(!expected || !local::names(tree.root()).at("read", tree.shown(b""))?.is_empty())
+        if expected && local::names(tree.root()).at("read", tree.shown(b""))?.is_empty() {
+            return Ok(None);
+        }
+        grace.is_idle(store, tree)
     }
 
-    fn update(&self, destination: &Destination, pinned: &Pinned, report: &mut Report) -> Result<(), PullError> {
+    fn update(
+        &self,
+        destination: &Destination,
+        pinned: &Pinned,
+        grace: &Grace,
+        report: &mut Report,
+    ) -> Result<(), PullError> {
         let held = destination.store.as_ref().map(|(store, _)| store.current()).transpose()?.flatten();
         let before = held.as_ref().map(origin_of);
         let listing = match before {
@@ -220,19 +261,45 @@ impl Pull<'_> {
         let pool = self.pool()?;
         let selection = Selection::new(list, &self.options.path, &self.options.filter)?;
         let attributes = Attributes::new(list, self.options.owners, self.options.setid);
-        let facts = pool.install(|| self.facts(destination, held.as_ref(), &selection, &attributes))?;
-        let refused = self.refused_deletions(destination, &selection, &facts)?;
+        let mut journal = match (&destination.store, &destination.tree) {
+            (Some((store, _)), Some(tree)) => Journal::load(store, tree, grace::now())?,
+            _ => Journal::default(),
+        };
+        let mut facts =
+            pool.install(|| self.facts(destination, held.as_ref(), &selection, &attributes, &mut journal))?;
+        let stores = Stores::new(
+            destination.tree.as_ref(),
+            destination.store.as_ref().map(|(store, _)| store.dir()),
+            held.as_ref().map(Generation::list),
+        )?;
+        let waited = journal.len();
+        grace.decide(&mut journal, &mut facts, destination.tree.as_ref(), &stores)?;
+        report.deletes_waiting = facts.count_waiting();
+        let refused = self.refused_deletions(&selection, &facts, &stores)?;
         let delete = self.options.delete && refused.is_none();
         report.deletes_held = refused.map_or(0, |(wanted, _)| wanted);
-        let plan = plan(&Inputs {
-            selection: &selection,
-            facts: &facts,
-            held: held.as_ref().map(Generation::list),
-            delete,
-            options: self.options,
-            trust_held: self.options.check != Check::Hash,
-        });
-        report.unchanged = plan.is_empty();
+        let (mut blocked, mut in_the_way) = (HashSet::new(), HashSet::new());
+        let plan = loop {
+            let plan = plan(&Inputs {
+                selection: &selection,
+                facts: &facts,
+                held: held.as_ref().map(Generation::list),
+                delete,
+                options: self.options,
+                blocked: &blocked,
+                trust_held: self.options.check != Check::Hash,
+            });
+            let found = stores.in_the_way_of(&plan, &selection);
+            if found.is_empty() {
+                break plan;
+            }
+            in_the_way.extend(found.iter().filter_map(|path| Some(selection.find(path)?.number())));
+            blocked.extend(stores::rows_below(&selection, &found));
+        };
+        for &row in &blocked {
+            selection.index(row).into_iter().for_each(|index| facts.rows[index] = None);
+        }
+        report.unchanged = plan.is_empty() && in_the_way.is_empty() && journal.len() == waited;
         let rows = selection.rows.iter().map(|&row| list.row(row));
         for row in rows.filter(|row| row.is_file() || row.file_type().is_special()) {
             report.setid_cleared += u64::from(attributes.clears_setid(row));
@@ -252,10 +319,12 @@ impl Pull<'_> {
                 facts: &facts,
                 attributes: &attributes,
                 pool: &pool,
+                stores: &stores,
+                in_the_way: &in_the_way,
                 delete,
                 refused: refused.is_some(),
             };
-            update.run(&plan, report)?;
+            update.run(&plan, &mut journal, report)?;
         }
         match refused {
             Some((wanted, limit)) => Err(PullError::DeleteLimit { wanted, limit, report: Box::default() }),
@@ -275,9 +344,10 @@ impl Pull<'_> {
         held: Option<&Generation>,
         selection: &Selection<'_>,
         attributes: &Attributes,
+        journal: &mut Journal,
     ) -> Result<Facts, PullError> {
         self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
-        let number = held.map(Generation::number);
+        let trusted = self.may_trust(destination, held, journal)?;
         let held = held.map(|held| Held { list: held.list(), local: held.local() });
         let inspector = Inspector {
             selection,
@@ -287,40 +357,54 @@ impl Pull<'_> {
             progress: self.progress,
             cancel: self.cancel,
         };
-        match (held, &destination.tree, self.options.check) {
-            (Some(_), Some(tree), Check::None) if Stage::is_left(tree)? => {
-                tracing::warn!(dest = %tree.shown(b"").display(), "the last pull did not end; checking the tree");
-                inspector.inspect(Some(tree))
-            }
-            (Some(held), Some(tree), Check::None) => {
-                if let (Some((store, _)), Some(number)) = (&destination.store, number)
-                    && mark::is_of(store, number, tree)?
-                {
-                    return Ok(inspector.assume_unchanged(held));
-                }
-                tracing::warn!(dest = %tree.shown(b"").display(), "this is not the tree of the last pull; checking it");
-                inspector.inspect(Some(tree))
-            }
-            (_, tree, _) => inspector.inspect(tree.as_ref()),
+        let (mut facts, inspected) = match held.filter(|_| trusted) {
+            Some(held) => (inspector.assume_unchanged(held), false),
+            None => (inspector.inspect(destination.tree.as_ref())?, true),
+        };
+        if let Some(tree) = &destination.tree {
+            inspector.add_waiting(tree, journal, &mut facts, inspected)?;
         }
+        Ok(facts)
+    }
+
+    /// Returns whether the generation that the last pull left is trusted to describe the tree.
+    fn may_trust(
+        &self,
+        destination: &Destination,
+        held: Option<&Generation>,
+        journal: &Journal,
+    ) -> Result<bool, PullError> {
+        let (Some(held), Some(tree), Check::None) = (held, &destination.tree, self.options.check) else {
+            return Ok(false);
+        };
+        let why = if Stage::is_left(tree)? {
+            "the last pull did not end; checking the tree"
+        } else if journal.is_damaged {
+            "the tree shows what waits to be deleted; checking it"
+        } else if let Some((store, _)) = &destination.store
+            && mark::is_of(store, held.number(), tree)?
+        {
+            return Ok(true);
+        } else {
+            "this is not the tree of the last pull; checking it"
+        };
+        tracing::warn!(dest = %tree.shown(b"").display(), "{why}");
+        Ok(false)
     }
 
     /// Counts the names that would be deleted, if there is a limit. Returns (wanted, limit) if they exceed
     /// it.
     fn refused_deletions(
         &self,
-        destination: &Destination,
         selection: &Selection<'_>,
         facts: &Facts,
+        stores: &Stores<'_>,
     ) -> Result<Option<(u64, u64)>, PullError> {
-        let (true, Some(limit), Some(tree)) = (self.options.delete, self.options.max_delete, &destination.tree) else {
-            return Ok(None);
-        };
-        let mut wanted = facts.count_extra(tree)?;
+        let (true, Some(limit)) = (self.options.delete, self.options.max_delete) else { return Ok(None) };
+        let mut wanted = stores.count_doomed(facts)?;
         for (&row, fact) in selection.rows.iter().zip(&facts.rows) {
             if fact.is_some_and(|fact| fact.kind == FileType::Directory) && !selection.list.row(row).is_dir() {
-                let path = selection.path(row);
-                wanted += tree.count(&path).at("read", tree.shown(&path))?;
+                wanted += stores.count(&selection.path(row))?;
             }
         }
         Ok((wanted > limit).then_some((wanted, limit)))

@@ -49,8 +49,14 @@ pub struct Options {
     pub store: Option<PathBuf>,
     /// Whether to delete what the sender does not have. What the filter excludes is never deleted.
     pub delete: bool,
-    /// Maximum number of names to delete. If there are more, nothing is deleted.
+    /// How long a name that is to be deleted remains. A later pull deletes it. This needs a store. `None` or zero
+    /// deletes at once, and deletes what still waits.
+    pub delete_grace: Option<Duration>,
+    /// Maximum number of names to delete in this pull. If there are more, nothing is deleted.
     pub max_delete: Option<u64>,
+    /// Whether to pull into an empty or missing tree although the store knows files of it. Otherwise its disk is taken
+    /// for one that is not mounted.
+    pub allow_empty: bool,
     /// The filter, for paths relative to [`Options::path`].
     pub filter: Filter,
     /// Whether to plan only, and write nothing to the tree or the store.
@@ -99,7 +105,9 @@ impl Options {
             dest: dest.into(),
             store: None,
             delete: false,
+            delete_grace: None,
             max_delete: None,
+            allow_empty: false,
             filter: Filter::default(),
             dry_run: false,
             bandwidth: None,
@@ -182,6 +190,8 @@ pub struct Report {
     pub files_deleted: u64,
     /// Number of names not deleted, because there were too many, or because some files could not be brought.
     pub deletes_held: u64,
+    /// Number of names that wait for their deletion ([`Options::delete_grace`]). A directory is one name.
+    pub deletes_waiting: u64,
     /// Number of hard links made.
     pub files_linked: u64,
     /// Number of names that should be hard links but are files of their own, because the file system cannot

@@ -83,9 +83,9 @@ impl<'a> Selection<'a> {
         path != STAGE && self.only.is_none() && self.filter.keeps(path, is_dir)
     }
 
-    /// Like [`Selection::owns`], for a file whose parent directories have not been checked.
-    pub(crate) fn owns_deep(&self, path: &[u8]) -> bool {
-        self.only.is_none() && self.filter.keeps_below_root(path, false)
+    /// Like [`Selection::owns`], for a name whose parent directories have not been checked.
+    pub(crate) fn owns_deep(&self, path: &[u8], is_dir: bool) -> bool {
+        path != STAGE && self.only.is_none() && self.filter.keeps_below_root(path, is_dir)
     }
 
     /// Returns whether there may be local names that the mirror must not delete.

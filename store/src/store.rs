@@ -13,6 +13,7 @@ use crate::error::{At, Damage, StoreError};
 use crate::flock::Flock;
 use crate::generation::Generation;
 use crate::layout::{Layout, names, number_of, sync_dir};
+use crate::marker::FORMATS;
 use crate::packs;
 use crate::part::{read_head, remedy};
 
@@ -72,7 +73,7 @@ impl Store {
         let text = std::str::from_utf8(&text).map_err(|_| damaged("not a valid repository file"))?;
         let name = match text.split_once('\n') {
             Some((FORMAT, name)) => name.strip_suffix('\n').filter(|name| check_repository_name(name).is_ok()),
-            Some((line, _)) if line.starts_with("stillmirror store ") => {
+            Some((line, _)) if line.starts_with(FORMATS) => {
                 return Err(damaged("the store has another format version"));
             }
             _ => None,

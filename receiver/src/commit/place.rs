@@ -114,7 +114,7 @@ impl CommitRun<'_> {
                     self.fail(row, Failure::InTheWay);
                     return Ok(false);
                 }
-                if self.context.selection.protects() {
+                if self.context.selection.protects() || self.context.stores.are_below(path)? {
                     return self.make_way_around_protected(row, path);
                 }
                 // Moving a directory writes to it.
@@ -139,12 +139,16 @@ impl CommitRun<'_> {
         Ok(true)
     }
 
-    /// Deletes what may be deleted in a directory that is in the way. If the filter protects anything in it,
-    /// the directory remains. Returns whether it is gone.
+    /// Deletes what may be deleted in a directory that is in the way. If the filter protects anything in it, or a
+    /// store is in it, the directory remains. Returns whether it is gone.
     fn make_way_around_protected(&mut self, row: u32, path: &[u8]) -> Result<bool, PullError> {
         let (_, name) = path::split(path);
-        let selection = self.context.selection;
-        let keep = |below: &[u8], is_dir: bool| !selection.owns(&path::join(path, below), is_dir);
+        if self.context.stores.is_at(path) {
+            self.fail(row, Failure::InTheWay);
+            return Ok(false);
+        }
+        let context = self.context;
+        let keep = |below: &[u8], is_dir: bool| context.keeps(&path::join(path, below), is_dir);
         let shown = self.shown(path);
         let parent = self.parent(path)?;
         let removed = local::remove_all(parent, name, b"", &keep).at("make way for", &shown)?;

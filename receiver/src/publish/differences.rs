@@ -1,7 +1,7 @@
 //! Describes how the tree differs from the sender's list, as changes to that list: entries that were not
 //! selected, that failed, or that were to be deleted but remain.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use stillmirror_protocol::changes::Changes;
 use stillmirror_protocol::entry::Entry;
@@ -11,7 +11,7 @@ use stillmirror_protocol::path;
 
 use super::Publisher;
 use crate::error::{At as _, PullError};
-use crate::local::same_time;
+use crate::local::{same_time, self_and_ancestors};
 use crate::report::Failure;
 
 /// Changes to the sender's list. The tag of each put entry is its index in `put`.
@@ -50,7 +50,12 @@ impl Publisher<'_> {
     }
 
     fn remove_unwanted(&self, changes: &mut Changes) {
-        for place in &self.selection.dirs {
+        // What is below a directory that failed is removed with it.
+        let list = self.selection.list;
+        let failed = self.failed.keys().filter(|&&row| list.row(row).is_dir());
+        let failed: HashSet<Vec<u8>> = failed.map(|&row| self.selection.path(row)).collect();
+        let is_gone = |path: &[u8]| !failed.is_empty() && self_and_ancestors(path).any(|dir| failed.contains(dir));
+        for place in self.selection.dirs.iter().filter(|place| !is_gone(&place.path)) {
             for (name, row) in place.dir.children() {
                 let skipped = !self.options.takes(row.file_type());
                 if skipped || self.selection.index(row.number()).is_none() {
@@ -100,15 +105,14 @@ impl Publisher<'_> {
         let (dir, name) = path::split(&path);
         differences.changes.remove(dir, name);
         let before = self.held.and_then(|held| held.list().find(&path));
-        if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir()) {
+        let is_dir = self.selection.list.row(row).is_dir();
+        if let Some(held) = before.filter(|held| why == Failure::InTheWay && held.is_dir() && !is_dir) {
             // Its contents are not listed any more, but the next pull must know that the directory exists.
             differences.put(&path, held.to_entry(), self.identity(row));
             return Ok(());
         }
         match self.held_unchanged(&path) {
-            Some(held) if !self.selection.list.row(row).is_dir() && !held.is_dir() => {
-                self.put_current(differences, &path, held, inodes).map(drop)
-            }
+            Some(held) if !is_dir && !held.is_dir() => self.put_current(differences, &path, held, inodes).map(drop),
             _ => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! Carries out a plan: fetches, commits and publishes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +11,10 @@ use super::{Destination, Pull};
 use crate::attributes::Attributes;
 use crate::commit::{self, Committed, Committer};
 use crate::error::{At as _, PullError};
-use crate::facts::Facts;
+use crate::facts::{Extra, Facts, Fate};
 use crate::fetch::{Fetcher, Staged};
+use crate::grace;
+use crate::journal::Journal;
 use crate::listing;
 use crate::local::{self, Tree};
 use crate::mark;
@@ -22,6 +24,7 @@ use crate::report::{Failed, Failure, Phase, Report};
 use crate::selection::Selection;
 use crate::source::{self, Pinned, Source};
 use crate::stage::{KeepPolicy, Stage};
+use crate::stores::Stores;
 
 /// Everything that is known before the first change.
 pub(super) struct Update<'a> {
@@ -34,13 +37,16 @@ pub(super) struct Update<'a> {
     pub(super) facts: &'a Facts,
     pub(super) attributes: &'a Attributes,
     pub(super) pool: &'a ThreadPool,
+    pub(super) stores: &'a Stores<'a>,
+    /// Rows that cannot be made, because a store is in their place.
+    pub(super) in_the_way: &'a HashSet<u32>,
     pub(super) delete: bool,
     /// Whether deletions are refused because there would be too many.
     pub(super) refused: bool,
 }
 
 impl Update<'_> {
-    pub(super) fn run(&self, plan: &Plan, report: &mut Report) -> Result<(), PullError> {
+    pub(super) fn run(&self, plan: &Plan, journal: &mut Journal, report: &mut Report) -> Result<(), PullError> {
         let draft = match &self.destination.store {
             Some((store, Some(lock))) => Some(store.begin(lock)?),
             _ => None,
@@ -58,17 +64,34 @@ impl Update<'_> {
             let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
             self.pull.source.close();
             records = std::mem::take(&mut staged.records);
+            // Files that refer to what a store keeps out have to wait, too.
+            staged.failed.extend(self.in_the_way.iter().map(|&row| (row, Failure::InTheWay)));
             committed = self.commit(tree, &stage, plan, staged, report)?;
             held_back = committed.held_deletions;
         }
+        if plan.is_empty() {
+            committed.failed.extend(self.in_the_way.iter().map(|&row| (row, Failure::InTheWay)));
+        }
         let failed = &committed.failed;
         report.failed = failures(&committed, self.selection);
-        let kept: Vec<_> = match self.refused || held_back {
-            true => self.facts.extra.iter().map(|extra| extra.path.clone()).collect(),
-            false => committed.undeleted.clone(),
-        };
         if held_back {
-            report.deletes_held = self.facts.count_extra(tree)?;
+            report.deletes_held = self.stores.count_doomed(self.facts)?;
+        }
+        // What has waited in the journal is not listed, and stays there.
+        let is_kept = |extra: &&Extra| match extra.fate {
+            Fate::Doomed => self.refused || held_back,
+            Fate::Kept => true,
+            Fate::Due | Fate::Waiting => false,
+        };
+        let kept = self.facts.extra.iter().filter(is_kept).map(|extra| extra.path.clone());
+        let kept: Vec<_> = kept.chain(committed.undeleted.iter().cloned()).collect();
+        report.deletes_held += self.facts.extra.iter().filter(|extra| extra.fate == Fate::Kept).count() as u64;
+        if let Some((store, Some(_))) = &self.destination.store {
+            // Before the generation without the names that begin to wait.
+            if self.delete && !held_back {
+                grace::forget_deleted(journal, self.facts, &committed.undeleted);
+            }
+            journal.save(store, tree, grace::now())?;
         }
         let publisher = Publisher {
             tree,
@@ -87,7 +110,9 @@ impl Update<'_> {
         };
         if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.destination.store) {
             self.pull.progress.phase(Phase::Publish, 0, 0);
-            if !plan.is_empty() || !publisher.is_published()? {
+            // If only names went that nothing lists, the generation may be right already.
+            let changed = !plan.is_empty() && !plan.only_deletes();
+            if changed || !publisher.is_published()? {
                 report.published = Some(publisher.publish(draft)?);
                 self.clear_stage(tree)?;
                 store.retain(lock, self.pull.options.retention)?;
@@ -204,6 +229,7 @@ impl Update<'_> {
             facts: self.facts,
             attributes: self.attributes,
             delete: self.delete,
+            stores: self.stores,
             may_delete: self.delete && staged.failed.is_empty(),
             sync: self.pull.options.sync,
             progress: self.pull.progress,

@@ -4,6 +4,8 @@
 //! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas, what an earlier pull left
 //! - `store`: the generation that a pull publishes
 //! - `kept`: what remains if something fails, and how it is reported
+//! - `grace`: deletions that wait
+//! - `places`: destinations and stores that must not be harmed
 //! - `unprivileged`: pulls by a user without root, for whom permissions matter
 //! - `hostile`: senders that violate the protocol
 //! - `property`: any tree, any change
@@ -11,8 +13,10 @@
 
 mod commit;
 mod foreign;
+mod grace;
 mod hostile;
 mod kept;
+mod places;
 mod property;
 mod saving;
 mod sender;

@@ -7,7 +7,7 @@ use crate::{Place, run};
 
 /// A step in building a tree.
 #[derive(Debug, Clone)]
-enum Step {
+pub(crate) enum Step {
     File(String, u8),
     Linked(String, u8),
     Dir(String),
@@ -20,12 +20,12 @@ enum Step {
     Mode(String, u16),
 }
 
-fn path() -> impl Strategy<Value = String> {
+pub(crate) fn path() -> impl Strategy<Value = String> {
     prop::collection::vec(prop::sample::select(vec!["a", "b", "foo_1.tar", "foo_2.tar", "dists", "Release"]), 1..4)
         .prop_map(|names| names.join("/"))
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => (path(), 0..6u8).prop_map(|(path, content)| Step::File(path, content)),
         3 => (path(), 0..3u8).prop_map(|(path, group)| Step::Linked(path, group)),
@@ -41,7 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Applies a step. Removes whatever is in its place first.
-fn build(tree: Tree, step: &Step) -> Tree {
+pub(crate) fn build(tree: Tree, step: &Step) -> Tree {
     let clear = |tree: Tree, path: &str| {
         let tree = path.match_indices('/').fold(tree, |tree, (end, _)| {
             let is_dir = tree.0.get(&path.as_bytes()[..end]).is_none_or(|at| at.node == crate::tree::Node::Dir);
