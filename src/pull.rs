@@ -90,6 +90,9 @@ pub(crate) struct Arguments {
     /// How long the sender may be silent
     #[arg(long, value_name = "TIME", default_value = "5m")]
     timeout: Seconds,
+    /// How long to continue with newer generations if the origin replaces files during the pull
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    patience: Seconds,
     /// How long connecting may take
     #[arg(long, value_name = "TIME", default_value = "30s")]
     connect_timeout: Seconds,
@@ -190,6 +193,7 @@ fn options(arguments: &Arguments) -> Result<Options> {
     options.setid = arguments.setid;
     options.threads = arguments.threads;
     options.timeout = arguments.timeout.duration();
+    options.patience = arguments.patience.duration();
     options.connect_timeout = arguments.connect_timeout.duration();
     options.sync = !arguments.no_fsync;
     options.keep_contents = arguments.keep_contents.0;

@@ -243,11 +243,11 @@ impl<'a> CommitRun<'a> {
         if linked && linked_elsewhere.contains(&row) {
             name = self.replace_link_by_copy(row, &name)?;
         }
-        if self.place(row, path, &name)? {
-            self.staged.remove(&row);
-            if linked {
-                self.set_metadata_of(row, path)?;
-            }
+        let is_placed = self.place(row, path, &name)?;
+        // Either way, the staged name is gone.
+        self.staged.remove(&row);
+        if is_placed && linked {
+            self.set_metadata_of(row, path)?;
         }
         Ok(())
     }

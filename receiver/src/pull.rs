@@ -71,21 +71,60 @@ pub async fn pull_from(
     cancel: CancellationToken,
 ) -> Result<Report, PullError> {
     let runtime = Handle::current();
-    let work = move || {
-        let pull = Pull { source: &*source, options: &options, progress: &*progress, cancel: &cancel, runtime };
-        let result = pull.run();
-        source.close();
-        match result {
-            // Whatever failed during the cancellation, the cancellation is the reason.
-            Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
-            result => result,
-        }
+    let work = move || match pull_to_newest(source, &options, &*progress, &cancel, &runtime) {
+        // Whatever failed during the cancellation, the cancellation is the reason.
+        Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
+        result => result,
     };
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(PullError::Interrupted),
     }
+}
+
+/// Pulls the current generation. If files of it were gone or changed at the sender because a newer generation replaced
+/// it meanwhile, pulls that one, until one is whole or [`Options::patience`] ends. What was brought is kept.
+fn pull_to_newest(
+    mut source: Arc<dyn Source>,
+    options: &Options,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+    runtime: &Handle,
+) -> Result<Report, PullError> {
+    let started = Instant::now();
+    let mut earlier = Report::default();
+    loop {
+        let pull = Pull { source: &*source, options, progress, cancel, runtime: runtime.clone() };
+        let result = pull.run();
+        source.close();
+        let report = result?.after(earlier);
+        if !report.is_overtaken() || started.elapsed() >= options.patience {
+            return Ok(report);
+        }
+        match runtime.block_on(newer(&*source, &options.repository, report.generation)) {
+            Ok(Some(renewed)) => {
+                tracing::info!("the sender has a newer generation; continuing with it");
+                (source, earlier) = (renewed, report);
+            }
+            Ok(None) => return Ok(report),
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask for a newer generation");
+                return Ok(report);
+            }
+        }
+    }
+}
+
+/// Reconnects. Returns the connection if the sender has another generation than this one.
+async fn newer(source: &dyn Source, repository: &str, generation: u64) -> Result<Option<Arc<dyn Source>>, PullError> {
+    let renewed = source.renew().await?;
+    let pinned = source::head(&*renewed, repository).await?;
+    if pinned.head.generation == generation {
+        renewed.close();
+        return Ok(None);
+    }
+    Ok(Some(renewed))
 }
 
 struct Pull<'a> {

@@ -86,6 +86,8 @@ pub struct Options {
     pub reconnects: u32,
     /// Whether to flush the file system before files are moved into place, and before the store records them.
     pub sync: bool,
+    /// How long to continue with newer generations, if files of the current one are overtaken by them during the pull.
+    pub patience: Duration,
     /// The block checksums to keep in the receiver's own store.
     pub sums: SumsPolicy,
     /// Size in bytes up to which that store keeps the contents of files. 0 keeps none. The default is
@@ -121,6 +123,7 @@ impl Options {
             connect_timeout: Duration::from_secs(30),
             reconnects: 5,
             sync: true,
+            patience: Duration::from_secs(600),
             sums: SumsPolicy::default(),
             keep_contents: stillmirror_store::KEEP_CONTENTS,
             retention: Retention { count: 8, age: Some(Duration::from_secs(2 * 24 * 3600)) },
@@ -238,6 +241,34 @@ impl Report {
     /// Adds bytes that local files had. The sender states the sizes, so their sum may overflow; it saturates.
     pub(crate) fn add_matched(&mut self, bytes: u64) {
         self.bytes_matched = self.bytes_matched.saturating_add(bytes);
+    }
+
+    /// Returns whether files were gone or changed at the sender, and nothing else failed. A newer generation may be whole.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        let is_transient = |why| matches!(why, Failure::Stale | Failure::Vanished | Failure::Held);
+        !self.failed.is_empty() && self.failed.iter().all(|failed| is_transient(failed.why))
+    }
+
+    /// Adds what the same pull did for an earlier generation. Bytes on the wire are counted by the source.
+    pub(crate) fn after(self, earlier: Self) -> Self {
+        Self {
+            unchanged: self.unchanged && (earlier.unchanged || earlier.generation == 0),
+            files_updated: self.files_updated + earlier.files_updated,
+            files_reused: self.files_reused + earlier.files_reused,
+            files_deleted: self.files_deleted + earlier.files_deleted,
+            files_linked: self.files_linked + earlier.files_linked,
+            links_copied: self.links_copied + earlier.links_copied,
+            directories_made: self.directories_made + earlier.directories_made,
+            others_made: self.others_made + earlier.others_made,
+            metadata_changed: self.metadata_changed + earlier.metadata_changed,
+            bytes_literal: self.bytes_literal.saturating_add(earlier.bytes_literal),
+            bytes_matched: self.bytes_matched.saturating_add(earlier.bytes_matched),
+            bytes_checksums: self.bytes_checksums.saturating_add(earlier.bytes_checksums),
+            bytes_list: self.bytes_list.saturating_add(earlier.bytes_list),
+            seconds: self.seconds + earlier.seconds,
+            published: self.published.or(earlier.published),
+            ..self
+        }
     }
 
     /// Returns whether a file failed for this reason.

@@ -4,11 +4,14 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use stillmirror_protocol::wire::ItemFailure;
-use stillmirror_receiver::{Check, Failure, Options, Report};
+use stillmirror_receiver::{Check, Failure, Options, Phase, Progress, Report};
 use stillmirror_store::Store;
+use tokio_util::sync::CancellationToken;
 
 use crate::sender::Sender;
 use crate::tree::{Tree, assert_same, noise};
@@ -68,6 +71,51 @@ fn indices_wait_for_a_head_that_does_not_arrive() {
     sender.publish(&debian(2));
     run(Options { delete: true, ..place.mirror(&sender) }).unwrap();
     assert_same(&place.dest(), &debian(2));
+}
+
+/// Publishes the next trees, one each time that a pull has fetched what it could.
+struct Overtaking {
+    sender: Sender,
+    next: Mutex<Vec<Tree>>,
+}
+
+impl Progress for Overtaking {
+    fn phase(&self, phase: Phase, _: u64, _: u64) {
+        if phase != Phase::Commit {
+            return;
+        }
+        let mut next = self.next.lock().unwrap();
+        match (next.pop(), next.is_empty()) {
+            (Some(tree), true) => self.sender.publish(&tree),
+            (Some(tree), false) => self.sender.publish_failing(&tree, &[("pool/moving", ItemFailure::Vanished)]),
+            (None, _) => {}
+        }
+    }
+
+    fn advance(&self, _: u64, _: u64) {}
+}
+
+#[test]
+fn a_pull_that_is_overtaken_continues_with_the_newest_generation() {
+    let tree = |version: u8| debian(version).file("pool/moving", noise(8000, u64::from(version) + 50));
+    let newest = tree(4);
+    for patience in [Duration::ZERO, Duration::from_secs(60)] {
+        let (sender, place) = (Sender::of(&tree(1)), Place::new());
+        run(place.mirror(&sender)).unwrap();
+        sender.publish_failing(&tree(2), &[("pool/moving", ItemFailure::Stale)]);
+        let options = Options { patience, delete: true, ..place.mirror(&sender) };
+        let overtaking = Overtaking { sender, next: Mutex::new(vec![newest.clone(), tree(3)]) };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let pull = stillmirror_receiver::pull(options, Arc::new(overtaking), CancellationToken::new());
+        let report = runtime.block_on(pull).unwrap();
+        if patience.is_zero() {
+            assert_eq!((report.generation, report.has_failed(Failure::Stale)), (2, true));
+            continue;
+        }
+        assert_eq!((report.generation, failures(&report)), (4, Vec::new()));
+        assert_same(&place.dest(), &newest);
+        assert!(generation_is_whole(&place));
+    }
 }
 
 #[test]
