@@ -50,10 +50,10 @@ def all_cases(b, repository, rsyncd, ours):
     for case in ('overlapping', 'slow', 'quiet'):
         # A pull over a slow link takes longer than a publish.
         slow = f'--bwlimit={b.args.slow}k' if case == 'slow' else '--bwlimit=0'
-        mirrors = [Mirror(b, case, 'rsync', lambda dest, _, slow=slow: ['rsync', '-aH', '--delete-delay', '--delay-updates', slow, f'{rsyncd.url}/', f'{dest}/'])]
+        mirrors = [Mirror(b, case, 'rsync', slow, lambda dest, _, rate: ['rsync', '-aH', '--delete-delay', '--delay-updates', rate, f'{rsyncd.url}/', f'{dest}/'])]
         if ours:
             for name, more in (('stillmirror', ['--delete']), ('stillmirror, grace', ['--delete-grace', '10s'])):
-                mirrors.append(Mirror(b, case, name, lambda dest, store, more=more, slow=slow: b.stillmirror.argv('pull', ours.url, dest, '--store', store, '--quiet', slow, *more)))
+                mirrors.append(Mirror(b, case, name, slow, lambda dest, store, rate, more=more: b.stillmirror.argv('pull', ours.url, dest, '--store', store, '--quiet', rate, *more)))
         rows += observe(b, case, repository, mirrors)
     return rows
 
@@ -148,17 +148,19 @@ class Repository:
 class Mirror:
     """A downstream tree, and what its readers find in it."""
 
-    def __init__(self, b, case, name, command):
+    def __init__(self, b, case, name, rate, command):
         folder = b.work / f'{case}-{name.replace(", ", "-")}'
         folder.mkdir()
         self.case, self.name, self.dest = case, name, folder / 'tree'
-        self.argv = command(self.dest, folder / 'store')
+        # The first pull is not limited: it would take minutes.
+        self.argv, self.later = (command(self.dest, folder / 'store', rate) for rate in ('--bwlimit=0', rate))
         self.pulls, self.seconds, self.checks, self.bad, self.heads, self.lock = 0, [], 0, [], set(), threading.Lock()
 
     def pull(self):
         start = time.monotonic()
         # Exit codes of a pull whose source changed meanwhile are no fault here: readers are the judges.
         subprocess.run(list(map(str, self.argv)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.argv = self.later
         self.pulls += 1
         self.seconds.append(time.monotonic() - start)
 
