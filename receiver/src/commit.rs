@@ -81,7 +81,7 @@ struct Step {
 /// What gets the name.
 enum How {
     /// A staged file. See [`StagedFile`].
-    File { name: Vec<u8>, linked: bool },
+    File { linked: bool },
     /// A hard link to the file of another row.
     Link { leader: u32 },
     /// A symlink or a special.
@@ -111,9 +111,9 @@ impl Committer<'_> {
             run.fail_before_commit(row, why);
         }
         run.make_directories(plan)?;
-        let linked_elsewhere = run.links_to_remaining_files(plan);
-        for step in run.steps(plan, staged.files) {
-            run.carry_out(step, &linked_elsewhere)?;
+        let files = run.separate_from_remaining_files(plan, staged.files)?;
+        for step in run.steps(plan, files) {
+            run.carry_out(step)?;
         }
         run.set_metadata(plan)?;
         run.delete(plan)?;
@@ -142,11 +142,13 @@ struct CommitRun<'a> {
 impl<'a> CommitRun<'a> {
     /// Returns the names to put in place, in order.
     fn steps(&mut self, plan: &Plan, files: Vec<StagedFile>) -> Vec<Step> {
-        self.staged = files.iter().map(|file| (file.row, file.name.clone())).collect();
         let rank = |row: u32| rank(&self.context.selection.path(row));
         let step = |row: u32, how: How| Step { rank: rank(row), row, how };
-        let files = files.into_iter().map(|StagedFile { row, name, linked }| step(row, How::File { name, linked }));
-        let mut steps: Vec<Step> = files.collect();
+        let mut steps = Vec::with_capacity(files.len() + plan.others.len() + plan.links.len());
+        for StagedFile { row, name, linked } in files {
+            steps.push(step(row, How::File { linked }));
+            self.staged.insert(row, name);
+        }
         steps.extend(plan.others.iter().map(|&row| step(row, How::Other)));
         // A symlink or special is made before its links: only files can be linked while they are staged.
         steps.extend(plan.links.iter().map(|&(row, leader)| {
@@ -160,7 +162,7 @@ impl<'a> CommitRun<'a> {
         steps
     }
 
-    fn carry_out(&mut self, step: Step, linked_elsewhere: &HashSet<u32>) -> Result<(), PullError> {
+    fn carry_out(&mut self, step: Step) -> Result<(), PullError> {
         let Step { rank, row, how } = step;
         let path = self.begin(row)?;
         let is_file = matches!(how, How::File { .. });
@@ -169,7 +171,7 @@ impl<'a> CommitRun<'a> {
             self.fail(row, Failure::Held);
         } else {
             self.attempt(row, |run| match how {
-                How::File { name, linked } => run.place_file(row, &path, name, linked, linked_elsewhere),
+                How::File { linked } => run.place_file(row, &path, linked),
                 How::Link { leader } => run.link(row, &path, leader),
                 How::Other => run.make(row, &path),
             })?;
@@ -232,24 +234,26 @@ impl<'a> CommitRun<'a> {
         Ok(())
     }
 
-    fn place_file(
-        &mut self,
-        row: u32,
-        path: &[u8],
-        mut name: Vec<u8>,
-        linked: bool,
-        linked_elsewhere: &HashSet<u32>,
-    ) -> Result<(), PullError> {
-        if linked && linked_elsewhere.contains(&row) {
-            name = self.replace_link_by_copy(row, &name)?;
-        }
-        let is_placed = self.place(row, path, &name)?;
-        // Either way, the staged name is gone.
-        self.staged.remove(&row);
-        if is_placed && linked {
+    fn place_file(&mut self, row: u32, path: &[u8], linked: bool) -> Result<(), PullError> {
+        let Some(name) = self.staged.remove(&row) else { return Ok(()) };
+        if self.place(row, path, &name)? && linked {
             self.set_metadata_of(row, path)?;
         }
         Ok(())
+    }
+
+    /// Replaces staged hard links to local files that remain by copies, so that those keep their modes and times.
+    fn separate_from_remaining_files(
+        &mut self,
+        plan: &Plan,
+        mut files: Vec<StagedFile>,
+    ) -> Result<Vec<StagedFile>, PullError> {
+        let linked_elsewhere = self.links_to_remaining_files(plan);
+        for file in files.iter_mut().filter(|file| file.linked && linked_elsewhere.contains(&file.row)) {
+            file.name = self.replace_link_by_copy(file.row, &file.name)?;
+            file.linked = false;
+        }
+        Ok(files)
     }
 
     /// Returns the rows whose staged files may be hard links to local files that remain, because the files

@@ -1,5 +1,5 @@
-//! Decides what to do: a pure function of what is wanted, what the local tree has, and what the last pull
-//! knew.
+//! Plans a pull. A plan is a pure function of the wanted list, the state of the local tree, and the list that the last
+//! pull left.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
