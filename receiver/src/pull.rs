@@ -25,7 +25,7 @@ use crate::journal::Journal;
 use crate::listing;
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
-use crate::plan::{Inputs, plan};
+use crate::plan::{Inputs, Plan, plan};
 use crate::report::{Check, Options, Phase, Progress, Report};
 use crate::selection::Selection;
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
@@ -83,8 +83,9 @@ pub async fn pull_from(
     }
 }
 
-/// Pulls the current generation. If files of it were gone or changed at the sender because a newer generation replaced
-/// it meanwhile, pulls that one, until one is whole or [`Options::patience`] ends. What was brought is kept.
+/// Pulls the current generation. The sender may publish during the pull, and then lacks files of the generation being
+/// pulled. In that case, pulls the newest generation and keeps what was brought, until one generation is whole or
+/// [`Options::patience`] ends.
 fn pull_to_newest(
     mut source: Arc<dyn Source>,
     options: &Options,
@@ -317,33 +318,21 @@ impl Pull<'_> {
         let refused = self.refused_deletions(&selection, &facts, &stores)?;
         let delete = self.options.delete && refused.is_none();
         report.deletes_held = refused.map_or(0, |(wanted, _)| wanted);
-        let (mut blocked, mut in_the_way) = (HashSet::new(), HashSet::new());
-        let plan = loop {
-            let plan = plan(&Inputs {
-                selection: &selection,
-                facts: &facts,
-                held: held.as_ref().map(Generation::list),
-                delete,
-                options: self.options,
-                blocked: &blocked,
-                trust_held: self.options.check != Check::Hash,
-            });
-            let found = stores.in_the_way_of(&plan, &selection);
-            if found.is_empty() {
-                break plan;
-            }
-            in_the_way.extend(found.iter().filter_map(|path| Some(selection.find(path)?.number())));
-            blocked.extend(stores::rows_below(&selection, &found));
+        let inputs = Inputs {
+            selection: &selection,
+            facts: &facts,
+            held: held.as_ref().map(Generation::list),
+            delete,
+            options: self.options,
+            blocked: &HashSet::new(),
+            trust_held: self.options.check != Check::Hash,
         };
+        let Planned { plan, blocked, in_the_way } = plan_around_stores(&inputs, &stores);
         for &row in &blocked {
             selection.index(row).into_iter().for_each(|index| facts.rows[index] = None);
         }
         report.unchanged = plan.is_empty() && in_the_way.is_empty() && journal.len() == waited;
-        let rows = selection.rows.iter().map(|&row| list.row(row));
-        for row in rows.filter(|row| row.is_file() || row.file_type().is_special()) {
-            report.setid_cleared += u64::from(attributes.clears_setid(row));
-            report.devices_skipped += u64::from(row.device().is_some() && !self.options.devices);
-        }
+        self.count_refused(&selection, &attributes, report);
         if self.options.dry_run {
             report.planned = plan.actions(&selection);
             report.planned_bytes = plan.bytes_to_fetch(list);
@@ -368,6 +357,14 @@ impl Pull<'_> {
         match refused {
             Some((wanted, limit)) => Err(PullError::DeleteLimit { wanted, limit, report: Box::default() }),
             None => Ok(()),
+        }
+    }
+
+    /// Counts what the options refuse to take from the sender.
+    fn count_refused(&self, selection: &Selection<'_>, attributes: &Attributes, report: &mut Report) {
+        for row in selection.rows.iter().map(|&row| selection.list.row(row)) {
+            report.setid_cleared += u64::from(attributes.clears_setid(row));
+            report.devices_skipped += u64::from(!self.options.devices && row.device().is_some());
         }
     }
 
@@ -454,6 +451,30 @@ impl Pull<'_> {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         }
+    }
+}
+
+/// A plan that leaves all stores alone.
+struct Planned {
+    plan: Plan,
+    /// Rows at or below the path of a store, which the plan leaves out.
+    blocked: HashSet<u32>,
+    /// Those of them whose place a store takes.
+    in_the_way: HashSet<u32>,
+}
+
+/// Plans until no step of the plan replaces a store: what is left out may change what else is to be done.
+fn plan_around_stores(inputs: &Inputs<'_>, stores: &Stores<'_>) -> Planned {
+    let selection = inputs.selection;
+    let (mut blocked, mut in_the_way) = (HashSet::new(), HashSet::new());
+    loop {
+        let plan = plan(&Inputs { blocked: &blocked, ..*inputs });
+        let found = stores.in_the_way_of(&plan, selection);
+        if found.is_empty() {
+            return Planned { plan, blocked, in_the_way };
+        }
+        in_the_way.extend(found.iter().filter_map(|path| Some(selection.find(path)?.number())));
+        blocked.extend(stores::rows_below(selection, &found));
     }
 }
 
