@@ -1,0 +1,196 @@
+//! The command line of `pull`, and the options that it stands for.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgGroup, Args, ValueEnum};
+use stillmirror_receiver::{self as receiver, Options};
+
+use crate::config::{self, Bytes, Seconds};
+use crate::exit::UsageError;
+use crate::filter_args::FilterArgs;
+use crate::output::OutputArgs;
+use crate::path_args;
+use crate::url::Url;
+
+/// The least `--bwlimit`, in bytes per second. The kernel opens a full receive window (6 MiB by default) again once a
+/// sixteenth of it is free. Below this limit, that takes longer than a daemon waits before it disconnects a client that
+/// takes nothing (30 s by default).
+const LEAST_BWLIMIT: u64 = 16 << 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  stillmirror pull stillmirror://mirror.example/debian /srv/debian --delete --dry-run
+  stillmirror pull stillmirror://mirror.example/debian mirror --store mirror-store --delete
+  stillmirror pull stillmirror://mirror.example/debian/dists/stable stable --exclude '*.tar'
+
+`stillmirror --help` lists the exit codes.";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("deleting").args(["delete", "delete_grace"]).multiple(true))]
+pub(crate) struct Arguments {
+    /// The repository, or a part of it
+    #[arg(value_name = "stillmirror://HOST:PORT/NAME[/PATH]")]
+    url: Url,
+    /// The local tree; created if it does not exist
+    #[arg(value_name = "DEST", value_parser = path_args::local())]
+    dest: PathBuf,
+    /// Where the generation of the tree is kept [default: a directory for this tree below $XDG_STATE_HOME/stillmirror,
+    /// ~/.local/state/stillmirror, or, for root, /var/lib/stillmirror]
+    #[arg(long, value_name = "DIR", value_parser = path_args::local())]
+    store: Option<PathBuf>,
+    /// Delete what the sender does not have; names that the filter leaves out and stores are never deleted
+    #[arg(long)]
+    delete: bool,
+    /// Like --delete, but each name remains for this long (2h, 1d), for readers that hold an older index; a later pull
+    /// deletes it
+    #[arg(long, value_name = "AGE")]
+    delete_grace: Option<Seconds>,
+    /// Delete nothing at all if this run would delete more names than this
+    #[arg(long, value_name = "NUMBER", requires = "deleting")]
+    max_delete: Option<u64>,
+    /// Pull into an empty or missing DEST although the store knows files of it; without this flag its disk is taken
+    /// for one that is not mounted
+    #[arg(long)]
+    allow_empty: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Only print what would be done, and how many bytes would be fetched
+    #[arg(long, short = 'n')]
+    pub(super) dry_run: bool,
+    /// Receive at most this many bytes per second (500k, 10MiB); 0 is no limit
+    #[arg(long, value_name = "RATE")]
+    bwlimit: Option<Bytes>,
+    /// How to find out what the local tree has
+    #[arg(long, value_enum, default_value = "stat")]
+    check: Check,
+    /// Do not set owner and group (only root can)
+    #[arg(long, conflicts_with = "numeric_ids")]
+    no_owner: bool,
+    /// Set owner and group by number, not by name
+    #[arg(long)]
+    numeric_ids: bool,
+    /// Do not create fifos and sockets
+    #[arg(long)]
+    no_specials: bool,
+    /// Create device files, which give access to devices of this host (only root can)
+    #[arg(long)]
+    devices: bool,
+    /// Keep setuid and setgid bits of files
+    #[arg(long)]
+    setid: bool,
+    /// How long the sender may be silent
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    timeout: Seconds,
+    /// How long to continue with newer generations if the origin replaces files during the pull
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    patience: Seconds,
+    /// How long connecting may take
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    connect_timeout: Seconds,
+    /// Keep the content of files up to this size in the store, to serve it from there; 0 keeps none
+    #[arg(long, value_name = "SIZE", default_value = "16KiB")]
+    keep_contents: Bytes,
+    /// Do not flush the file system before files get their final names
+    #[arg(long)]
+    no_fsync: bool,
+    /// The number of threads that hash, match and write; 0 uses all cores
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    threads: usize,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Check {
+    /// Compare size and modification time of every local file
+    Stat,
+    /// Read every local file
+    Hash,
+    /// Look at nothing: trust the generation that the last pull left
+    None,
+}
+
+/// Answers rsync's short options (`-avz`) with the options that `pull` has.
+pub(crate) fn explain_rsync_flags(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return error };
+    if error.kind() != ErrorKind::UnknownArgument || !argument.starts_with('-') || argument.starts_with("--") {
+        return error;
+    }
+    let pull = Arguments::augment_args(clap::Command::new("pull"));
+    let options: Vec<_> =
+        pull.get_arguments().filter_map(clap::Arg::get_long).map(|name| format!("--{name}")).collect();
+    let tip = format!(
+        "rsync's letters are not needed: `pull` always copies subdirectories, symlinks, hard links, times, modes and, as \
+         root, owners. It has these options: {}",
+        options.join(" ")
+    );
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    error
+}
+
+/// Returns the options of a pull.
+pub(super) fn options(arguments: &Arguments) -> Result<Options> {
+    let Url { address, repository, path } = arguments.url.clone();
+    if repository.is_empty() {
+        let form = format!("name a repository: stillmirror://{address}/NAME (`stillmirror list` shows them)");
+        return Err(UsageError(form).into());
+    }
+    let mut options = Options::new(address, repository, &arguments.dest);
+    options.path = path;
+    options.store = Some(match &arguments.store {
+        Some(store) => store.clone(),
+        None => default_store(&arguments.dest)?,
+    });
+    options.delete = arguments.delete || arguments.delete_grace.is_some();
+    options.delete_grace = arguments.delete_grace.map(Seconds::duration);
+    options.allow_empty = arguments.allow_empty;
+    options.max_delete = arguments.max_delete;
+    options.filter = arguments.filter.0.clone();
+    options.dry_run = arguments.dry_run;
+    if let Some(limit) = arguments.bwlimit {
+        config::check_bandwidth("--bwlimit", limit, LEAST_BWLIMIT)?;
+        options.bandwidth = Some(limit.0).filter(|&rate| rate > 0);
+    }
+    options.check = match arguments.check {
+        Check::Stat => receiver::Check::Stat,
+        Check::Hash => receiver::Check::Hash,
+        Check::None => receiver::Check::None,
+    };
+    options.owners = match (arguments.no_owner, arguments.numeric_ids) {
+        (true, _) => receiver::Owners::Ignore,
+        (false, true) => receiver::Owners::ByNumber,
+        (false, false) => receiver::Owners::ByName,
+    };
+    options.specials = !arguments.no_specials;
+    options.devices = arguments.devices;
+    options.setid = arguments.setid;
+    options.threads = arguments.threads;
+    options.timeout = arguments.timeout.duration();
+    options.patience = arguments.patience.duration();
+    options.connect_timeout = arguments.connect_timeout.duration();
+    options.sync = !arguments.no_fsync;
+    options.keep_contents = arguments.keep_contents.0;
+    Ok(options)
+}
+
+/// Returns the default store of a destination: a directory where programs keep their state. Its name shows people which
+/// tree it belongs to, and ends in a digest of the whole path, so that no two trees share it.
+fn default_store(dest: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(dest).context("cannot resolve the path of the destination")?;
+    let absolute = std::fs::canonicalize(&absolute).unwrap_or(absolute);
+    let base = match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+        (Some(state), _) => PathBuf::from(state).join("stillmirror"),
+        _ if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/stillmirror"),
+        (None, Some(home)) => PathBuf::from(home).join(".local/state/stillmirror"),
+        (None, None) => {
+            return Err(UsageError("neither HOME nor XDG_STATE_HOME is set: give --store DIR".to_owned()).into());
+        }
+    };
+    let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let digest = stillmirror_protocol::list::digest(absolute.as_os_str().as_encoded_bytes()).to_string();
+    Ok(base.join("pulls").join(format!("{name}-{}", &digest[..16])))
+}
