@@ -15,7 +15,7 @@ use stillmirror_daemon::HostPattern;
 
 use crate::exit::UsageError;
 
-pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Prefix, Seconds, Words};
+pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Prefix, Seconds, Words, percent};
 
 /// The least bandwidth limit, in bytes per second. Below it, a client would wait longer than its own timeouts allow.
 const LEAST_BANDWIDTH: u64 = 1024;

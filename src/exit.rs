@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     Socket = 10,
     /// A file or directory on this host failed: permission, space, damage.
     FileIo = 11,
-    /// The peer broke the protocol, or sent data that does not match its own digests.
+    /// The peer broke the protocol, sent data that does not match its own digests, or went back to an older generation.
     Protocol = 12,
     /// Ended by SIGINT or SIGTERM.
     Interrupted = 20,
@@ -33,6 +33,10 @@ pub(crate) enum Exit {
     DeleteLimit = 25,
     /// The peer was silent for too long.
     Timeout = 30,
+    /// The command of `--before` failed. Nothing was pulled.
+    Before = 40,
+    /// The pull is done, but the command of `--after` failed.
+    After = 41,
 }
 
 impl From<Exit> for ExitCode {
@@ -60,6 +64,24 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
+/// Why a command that the operator gave for a pull failed, and when it ran.
+#[derive(Debug)]
+pub(crate) enum HookError {
+    Before(String),
+    After(String),
+}
+
+impl fmt::Display for HookError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Before(why) => write!(f, "--before failed, so nothing was pulled: {why}"),
+            Self::After(why) => write!(f, "--after failed: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for HookError {}
+
 /// Returns the exit code for an error.
 pub(crate) fn of(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<UsageError>().is_some() {
@@ -67,6 +89,11 @@ pub(crate) fn of(error: &anyhow::Error) -> Exit {
     }
     if let Some(error) = error.downcast_ref::<PullError>() {
         return of_pull(error);
+    }
+    match error.downcast_ref::<HookError>() {
+        Some(HookError::Before(_)) => return Exit::Before,
+        Some(HookError::After(_)) => return Exit::After,
+        None => {}
     }
     if let Some(error) = error.downcast_ref::<IndexError>() {
         return of_index(error);
@@ -91,13 +118,13 @@ fn of_index(error: &IndexError) -> Exit {
 
 fn of_pull(error: &PullError) -> Exit {
     match error {
-        PullError::Usage(_) => Exit::Usage,
+        PullError::Usage(_) | PullError::Busy { .. } => Exit::Usage,
         PullError::Interrupted => Exit::Interrupted,
         PullError::DeleteLimit { .. } => Exit::DeleteLimit,
         PullError::Connect { .. } | PullError::Socket { .. } => Exit::Socket,
         PullError::Timeout { .. } => Exit::Timeout,
         PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
-        PullError::Protocol(_) => Exit::Protocol,
+        PullError::Older { .. } | PullError::Protocol(_) => Exit::Protocol,
         PullError::EmptyDestination { .. } | PullError::File { .. } => Exit::FileIo,
         PullError::Store(error) => of_store(error),
     }
@@ -130,12 +157,14 @@ Exit codes:
    5  the peer refused, or speaks another protocol or version
   10  the connection could not be opened, or it broke
   11  file I/O on this host (permission, space, a damaged or busy store)
-  12  the peer broke the protocol, or its data does not match its digests
+  12  the peer broke the protocol, its data does not match its digests, or its head went back
   20  ended by SIGINT or SIGTERM
   23  some files were not transferred, not indexed, or did not verify
   24  some files vanished or changed while they were read; the next run picks them up
   25  more deletions than --max-delete allows; nothing was deleted
-  30  the peer was silent for too long";
+  30  the peer was silent for too long
+  40  the command of --before failed; nothing was pulled
+  41  the pull is done, but the command of --after failed";
 
 #[cfg(test)]
 mod tests {

@@ -16,6 +16,7 @@ use stillmirror_protocol::wire::{ErrorCode, WireError};
 use stillmirror_store::StoreError;
 use thiserror::Error;
 
+use crate::limit::MaxDelete;
 use crate::report::Report;
 
 /// The reason why a pull ends early.
@@ -33,18 +34,26 @@ pub enum PullError {
     Interrupted,
     /// The update deletes more than the caller allows. Everything else was done, and nothing was deleted.
     #[error(
-        "{wanted} names would be deleted, but --max-delete allows {limit}: nothing was deleted; \
+        "{wanted} names of {total} would be deleted, but --max-delete allows {allowed}: nothing was deleted; \
          raise --max-delete if the deletions are intended"
     )]
     DeleteLimit {
         /// Number of names that the update deletes.
         wanted: u64,
-        /// Number of names that may be deleted.
-        limit: u64,
+        /// Number of names that the tree has where the pull may delete.
+        total: u64,
+        /// How many may be deleted.
+        allowed: MaxDelete,
         /// What the pull did.
         report: Box<Report>,
     },
 
+    /// Another pull has the destination.
+    #[error("another pull into {} is running: wait for it to end, or give --wait", .dest.display())]
+    Busy {
+        /// The destination.
+        dest: PathBuf,
+    },
     /// The destination has no entries, but the store knows files of it. See
     /// [`Options::allow_empty`](crate::Options::allow_empty).
     #[error(
@@ -107,6 +116,18 @@ pub enum PullError {
         /// Its message.
         message: String,
     },
+    /// The sender's generation is older than the one that the last pull took. See
+    /// [`Options::allow_older`](crate::Options::allow_older).
+    #[error(
+        "the sender went back to generation {generation}, which is older than generation {held} here: nothing was \
+         changed; give --allow-older if that is intended"
+    )]
+    Older {
+        /// The number of the sender's generation.
+        generation: u64,
+        /// The number of the sender's generation that the last pull took.
+        held: u64,
+    },
     /// The sender violates the protocol, or its data does not match its own digests.
     #[error("the sender broke the protocol: {0}")]
     Protocol(String),
@@ -139,6 +160,15 @@ impl PullError {
         let shutting_down = |code: &ErrorCode| *code == ErrorCode::ShuttingDown;
         matches!(self, Self::Connect { .. } | Self::Socket { .. })
             || matches!(self, Self::Refused { code, .. } if shutting_down(code))
+    }
+
+    /// Returns whether another process has a lock that the pull needs.
+    pub(crate) fn is_busy(&self) -> bool {
+        match self {
+            Self::Busy { .. } => true,
+            Self::Store(error) => matches!(**error, StoreError::Locked { .. }),
+            _ => false,
+        }
     }
 
     /// Returns whether the error is about one local name, which this host refuses to change: other names may still be

@@ -5,9 +5,11 @@
 //!
 //! | step | module |
 //! |---|---|
+//! | wait for other pulls | `turn` |
 //! | ask the sender for its current generation | [`source`], `listing` |
 //! | look at the local tree | `selection`, `facts`, on top of `local` |
 //! | decide which deletions wait, and which directories are stores | `grace`, on top of `journal`; `stores` |
+//! | refuse what is probably a mistake of the sender's | `guard`, on top of `limit` |
 //! | decide what to do | `plan`, a pure function |
 //! | find parts of new files in old ones | `matching` |
 //! | fetch, build and verify | `fetch`, `stage` |
@@ -27,7 +29,9 @@ mod error;
 mod facts;
 mod fetch;
 mod grace;
+mod guard;
 mod journal;
+mod limit;
 mod listing;
 mod local;
 mod mark;
@@ -40,9 +44,11 @@ mod selection;
 pub mod source;
 mod stage;
 mod stores;
+mod turn;
 mod verify;
 
 pub use error::PullError;
+pub use limit::{MaxDelete, USUAL_LEAST, USUAL_PERCENT};
 pub use pull::{pull, pull_from};
 pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Silent};
 pub use source::{NativeSource, Pinned, Renewing, Source, SourceOptions};

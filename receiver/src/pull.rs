@@ -11,7 +11,7 @@ use std::time::Instant;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::{Counts, Head, check_repository_name};
-use stillmirror_protocol::list::{self, FileType, ListRef};
+use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::path;
 use stillmirror_store::{Generation, Store, StoreError, StoreLock};
 use tokio::runtime::Handle;
@@ -21,6 +21,7 @@ use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::facts::{Facts, Held, Inspector};
 use crate::grace::{self, Grace};
+use crate::guard::{self, TooMany};
 use crate::journal::Journal;
 use crate::listing;
 use crate::local::{self, Tree, TreeLock};
@@ -31,6 +32,7 @@ use crate::selection::Selection;
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
 use crate::stage::Stage;
 use crate::stores::{self, Stores};
+use crate::turn::Turn;
 
 use update::Update;
 
@@ -49,18 +51,26 @@ pub async fn pull(
     // Dropping this future ends the work below.
     let cancel = cancel.child_token();
     let _guard = cancel.clone().drop_guard();
-    let source = NativeSource::connect(
-        &options.address,
-        SourceOptions {
-            connect_timeout: options.connect_timeout,
-            timeout: options.timeout,
-            bandwidth: options.bandwidth,
-            cancel: cancel.clone(),
-            progress: progress.clone(),
-        },
-    );
-    let source: Arc<dyn Source> = Arc::new(source.await?);
-    pull_from(source, options, progress, cancel).await
+    let turn = Turn::of(&options);
+    loop {
+        // Before the sender is asked for anything: it does not wait for others.
+        turn.come(&options, &*progress, &cancel).await?;
+        let source = NativeSource::connect(
+            &options.address,
+            SourceOptions {
+                connect_timeout: options.connect_timeout,
+                timeout: options.timeout,
+                bandwidth: options.bandwidth,
+                cancel: cancel.clone(),
+                progress: progress.clone(),
+            },
+        );
+        let source: Arc<dyn Source> = Arc::new(source.await?);
+        match pull_from(source, options.clone(), progress.clone(), cancel.clone()).await {
+            Err(error) if turn.is_lost(&error) => {}
+            result => return result,
+        }
+    }
 }
 
 /// Like [`pull`], from any source.
@@ -151,6 +161,7 @@ impl Pull<'_> {
         let mut destination = self.open()?;
         self.progress.phase(Phase::List, 0, 0);
         let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
+        guard::refuse_older(self.options, destination.store.as_ref().map(|(store, _)| store), &pinned.head)?;
         self.create_missing(&mut destination)?;
         let mut report = Report { generation: pinned.head.generation, ..Report::default() };
         let result = match self.waiting_if_current(&destination, &pinned, &grace)? {
@@ -167,8 +178,8 @@ impl Pull<'_> {
         report.round_trips = traffic.round_trips;
         report.seconds = started.elapsed().as_secs_f64();
         match result {
-            Err(PullError::DeleteLimit { wanted, limit, .. }) => {
-                Err(PullError::DeleteLimit { wanted, limit, report: Box::new(report) })
+            Err(PullError::DeleteLimit { wanted, total, allowed, .. }) => {
+                Err(PullError::DeleteLimit { wanted, total, allowed, report: Box::new(report) })
             }
             result => result.map(|()| report),
         }
@@ -243,7 +254,7 @@ impl Pull<'_> {
             return Ok(None);
         }
         let dest = &self.options.dest;
-        let busy = || PullError::usage(format!("another pull into {} is running: wait for it to end", dest.display()));
+        let busy = || PullError::Busy { dest: dest.clone() };
         Ok(Some(tree.lock().at("lock", dest)?.ok_or_else(busy)?))
     }
 
@@ -315,9 +326,9 @@ impl Pull<'_> {
         let waited = journal.len();
         grace.decide(&mut journal, &mut facts, destination.tree.as_ref(), &stores)?;
         report.deletes_waiting = facts.count_waiting();
-        let refused = self.refused_deletions(&selection, &facts, &stores)?;
+        let refused = guard::refused_deletions(self.options, &selection, &facts, &stores)?;
         let delete = self.options.delete && refused.is_none();
-        report.deletes_held = refused.map_or(0, |(wanted, _)| wanted);
+        report.deletes_held = refused.map_or(0, |too_many| too_many.wanted);
         let inputs = Inputs {
             selection: &selection,
             facts: &facts,
@@ -355,7 +366,10 @@ impl Pull<'_> {
             update.run(&plan, &mut journal, report)?;
         }
         match refused {
-            Some((wanted, limit)) => Err(PullError::DeleteLimit { wanted, limit, report: Box::default() }),
+            Some(TooMany { wanted, total }) => {
+                let allowed = self.options.max_delete;
+                Err(PullError::DeleteLimit { wanted, total, allowed, report: Box::default() })
+            }
             None => Ok(()),
         }
     }
@@ -426,24 +440,6 @@ impl Pull<'_> {
         };
         tracing::warn!(dest = %tree.shown(b"").display(), "{why}");
         Ok(false)
-    }
-
-    /// Counts the names that would be deleted, if there is a limit. Returns (wanted, limit) if they exceed
-    /// it.
-    fn refused_deletions(
-        &self,
-        selection: &Selection<'_>,
-        facts: &Facts,
-        stores: &Stores<'_>,
-    ) -> Result<Option<(u64, u64)>, PullError> {
-        let (true, Some(limit)) = (self.options.delete, self.options.max_delete) else { return Ok(None) };
-        let mut wanted = stores.count_doomed(facts)?;
-        for (&row, fact) in selection.rows.iter().zip(&facts.rows) {
-            if fact.is_some_and(|fact| fact.kind == FileType::Directory) && !selection.list.row(row).is_dir() {
-                wanted += stores.count(&selection.path(row))?;
-            }
-        }
-        Ok((wanted > limit).then_some((wanted, limit)))
     }
 
     fn threads(&self) -> usize {

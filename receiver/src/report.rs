@@ -8,6 +8,8 @@ use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
+use crate::limit::MaxDelete;
+
 /// How a pull finds out what the local tree holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Check {
@@ -52,11 +54,15 @@ pub struct Options {
     /// How long a name that is to be deleted remains. A later pull deletes it. This needs a store. `None` or zero
     /// deletes at once, and deletes what still waits.
     pub delete_grace: Option<Duration>,
-    /// Maximum number of names to delete in this pull. If there are more, nothing is deleted.
-    pub max_delete: Option<u64>,
+    /// How many names this pull may delete. If there are more, nothing is deleted.
+    pub max_delete: MaxDelete,
     /// Whether to pull into an empty or missing tree although the store knows files of it. Otherwise its disk is taken
     /// for one that is not mounted.
     pub allow_empty: bool,
+    /// Whether to pull a generation that is older than the one that the last pull took.
+    pub allow_older: bool,
+    /// How long to wait for another pull that has the tree or the store. `None` does not wait.
+    pub wait: Option<Duration>,
     /// The filter, for paths relative to [`Options::path`].
     pub filter: Filter,
     /// Whether to plan only, and write nothing to the tree or the store.
@@ -108,8 +114,10 @@ impl Options {
             store: None,
             delete: false,
             delete_grace: None,
-            max_delete: None,
+            max_delete: MaxDelete::Any,
             allow_empty: false,
+            allow_older: false,
+            wait: None,
             filter: Filter::default(),
             dry_run: false,
             bandwidth: None,
@@ -145,6 +153,8 @@ impl Options {
 /// A phase of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Waiting for another pull into the same tree.
+    Turn,
     /// Waiting in the sender's queue, behind this many connections.
     Queued(u64),
     /// Asking for the current generation, and receiving its list.

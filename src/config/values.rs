@@ -189,9 +189,9 @@ impl FromStr for Part {
         let (parts, of) = match (text.trim().split_once('/'), text.trim().strip_suffix('%')) {
             (Some((parts, of)), _) => (parts.trim().parse().map_err(|_| bad())?, of.trim().parse().map_err(|_| bad())?),
             (None, Some(percent)) => {
-                let percent: f64 = percent.trim().parse().map_err(|_| bad())?;
+                let percent = self::percent(percent).ok_or_else(bad)?;
                 let parts = (percent * 1e6).round();
-                if !(0.0..=1e8).contains(&parts) || (parts == 0.0 && percent != 0.0) {
+                if parts == 0.0 && percent != 0.0 {
                     return Err(bad());
                 }
                 (parts as u32, 100_000_000)
@@ -203,6 +203,11 @@ impl FromStr for Part {
         }
         Share::new(parts, of).map(|share| Self(Some(share))).ok_or_else(bad)
     }
+}
+
+/// Parses a percentage, from 0 to 100, without its sign.
+pub(crate) fn percent(text: &str) -> Option<f64> {
+    text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
 }
 
 /// Permission changes, in the syntax of rsync's `--chmod`.

@@ -1,13 +1,15 @@
 //! The command line of `pull`, and the options that it stands for.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, ValueEnum};
-use stillmirror_receiver::{self as receiver, Options};
+use stillmirror_receiver::{self as receiver, MaxDelete, Options};
 
+use super::hooks::HookArgs;
 use crate::config::{self, Bytes, Seconds};
 use crate::exit::UsageError;
 use crate::filter_args::FilterArgs;
@@ -49,13 +51,23 @@ pub(crate) struct Arguments {
     /// deletes it
     #[arg(long, value_name = "AGE")]
     delete_grace: Option<Seconds>,
-    /// Delete nothing at all if this run would delete more names than this
-    #[arg(long, value_name = "NUMBER", requires = "deleting")]
-    max_delete: Option<u64>,
+    /// Delete nothing at all if this run would delete more names than this, or more than this share of the names that
+    /// DEST has (5000, 10%) [default: 40%, from 100 names on]
+    #[arg(long, value_name = "NUMBER|PERCENT", requires = "deleting", value_parser = max_delete)]
+    max_delete: Option<MaxDelete>,
     /// Pull into an empty or missing DEST although the store knows files of it; without this flag its disk is taken
     /// for one that is not mounted
     #[arg(long)]
     allow_empty: bool,
+    /// Pull the sender's generation although it is older than the one that the last pull took
+    #[arg(long)]
+    allow_older: bool,
+    /// Wait until another pull into DEST, or with the same store, has ended, without TIME as long as it takes; without
+    /// this flag `pull` fails at once
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, conflicts_with = "dry_run")]
+    wait: Option<Option<Seconds>>,
+    #[command(flatten)]
+    pub(super) hooks: HookArgs,
     #[command(flatten)]
     filter: FilterArgs,
     /// Only print what would be done, and how many bytes would be fetched
@@ -148,7 +160,9 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.delete = arguments.delete || arguments.delete_grace.is_some();
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
     options.allow_empty = arguments.allow_empty;
-    options.max_delete = arguments.max_delete;
+    options.allow_older = arguments.allow_older;
+    options.max_delete = arguments.max_delete.unwrap_or(MaxDelete::Usual);
+    options.wait = arguments.wait.map(|time| time.map_or(Duration::MAX, Seconds::duration));
     options.filter = arguments.filter.0.clone();
     options.dry_run = arguments.dry_run;
     if let Some(limit) = arguments.bwlimit {
@@ -175,6 +189,15 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.sync = !arguments.no_fsync;
     options.keep_contents = arguments.keep_contents.0;
     Ok(options)
+}
+
+/// Parses a number of names, or a percentage.
+fn max_delete(text: &str) -> Result<MaxDelete, String> {
+    let bad = || format!("'{text}' is neither a number of names nor a percentage: write 5000 or 10%");
+    match text.strip_suffix('%') {
+        None => text.parse().map(MaxDelete::Names).map_err(|_| bad()),
+        Some(percent) => Ok(MaxDelete::Percent(config::percent(percent).ok_or_else(bad)?)),
+    }
 }
 
 /// Returns the default store of a destination: a directory where programs keep their state. Its name shows people which

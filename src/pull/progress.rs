@@ -23,6 +23,7 @@ impl receiver::Progress for BarProgress {
         bar.set_position(0);
         bar.set_message("");
         match phase {
+            Phase::Turn => progress::counting(bar, "waiting for another pull into the same tree"),
             Phase::Queued(place) => {
                 progress::counting(bar, "waiting for the sender");
                 bar.set_message(format!("{place} ahead in its queue"));

@@ -1,12 +1,13 @@
 //! Tests of the real binary on real trees, with the real rsync as the judge.
 //!
-//! One test binary with a module per topic: `pull` (downstream mirrors), `deletions` (what their pulls delete), `index`
-//! (publishers), `hierarchy` (mirrors of mirrors), `rsync` (stock clients), `terminal` (output), `bad_input` (errors and
+//! One test binary with a module per topic: `pull` (downstream mirrors), `deletions` (what their pulls delete), `guards`
+//! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors), `rsync` (stock clients), `terminal` (output), `bad_input` (errors and
 //! their exit codes), `kills` (runs that are killed at any moment), `shortage` (few file descriptors). `support` creates
 //! trees and runs commands.
 
 mod bad_input;
 mod deletions;
+mod guards;
 mod hierarchy;
 mod index;
 mod kills;

@@ -96,7 +96,7 @@ fn deletions_above_the_limit_are_reported_and_the_names_remain_published() {
     let (sender, place) = (Sender::of(&old), Place::new());
     run(place.mirror(&sender)).unwrap();
     sender.publish(&Tree::default().renamed("a", "a").file("e", noise(40_000, 1)));
-    let limited = Options { max_delete: Some(1), ..place.mirror(&sender) };
+    let limited = Options { max_delete: stillmirror_receiver::MaxDelete::Names(1), ..place.mirror(&sender) };
     let error = run(limited).unwrap_err();
     let stillmirror_receiver::PullError::DeleteLimit { report, .. } = error else { panic!("{error}") };
     assert_eq!(report.deletes_held, 4);

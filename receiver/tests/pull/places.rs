@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use stillmirror_receiver::{Check, Failed, Failure, Options, PullError};
+use stillmirror_receiver::{Check, Failed, Failure, MaxDelete, Options, PullError};
 use stillmirror_store::Store;
 
 use crate::property::{build, path, step};
@@ -115,7 +115,7 @@ fn stores_below_the_destination_are_never_deleted() {
             assert!(!place.file("pool/b").exists());
             let held = Store::open(&own).unwrap().current().unwrap().unwrap();
             assert_eq!(held.list_bytes(), &sender.current().encoded[..]);
-            let report = run(Options { max_delete: Some(0), ..options }).unwrap();
+            let report = run(Options { max_delete: MaxDelete::Names(0), ..options }).unwrap();
             assert!(report.unchanged && report.deletes_waiting == 0, "{report:?}");
         }
     }
