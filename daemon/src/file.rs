@@ -95,9 +95,9 @@ impl OnDisk {
         *self == Self { mtime: self.mtime, ..*indexed } && indexed.mtime.is_kept_as(self.mtime)
     }
 
-    /// Returns whether this state differs from the indexed one only in the ctime, for example because a hard link was
+    /// Returns whether this state differs from the indexed one at most in the ctime, for example because a hard link was
     /// made or removed.
-    fn is_touched(&self, indexed: &Self) -> bool {
+    fn is_same_except_ctime(&self, indexed: &Self) -> bool {
         let identity = Identity { ctime: self.identity.ctime, ..indexed.identity };
         self.is_same(&Self { identity, ..*indexed })
     }
@@ -234,7 +234,13 @@ impl Tree {
     fn compare(&self, stat: &Stat, indexed: FileState) -> Comparison {
         match OnDisk::of(stat, self.directory) {
             Some(state) if state.is_same(&indexed.state) => Comparison::Same,
-            Some(state) if !self.strict_ctime && state.is_touched(&indexed.state) => Comparison::Touched(state),
+            Some(state) if state.is_same_except_ctime(&indexed.state) => {
+                match (indexed.state.identity.ctime == Identity::NO_CTIME, self.strict_ctime) {
+                    (true, false) => Comparison::Same,
+                    (true, true) | (false, false) => Comparison::Touched(state),
+                    (false, true) => Comparison::Other,
+                }
+            }
             _ => Comparison::Other,
         }
     }
@@ -455,10 +461,9 @@ pub(crate) mod tests {
             assert!(found.is_same(&indexed), "{nsec}");
             let ctime = Time { sec: 9, nsec: 0 };
             let touched = OnDisk { identity: Identity { ctime, ..found.identity }, ..found };
-            assert!(!touched.is_same(&indexed) && touched.is_touched(&indexed), "{nsec}");
-            assert!(
-                !OnDisk { size: 3, ..found }.is_same(&indexed) && !OnDisk { size: 3, ..touched }.is_touched(&indexed)
-            );
+            assert!(!touched.is_same(&indexed) && touched.is_same_except_ctime(&indexed), "{nsec}");
+            assert!(!OnDisk { size: 3, ..found }.is_same(&indexed));
+            assert!(!OnDisk { size: 3, ..touched }.is_same_except_ctime(&indexed));
         }
         for mtime in [Time { sec: 4, nsec: 0 }, Time { sec: 5, nsec: 123_000_000 }, Time { sec: 6, nsec: 0 }] {
             assert!(!OnDisk { mtime, ..indexed }.is_same(&indexed), "{mtime:?}");

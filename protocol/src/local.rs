@@ -46,14 +46,17 @@ pub struct Identity {
     pub device: RelativeDevice,
     /// The inode number.
     pub inode: u64,
-    /// The time of the inode's last change. A `sec` of [`i64::MIN`] stands for an unknown time, which no file has.
+    /// The time of the inode's last change, or [`Identity::NO_CTIME`].
     pub ctime: Time,
 }
 
 impl Identity {
+    /// Stands for a ctime that is not known, which no file has. With a known inode, it is of no significance: the tree is
+    /// one of several snapshots that share inodes, and the ctime changes whenever one of them is made or removed.
+    pub const NO_CTIME: Time = Time { sec: i64::MIN, nsec: 0 };
+
     /// The identity of a file of which nothing is known.
-    pub const UNKNOWN: Identity =
-        Identity { device: RelativeDevice::Roots, inode: 0, ctime: Time { sec: i64::MIN, nsec: 0 } };
+    pub const UNKNOWN: Identity = Identity { device: RelativeDevice::Roots, inode: 0, ctime: Self::NO_CTIME };
 
     /// Returns a key that all names of one inode share. Two inodes on different devices below the root may have the same
     /// key, because relative devices do not tell them apart.

@@ -442,8 +442,9 @@ impl<'a> CommitRun<'a> {
             }
         }
         let Committer { selection, facts, .. } = self.context;
-        let shared =
-            selection.rows.iter().zip(&facts.rows).filter(|(_, fact)| fact.is_some_and(|fact| fact.has_other_names));
+        let has_ctime = !self.context.tree.shares_inodes();
+        let shared = selection.rows.iter().zip(&facts.rows);
+        let shared = shared.filter(|(_, fact)| has_ctime && fact.is_some_and(|fact| fact.has_other_names));
         self.changed.extend(shared.map(|(&row, _)| row));
         // An old file that remains may be linked to another name now.
         self.changed.extend(self.failed.keys());

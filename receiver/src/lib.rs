@@ -14,6 +14,7 @@
 //! | find parts of new files in old ones | `matching` |
 //! | fetch, build and verify | `fetch`, `stage` |
 //! | move files into place | `commit` |
+//! | or update a copy of the tree, which then replaces it in one step | `snapshots` |
 //! | publish a generation of the local tree | `publish`, `mark` |
 //!
 //! Nothing received is trusted: lists are validated, lengths are checked against limits, and contents against
@@ -41,6 +42,7 @@ mod publish;
 mod pull;
 mod report;
 mod selection;
+mod snapshots;
 pub mod source;
 mod stage;
 mod stores;

@@ -26,6 +26,8 @@ pub(crate) struct Tree {
     /// The number of the root's device.
     device: u64,
     path: PathBuf,
+    /// Whether its files have names in other trees: it is one of several snapshots.
+    shares_inodes: bool,
 }
 
 /// The exclusive right to change a tree. Dropping it releases the lock.
@@ -60,13 +62,25 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
         let device = rustix::fs::fstat(&root)?.st_dev;
-        Ok(Self { root, device, path: path.to_owned() })
+        Ok(Self { root, device, path: path.to_owned(), shares_inodes: false })
+    }
+
+    /// Opens a tree whose files have names in other trees, too. An inode's mode, owner and times must then stay as they
+    /// are, and its ctime says nothing about its content.
+    pub(crate) fn open_snapshot(path: &Path) -> io::Result<Self> {
+        Ok(Self { shares_inodes: true, ..Self::open(path)? })
+    }
+
+    /// Returns whether the tree's files have names in other trees.
+    pub(crate) fn shares_inodes(&self) -> bool {
+        self.shares_inodes
     }
 
     /// Returns the identity of an entry of this tree.
     pub(crate) fn identity(&self, stat: &Stat) -> Identity {
         let device = RelativeDevice::of(stat.on_device, self.device);
-        Identity { device, inode: stat.inode, ctime: stat.ctime }
+        let ctime = if self.shares_inodes { Identity::NO_CTIME } else { stat.ctime };
+        Identity { device, inode: stat.inode, ctime }
     }
 
     /// Locks the tree for this pull. `None` if another pull holds the lock.

@@ -22,6 +22,8 @@ pub(crate) struct Inputs<'a> {
     /// Whether names that the list does not have are deleted.
     pub(crate) delete: bool,
     pub(crate) options: &'a Options,
+    /// Whether the inodes of local files have names in other trees, too.
+    pub(crate) shares_inodes: bool,
     /// Rows that are left as they are, because a store is in their place.
     pub(crate) blocked: &'a HashSet<u32>,
     /// Whether the digests of the last pull are trusted without reading the files.
@@ -162,7 +164,7 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
 
 /// Returns the rows that need an inode of their own, whatever their content. They share an inode with other
 /// names, but the list gives them a different mode, owner or time. (Names that do not differ may share an
-/// inode, as with rsync: the operator may have linked them to save space.)
+/// inode, as with rsync: the operator may have linked them to save space.) The other names may lie in other snapshots.
 fn rows_that_need_own_inode(inputs: &Inputs<'_>) -> HashSet<u32> {
     let list = inputs.selection.list;
     let looks = |row: u32| (list.row(row).mode(), list.row(row).mtime(), list.row(row).owner_number());
@@ -181,7 +183,8 @@ fn rows_that_need_own_inode(inputs: &Inputs<'_>) -> HashSet<u32> {
     }
     let separate = shared.filter(|(row, fact)| {
         let owner = owners.get(&fact.identity.inode_key());
-        owner.is_some_and(|&(owner, _)| looks(owner) != looks(*row))
+        let is_elsewhere = inputs.shares_inodes && !fact.metadata_matches;
+        is_elsewhere || owner.is_some_and(|&(owner, _)| looks(owner) != looks(*row))
     });
     separate.map(|(row, _)| row).collect()
 }

@@ -80,10 +80,13 @@ impl Publisher<'_> {
         })
     }
 
-    /// Returns whether the held local facts still describe the disk. A daemon compares them with the files it
-    /// opens.
+    /// Returns whether the held local facts still describe the disk. A daemon compares them with the root and the files
+    /// that it opens.
     fn knows_files(&self, held: &Generation, identity: impl Fn(u32) -> Identity) -> bool {
         let (list, local) = (held.list(), held.local());
+        if identity(0).inode != local.identity(0).inode {
+            return false;
+        }
         (0..list.len()).filter(|&row| list.row(row).is_file()).all(|row| identity(row) == local.identity(row))
     }
 

@@ -1,8 +1,8 @@
 //! Runs a pull, from the first request to the published generation.
 
+mod prepared;
 mod update;
 
-use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,21 +19,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
-use crate::facts::{Facts, Held, Inspector};
 use crate::grace::{self, Grace};
 use crate::guard::{self, TooMany};
 use crate::journal::Journal;
 use crate::listing;
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
-use crate::plan::{Inputs, Plan, plan};
 use crate::report::{Check, Options, Phase, Progress, Report};
 use crate::selection::Selection;
+use crate::snapshots::{self, Snapshots};
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
 use crate::stage::Stage;
-use crate::stores::{self, Stores};
+use crate::stores;
 use crate::turn::Turn;
 
+use prepared::Wanted;
 use update::Update;
 
 /// Brings the local tree to the state of the sender's current generation.
@@ -104,9 +104,11 @@ fn pull_to_newest(
     runtime: &Handle,
 ) -> Result<Report, PullError> {
     let started = Instant::now();
+    let snapshots = open_snapshots(options)?;
     let mut earlier = Report::default();
     loop {
-        let pull = Pull { source: &*source, options, progress, cancel, runtime: runtime.clone() };
+        let snapshots = snapshots.as_ref();
+        let pull = Pull { source: &*source, options, snapshots, progress, cancel, runtime: runtime.clone() };
         let result = pull.run();
         source.close();
         let report = result?.after(earlier);
@@ -138,9 +140,19 @@ async fn newer(source: &dyn Source, repository: &str, generation: u64) -> Result
     Ok(Some(renewed))
 }
 
+/// Opens the snapshots that the options want. Fails if DEST is a snapshot and they want none.
+fn open_snapshots(options: &Options) -> Result<Option<Snapshots>, PullError> {
+    if options.keep_snapshots.is_some() {
+        return Snapshots::open(&options.dest, options.dry_run);
+    }
+    snapshots::refuse_snapshot(&options.dest)?;
+    Ok(None)
+}
+
 struct Pull<'a> {
     source: &'a dyn Source,
     options: &'a Options,
+    snapshots: Option<&'a Snapshots>,
     progress: &'a dyn Progress,
     cancel: &'a CancellationToken,
     runtime: Handle,
@@ -149,8 +161,8 @@ struct Pull<'a> {
 /// The local tree and the receiver's own store, opened. Both may be missing.
 struct Destination {
     tree: Option<Tree>,
-    /// `None` for a dry run, or if there is no tree.
-    _tree_lock: Option<TreeLock>,
+    /// None for a dry run, or if there is no tree. Two if a snapshot of the tree was begun.
+    _tree_locks: Vec<TreeLock>,
     store: Option<(Store, Option<StoreLock>)>,
 }
 
@@ -170,8 +182,13 @@ impl Pull<'_> {
                 report.deletes_waiting = waiting;
                 Ok(())
             }
-            None => self.update(&destination, &pinned, &grace, &mut report),
+            None => self.update(&mut destination, &pinned, &grace, &mut report),
         };
+        if let (Ok(()), Some(snapshots), Some(keep)) = (&result, self.snapshots, self.options.keep_snapshots)
+            && !self.options.dry_run
+        {
+            snapshots.expire(keep)?;
+        }
         let traffic = self.source.traffic();
         report.bytes_received = traffic.received;
         report.bytes_sent = traffic.sent;
@@ -196,10 +213,19 @@ impl Pull<'_> {
                 store => Some((store?, None)),
             },
         };
-        let tree = open_tree(&self.options.dest)?;
-        let tree_lock = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten();
+        let tree = match self.snapshots {
+            None => open_tree(&self.options.dest)?,
+            Some(snapshots) => {
+                let generation = store.as_ref().map(|(store, _)| store.current()).transpose()?.flatten();
+                if let Some(generation) = generation.filter(|_| !self.options.dry_run) {
+                    snapshots.finish_switch(generation.local().identity(0).inode)?;
+                }
+                snapshots.open_tree()?
+            }
+        };
+        let tree_locks = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten().into_iter().collect();
         self.refuse_emptied(tree.as_ref(), store.as_ref().map(|(store, _)| store))?;
-        Ok(Destination { tree, _tree_lock: tree_lock, store })
+        Ok(Destination { tree, _tree_locks: tree_locks, store })
     }
 
     /// Fails if the store knows files and the tree has nothing. Most likely its disk is not mounted, and everything
@@ -229,15 +255,33 @@ impl Pull<'_> {
             destination.store = Some(self.create_store(dir)?);
         }
         if destination.tree.is_none() {
-            match std::fs::create_dir(dest) {
-                // Perhaps another first pull created it. That pull then holds the lock.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                created => created.at("create", dest)?,
-            }
-            let tree = Tree::open(dest).at("open", dest)?;
-            destination._tree_lock = self.lock(&tree)?;
+            let tree = match self.snapshots {
+                Some(snapshots) => snapshots.begin_empty()?,
+                None => create_tree(dest)?,
+            };
+            destination._tree_locks.extend(self.lock(&tree)?);
             destination.tree = Some(tree);
         }
+        Ok(())
+    }
+
+    /// Begins the next snapshot, and makes it the tree to pull into.
+    fn begin_snapshot(
+        &self,
+        destination: &mut Destination,
+        snapshots: &Snapshots,
+        pool: &ThreadPool,
+    ) -> Result<(), PullError> {
+        let Some(current) = &destination.tree else { return Ok(()) };
+        self.progress.phase(Phase::Snapshot, 0, 0);
+        let next = pool.install(|| snapshots.begin(current, self.progress, self.cancel))?;
+        if let Some((store, Some(_))) = &destination.store {
+            // What waits in the current snapshot waits in the next one, for as long.
+            let now = grace::now();
+            Journal::load(store, current, now)?.save(store, &next, now)?;
+        }
+        destination._tree_locks.extend(self.lock(&next)?);
+        destination.tree = Some(next);
         Ok(())
     }
 
@@ -291,7 +335,7 @@ impl Pull<'_> {
 
     fn update(
         &self,
-        destination: &Destination,
+        destination: &mut Destination,
         pinned: &Pinned,
         grace: &Grace,
         report: &mut Report,
@@ -309,61 +353,31 @@ impl Pull<'_> {
             (None, None) => return Err(PullError::protocol("the sender sent no list")),
         };
         check_counts(list, &pinned.head)?;
-        let pool = self.pool()?;
-        let selection = Selection::new(list, &self.options.path, &self.options.filter)?;
-        let attributes = Attributes::new(list, self.options.owners, self.options.setid);
-        let mut journal = match (&destination.store, &destination.tree) {
-            (Some((store, _)), Some(tree)) => Journal::load(store, tree, grace::now())?,
-            _ => Journal::default(),
+        let wanted = Wanted {
+            pinned,
+            held: held.as_ref(),
+            listing: listing.as_ref(),
+            selection: Selection::new(list, &self.options.path, &self.options.filter)?,
+            attributes: Attributes::new(list, self.options.owners, self.options.setid),
+            pool: self.pool()?,
         };
-        let mut facts =
-            pool.install(|| self.facts(destination, held.as_ref(), &selection, &attributes, &mut journal))?;
-        let stores = Stores::new(
-            destination.tree.as_ref(),
-            destination.store.as_ref().map(|(store, _)| store.dir()),
-            held.as_ref().map(Generation::list),
-        )?;
-        let waited = journal.len();
-        grace.decide(&mut journal, &mut facts, destination.tree.as_ref(), &stores)?;
-        report.deletes_waiting = facts.count_waiting();
-        let refused = guard::refused_deletions(self.options, &selection, &facts, &stores)?;
-        let delete = self.options.delete && refused.is_none();
-        report.deletes_held = refused.map_or(0, |too_many| too_many.wanted);
-        let inputs = Inputs {
-            selection: &selection,
-            facts: &facts,
-            held: held.as_ref().map(Generation::list),
-            delete,
-            options: self.options,
-            blocked: &HashSet::new(),
-            trust_held: self.options.check != Check::Hash,
-        };
-        let Planned { plan, blocked, in_the_way } = plan_around_stores(&inputs, &stores);
-        for &row in &blocked {
-            selection.index(row).into_iter().for_each(|index| facts.rows[index] = None);
+        let mut prepared = self.prepare(destination, &wanted, grace)?;
+        if let Some(snapshots) = self.snapshots.filter(|snapshots| !self.options.dry_run && !snapshots.is_building())
+            && !prepared.plan.is_empty()
+        {
+            drop(prepared);
+            self.begin_snapshot(destination, snapshots, &wanted.pool)?;
+            prepared = self.prepare(destination, &wanted, grace)?;
         }
-        report.unchanged = plan.is_empty() && in_the_way.is_empty() && journal.len() == waited;
-        self.count_refused(&selection, &attributes, report);
+        prepared.report(report);
+        self.count_refused(&wanted.selection, &wanted.attributes, report);
+        let refused = prepared.refused;
         if self.options.dry_run {
-            report.planned = plan.actions(&selection);
-            report.planned_bytes = plan.bytes_to_fetch(list);
+            report.planned = prepared.plan.actions(&wanted.selection);
+            report.planned_bytes = prepared.plan.bytes_to_fetch(list);
         } else {
-            let update = Update {
-                pull: self,
-                destination,
-                pinned,
-                held: held.as_ref(),
-                listing: listing.as_ref(),
-                selection: &selection,
-                facts: &facts,
-                attributes: &attributes,
-                pool: &pool,
-                stores: &stores,
-                in_the_way: &in_the_way,
-                delete,
-                refused: refused.is_some(),
-            };
-            update.run(&plan, &mut journal, report)?;
+            let mut journal = std::mem::take(&mut prepared.journal);
+            Update { pull: self, destination, wanted: &wanted, prepared: &prepared }.run(&mut journal, report)?;
         }
         match refused {
             Some(TooMany { wanted, total }) => {
@@ -388,89 +402,11 @@ impl Pull<'_> {
         built.map_err(io::Error::other).at("start threads for", &self.options.dest)
     }
 
-    fn facts(
-        &self,
-        destination: &Destination,
-        held: Option<&Generation>,
-        selection: &Selection<'_>,
-        attributes: &Attributes,
-        journal: &mut Journal,
-    ) -> Result<Facts, PullError> {
-        self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
-        let trusted = self.may_trust(destination, held, journal)?;
-        let held = held.map(|held| Held { list: held.list(), local: held.local() });
-        let inspector = Inspector {
-            selection,
-            held,
-            attributes,
-            check: self.options.check,
-            progress: self.progress,
-            cancel: self.cancel,
-        };
-        let (mut facts, inspected) = match held.filter(|_| trusted) {
-            Some(held) => (inspector.assume_unchanged(held), false),
-            None => (inspector.inspect(destination.tree.as_ref())?, true),
-        };
-        if let Some(tree) = &destination.tree {
-            inspector.add_waiting(tree, journal, &mut facts, inspected)?;
-        }
-        Ok(facts)
-    }
-
-    /// Returns whether the generation that the last pull left is trusted to describe the tree.
-    fn may_trust(
-        &self,
-        destination: &Destination,
-        held: Option<&Generation>,
-        journal: &Journal,
-    ) -> Result<bool, PullError> {
-        let (Some(held), Some(tree), Check::None) = (held, &destination.tree, self.options.check) else {
-            return Ok(false);
-        };
-        let why = if Stage::is_left(tree)? {
-            "the last pull did not end; checking the tree"
-        } else if journal.is_damaged {
-            "the tree shows what waits to be deleted; checking it"
-        } else if let Some((store, _)) = &destination.store
-            && mark::is_of(store, held.number(), tree)?
-        {
-            return Ok(true);
-        } else {
-            "this is not the tree of the last pull; checking it"
-        };
-        tracing::warn!(dest = %tree.shown(b"").display(), "{why}");
-        Ok(false)
-    }
-
     fn threads(&self) -> usize {
         match self.options.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         }
-    }
-}
-
-/// A plan that leaves all stores alone.
-struct Planned {
-    plan: Plan,
-    /// Rows at or below the path of a store, which the plan leaves out.
-    blocked: HashSet<u32>,
-    /// Those of them whose place a store takes.
-    in_the_way: HashSet<u32>,
-}
-
-/// Plans until no step of the plan replaces a store: what is left out may change what else is to be done.
-fn plan_around_stores(inputs: &Inputs<'_>, stores: &Stores<'_>) -> Planned {
-    let selection = inputs.selection;
-    let (mut blocked, mut in_the_way) = (HashSet::new(), HashSet::new());
-    loop {
-        let plan = plan(&Inputs { blocked: &blocked, ..*inputs });
-        let found = stores.in_the_way_of(&plan, selection);
-        if found.is_empty() {
-            return Planned { plan, blocked, in_the_way };
-        }
-        in_the_way.extend(found.iter().filter_map(|path| Some(selection.find(path)?.number())));
-        blocked.extend(stores::rows_below(selection, &found));
     }
 }
 
@@ -489,6 +425,16 @@ fn check_counts(list: ListRef<'_>, head: &Head) -> Result<(), PullError> {
         return Ok(());
     }
     Err(PullError::protocol("the counts in the head are not those of its list"))
+}
+
+/// Creates the tree's root.
+fn create_tree(dest: &Path) -> Result<Tree, PullError> {
+    match std::fs::create_dir(dest) {
+        // Perhaps another first pull created it. That pull then holds the lock.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => created.at("create", dest)?,
+    }
+    Tree::open(dest).at("open", dest)
 }
 
 /// Opens the tree. `None` if it does not exist.

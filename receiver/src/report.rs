@@ -49,6 +49,10 @@ pub struct Options {
     pub dest: PathBuf,
     /// The receiver's own store. Without one, the state of the tree is known only from the disk.
     pub store: Option<PathBuf>,
+    /// `Some` if `dest` is a symlink to a snapshot of the tree. A pull then updates a new snapshot, and switches the
+    /// symlink in one step. Earlier snapshots remain for this long after they were current. A `dest` that is a directory
+    /// becomes the first snapshot.
+    pub keep_snapshots: Option<Duration>,
     /// Whether to delete what the sender does not have. What the filter excludes is never deleted.
     pub delete: bool,
     /// How long a name that is to be deleted remains. A later pull deletes it. This needs a store. `None` or zero
@@ -112,6 +116,7 @@ impl Options {
             path: Vec::new(),
             dest: dest.into(),
             store: None,
+            keep_snapshots: None,
             delete: false,
             delete_grace: None,
             max_delete: MaxDelete::Any,
@@ -159,6 +164,8 @@ pub enum Phase {
     Queued(u64),
     /// Asking for the current generation, and receiving its list.
     List,
+    /// Beginning the next snapshot, by hard links.
+    Snapshot,
     /// Checking the local tree.
     Check,
     /// Fetching and staging. The totals are the files and bytes to stage.
@@ -245,6 +252,8 @@ pub struct Report {
     pub planned_bytes: u64,
     /// The number of the generation written into the receiver's own store. `None` if none was written.
     pub published: Option<u64>,
+    /// Whether the destination leads to a new snapshot now. See [`Options::keep_snapshots`].
+    pub switched: bool,
 }
 
 impl Report {

@@ -22,10 +22,14 @@ use crate::url::Url;
 /// takes nothing (30 s by default).
 const LEAST_BWLIMIT: u64 = 16 << 10;
 
+/// How long snapshots remain by default: longer than the downloads that began in them.
+const KEEP_SNAPSHOTS: Duration = Duration::from_secs(2 * 3600);
+
 const EXAMPLES: &str = "\
 Examples:
   stillmirror pull stillmirror://mirror.example/debian /srv/debian --delete --dry-run
   stillmirror pull stillmirror://mirror.example/debian mirror --store mirror-store --delete
+  stillmirror pull stillmirror://mirror.example/debian /srv/debian --delete-grace 1h --switch
   stillmirror pull stillmirror://mirror.example/debian/dists/stable stable --exclude '*.tar'
 
 `stillmirror --help` lists the exit codes.";
@@ -44,6 +48,13 @@ pub(crate) struct Arguments {
     /// ~/.local/state/stillmirror, or, for root, /var/lib/stillmirror]
     #[arg(long, value_name = "DIR", value_parser = path_args::local())]
     store: Option<PathBuf>,
+    /// Update a new snapshot beside DEST, and make DEST a symlink to it in one step once it is complete: readers never see
+    /// an update half done. Snapshots share unchanged files by hard links, in DEST.snapshots
+    #[arg(long)]
+    switch: bool,
+    /// How long a snapshot remains after it was current [default: 2h]
+    #[arg(long, value_name = "AGE", requires = "switch")]
+    keep_snapshots: Option<Seconds>,
     /// Delete what the sender does not have; names that the filter leaves out and stores are never deleted
     #[arg(long)]
     delete: bool,
@@ -155,8 +166,10 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.path = path;
     options.store = Some(match &arguments.store {
         Some(store) => store.clone(),
-        None => default_store(&arguments.dest)?,
+        None => default_store(&arguments.dest, arguments.switch)?,
     });
+    let keep = arguments.keep_snapshots.map_or(KEEP_SNAPSHOTS, Seconds::duration);
+    options.keep_snapshots = arguments.switch.then_some(keep);
     options.delete = arguments.delete || arguments.delete_grace.is_some();
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
     options.allow_empty = arguments.allow_empty;
@@ -202,9 +215,14 @@ fn max_delete(text: &str) -> Result<MaxDelete, String> {
 
 /// Returns the default store of a destination: a directory where programs keep their state. Its name shows people which
 /// tree it belongs to, and ends in a digest of the whole path, so that no two trees share it.
-fn default_store(dest: &Path) -> Result<PathBuf> {
+fn default_store(dest: &Path, is_symlink: bool) -> Result<PathBuf> {
     let absolute = std::path::absolute(dest).context("cannot resolve the path of the destination")?;
-    let absolute = std::fs::canonicalize(&absolute).unwrap_or(absolute);
+    let absolute = match (absolute.parent(), absolute.file_name()) {
+        // The symlink leads to another directory after each pull.
+        (Some(parent), Some(name)) if is_symlink => std::fs::canonicalize(parent).map(|parent| parent.join(name)),
+        _ => std::fs::canonicalize(&absolute),
+    }
+    .unwrap_or(absolute);
     let base = match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
         (Some(state), _) => PathBuf::from(state).join("stillmirror"),
         _ if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/stillmirror"),

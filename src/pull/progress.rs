@@ -29,6 +29,7 @@ impl receiver::Progress for BarProgress {
                 bar.set_message(format!("{place} ahead in its queue"));
             }
             Phase::List => progress::counting(bar, "requesting the list"),
+            Phase::Snapshot => progress::counting(bar, "linking the next snapshot"),
             Phase::Check => progress::counting(bar, "checking the local tree"),
             Phase::Fetch => progress::measuring(bar, "fetching", &self.files, files, bytes),
             Phase::Commit => progress::counting(bar, "renaming into place"),

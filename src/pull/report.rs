@@ -148,5 +148,6 @@ pub(super) fn to_json(report: &Report) -> serde_json::Value {
         "planned": planned,
         "planned_bytes": report.planned_bytes,
         "store_generation": report.published,
+        "switched": report.switched,
     })
 }

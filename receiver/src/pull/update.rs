@@ -1,52 +1,39 @@
 //! Carries out a plan: fetches, commits and publishes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rayon::ThreadPool;
 use stillmirror_store::{Draft, Generation};
 
+use super::prepared::{Prepared, Wanted};
 use super::{Destination, Pull};
-use crate::attributes::Attributes;
 use crate::commit::{self, Committed, Committer};
 use crate::error::{At as _, PullError};
-use crate::facts::{Extra, Facts, Fate};
+use crate::facts::{Extra, Fate};
 use crate::fetch::{Fetcher, Staged};
 use crate::grace;
 use crate::journal::Journal;
-use crate::listing;
 use crate::local::{self, Tree};
 use crate::mark;
 use crate::plan::Plan;
 use crate::publish::Publisher;
 use crate::report::{Failed, Failure, Phase, Report};
 use crate::selection::Selection;
-use crate::source::{self, Pinned, Source};
+use crate::source::{self, Source};
 use crate::stage::{KeepPolicy, Stage};
-use crate::stores::Stores;
 
 /// Everything that is known before the first change.
 pub(super) struct Update<'a> {
     pub(super) pull: &'a Pull<'a>,
     pub(super) destination: &'a Destination,
-    pub(super) pinned: &'a Pinned,
-    pub(super) held: Option<&'a Generation>,
-    pub(super) listing: Option<&'a listing::Listing>,
-    pub(super) selection: &'a Selection<'a>,
-    pub(super) facts: &'a Facts,
-    pub(super) attributes: &'a Attributes,
-    pub(super) pool: &'a ThreadPool,
-    pub(super) stores: &'a Stores<'a>,
-    /// Rows that cannot be made, because a store is in their place.
-    pub(super) in_the_way: &'a HashSet<u32>,
-    pub(super) delete: bool,
-    /// Whether deletions are refused because there would be too many.
-    pub(super) refused: bool,
+    pub(super) wanted: &'a Wanted<'a>,
+    pub(super) prepared: &'a Prepared<'a>,
 }
 
 impl Update<'_> {
-    pub(super) fn run(&self, plan: &Plan, journal: &mut Journal, report: &mut Report) -> Result<(), PullError> {
+    pub(super) fn run(&self, journal: &mut Journal, report: &mut Report) -> Result<(), PullError> {
+        let plan = &self.prepared.plan;
         let draft = match &self.destination.store {
             Some((store, Some(lock))) => Some(store.begin(lock)?),
             _ => None,
@@ -56,7 +43,7 @@ impl Update<'_> {
         let mut held_back = false;
         let tree = self.destination.tree.as_ref().ok_or_else(|| PullError::usage("no tree to pull into"))?;
         if !plan.is_empty() {
-            if self.selection.sets_root() {
+            if self.wanted.selection.sets_root() {
                 // `finish_root` sets the final mode.
                 local::make_writable(tree.root());
             }
@@ -65,47 +52,56 @@ impl Update<'_> {
             self.pull.source.close();
             records = std::mem::take(&mut staged.records);
             // Files that refer to what a store keeps out have to wait, too.
-            staged.failed.extend(self.in_the_way.iter().map(|&row| (row, Failure::InTheWay)));
+            staged.failed.extend(self.prepared.in_the_way.iter().map(|&row| (row, Failure::InTheWay)));
             committed = self.commit(tree, &stage, plan, staged, report)?;
             held_back = committed.held_deletions;
         }
         if plan.is_empty() {
-            committed.failed.extend(self.in_the_way.iter().map(|&row| (row, Failure::InTheWay)));
+            committed.failed.extend(self.prepared.in_the_way.iter().map(|&row| (row, Failure::InTheWay)));
         }
         let failed = &committed.failed;
-        report.failed = failures(&committed, self.selection);
+        report.failed = failures(&committed, &self.wanted.selection);
+        if self.pull.snapshots.is_some() && failed.values().any(may_come_later) {
+            // Readers keep the current snapshot. The next pull goes on with this one.
+            return Ok(());
+        }
         if held_back {
-            report.deletes_held = self.stores.count_doomed(self.facts)?;
+            report.deletes_held = self.prepared.stores.count_doomed(&self.prepared.facts)?;
         }
         // What has waited in the journal is not listed, and stays there.
         let is_kept = |extra: &&Extra| match extra.fate {
-            Fate::Doomed => self.refused || held_back,
+            Fate::Doomed => self.prepared.refused.is_some() || held_back,
             Fate::Kept => true,
             Fate::Due | Fate::Waiting => false,
         };
-        let kept = self.facts.extra.iter().filter(is_kept).map(|extra| extra.path.clone());
+        let kept = self.prepared.facts.extra.iter().filter(is_kept).map(|extra| extra.path.clone());
         let kept: Vec<_> = kept.chain(committed.undeleted.iter().cloned()).collect();
-        report.deletes_held += self.facts.extra.iter().filter(|extra| extra.fate == Fate::Kept).count() as u64;
+        report.deletes_held += self.prepared.facts.extra.iter().filter(|extra| extra.fate == Fate::Kept).count() as u64;
         if let Some((store, Some(_))) = &self.destination.store {
             // Before the generation without the names that begin to wait.
-            if self.delete && !held_back {
-                grace::forget_deleted(journal, self.facts, &committed.undeleted);
+            if self.prepared.delete && !held_back {
+                grace::forget_deleted(journal, &self.prepared.facts, &committed.undeleted);
             }
             journal.save(store, tree, grace::now())?;
         }
+        if tree.shares_inodes() {
+            // Readers must not see it.
+            self.clear_stage(tree)?;
+            self.sync(tree)?;
+        }
         let publisher = Publisher {
             tree,
-            pinned: self.pinned,
-            encoded: self.listing.map(|listing| &listing.encoded[..]),
-            delta: self.listing.and_then(|listing| listing.delta.as_deref()),
-            held: self.held,
-            selection: self.selection,
-            facts: self.facts,
+            pinned: self.wanted.pinned,
+            encoded: self.wanted.listing.map(|listing| &listing.encoded[..]),
+            delta: self.wanted.listing.and_then(|listing| listing.delta.as_deref()),
+            held: self.wanted.held,
+            selection: &self.wanted.selection,
+            facts: &self.prepared.facts,
             committed: &committed,
             records: &records,
             failed,
             options: self.pull.options,
-            attributes: self.attributes,
+            attributes: &self.wanted.attributes,
             kept: &kept,
         };
         if let (Some(draft), Some((store, Some(lock)))) = (draft, &self.destination.store) {
@@ -114,15 +110,33 @@ impl Update<'_> {
             let changed = !plan.is_empty() && !plan.only_deletes();
             if changed || !publisher.is_published()? {
                 report.published = Some(publisher.publish(draft)?);
+                // At once: a daemon serves the generation only with its own tree.
+                report.switched = self.switch()?;
                 self.clear_stage(tree)?;
                 store.retain(lock, self.pull.options.retention)?;
             }
         }
+        report.switched |= self.switch()?;
         self.clear_stage(tree)?;
-        match (&self.destination.store, report.published.or(self.held.map(Generation::number))) {
+        match (&self.destination.store, report.published.or(self.wanted.held.map(Generation::number))) {
             (Some((store, Some(_))), Some(number)) => mark::set(store, number, tree),
             _ => Ok(()),
         }
+    }
+
+    /// Makes the new snapshot current, if this pull updated one. Returns whether it did.
+    fn switch(&self) -> Result<bool, PullError> {
+        match self.pull.snapshots {
+            Some(snapshots) if snapshots.is_building() => snapshots.switch().map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    fn sync(&self, tree: &Tree) -> Result<(), PullError> {
+        if self.pull.options.sync {
+            rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;
+        }
+        Ok(())
     }
 
     /// Removes the staging directory. It shows the next pull that this one did not end, so it is removed only
@@ -133,7 +147,7 @@ impl Update<'_> {
         }
         local::make_writable(tree.root());
         Stage::open(tree)?.remove(tree)?;
-        commit::finish_root(tree, self.selection, self.attributes)
+        commit::finish_root(tree, &self.wanted.selection, &self.wanted.attributes)
     }
 
     /// Brings all contents into the staging directory. Reconnects as often as necessary and allowed.
@@ -145,14 +159,14 @@ impl Update<'_> {
         draft: Option<&Draft>,
         report: &mut Report,
     ) -> Result<Staged, PullError> {
-        let list = self.selection.list;
+        let list = self.wanted.selection.list;
         let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add);
         self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
         let mut staged = Staged::default();
         let mut renewed: Option<(Arc<dyn Source>, u32)> = None;
         let mut broken = 0;
         loop {
-            let first = (self.pull.source, self.pinned.handle);
+            let first = (self.pull.source, self.wanted.pinned.handle);
             let (source, handle) = renewed.as_ref().map_or(first, |(source, handle)| (&**source, *handle));
             let fetcher = Fetcher {
                 source,
@@ -160,12 +174,12 @@ impl Update<'_> {
                 resumed: renewed.is_some(),
                 tree,
                 stage,
-                selection: self.selection,
-                attributes: self.attributes,
+                selection: &self.wanted.selection,
+                attributes: &self.wanted.attributes,
                 draft,
                 keep: KeepPolicy { sums: self.pull.options.sums, contents: self.pull.options.keep_contents },
                 threads: self.pull.threads(),
-                pool: self.pool,
+                pool: &self.wanted.pool,
                 progress: self.pull.progress,
                 cancel: self.pull.cancel,
             };
@@ -199,7 +213,7 @@ impl Update<'_> {
                 Ok((renewed, pinned))
             });
             match renewed {
-                Ok((renewed, pinned)) if pinned.head.list_digest == self.pinned.head.list_digest => {
+                Ok((renewed, pinned)) if pinned.head.list_digest == self.wanted.pinned.head.list_digest => {
                     return Ok((renewed, pinned.handle));
                 }
                 Ok(_) => {
@@ -225,23 +239,28 @@ impl Update<'_> {
         let committer = Committer {
             tree,
             stage,
-            selection: self.selection,
-            facts: self.facts,
-            attributes: self.attributes,
-            delete: self.delete,
-            stores: self.stores,
-            may_delete: self.delete && staged.failed.is_empty(),
+            selection: &self.wanted.selection,
+            facts: &self.prepared.facts,
+            attributes: &self.wanted.attributes,
+            delete: self.prepared.delete,
+            stores: &self.prepared.stores,
+            may_delete: self.prepared.delete && staged.failed.is_empty(),
             sync: self.pull.options.sync,
             progress: self.pull.progress,
             cancel: self.pull.cancel,
         };
         let committed = committer.commit(plan, staged, report)?;
-        if self.pull.options.sync && self.destination.store.is_some() {
+        if self.destination.store.is_some() {
             // After a power failure, the store must not remember names that the tree has lost.
-            rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;
+            self.sync(tree)?;
         }
         Ok(committed)
     }
+}
+
+/// Returns whether another pull may bring what failed for this reason, so that a snapshot without it is not complete.
+fn may_come_later(why: &Failure) -> bool {
+    matches!(why, Failure::Stale | Failure::Vanished | Failure::Damaged | Failure::Held)
 }
 
 fn failures(committed: &Committed, selection: &Selection<'_>) -> Vec<Failed> {

@@ -5,6 +5,7 @@
 //! - `store`: the generation that a pull publishes
 //! - `kept`: what remains if something fails, and how it is reported
 //! - `grace`: deletions that wait
+//! - `switch`: snapshots that replace each other in one step
 //! - `places`: destinations and stores that must not be harmed
 //! - `unprivileged`: pulls by a user without root, for whom permissions matter
 //! - `hostile`: senders that violate the protocol
@@ -21,6 +22,7 @@ mod property;
 mod saving;
 mod sender;
 mod store;
+mod switch;
 mod tree;
 mod unprivileged;
 mod whole;
