@@ -164,6 +164,8 @@ struct Destination {
     /// None for a dry run, or if there is no tree. Two if a snapshot of the tree was begun.
     _tree_locks: Vec<TreeLock>,
     store: Option<(Store, Option<StoreLock>)>,
+    /// Whether a snapshot became current that an earlier pull completed.
+    switched: bool,
 }
 
 impl Pull<'_> {
@@ -175,7 +177,8 @@ impl Pull<'_> {
         let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
         guard::refuse_older(self.options, destination.store.as_ref().map(|(store, _)| store), &pinned.head)?;
         self.create_missing(&mut destination)?;
-        let mut report = Report { generation: pinned.head.generation, ..Report::default() };
+        let switched = destination.switched;
+        let mut report = Report { generation: pinned.head.generation, switched, ..Report::default() };
         let result = match self.waiting_if_current(&destination, &pinned, &grace)? {
             Some(waiting) => {
                 report.unchanged = true;
@@ -213,19 +216,20 @@ impl Pull<'_> {
                 store => Some((store?, None)),
             },
         };
+        let mut switched = false;
         let tree = match self.snapshots {
             None => open_tree(&self.options.dest)?,
             Some(snapshots) => {
                 let generation = store.as_ref().map(|(store, _)| store.current()).transpose()?.flatten();
                 if let Some(generation) = generation.filter(|_| !self.options.dry_run) {
-                    snapshots.finish_switch(generation.local().identity(0).inode)?;
+                    switched = snapshots.finish_switch(generation.local().identity(0).inode)?;
                 }
                 snapshots.open_tree()?
             }
         };
         let tree_locks = tree.as_ref().map(|tree| self.lock(tree)).transpose()?.flatten().into_iter().collect();
         self.refuse_emptied(tree.as_ref(), store.as_ref().map(|(store, _)| store))?;
-        Ok(Destination { tree, _tree_locks: tree_locks, store })
+        Ok(Destination { tree, _tree_locks: tree_locks, store, switched })
     }
 
     /// Fails if the store knows files and the tree has nothing. Most likely its disk is not mounted, and everything

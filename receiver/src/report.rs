@@ -286,6 +286,7 @@ impl Report {
             bytes_list: self.bytes_list.saturating_add(earlier.bytes_list),
             seconds: self.seconds + earlier.seconds,
             published: self.published.or(earlier.published),
+            switched: self.switched || earlier.switched,
             ..self
         }
     }

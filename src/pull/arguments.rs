@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     /// Update a new snapshot beside DEST, and make DEST a symlink to it in one step once it is complete: readers never see
     /// an update half done. Snapshots share unchanged files by hard links, in DEST.snapshots
     #[arg(long)]
-    switch: bool,
+    pub(super) switch: bool,
     /// How long a snapshot remains after it was current [default: 2h]
     #[arg(long, value_name = "AGE", requires = "switch")]
     keep_snapshots: Option<Seconds>,

@@ -27,6 +27,9 @@ pub(super) fn print(report: &Report, arguments: &Arguments) -> Exit {
         let held = count(report.deletes_held, "deletion");
         eprintln!("stillmirror: not everything could be fetched: {held} held back until a pull fetches everything");
     }
+    if arguments.switch && !arguments.dry_run && !report.switched && !report.failed.is_empty() {
+        eprintln!("stillmirror: readers keep the current snapshot; the next pull goes on with the new one");
+    }
     if !report.unchanged && report.devices_skipped > 0 {
         let skipped = count(report.devices_skipped, "device file");
         eprintln!("stillmirror: {skipped} skipped; --devices creates them");

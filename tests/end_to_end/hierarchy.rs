@@ -1,6 +1,7 @@
 //! Mirrors of mirrors: a pulled generation can be served like an indexed one.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::*;
 
@@ -35,4 +36,67 @@ fn a_filtered_pull_is_served_with_the_pulled_files_only() {
     let mut command = stillmirror(&["pull", "--json", &middle.url("repo")]);
     json(&command.arg(world.path("third")).output().unwrap());
     assert_same_tree(&world.dest(), &world.path("third"));
+}
+
+/// Pulls with `rsync` until `until` returns true. Returns the exit codes.
+fn pull_with_rsync(address: &str, dest: &Path, mut until: impl FnMut() -> bool) -> Vec<i32> {
+    let mut codes = Vec::new();
+    while !until() {
+        let mut command = std::process::Command::new("rsync");
+        let url = format!("rsync://{address}/repo/");
+        let output = command.args(["-aH", "--delete", "--checksum", &url]).arg(dest).output().unwrap();
+        codes.push(output.status.code().unwrap());
+    }
+    codes
+}
+
+#[test]
+fn a_downstream_that_switches_its_tree_serves_every_client_all_the_time_and_reads_no_file_again() {
+    let world = World::with_tree();
+    world.index();
+    let origin = world.serve();
+    let pull = |keep: &str| {
+        let mut command = world.pull_command(&origin);
+        json(&command.args(["--delete", "--switch", "--keep-snapshots", keep]).output().unwrap())
+    };
+    pull("1h");
+    let middle = Server::start(&world.dest(), &world.path("dest-store"));
+    let served = || {
+        let mut command = stillmirror(&["pull", "--json", "--delete", &middle.url("repo")]);
+        json(&command.arg(world.path("third")).arg("--store").arg(world.path("third-store")).output().unwrap())
+    };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (address, dest, is_over) = (middle.address.clone(), world.path("stock"), || over.load(Ordering::Relaxed));
+        let client = scope.spawn(move || pull_with_rsync(&address, &dest, is_over));
+        for number in 2..8 {
+            write(&world.src().join("README"), format!("number {number}").as_bytes());
+            write(&world.src().join(format!("pool/new-{number}")), &noise(200_000, number));
+            let _ = std::fs::remove_file(world.src().join(format!("pool/new-{}", number - 2)));
+            world.index();
+            crate::pull::wait_for_generation(&origin, number);
+            // The last pull removes all snapshots that its clients began with.
+            let report = pull(if number < 7 { "1h" } else { "0s" });
+            assert_eq!(report["switched"], true);
+            while served()["generation"] != number {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            if number == 6 {
+                over.store(true, Ordering::Relaxed);
+            }
+        }
+        let codes = client.join().unwrap();
+        assert!(codes.iter().all(|&code| code == 0), "{codes:?}");
+    });
+    let mut pulls = 0;
+    let codes = pull_with_rsync(&middle.address, &world.path("stock"), || {
+        pulls += 1;
+        pulls > 1
+    });
+    assert_eq!(codes, [0]);
+    assert_same_tree(&world.src(), &world.path("stock"));
+    assert_same_tree(&world.src(), &world.path("third"));
+    assert_eq!(std::fs::read_dir(world.path("dest.snapshots")).unwrap().count(), 1);
+    let log = middle.logged_so_far();
+    assert!(!log.contains("touched since they were indexed"), "{log}");
 }

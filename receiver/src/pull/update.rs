@@ -111,7 +111,7 @@ impl Update<'_> {
             if changed || !publisher.is_published()? {
                 report.published = Some(publisher.publish(draft)?);
                 // At once: a daemon serves the generation only with its own tree.
-                report.switched = self.switch()?;
+                report.switched |= self.switch()?;
                 self.clear_stage(tree)?;
                 store.retain(lock, self.pull.options.retention)?;
             }
