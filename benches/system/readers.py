@@ -5,7 +5,7 @@ The repository is laid out like Debian's: a head that names indices by digest, i
 ones) that name packages by digest. A reader takes the head, then every index, waits as a client does that computes what it
 needs, then takes packages. A check is bad if anything that it follows is missing or has another digest.
 
-Mirrors pull with stillmirror (with and without a grace for deletions) and with rsync (`--delay-updates --delete-delay`) from
+Mirrors pull with stillmirror (with and without a grace for deletions, and switching a whole tree) and with rsync (`--delay-updates --delete-delay`) from
 the same source, each into its own tree, at the same time.
 """
 import hashlib
@@ -39,6 +39,8 @@ def run(b):
     for row in rows:
         if row['mirror'].startswith('stillmirror'):
             b.check(f'{row["case"]}, {row["mirror"]}: readers were there ({row["checks"]} checks)', row['checks'] > 100)
+            if 'switch' in row['mirror']:
+                b.at_most(f'{row["case"]}, {row["mirror"]}: bad checks', row['bad'], 0)
             if row['case'] != 'slow':
                 b.check(f'{row["case"]}, {row["mirror"]}: they saw updates ({row["updates seen"]})', row['updates seen'] > 1)
             if 'grace' in row['mirror']:
@@ -52,7 +54,7 @@ def all_cases(b, repository, rsyncd, ours):
         slow = f'--bwlimit={b.args.slow}k' if case == 'slow' else '--bwlimit=0'
         mirrors = [Mirror(b, case, 'rsync', slow, lambda dest, _, rate: ['rsync', '-aH', '--delete-delay', '--delay-updates', rate, f'{rsyncd.url}/', f'{dest}/'])]
         if ours:
-            for name, more in (('stillmirror', ['--delete']), ('stillmirror, grace', ['--delete-grace', '10s'])):
+            for name, more in (('stillmirror', ['--delete']), ('stillmirror, grace', ['--delete-grace', '10s']), ('stillmirror, switch', ['--delete-grace', '10s', '--switch'])):
                 mirrors.append(Mirror(b, case, name, slow, lambda dest, store, rate, more=more: b.stillmirror.argv('pull', ours.url, dest, '--store', store, '--quiet', rate, *more)))
         rows += observe(b, case, repository, mirrors)
     return rows

@@ -82,6 +82,12 @@ pub(crate) fn refuse_snapshot(dest: &Path) -> Result<(), PullError> {
     Ok(())
 }
 
+/// Returns whether another pull has the snapshots of a destination. Errors are reported by the pull itself.
+pub(crate) fn are_taken(dest: &Path) -> bool {
+    let lock = |dir: PathBuf| Tree::open(&dir).and_then(|dir| dir.lock());
+    snapshots_dir(without_slash(dest)).is_ok_and(|dir| matches!(lock(dir), Ok(None)))
+}
+
 impl Snapshots {
     /// Opens the snapshots of a destination, and locks them unless `dry_run`. `None` for a dry run without snapshots.
     pub(crate) fn open(dest: &Path, dry_run: bool) -> Result<Option<Self>, PullError> {
@@ -334,7 +340,7 @@ fn is_past(time: DateTime, age: Duration, now: Timestamp) -> bool {
 }
 
 fn lock(dir: &Tree, dest: &Path) -> Result<TreeLock, PullError> {
-    let busy = || PullError::usage(format!("another pull into {} is running: wait for it to end", dest.display()));
+    let busy = || PullError::Busy { dest: dest.to_owned() };
     dir.lock().at("lock", dir.shown(b""))?.ok_or_else(busy)
 }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::PullError;
 use crate::local::Tree;
 use crate::report::{Options, Phase, Progress};
+use crate::snapshots;
 
 /// The time that a pull may wait for others.
 pub(crate) struct Turn {
@@ -48,6 +49,9 @@ impl Turn {
 
 /// Returns whether another process has one of the locks that a pull takes. Errors are reported by the pull itself.
 fn is_taken(options: &Options) -> bool {
+    if options.keep_snapshots.is_some() && snapshots::are_taken(&options.dest) {
+        return true;
+    }
     let tree = Tree::open(&options.dest).and_then(|tree| tree.lock());
     if matches!(tree, Ok(None)) {
         return true;

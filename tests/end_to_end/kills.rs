@@ -2,8 +2,8 @@
 //! old one or the new one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::*;
@@ -68,4 +68,113 @@ fn an_index_killed_at_any_moment_leaves_the_old_generation_or_the_new_one() {
     let server = world.serve();
     world.pull(&server);
     assert_same_tree(&world.src(), &world.dest());
+}
+
+/// The calls that change names.
+const CALLS: [&str; 11] = [
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "symlink",
+    "symlinkat",
+    "mkdir",
+    "mkdirat",
+];
+
+/// Publishes a version of a repository: a head names an index by its digest, and the index names packages. Indices by
+/// digest are hard links, and the one before stays.
+fn publish(world: &World, version: u64) {
+    let src = world.src();
+    let package = |number: u64| {
+        let (name, content) = (format!("pool/p{number}_{version}"), noise(3_000, version * 10 + number));
+        write(&src.join(&name), &content);
+        format!("{name} {}\n", digest(&content))
+    };
+    let _ = std::fs::remove_dir_all(src.join("pool"));
+    let index: String = (0..3).map(package).collect();
+    let main = src.join("dists/stable/main");
+    write(&main.join("Packages.new"), index.as_bytes());
+    std::fs::create_dir_all(main.join("by-hash/SHA256")).unwrap();
+    std::fs::hard_link(main.join("Packages.new"), main.join("by-hash/SHA256").join(digest(index.as_bytes()))).unwrap();
+    std::fs::rename(main.join("Packages.new"), main.join("Packages")).unwrap();
+    write(&src.join("dists/stable/InRelease"), digest(index.as_bytes()).as_bytes());
+}
+
+fn digest(content: &[u8]) -> String {
+    stillmirror_protocol::list::digest(content).to_string()
+}
+
+/// Asserts that everything that the head leads to is there. Returns the head.
+#[track_caller]
+fn assert_whole(dest: &Path) -> String {
+    let head = std::fs::read_to_string(dest.join("dists/stable/InRelease")).unwrap();
+    let index = std::fs::read_to_string(dest.join("dists/stable/main/by-hash/SHA256").join(&head)).unwrap();
+    for line in index.lines() {
+        let (path, expected) = line.split_once(' ').unwrap();
+        assert_eq!(digest(&std::fs::read(dest.join(path)).unwrap()), expected, "{path}");
+    }
+    head
+}
+
+fn copy(world: &World, names: &[&str], from: &str, to: &str) {
+    for name in names {
+        let (from, to) = (world.path(&format!("{name}{from}")), world.path(&format!("{name}{to}")));
+        let _ = std::fs::remove_file(&to).or_else(|_| std::fs::remove_dir_all(&to));
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    }
+}
+
+/// Kills a pull before each call that changes a name. Readers of the tree must find it whole each time, and the next pull
+/// must complete it.
+fn kill_at_every_call(options: &[&str], state: &[&str]) {
+    let world = World::new();
+    publish(&world, 1);
+    world.index();
+    let server = world.serve();
+    let pull = || world.pull_command(&server).args(options).output().unwrap();
+    assert_exit(&pull(), 0);
+    copy(&world, state, "", ".before");
+    publish(&world, 2);
+    world.index();
+    crate::pull::wait_for_generation(&server, 2);
+    let mut kills = 0;
+    for call in CALLS {
+        for number in 1.. {
+            let command = world.pull_command(&server);
+            let killed = Command::new("strace")
+                .args(["-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"])
+                .arg(format!("inject={call}:signal=KILL:when={number}"))
+                .arg(command.get_program())
+                .args(command.get_args())
+                .args(options)
+                .output()
+                .expect("strace runs: `tests/prepare` installs it");
+            assert_whole(&world.dest());
+            let is_over = killed.status.success();
+            kills += u32::from(!is_over);
+            assert_exit(&pull(), 0);
+            assert_same_tree(&world.src(), &world.dest());
+            assert_whole(&world.dest());
+            copy(&world, state, ".before", "");
+            if is_over {
+                break;
+            }
+        }
+    }
+    // None, if this host forbids tracing.
+    assert!(kills >= 20, "the pull was killed only {kills} times");
+}
+
+#[test]
+fn a_pull_killed_at_any_change_of_a_name_leaves_a_repository_that_is_whole() {
+    kill_at_every_call(&["--delete"], &["dest", "dest-store"]);
+}
+
+#[test]
+fn a_pull_that_switches_killed_at_any_change_of_a_name_leaves_a_tree_that_is_old_or_new() {
+    kill_at_every_call(&["--delete", "--switch", "--keep-snapshots", "0s"], &["dest", "dest.snapshots", "dest-store"]);
 }

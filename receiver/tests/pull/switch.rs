@@ -346,7 +346,15 @@ fn a_second_pull_into_the_same_snapshots_is_refused() {
     run(switching(&place, &sender)).unwrap();
     let dir = fs::File::open(snapshots(&place)).unwrap();
     rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    assert!(usage(switching(&place, &sender)).contains("another pull into"));
+    assert!(matches!(run(switching(&place, &sender)), Err(PullError::Busy { .. })));
+    let waiting = Options { wait: Some(HOUR), ..switching(&place, &sender) };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| run(waiting).unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!waiting.is_finished());
+        drop(dir);
+        assert!(waiting.join().unwrap().unchanged);
+    });
 }
 
 #[test]
