@@ -6,7 +6,7 @@ mod update;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use stillmirror_protocol::entry::Digest;
@@ -115,7 +115,14 @@ fn pull_to_newest(
         if !report.is_overtaken() || started.elapsed() >= options.patience {
             return Ok(report);
         }
-        match runtime.block_on(newer(&*source, &options.repository, report.generation)) {
+        let left = options.patience.saturating_sub(started.elapsed());
+        let renewed = runtime.block_on(async {
+            tokio::select! {
+                () = cancel.cancelled() => Err(PullError::Interrupted),
+                renewed = wait_for_newer(&*source, &options.repository, report.generation, left) => renewed,
+            }
+        });
+        match renewed {
             Ok(Some(renewed)) => {
                 tracing::info!("the sender has a newer generation; continuing with it");
                 (source, earlier) = (renewed, report);
@@ -128,6 +135,30 @@ fn pull_to_newest(
         }
     }
 }
+
+/// Returns a connection to the sender once it has a newer generation than this one. If files were replaced, its index
+/// follows soon, and its daemon notices that after a moment. `None` if it does not.
+async fn wait_for_newer(
+    source: &dyn Source,
+    repository: &str,
+    generation: u64,
+    patience: Duration,
+) -> Result<Option<Arc<dyn Source>>, PullError> {
+    let mut renewed = newer(source, repository, generation).await?;
+    let mut waited = Duration::ZERO;
+    for pause in RECHECKS {
+        waited += pause;
+        if renewed.is_some() || waited > patience {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        renewed = newer(source, repository, generation).await?;
+    }
+    Ok(renewed)
+}
+
+/// The pauses before the sender is asked again for a newer generation.
+const RECHECKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 /// Reconnects. Returns the connection if the sender has another generation than this one.
 async fn newer(source: &dyn Source, repository: &str, generation: u64) -> Result<Option<Arc<dyn Source>>, PullError> {

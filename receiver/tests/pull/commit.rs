@@ -119,6 +119,22 @@ fn a_pull_that_is_overtaken_continues_with_the_newest_generation() {
 }
 
 #[test]
+fn a_pull_waits_a_moment_for_the_index_of_files_that_were_replaced() {
+    let (sender, place) = (Sender::of(&debian(1)), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    sender.publish_failing(&debian(2), &[("pool/a2.deb", ItemFailure::Vanished)]);
+    let options = Options { patience: Duration::from_secs(60), delete: true, ..place.mirror(&sender) };
+    let report = std::thread::scope(|scope| {
+        let pull = scope.spawn(|| run(options).unwrap());
+        std::thread::sleep(Duration::from_millis(600));
+        sender.publish(&debian(3));
+        pull.join().unwrap()
+    });
+    assert_eq!((report.generation, failures(&report)), (3, Vec::new()));
+    assert_same(&place.dest(), &debian(3));
+}
+
+#[test]
 fn a_failure_in_one_repository_does_not_hold_another_one() {
     let two = |version: u8| {
         Tree::default()

@@ -69,6 +69,7 @@ impl Place {
         (options.devices, options.setid) = (true, true);
         options.timeout = Duration::from_secs(20);
         options.reconnects = 0;
+        options.patience = Duration::from_millis(100);
         options
     }
 
