@@ -18,7 +18,11 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        // Names of staged files are digests, so one call per byte would show in a pull of many small files.
+        let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let mut hex = [0; 64];
+        hex.iter_mut().zip(digits).for_each(|(hex, digit)| *hex = b"0123456789abcdef"[usize::from(digit)]);
+        f.write_str(std::str::from_utf8(&hex).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -151,4 +155,15 @@ pub struct Entry {
     pub link: Option<u64>,
     /// The type, with the data that belongs to it.
     pub kind: Kind,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Digest;
+
+    #[test]
+    fn a_digest_is_shown_as_64_hexadecimal_digits() {
+        let digest = Digest(std::array::from_fn(|at| if at == 0 { 0x0f } else { at as u8 * 8 }));
+        assert_eq!(digest.to_string(), "0f08101820283038404850586068707880889098a0a8b0b8c0c8d0d8e0e8f0f8");
+    }
 }

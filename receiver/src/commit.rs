@@ -454,10 +454,11 @@ impl<'a> CommitRun<'a> {
             undeleted: self.undeleted,
             held_deletions: self.held_deletions,
         };
+        let mut look = self.context.tree.look();
         for row in self.changed {
             self.context.check()?;
             let path = self.context.selection.path(row);
-            if let Some(stat) = self.context.tree.stat(&path).at("stat", self.context.tree.shown(&path))? {
+            if let Some(stat) = look.stat(&path).at("stat", self.context.tree.shown(&path))? {
                 committed.identities.insert(row, self.context.tree.identity(&stat));
             }
         }

@@ -121,12 +121,12 @@ impl Tree {
 
     /// Returns what is at a path. `None` if nothing is, or if a component is not a directory.
     pub(crate) fn stat(&self, path: &[u8]) -> io::Result<Option<Stat>> {
-        let (dir, name) = path::split(path);
-        match self.dir(dir) {
-            Ok(dir) if name.is_empty() => stat(dir.as_fd(), b".").map(Some),
-            Ok(dir) => optional(stat(dir.as_fd(), name)),
-            Err(error) => optional(Err(error)),
-        }
+        self.look().stat(path)
+    }
+
+    /// Returns a view for looking at many paths.
+    pub(crate) fn look(&self) -> Look<'_> {
+        Look { tree: self, open: None }
     }
 
     /// Returns whether the root has no names, except `lost+found`, which a new file system may have.
@@ -138,6 +138,28 @@ impl Tree {
             }
         }
         Ok(true)
+    }
+}
+
+/// Looks at one path of a tree after the other. The directory of the last path stays open.
+pub(crate) struct Look<'a> {
+    tree: &'a Tree,
+    /// The path of that directory, and its descriptor unless it does not exist.
+    open: Option<(Vec<u8>, Option<OwnedFd>)>,
+}
+
+impl Look<'_> {
+    /// Like [`Tree::stat`].
+    pub(crate) fn stat(&mut self, path: &[u8]) -> io::Result<Option<Stat>> {
+        let (dir, name) = path::split(path);
+        let opened = match self.open.take().filter(|(path, _)| path == dir) {
+            Some((_, opened)) => opened,
+            None => optional(self.tree.dir(dir))?,
+        };
+        let name = if name.is_empty() { b"." } else { name };
+        let found = opened.as_ref().map_or(Ok(None), |dir| optional(stat(dir.as_fd(), name)));
+        self.open = Some((dir.to_vec(), opened));
+        found
     }
 }
 

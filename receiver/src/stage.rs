@@ -67,11 +67,14 @@ impl Stage {
         wanted: &HashMap<Digest, u64>,
         done: &HashSet<&[u8]>,
     ) -> Result<HashMap<Digest, u64>, PullError> {
-        let by_name: HashMap<Vec<u8>, (Digest, u64)> =
-            wanted.iter().map(|(digest, size)| (final_name(*digest), (*digest, *size))).collect();
         let mut names: Vec<Vec<u8>> =
             local::names(self.dir.as_fd()).at("read", &self.path)?.into_iter().map(|(name, _)| name).collect();
         names.retain(|name| !done.contains(&name[..]));
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let by_name: HashMap<Vec<u8>, (Digest, u64)> =
+            wanted.iter().map(|(digest, size)| (final_name(*digest), (*digest, *size))).collect();
         // Finished contents first: each takes the name of its part, and the part must then be left alone.
         names.sort_by_key(|name| name.ends_with(PART));
         let mut parts = HashMap::new();
@@ -115,6 +118,11 @@ impl Stage {
     /// Returns the path of a name in the directory, for messages.
     pub(crate) fn shown(&self, name: &[u8]) -> PathBuf {
         self.path.join(String::from_utf8_lossy(name).as_ref())
+    }
+
+    /// Returns the path of a part, for messages.
+    pub(crate) fn shown_part(&self, digest: Digest) -> PathBuf {
+        self.shown(&part_name(digest))
     }
 
     /// Returns whether there is a part of a content.
@@ -214,7 +222,10 @@ fn looks_like(stat: &local::Stat, reuse: &Reuse) -> bool {
 
 /// Sets owner, mode and time of an open file, in this order: changing the owner clears the setuid bits.
 pub(crate) fn set_metadata(file: &File, metadata: &Metadata) -> io::Result<()> {
-    if let Some((user, group)) = metadata.owner {
+    let is_owner =
+        |(user, group)| rustix::fs::fstat(file).is_ok_and(|stat| (stat.st_uid, stat.st_gid) == (user, group));
+    // A new file mostly has the right owner, and looking is cheaper than setting.
+    if let Some((user, group)) = metadata.owner.filter(|owner| !is_owner(*owner)) {
         rustix::fs::fchown(file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
     }
     rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode.into()))?;
