@@ -4,6 +4,7 @@
 //! Memory is bounded in two ways: a sender cannot put more bytes into an answer than were requested, and the
 //! socket is not read while [`UNREAD_BYTES`] bytes wait for their readers.
 
+mod buffer;
 mod reader;
 
 use std::collections::HashMap;
@@ -11,7 +12,6 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::BytesMut;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{ClientHello, Request, frame};
 use tokio::io::AsyncWriteExt as _;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Answer, Delivery, Renewing, Source, SourceOptions, Traffic};
 use crate::error::PullError;
 
+use buffer::Buffer;
 use reader::{Pace, Reader};
 
 /// A connection to a daemon.
@@ -61,7 +62,7 @@ impl NativeSource {
         let reader = Reader {
             shared: shared.clone(),
             socket: reading,
-            buffer: BytesMut::new(),
+            buffer: Buffer::default(),
             pace: options.bandwidth.map(Pace::new),
             closing: closing.clone(),
             keepalive: outgoing.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::BufMut as _;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::rsync::greeting;
 use stillmirror_protocol::wire::{
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{Delivery, Event, SourceOptions};
 use super::Shared;
+use super::buffer::Buffer;
 use crate::error::PullError;
 use crate::report::Phase;
 
@@ -28,7 +29,7 @@ use crate::report::Phase;
 pub(super) struct Reader {
     pub(super) shared: Arc<Shared>,
     pub(super) socket: OwnedReadHalf,
-    pub(super) buffer: BytesMut,
+    pub(super) buffer: Buffer,
     pub(super) pace: Option<Pace>,
     pub(super) closing: CancellationToken,
     pub(super) keepalive: mpsc::UnboundedSender<Vec<u8>>,
@@ -50,7 +51,7 @@ impl Reader {
         let mut queue = Queue::default();
         loop {
             self.fill(FRAME_HEADER_BYTES, !queue.waiting).await?;
-            let header = self.buffer.split_to(FRAME_HEADER_BYTES);
+            let header = self.buffer.take(FRAME_HEADER_BYTES);
             let header = header.as_ref().try_into().map_err(|_| PullError::protocol("a short frame header"))?;
             let header = FrameHeader::decode(header, limits::REPLY_PAYLOAD)?;
             if header.request == 0 {
@@ -64,7 +65,7 @@ impl Reader {
                 self.bytes_frame(header).await?;
             } else {
                 self.fill(header.len as usize, true).await?;
-                let payload = self.buffer.split_to(header.len as usize);
+                let payload = self.buffer.take(header.len as usize);
                 self.reply(header.request, Reply::decode(header.kind, &payload)?)?;
             }
         }
@@ -74,14 +75,14 @@ impl Reader {
     async fn read_hello(&mut self) -> Result<(), PullError> {
         self.skip_greeting().await?;
         let invalid = |reason, address: &str| PullError::Handshake { address: address.to_owned(), reason };
-        while self.buffer.len() < HELLO_BYTES {
-            let seen = self.buffer.len().min(MAGIC.len());
-            if self.buffer[..seen] != MAGIC[..seen] {
+        while self.buffer.bytes().len() < HELLO_BYTES {
+            let seen = self.buffer.bytes().len().min(MAGIC.len());
+            if self.buffer.bytes()[..seen] != MAGIC[..seen] {
                 return Err(invalid(WireError::Magic, &self.shared.address));
             }
-            self.fill(self.buffer.len() + 1, true).await?;
+            self.fill(self.buffer.bytes().len() + 1, true).await?;
         }
-        let hello = self.buffer.split_to(HELLO_BYTES);
+        let hello = self.buffer.take(HELLO_BYTES);
         let hello = hello.as_ref().try_into().map_err(|_| PullError::protocol("a short hello"))?;
         ServerHello::decode(hello).map(drop).map_err(|reason| invalid(reason, &self.shared.address))
     }
@@ -89,16 +90,16 @@ impl Reader {
     /// Skips the greeting for rsync clients. A sender that serves these too sends it if our hello arrives
     /// late.
     async fn skip_greeting(&mut self) -> Result<(), PullError> {
-        while self.buffer.len() <= limits::RSYNC_LINE {
-            let seen = self.buffer.len().min(greeting::MAGIC.len());
-            if self.buffer[..seen] != greeting::MAGIC[..seen] {
+        while self.buffer.bytes().len() <= limits::RSYNC_LINE {
+            let seen = self.buffer.bytes().len().min(greeting::MAGIC.len());
+            if self.buffer.bytes()[..seen] != greeting::MAGIC[..seen] {
                 break;
             }
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                self.buffer.advance(end + 1);
+            if let Some(end) = self.buffer.bytes().iter().position(|&byte| byte == b'\n') {
+                self.buffer.skip(end + 1);
                 break;
             }
-            self.fill(self.buffer.len() + 1, true).await?;
+            self.fill(self.buffer.bytes().len() + 1, true).await?;
         }
         Ok(())
     }
@@ -110,7 +111,7 @@ impl Reader {
             return Err(PullError::protocol("bytes in a frame of the session itself (request 0)"));
         }
         self.fill(header.len as usize, true).await?;
-        let payload = self.buffer.split_to(header.len as usize);
+        let payload = self.buffer.take(header.len as usize);
         match Reply::decode(header.kind, &payload)? {
             Reply::Queued { place } => Ok(place),
             Reply::Error { code, message } => Err(refusal(&self.shared.address, code, message)),
@@ -123,10 +124,10 @@ impl Reader {
         let mut left = header.len as usize;
         let events = self.allow(header.request, left as u64)?;
         while left > 0 {
-            if self.buffer.is_empty() {
+            if self.buffer.bytes().is_empty() {
                 self.fill(1, true).await?;
             }
-            let bytes = self.buffer.split_to(left.min(self.buffer.len())).freeze();
+            let bytes = self.buffer.take(left.min(self.buffer.bytes().len())).freeze();
             left -= bytes.len();
             let Some(events) = &events else { continue };
             let permit = tokio::select! {
@@ -193,7 +194,7 @@ impl Reader {
 
     /// Reads until the buffer holds `len` bytes. If `impatient`, a long silence of the sender is an error.
     async fn fill(&mut self, len: usize, impatient: bool) -> Result<(), PullError> {
-        while self.buffer.len() < len {
+        while self.buffer.bytes().len() < len {
             self.read_some(impatient).await?;
         }
         Ok(())
@@ -202,8 +203,7 @@ impl Reader {
     async fn read_some(&mut self, impatient: bool) -> Result<(), PullError> {
         let chunk = self.pace.as_ref().map_or(READ_BYTES, Pace::chunk);
         loop {
-            self.buffer.reserve(chunk);
-            let mut room = (&mut self.buffer).limit(chunk);
+            let mut room = self.buffer.room(chunk.min(SMALL_READ)).limit(chunk);
             let read = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return Err(PullError::Interrupted),
@@ -323,6 +323,8 @@ impl Pace {
 
 /// Maximum number of bytes read at once.
 const READ_BYTES: usize = 256 << 10;
+/// Number of bytes that there is always room to read.
+const SMALL_READ: usize = 64 << 10;
 /// Interval at which silence is checked.
 const TICK: Duration = Duration::from_secs(5);
 /// The receiver sends a keepalive request after the connection was idle for this long.
