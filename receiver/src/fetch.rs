@@ -6,17 +6,18 @@
 //! which hash and write them. The queues are bounded, and so is memory: while a builder lags behind, nothing
 //! more is read.
 
+mod builder;
+mod flush;
 mod pot;
 mod tasks;
 mod transfer;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use bytes::Bytes;
 use rayon::prelude::*;
 use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::entry::Digest;
@@ -34,6 +35,8 @@ use crate::selection::Selection;
 use crate::source::Source;
 use crate::stage::{self, Building, Built, KeepPolicy, Kept, Metadata, Stage, Task};
 
+use builder::{Builders, Outcome};
+use flush::Unflushed;
 use pot::{Grant, Pot};
 use tasks::Tasks;
 use transfer::Transfer;
@@ -54,6 +57,8 @@ pub(crate) struct Fetcher<'a> {
     /// What the records keep of contents.
     pub(crate) keep: KeepPolicy,
     pub(crate) threads: usize,
+    /// Whether contents are flushed to the disk while more of them arrive.
+    pub(crate) sync: bool,
     pub(crate) pool: &'a rayon::ThreadPool,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) cancel: &'a CancellationToken,
@@ -246,7 +251,14 @@ impl Fetcher<'_> {
             pool: self.pool,
             checksums: &checksums,
         };
+        let unflushed = Unflushed::default();
         let result = thread::scope(|scope| {
+            // Dropped with the scope's closure, which ends the flushes.
+            let (_open, over) = mpsc::channel();
+            if self.sync {
+                let unflushed = &unflushed;
+                scope.spawn(move || unflushed.flush_until(&over, self.stage));
+            }
             if !batches.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                 for _ in 0..MATCHERS {
                     let events = events.clone();
@@ -254,13 +266,10 @@ impl Fetcher<'_> {
                     scope.spawn(move || tasks.match_all(matcher, batches, pot, &events));
                 }
             }
-            let builders = (0..self.threads.max(1)).map(|_| {
-                let (work, orders) = mpsc::sync_channel(BUILDER_QUEUE);
-                let events = events.clone();
-                scope.spawn(move || self.build_all(&orders, &events));
-                work
+            let builders = Builders::spawn(self.threads.max(1), |orders| {
+                let (events, unflushed) = (events.clone(), &unflushed);
+                scope.spawn(move || self.build_all(&orders, &events, unflushed));
             });
-            let builders = builders.collect();
             drop(events);
             let transfer = Transfer::new(&tasks, builders, incoming, whole, missing.len(), staged, report);
             let result = transfer.run();
@@ -272,61 +281,6 @@ impl Fetcher<'_> {
         });
         report.bytes_checksums += checksums.into_inner();
         result
-    }
-
-    /// Runs a builder: processes its tasks and bytes until there are no more.
-    fn build_all(&self, orders: &Receiver<Order>, events: &Sender<WorkerEvent>) {
-        let mut buildings: HashMap<usize, Building<'_>> = HashMap::new();
-        for order in orders {
-            let number = order.number();
-            let result = self.build(order, &mut buildings).unwrap_or_else(|error| {
-                buildings.remove(&number);
-                Some(Err(error))
-            });
-            if let Some(result) = result {
-                let _ = events.send(WorkerEvent::Built(number, result));
-            }
-        }
-        for building in buildings.into_values() {
-            // The pull ended early. What cannot be saved is fetched again.
-            let _ = building.suspend();
-        }
-    }
-
-    fn build<'s>(
-        &'s self,
-        order: Order,
-        buildings: &mut HashMap<usize, Building<'s>>,
-    ) -> Result<Option<Result<Outcome, PullError>>, PullError> {
-        let number = order.number();
-        let mut building = match order {
-            Order::Begin(task) => Building::new(self.stage, self.tree, *task),
-            Order::Bytes(number, bytes) => {
-                let Some(mut building) = buildings.remove(&number) else { return Ok(None) };
-                building.literal(&bytes).at("write", building.shown())?;
-                self.progress.advance(0, bytes.len() as u64);
-                building
-            }
-            Order::Abandon(number) => {
-                if let Some(building) = buildings.remove(&number) {
-                    self.stage.forget(building.task().sha256)?;
-                }
-                return Ok(None);
-            }
-        };
-        if building.wants_literals() {
-            buildings.insert(number, building);
-            return Ok(None);
-        }
-        let shown = building.shown();
-        building.copy().at("write", &shown)?;
-        debug_assert!(building.is_complete());
-        let sha256 = building.task().sha256;
-        let outcome = match building.finish().at("write", &shown)? {
-            Built::Right(kept) => Outcome::Right(self.keep(sha256, &kept)?),
-            Built::Wrong => Outcome::Wrong,
-        };
-        Ok(Some(Ok(outcome)))
     }
 }
 
@@ -348,39 +302,17 @@ struct Reused {
     record: Option<RecordAt>,
 }
 
-/// An order to a builder.
-enum Order {
-    Begin(Box<Task>),
-    Bytes(usize, Bytes),
-    Abandon(usize),
-}
-
-impl Order {
-    fn number(&self) -> usize {
-        match self {
-            Order::Begin(task) => task.number,
-            Order::Bytes(number, _) | Order::Abandon(number) => *number,
-        }
-    }
-}
-
 /// An event that a matcher or builder reports to the transfer.
 enum WorkerEvent {
     /// How to build a file is known.
     Ready(Box<Task>, Grant),
     /// A matcher cannot continue.
     MatchingFailed(PullError),
-    Built(usize, Result<Outcome, PullError>),
-}
-
-enum Outcome {
-    Right(Option<RecordAt>),
-    Wrong,
+    /// Tasks that ended, each with its number.
+    Built(Vec<(usize, Result<Outcome, PullError>)>),
 }
 
 /// Maximum number of pieces of matched files that wait to be requested. A piece takes some 40 bytes.
 const WAITING: usize = 64 << 10;
 /// Number of matching threads. Each has two requests in flight besides those of the transfer.
 const MATCHERS: usize = 2;
-/// Maximum number of orders that wait for one builder. An order holds at most a part of one frame.
-const BUILDER_QUEUE: usize = 64;

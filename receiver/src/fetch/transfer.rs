@@ -1,16 +1,17 @@
 //! The network side of a fetch: turns tasks into requests, and answers into orders for the builders.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::wire::{Item, ItemFailure, Reply, Request, items_that_fit};
 
+use super::builder::{Builders, Order, Outcome};
 use super::pot::Grant;
 use super::tasks::Tasks;
-use super::{Order, Outcome, Reused, Staged, WorkerEvent};
+use super::{Reused, Staged, WorkerEvent};
 use crate::error::PullError;
 use crate::report::{Failure, Report};
 use crate::source::{Answer, Event};
@@ -19,14 +20,16 @@ use crate::stage::Task;
 /// The state of a transfer.
 pub(super) struct Transfer<'a> {
     tasks: &'a Tasks<'a>,
-    builders: Vec<SyncSender<Order>>,
+    builders: Builders,
     incoming: Receiver<WorkerEvent>,
     /// Tasks that wait to be requested, with their grants. Tasks that are fetched a second time have none.
     ready: VecDeque<(Box<Task>, Option<Grant>)>,
     /// Fetches that need no search.
     whole: VecDeque<usize>,
-    /// Ranges of begun tasks that are not requested yet.
-    items: VecDeque<(Item, usize)>,
+    /// For each builder, the ranges of its begun tasks that are not requested yet.
+    items: Vec<VecDeque<(Item, usize)>>,
+    /// The builder whose ranges are requested next.
+    turn: usize,
     in_flight: VecDeque<(Answer, DataRequest)>,
     /// Tasks that builders work on.
     begun: HashMap<usize, Begun>,
@@ -40,6 +43,7 @@ pub(super) struct Transfer<'a> {
 
 /// A task that a builder works on.
 struct Begun {
+    builder: usize,
     /// False if the sender failed to deliver it.
     alive: bool,
     /// Number of bytes that local files have.
@@ -58,7 +62,7 @@ impl<'a> Transfer<'a> {
     /// Creates a transfer of `remaining` fetches; those in `whole` need no search.
     pub(super) fn new(
         tasks: &'a Tasks<'a>,
-        builders: Vec<SyncSender<Order>>,
+        builders: Builders,
         incoming: Receiver<WorkerEvent>,
         whole: Vec<usize>,
         remaining: usize,
@@ -67,11 +71,12 @@ impl<'a> Transfer<'a> {
     ) -> Self {
         Self {
             tasks,
+            items: (0..builders.len()).map(|_| VecDeque::new()).collect(),
+            turn: 0,
             builders,
             incoming,
             ready: VecDeque::new(),
             whole: whole.into(),
-            items: VecDeque::new(),
             in_flight: VecDeque::new(),
             begun: HashMap::new(),
             retried: HashSet::new(),
@@ -88,6 +93,7 @@ impl<'a> Transfer<'a> {
                 self.worker_event(event)?;
             }
             while self.in_flight.len() < REQUESTS && self.ask()? {}
+            self.builders.pass_on()?;
             match self.in_flight.pop_front() {
                 Some((mut answer, mut request)) => {
                     // Wait for the oldest request: the sender answers in order.
@@ -107,18 +113,31 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Sends one more request. Returns false if there is nothing to request.
+    /// Sends one more request. Returns false if there is nothing to request. Builders take turns, so that all of them
+    /// have something to do, even if the files are large.
     fn ask(&mut self) -> Result<bool, PullError> {
+        for _ in 0..self.builders.len() {
+            let builder = self.turn;
+            self.turn = (builder + 1) % self.builders.len();
+            if self.ask_for(builder)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Sends a request for a builder's files. Returns false if there is nothing to request.
+    fn ask_for(&mut self, builder: usize) -> Result<bool, PullError> {
         let mut items = Vec::new();
         let mut room = REQUEST_BYTES;
         while room > 0 && items.len() < items_that_fit() {
-            if self.items.is_empty() && !self.begin_next()? {
+            if self.items[builder].is_empty() && !self.begin_next(builder) {
                 break;
             }
-            let Some((mut item, number)) = self.items.pop_front() else { continue };
+            let Some((mut item, number)) = self.items[builder].pop_front() else { continue };
             if item.len > room {
                 let rest = Item { offset: item.offset + room, len: item.len - room, ..item };
-                self.items.push_front((rest, number));
+                self.items[builder].push_front((rest, number));
                 item.len = room;
             }
             room -= item.len;
@@ -135,12 +154,12 @@ impl<'a> Transfer<'a> {
     }
 
     /// Hands the next task to a builder and queues its ranges. Returns false if no task is ready.
-    fn begin_next(&mut self) -> Result<bool, PullError> {
+    fn begin_next(&mut self, builder: usize) -> bool {
         let task = match self.ready.pop_front() {
             Some((task, _)) => task,
             None => match self.whole.pop_front() {
                 Some(number) => Box::new(self.tasks.whole(number, self.tasks.part(number))),
-                None => return Ok(false),
+                None => return false,
             },
         };
         let row = self.tasks.fetches[task.number].row;
@@ -148,20 +167,15 @@ impl<'a> Transfer<'a> {
             Piece::Literal { target, len } => Some((Item { row, offset: target, len }, task.number)),
             Piece::Copy { .. } => None,
         });
-        let before = self.items.len();
-        self.items.extend(literals);
-        let literal: u64 = self.items.range(before..).map(|(item, _)| item.len).sum();
+        let items = &mut self.items[builder];
+        let before = items.len();
+        items.extend(literals);
+        let literal: u64 = items.range(before..).map(|(item, _)| item.len).sum();
         let counted = if self.tasks.fetcher.resumed { task.keep } else { 0 };
         let matched = task.size.saturating_sub(literal).saturating_sub(counted);
-        self.begun.insert(task.number, Begun { alive: true, matched });
-        self.order(task.number, Order::Begin(task))?;
-        Ok(true)
-    }
-
-    fn order(&mut self, number: usize, order: Order) -> Result<(), PullError> {
-        // A builder ends early only if it panics, and the scope propagates that.
-        let lost = |_| PullError::protocol("a builder ended early");
-        self.builders[number % self.builders.len()].send(order).map_err(lost)
+        self.begun.insert(task.number, Begun { builder, alive: true, matched });
+        self.builders.order(builder, Order::Begin(task));
+        true
     }
 
     /// Handles one event of an answer. Returns true if the answer is complete.
@@ -171,15 +185,15 @@ impl<'a> Transfer<'a> {
                 self.report.bytes_literal += bytes.len() as u64;
                 while !bytes.is_empty() {
                     let (number, part) = request.take(&mut bytes)?;
-                    if self.begun.get(&number).is_some_and(|begun| begun.alive) {
-                        self.order(number, Order::Bytes(number, part))?;
+                    if let Some(begun) = self.begun.get(&number).filter(|begun| begun.alive) {
+                        self.builders.order(begun.builder, Order::Bytes(number, part));
                     }
                 }
                 Ok(false)
             }
             Event::Reply(Reply::ItemFailed { item, reason }) => {
                 let number = request.fail(item)?;
-                self.failed(number, reason)?;
+                self.failed(number, reason);
                 Ok(false)
             }
             Event::Reply(Reply::End) => {
@@ -193,14 +207,13 @@ impl<'a> Transfer<'a> {
     }
 
     /// Handles a content that the sender does not deliver.
-    fn failed(&mut self, number: usize, reason: ItemFailure) -> Result<(), PullError> {
-        match self.begun.get_mut(&number) {
-            Some(begun) if begun.alive => begun.alive = false,
-            _ => return Ok(()),
-        }
-        self.order(number, Order::Abandon(number))?;
+    fn failed(&mut self, number: usize, reason: ItemFailure) {
+        let Some(begun) = self.begun.get_mut(&number).filter(|begun| begun.alive) else { return };
+        begun.alive = false;
+        let builder = begun.builder;
+        self.builders.order(builder, Order::Abandon(number));
         // Ranges that are not requested yet are not needed any more.
-        self.items.retain(|(_, other)| *other != number);
+        self.items[builder].retain(|(_, other)| *other != number);
         let why = match reason {
             ItemFailure::Stale => Failure::Stale,
             ItemFailure::Vanished => Failure::Vanished,
@@ -208,43 +221,48 @@ impl<'a> Transfer<'a> {
         };
         self.staged.failed.insert(self.tasks.fetches[number].row, why);
         self.remaining -= 1;
-        Ok(())
     }
 
     fn worker_event(&mut self, event: WorkerEvent) -> Result<(), PullError> {
         match event {
             WorkerEvent::Ready(task, grant) => self.ready.push_back((task, Some(grant))),
             WorkerEvent::MatchingFailed(error) => return Err(error),
-            WorkerEvent::Built(number, outcome) => {
-                let fetch = &self.tasks.fetches[number];
-                match outcome? {
-                    Outcome::Right(record) => {
-                        let matched = self.begun.remove(&number).map_or(0, |begun| begun.matched);
-                        self.remaining -= 1;
-                        self.report.files_updated += 1;
-                        self.report.add_matched(matched);
-                        self.tasks.fetcher.progress.advance(1, matched);
-                        self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, record });
-                    }
-                    Outcome::Wrong if self.retried.insert(number) => {
-                        // A wrong match, a damaged part, or a file that changed in transit: fetch it whole.
-                        self.ready.push_back((Box::new(self.tasks.whole(number, 0)), None));
-                    }
-                    Outcome::Wrong => {
-                        let path = self.tasks.fetcher.selection.path(fetch.row);
-                        tracing::error!(
-                            path = %Escaped(&path),
-                            "the content does not match its digest in the file list, even when fetched again; check the \
-                             file at the sender"
-                        );
-                        self.begun.remove(&number);
-                        self.staged.failed.insert(fetch.row, Failure::Damaged);
-                        self.remaining -= 1;
-                    }
+            WorkerEvent::Built(built) => {
+                for (number, outcome) in built {
+                    self.built(number, outcome?);
                 }
             }
         }
         Ok(())
+    }
+
+    fn built(&mut self, number: usize, outcome: Outcome) {
+        let fetch = &self.tasks.fetches[number];
+        match outcome {
+            Outcome::Right(record) => {
+                let matched = self.begun.remove(&number).map_or(0, |begun| begun.matched);
+                self.remaining -= 1;
+                self.report.files_updated += 1;
+                self.report.add_matched(matched);
+                self.tasks.fetcher.progress.advance(1, matched);
+                self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, record });
+            }
+            Outcome::Wrong if self.retried.insert(number) => {
+                // A wrong match, a damaged part, or a file that changed in transit: fetch it whole.
+                self.ready.push_back((Box::new(self.tasks.whole(number, 0)), None));
+            }
+            Outcome::Wrong => {
+                let path = self.tasks.fetcher.selection.path(fetch.row);
+                tracing::error!(
+                    path = %Escaped(&path),
+                    "the content does not match its digest in the file list, even when fetched again; check the \
+                     file at the sender"
+                );
+                self.begun.remove(&number);
+                self.staged.failed.insert(fetch.row, Failure::Damaged);
+                self.remaining -= 1;
+            }
+        }
     }
 }
 

@@ -179,6 +179,7 @@ impl Update<'_> {
                 draft,
                 keep: KeepPolicy { sums: self.pull.options.sums, contents: self.pull.options.keep_contents },
                 threads: self.pull.threads(),
+                sync: self.pull.options.sync,
                 pool: &self.wanted.pool,
                 progress: self.pull.progress,
                 cancel: self.pull.cancel,

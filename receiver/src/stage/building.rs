@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
@@ -111,10 +110,6 @@ impl<'a> Building<'a> {
 
     pub(crate) fn task(&self) -> &Task {
         &self.task
-    }
-
-    pub(crate) fn shown(&self) -> PathBuf {
-        self.stage.shown(&part_name(self.task.sha256))
     }
 
     /// Returns whether every piece is done.
@@ -229,30 +224,46 @@ impl<'a> Building<'a> {
 
     fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.digest(bytes);
+        // A small file is written at once, from the buffer.
+        if bytes.len() >= UNBUFFERED && self.task.size > BUFFER as u64 {
+            self.flush()?;
+            return self.write(bytes);
+        }
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
     }
 
+    /// Computes all checksums of a part of the bytes before those of the next part, so that they stay in the cache.
     fn digest(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        if let Some(sums) = &mut self.sums {
-            sums.update(bytes);
+        for part in bytes.chunks(CACHED) {
+            self.hasher.update(part);
+            if let Some(sums) = &mut self.sums {
+                sums.update(part);
+            }
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        self.write(&buffer)?;
+        buffer.clear();
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.file.is_none() {
             self.file = Some(SparseFile::new(self.stage.create(&part_name(self.task.sha256))?, 0));
         }
-        if let Some(file) = &mut self.file {
-            file.write(&self.buffer)?;
-        }
-        self.buffer.clear();
-        Ok(())
+        self.file.as_mut().map_or(Ok(()), |file| file.write(bytes))
     }
 }
 
 /// Number of bytes gathered before they are written.
 const BUFFER: usize = 256 << 10;
+/// Number of bytes that are written without being gathered.
+const UNBUFFERED: usize = 64 << 10;
+/// Number of bytes that a core's cache has room for besides what it needs to hash them.
+const CACHED: usize = 64 << 10;
 /// Number of bytes below which an unfinished content is not saved when a pull is interrupted.
 const WORTH_KEEPING: usize = 4 << 10;

@@ -1,7 +1,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use stillmirror_protocol::wire::ItemFailure;
+use stillmirror_protocol::wire::{ItemFailure, Request};
 use stillmirror_receiver::{Action, Check, Failed, Failure, MaxDelete, Options, PullError};
 
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,21 @@ fn a_first_pull_makes_the_tree_that_the_list_describes() {
     assert_eq!((report.files_updated, report.files_linked), (5, 2));
     assert_eq!(report.bytes_literal, 5 + 300_000 + 2_500_000 + 70_000, "a link group is transferred once");
     assert!(staging_directory_is_removed(&place.dest()));
+}
+
+#[test]
+fn large_files_arrive_side_by_side() {
+    let tree = Tree::default().file("a", noise(20_000_000, 1)).file("b", noise(30_000_000, 2)).file("c", "small");
+    let (sender, place) = (Sender::of(&tree), Place::new());
+    run(Options { threads: 2, ..place.mirror(&sender) }).unwrap();
+    assert_same(&place.dest(), &tree);
+    let rows = |request: &Request| match request {
+        Request::Data { items, .. } => items.iter().map(|item| item.row).collect(),
+        _ => Vec::new(),
+    };
+    let requested: Vec<_> = sender.requests().iter().map(rows).filter(|rows| !rows.is_empty()).collect();
+    assert_ne!(requested[0], requested[1], "each of two builders has a file of its own: {requested:?}");
+    assert_eq!(requested[0], requested[2], "{requested:?}");
 }
 
 #[test]
