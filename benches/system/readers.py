@@ -1,225 +1,296 @@
 #!/usr/bin/env python3
-"""Readers of a downstream mirror, while a publisher publishes and the mirror pulls in a loop.
+"""Readers of downstream mirrors over nginx, while a publisher publishes and the mirrors pull in a loop.
 
-The repository is laid out like Debian's: a head that names indices by digest, indices by digest (hard links of the named
-ones) that name packages by digest. A reader takes the head, then every index, waits as a client does that computes what it
-needs, then takes packages. A check is bad if anything that it follows is missing or has another digest.
+The repositories have real packages of Debian, and are published as dak, createrepo_c and repo-add do. The mirrors pull the
+same source at the same time, each into its own tree: with stillmirror (`--delete`, `--delete-grace`, `--switch`), with rsync
+(`--delay-updates --delete-delay`) and with Debian's ftpsync. Each has strict checkers and a real client (apt-get, dnf or pacman).
 
-Mirrors pull with stillmirror (with and without a grace for deletions, and switching a whole tree) and with rsync (`--delay-updates --delete-delay`) from
-the same source, each into its own tree, at the same time.
+A check is bad if anything is missing or has another digest than what leads to it says. The cases:
+  overlapping  the publisher does not wait for the pulls
+  slow         the same, and a pull takes longer than the interval of the publishes
+  quiet        a publish waits until every mirror has the one before
 """
-import hashlib
+import collections
+import contextlib
+import json
 import os
-import random
+import shutil
+import signal
 import statistics
 import subprocess
 import threading
 import time
 
 import bench
+from repositories import KINDS, debs
+from repository_clients import Bad, CLIENTS, Checker
 
-COMPONENTS = ('main', 'contrib')
-# Versions of an index that stay reachable by digest.
-KEPT = 3
+CASES = ('overlapping', 'slow', 'quiet')
+# A daemon notices a new generation after a moment.
+NOTICE = 1.2
+# Between two pulls of a mirror that does not wait for a publish.
+PAUSE = 0.2
 
 
 def run(b):
-    source = b.work / 'source'
-    repository = Repository(source, b.args.packages)
-    repository.publish()
-    rows = []
-    with b.rsyncd(source) as rsyncd:
-        if b.stillmirror:
-            b.stillmirror.index(source, b.work / 'store')
-            with b.stillmirror.serve(source, b.work / 'store') as ours:
-                rows = all_cases(b, repository, rsyncd, ours)
-        else:
-            rows = all_cases(b, repository, rsyncd, None)
-    b.table('bad checks of readers', rows)
-    for row in rows:
-        if row['mirror'].startswith('stillmirror'):
-            b.check(f'{row["case"]}, {row["mirror"]}: readers were there ({row["checks"]} checks)', row['checks'] > 100)
-            if 'switch' in row['mirror']:
-                b.at_most(f'{row["case"]}, {row["mirror"]}: bad checks', row['bad'], 0)
-            if row['case'] != 'slow':
-                b.check(f'{row["case"]}, {row["mirror"]}: they saw updates ({row["updates seen"]})', row['updates seen'] > 1)
-            if 'grace' in row['mirror']:
-                b.at_most(f'{row["case"]}, {row["mirror"]}: bad checks per 1,000', row['bad per 1000'], 2)
-
-
-def all_cases(b, repository, rsyncd, ours):
-    rows = []
-    for case in ('overlapping', 'slow', 'quiet'):
-        # A pull over a slow link takes longer than a publish.
-        slow = f'--bwlimit={b.args.slow}k' if case == 'slow' else '--bwlimit=0'
-        mirrors = [Mirror(b, case, 'rsync', slow, lambda dest, _, rate: ['rsync', '-aH', '--delete-delay', '--delay-updates', rate, f'{rsyncd.url}/', f'{dest}/'])]
-        if ours:
-            for name, more in (('stillmirror', ['--delete']), ('stillmirror, grace', ['--delete-grace', '10s']), ('stillmirror, switch', ['--delete-grace', '10s', '--switch'])):
-                mirrors.append(Mirror(b, case, name, slow, lambda dest, store, rate, more=more: b.stillmirror.argv('pull', ours.url, dest, '--store', store, '--quiet', rate, *more)))
-        rows += observe(b, case, repository, mirrors)
-    return rows
-
-
-def observe(b, case, repository, mirrors):
-    """Publish, pull and read for a while."""
-    over, turn = threading.Event(), threading.Barrier(len(mirrors) + 1)
-    for mirror in mirrors:
-        mirror.pull()
-
-    def publish():
-        while not over.is_set():
+    packages = debs(b.args.debs or b.work / 'debs', b.args.packages * 2)
+    rows, bad, published = [], [], 0
+    for kind in b.args.kinds:
+        folder = b.work / kind
+        folder.mkdir()
+        repository = KINDS[kind](folder, packages, b.args.packages, b.args.share / 100)
+        with contextlib.ExitStack() as stack:
+            stack.callback(repository.close)
             repository.publish()
+            rsyncd = stack.enter_context(b.rsyncd(repository.root))
+            ours = None
             if b.stillmirror:
-                b.stillmirror.index(repository.root, b.work / 'store')
-            if case == 'quiet':
-                # Every mirror takes this version before the next one is published.
-                try:
-                    turn.wait(60)
-                    turn.wait(60)
-                except threading.BrokenBarrierError:
-                    return
-            else:
-                over.wait(b.args.interval)
-
-    def pull(mirror):
-        while not over.is_set():
-            if case == 'quiet':
-                try:
-                    turn.wait(60)
-                    # A daemon notices a new generation after a moment.
-                    time.sleep(1.2)
-                    mirror.pull()
-                    turn.wait(60)
-                except threading.BrokenBarrierError:
-                    return
-            else:
-                mirror.pull()
-
-    threads = [threading.Thread(target=publish)]
-    threads += [threading.Thread(target=pull, args=(mirror,)) for mirror in mirrors]
-    threads += [threading.Thread(target=mirror.read, args=(over, number)) for mirror in mirrors for number in range(b.args.readers)]
-    for thread in threads:
-        thread.start()
-    time.sleep(b.args.seconds)
-    over.set()
-    turn.abort()
-    for thread in threads:
-        thread.join()
-    return [mirror.row() for mirror in mirrors]
+                b.stillmirror.index(repository.root, folder / 'store')
+                ours = stack.enter_context(b.stillmirror.serve(repository.root, folder / 'store'))
+            (folder / 'mirrors').mkdir()
+            web = stack.enter_context(b.nginx(folder / 'mirrors'))
+            for case in b.args.cases:
+                observation = Observation(b, case, repository, web, rsyncd, ours)
+                observation.run()
+                rows += [mirror.row() for mirror in observation.mirrors]
+                bad += [{'kind': kind, 'case': case} | fault for mirror in observation.mirrors if isinstance(mirror, Stillmirror) for fault in mirror.faults()]
+        published += repository.version
+    b.table('readers', rows)
+    b.table('bad checks of stillmirror', bad)
+    b.check(f'there were publishes ({published})', published >= 30)
+    for row in rows:
+        claim(b, row)
 
 
-class Repository:
-    """A publisher's tree. Files appear by rename; superseded packages are deleted right after the head is replaced."""
+def claim(b, row):
+    name = f'{row["kind"]}, {row["case"]}, {row["mirror"]}'
+    if row['limit'] is None:
+        return
+    b.check(f'{name}: readers were there ({row["checks"]} checks)', row['checks'] >= b.args.seconds)
+    b.at_most(f'{name}: bad checks per 1,000', row['bad per 1000'], row['limit'])
+    b.at_most(f'{name}: failures of real clients', row['clients failed'], 0)
+    b.check(f'{name}: readers saw updates ({row["heads seen"]})', row['heads seen'] > 1)
+    if row['case'] != 'slow':
+        b.at_most(f'{name}: publishes behind', row['behind'], 2)
 
-    def __init__(self, root, packages):
-        self.root, self.random, self.version = root, random.Random(7), 0
-        self.packages = {component: {f'p{number:03}': self.package(component, f'p{number:03}', 0) for number in range(packages)} for component in COMPONENTS}
-        self.indices = {component: [] for component in COMPONENTS}
 
-    def package(self, component, name, version):
-        path = f'pool/{component}/{name}_{version}.deb'
-        content = self.random.randbytes(self.random.randint(2000, 60_000))
-        replace(self.root / path, content)
-        return path, sha256(content)
+class Observation:
+    """One case: publishes, pulls and readers, side by side."""
+
+    def __init__(self, b, case, repository, web, rsyncd, ours):
+        self.b, self.case, self.repository, self.over = b, case, repository, threading.Event()
+        self.store = b.work / repository.kind / 'store'
+        grace = f'{b.args.grace}s'
+        kinds = [('rsync', Rsync, (rsyncd.url,))]
+        if repository.kind == 'debian' and shutil.which('ftpsync'):
+            kinds.append(('ftpsync', Ftpsync, (rsyncd.url,)))
+        if ours:
+            kinds += [('stillmirror', Stillmirror, (ours.url, None, '--delete')),
+                      ('stillmirror, grace', Stillmirror, (ours.url, 2, '--delete-grace', grace)),
+                      ('stillmirror, switch', Stillmirror, (ours.url, 0, '--delete-grace', grace, '--switch', '--keep-snapshots', '60s'))]
+        self.mirrors = [kind(self, web, name, *more) for name, kind, more in kinds]
+        self.turn = threading.Barrier(len(self.mirrors) + 1)
+
+    def rate(self):
+        """Return how fast a mirror may pull, as an option of rsync. Over a slow link, a pull of everything new takes longer than a publish."""
+        if self.case != 'slow':
+            return '0'
+        new, interval = self.repository.pace
+        return f'{max(1, int(new / interval / self.b.args.slow / 1024))}k'
+
+    def run(self):
+        for mirror in self.mirrors:
+            mirror.begin()
+        loops = [self.publish]
+        for mirror in self.mirrors:
+            loops += [mirror.keep_pulling, mirror.watch, mirror.use]
+            loops += [lambda mirror=mirror, seed=seed: mirror.check(seed) for seed in range(self.b.args.readers)]
+        threads = [threading.Thread(target=loop) for loop in loops]
+        for thread in threads:
+            thread.start()
+        time.sleep(self.b.args.seconds)
+        self.over.set()
+        self.turn.abort()
+        for thread in threads:
+            thread.join()
+        for mirror in self.mirrors:
+            mirror.save_trace()
 
     def publish(self):
-        self.version += 1
-        old, head = [], []
-        for component, packages in self.packages.items():
-            if self.version > 1:
-                for name in self.random.sample(sorted(packages), max(1, len(packages) // 20)):
-                    old.append(packages[name][0])
-                    packages[name] = self.package(component, name, self.version)
-            index = ''.join(f'{path} {digest}\n' for path, digest in packages.values()).encode()
-            folder = f'dists/stable/{component}'
-            replace(self.root / folder / 'Packages', index)
-            by_hash = self.root / folder / 'by-hash' / sha256(index)
-            by_hash.parent.mkdir(exist_ok=True)
-            if not by_hash.exists():
-                os.link(self.root / folder / 'Packages', by_hash)
-                self.indices[component].append(by_hash)
-            head.append(f'{folder} {sha256(index)}\n')
-        replace(self.root / 'dists/stable/InRelease', f'version {self.version}\n{"".join(head)}'.encode())
-        for path in old:
-            os.unlink(self.root / path)
-        for kept in self.indices.values():
-            while len(kept) > KEPT:
-                kept.pop(0).unlink()
+        while not self.over.is_set():
+            self.repository.publish()
+            if self.b.stillmirror:
+                self.b.stillmirror.index(self.repository.root, self.store)
+            if self.case == 'quiet':
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    self.turn.wait()
+                    self.turn.wait()
+            else:
+                self.over.wait(self.b.args.interval)
 
 
 class Mirror:
     """A downstream tree, and what its readers find in it."""
 
-    def __init__(self, b, case, name, rate, command):
-        folder = b.work / f'{case}-{name.replace(", ", "-")}'
-        folder.mkdir()
-        self.case, self.name, self.dest = case, name, folder / 'tree'
-        # The first pull is not limited: it would take minutes.
-        self.argv, self.later = (command(self.dest, folder / 'store', rate) for rate in ('--bwlimit=0', rate))
-        self.pulls, self.seconds, self.checks, self.bad, self.heads, self.lock = 0, [], 0, [], set(), threading.Lock()
+    # The bad checks per 1,000 that are allowed. `None` if nothing is claimed.
+    limit = None
 
-    def pull(self):
-        start = time.monotonic()
+    def __init__(self, observation, web, name):
+        self.observation, self.repository, self.over, self.web = observation, observation.repository, observation.over, web
+        self.name = name
+        place = f'{observation.case}-{name.replace(", ", "-")}'
+        self.place = f'{place}/tree'
+        self.folder = observation.b.work / observation.repository.kind / 'mirrors' / place
+        self.folder.mkdir()
+        self.dest = self.folder / 'tree'
+        self.pulls, self.seen, self.behind, self.checks, self.uses = [], [], 0, [], []
+
+    def begin(self, patience=60):
+        """Pull until the tree has the newest publish."""
+        deadline = time.time() + patience
+        while self.version() != self.repository.version:
+            if time.time() > deadline:
+                raise SystemExit(f'{self.name} has no tree after {patience} s: {self.pulls[-1]}')
+            # Not limited: it would take minutes.
+            self.pull('0')
+
+    def version(self):
+        """Return the number of the publish that the tree has, or None."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.repository.version_of((self.dest / self.repository.head).read_bytes())
+
+    def pull(self, rate):
+        start = time.time()
         # Exit codes of a pull whose source changed meanwhile are no fault here: readers are the judges.
-        subprocess.run(list(map(str, self.argv)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.argv = self.later
-        self.pulls += 1
-        self.seconds.append(time.monotonic() - start)
+        with open(self.folder / 'out', 'w+', errors='replace') as out:
+            pull = subprocess.Popen(list(map(str, self.argv(rate))), env=os.environ | self.env(rate), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+            while pull.poll() is None:
+                if self.over.wait(0.02):
+                    # Over a slow link, it would go on for minutes.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(pull.pid, signal.SIGTERM)
+                    pull.wait()
+            out.seek(0)
+            self.pulls.append({'start': start, 'end': time.time(), 'rate': rate, 'exit': pull.returncode, 'out': out.read()})
 
-    def read(self, over, number):
-        chance = random.Random(number)
-        while not over.is_set():
-            fault = self.fault(chance)
-            with self.lock:
-                self.checks += 1
-                if fault:
-                    self.bad.append(fault)
+    def env(self, _):
+        return {}
+
+    def keep_pulling(self):
+        while not self.over.is_set():
+            if self.observation.case == 'quiet':
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    self.observation.turn.wait()
+                    time.sleep(NOTICE)
+                    self.pull(self.observation.rate())
+                    self.observation.turn.wait()
+            else:
+                self.pull(self.observation.rate())
+                self.over.wait(PAUSE)
+
+    def watch(self):
+        """Note which publish the tree has, and how far it is behind."""
+        while not self.over.wait(0.05):
+            newest, version = self.repository.version, self.version()
+            if version is not None:
+                self.behind = max(self.behind, newest - version)
+                if not self.seen or self.seen[-1][1] != version:
+                    self.seen.append((time.time(), version))
+
+    def check(self, seed):
+        checker = Checker(self.web.address, self.web.port, self.place, self.repository, self.observation.b.args.sample, seed)
+        while not self.over.is_set():
+            self.checks.append(self.attempt(checker.read, lambda: checker.head and self.repository.version_of(checker.head)))
             time.sleep(0.01)
 
-    def fault(self, chance):
-        """Follow the head to some packages. Returns what is wrong, or None."""
+    def use(self):
+        client = CLIENTS[self.repository.kind](self.folder / 'client', f'{self.web.url}/{self.place}', self.repository, 1)
+        while not self.over.is_set():
+            self.uses.append(self.attempt(client.read, lambda: None))
+
+    @staticmethod
+    def attempt(read, version):
+        start, bad = time.time(), None
         try:
-            head = (self.dest / 'dists/stable/InRelease').read_text()
-            with self.lock:
-                self.heads.add(head)
-            packages = []
-            for line in head.splitlines()[1:]:
-                folder, digest = line.split()
-                index = (self.dest / folder / 'by-hash' / digest).read_bytes()
-                if sha256(index) != digest:
-                    return 'index'
-                packages += index.decode().splitlines()
-            time.sleep(0.1)
-            for line in chance.sample(packages, 8):
-                path, digest = line.split()
-                if sha256((self.dest / path).read_bytes()) != digest:
-                    return 'package'
-        except FileNotFoundError as missing:
-            return 'no ' + ('head' if 'InRelease' in missing.filename else 'index' if 'by-hash' in missing.filename else 'package')
-        return None
+            read()
+        except Bad as fault:
+            bad = fault.args
+        return {'start': start, 'end': time.time(), 'version': version(), 'bad': bad}
 
     def row(self):
-        kinds = {kind: self.bad.count(kind) for kind in sorted(set(self.bad))}
-        return {'case': self.case, 'mirror': self.name, 'pulls': self.pulls, 'pull s': statistics.median(self.seconds), 'updates seen': len(self.heads),
-                'checks': self.checks, 'bad': len(self.bad), 'bad per 1000': 1000 * len(self.bad) / max(1, self.checks),
-                'kinds': ', '.join(f'{kind} {count}' for kind, count in kinds.items())}
+        bad = [check['bad'] for check in self.checks if check['bad']]
+        kinds = collections.Counter(f'{self.what(path)} {why}' for why, path in bad)
+        return {'kind': self.repository.kind, 'case': self.observation.case, 'mirror': self.name, 'limit': self.limit, 'pulls': len(self.pulls),
+                'pull s': statistics.median(pull['end'] - pull['start'] for pull in self.pulls[1:] or self.pulls),
+                'heads seen': len(self.seen), 'behind': self.behind, 'checks': len(self.checks), 'bad': len(bad),
+                'bad per 1000': 1000 * len(bad) / max(1, len(self.checks)), 'clients': len(self.uses),
+                'clients failed': sum(use['bad'] is not None for use in self.uses),
+                'what': ', '.join(f'{kind} {count}' for kind, count in sorted(kinds.items()))}
+
+    def what(self, path):
+        return 'head' if path == self.repository.head else 'index' if 'dists/' in path or 'repodata/' in path else 'package'
+
+    def faults(self):
+        """Return what is known about each bad check."""
+        for check in self.checks + self.uses:
+            if check['bad']:
+                path = check['bad'][-1]
+                deleted = self.repository.deleted.get(path)
+                yield {'mirror': self.name, 'what': ' '.join(map(str, check['bad'])).replace('\n', ' ')[:120], 'version': check['version'],
+                       'took': check['end'] - check['start'],
+                       'next head after s': next((at - check['start'] for at, version in self.seen if check['version'] and version > check['version']), None),
+                       'deleted at source before s': deleted and check['end'] - deleted}
+
+    def save_trace(self):
+        trace = {'pulls': self.pulls, 'seen': self.seen, 'checks': self.checks, 'uses': self.uses,
+                 'published': self.repository.published, 'deleted': self.repository.deleted}
+        (self.folder / 'trace.json').write_text(json.dumps(trace))
 
 
-def replace(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.new')
-    temporary.write_bytes(content)
-    os.rename(temporary, path)
+class Rsync(Mirror):
+    def __init__(self, observation, web, name, url):
+        super().__init__(observation, web, name)
+        self.url = url
+
+    def argv(self, rate):
+        return ['rsync', '-aH', '--delete-delay', '--delay-updates', f'--bwlimit={rate}', f'{self.url}/', f'{self.dest}/']
 
 
-def sha256(content):
-    return hashlib.sha256(content).hexdigest()
+class Ftpsync(Mirror):
+    def __init__(self, observation, web, name, url):
+        super().__init__(observation, web, name)
+        config = self.folder / '.config/ftpsync/ftpsync.conf'
+        config.parent.mkdir(parents=True)
+        # Its mails would leave this machine.
+        config.write_text(f'MIRRORNAME=bench\nTO={self.dest}/\nRSYNC_SOURCE={url}/\nMAILTO=nobody\nmailf() {{ :; }}\n')
+
+    def argv(self, _):
+        return ['ftpsync', 'sync:all']
+
+    def env(self, rate):
+        return {'HOME': str(self.folder), 'RSYNC_BW': rate}
+
+
+class Stillmirror(Mirror):
+    def __init__(self, observation, web, name, url, limit, *more):
+        super().__init__(observation, web, name)
+        self.url, self.limit, self.more = url, limit, more
+
+    def argv(self, rate):
+        stillmirror = self.observation.b.stillmirror
+        return stillmirror.argv('pull', self.url, self.dest, '--store', self.folder / 'store', '--json', f'--bwlimit={rate}', *self.more)
 
 
 bench.main(__doc__, [
+    ('--debs', dict(metavar='DIR', help='where packages of Debian are kept; `apt-get download` brings what it lacks (default: in the scratch directory)')),
+    ('--kinds', dict(nargs='+', choices=KINDS, default=list(KINDS), help='of repositories (default: all)')),
+    ('--cases', dict(nargs='+', choices=CASES, default=list(CASES), help='(default: all)')),
     ('--seconds', dict(type=int, default=60, help='for each case (default: %(default)s)')),
     ('--interval', dict(type=float, default=2, help='seconds between publishes that overlap pulls (default: %(default)s)')),
-    ('--slow', dict(type=int, default=64, metavar='KIB', help='rate of a slow link per second (default: %(default)s)')),
-    ('--packages', dict(type=int, default=100, help='of each component (default: %(default)s)')),
-    ('--readers', dict(type=int, default=2, help='of each mirror (default: %(default)s)')),
+    ('--slow', dict(type=float, default=2, metavar='FACTOR', help='how much longer what a publish brings takes over a slow link than until the next publish (default: %(default)s)')),
+    ('--packages', dict(type=int, default=150, help='of a repository (default: %(default)s)')),
+    ('--share', dict(type=float, default=4, metavar='PERCENT', help='of the packages that a publish replaces (default: %(default)s)')),
+    ('--grace', dict(type=int, default=10, metavar='SECONDS', help='for deletions (default: %(default)s)')),
+    ('--readers', dict(type=int, default=2, help='strict checkers of each mirror (default: %(default)s)')),
+    ('--sample', dict(type=int, default=8, help='packages that a check takes (default: %(default)s)')),
 ], run)
