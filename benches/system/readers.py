@@ -30,6 +30,8 @@ CASES = ('overlapping', 'slow', 'quiet')
 NOTICE = 1.2
 # Between two pulls of a mirror that does not wait for a publish.
 PAUSE = 0.2
+# The lowest limit that `pull` takes, in KiB per second.
+SLOWEST = 16
 
 
 def run(b):
@@ -96,7 +98,7 @@ class Observation:
         if self.case != 'slow':
             return '0'
         new, interval = self.repository.pace
-        return f'{max(1, int(new / interval / self.b.args.slow / 1024))}k'
+        return f'{max(SLOWEST, int(new / interval / self.b.args.slow / 1024))}k'
 
     def run(self):
         for mirror in self.mirrors:
@@ -220,7 +222,9 @@ class Mirror:
     def row(self):
         bad = [check['bad'] for check in self.checks if check['bad']]
         kinds = collections.Counter(f'{self.what(path)} {why}' for why, path in bad)
+        exits = collections.Counter(pull['exit'] for pull in self.pulls)
         return {'kind': self.repository.kind, 'case': self.observation.case, 'mirror': self.name, 'limit': self.limit, 'pulls': len(self.pulls),
+                'exits': ', '.join(f'{code} ({count})' for code, count in sorted(exits.items())),
                 'pull s': statistics.median(pull['end'] - pull['start'] for pull in self.pulls[1:] or self.pulls),
                 'heads seen': len(self.seen), 'behind': self.behind, 'checks': len(self.checks), 'bad': len(bad),
                 'bad per 1000': 1000 * len(bad) / max(1, len(self.checks)), 'clients': len(self.uses),
