@@ -33,6 +33,7 @@ use crate::fetch::{Staged, StagedFile};
 use crate::local::{self, Tree};
 use crate::plan::{Plan, Reuse};
 use crate::report::{Failure, Progress, Report};
+use crate::roots::Root;
 use crate::selection::Selection;
 use crate::stage::{Metadata, Stage};
 use crate::stores::Stores;
@@ -265,7 +266,11 @@ impl<'a> CommitRun<'a> {
         let links = plan.links.iter().filter(|(_, leader)| self.failed.contains_key(leader)).map(|&(row, _)| row);
         let remaining: HashSet<u32> = self.failed.keys().copied().chain(links).collect();
         let find = |path: &[u8]| self.context.selection.find(path).map(|row| row.number());
-        let shares = |reuse: &Reuse| reuse.disappears && find(&reuse.path).is_some_and(|row| remaining.contains(&row));
+        let shares = |reuse: &Reuse| {
+            reuse.disappears
+                && reuse.at.root == Root::Dest
+                && find(&reuse.at.path).is_some_and(|row| remaining.contains(&row))
+        };
         plan.fetches.iter().filter(|fetch| fetch.reuse.iter().any(shares)).map(|fetch| fetch.row).collect()
     }
 

@@ -1,7 +1,10 @@
 //! Finds out which wanted entries the local tree has: by looking at the disk, or by trusting the last pull.
 
+mod below;
+mod elsewhere;
 mod waiting;
 
+use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -21,6 +24,8 @@ use crate::local::{self, Stat, Tree, same_time};
 use crate::report::{Check, Progress};
 use crate::selection::{Selection, WantedDir};
 
+pub(crate) use below::LocalFile;
+pub(crate) use elsewhere::BasisFile;
 pub(crate) use waiting::Shared;
 
 /// The generation that the last pull left. Its root is the local tree's root.
@@ -39,6 +44,10 @@ pub(crate) struct Facts {
     pub(crate) rows: Vec<Option<Fact>>,
     /// Names that the list does not have, in directories that it has.
     pub(crate) extra: Vec<Extra>,
+    /// Files below those of the extra names that are directories.
+    pub(crate) below: Vec<LocalFile>,
+    /// What the bases have at the paths of rows that have to be brought.
+    pub(crate) elsewhere: HashMap<u32, Vec<BasisFile>>,
 }
 
 /// What exists at the path of a wanted row.

@@ -1,10 +1,10 @@
 //! Brings contents into the staging directory: copied from local files that have them, assembled by matching
 //! and ranges where local files have parts of them, and fetched whole otherwise.
 //!
-//! There are three kinds of threads. *Matchers* search local files and hand out tasks. The caller's thread
-//! turns tasks into requests, keeps several in flight, and passes the bytes that arrive to the *builders*,
-//! which hash and write them. The queues are bounded, and so is memory: while a builder lags behind, nothing
-//! more is read.
+//! There are four kinds of threads. *Matchers* search local files and hand out tasks. *Resumers* read what an earlier
+//! pull left. The caller's thread turns tasks into requests, keeps several in flight, and passes the bytes that arrive
+//! to the *builders*, which hash and write them. The queues are bounded, and so is memory: while a builder lags
+//! behind, nothing more is read. Builders do no long work, because a kill loses the bytes that wait for them.
 
 mod builder;
 mod flush;
@@ -27,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
-use crate::local::Tree;
 use crate::matching::Matcher;
 use crate::plan::{Fetch, Reuse};
 use crate::report::{Failure, Progress, Report};
+use crate::roots::Roots;
 use crate::selection::Selection;
 use crate::source::Source;
-use crate::stage::{self, Building, Built, KeepPolicy, Kept, Metadata, Stage, Task};
+use crate::stage::{self, Building, Built, KeepPolicy, Kept, Leftovers, Metadata, Stage, SumsLog, Task};
 
 use builder::{Builders, Outcome};
 use flush::Unflushed;
@@ -48,8 +48,10 @@ pub(crate) struct Fetcher<'a> {
     /// Whether an earlier connection of this pull broke. The contents of the staging directory are then
     /// counted already.
     pub(crate) resumed: bool,
-    pub(crate) tree: &'a Tree,
+    pub(crate) roots: Roots<'a>,
     pub(crate) stage: &'a Stage,
+    /// The block checksums that were received.
+    pub(crate) sums: &'a SumsLog,
     pub(crate) selection: &'a Selection<'a>,
     pub(crate) attributes: &'a Attributes,
     /// Where records are written. `None` if there is no store.
@@ -93,8 +95,8 @@ impl Fetcher<'_> {
         let pending: Vec<usize> = (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect();
         let sizes = pending.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
         let names = staged.files.iter().map(|file| &file.name[..]).collect();
-        let mut parts = self.stage.survey(&sizes.collect(), &names)?;
-        let reused = self.pool.install(|| self.reuse_all(fetches, &pending, &parts))?;
+        let mut left = self.stage.survey(&sizes.collect(), &names)?;
+        let reused = self.pool.install(|| self.reuse_all(fetches, &pending, &left.parts))?;
         let mut missing = Vec::new();
         for (number, reused) in pending.into_iter().zip(reused) {
             match reused {
@@ -110,12 +112,12 @@ impl Fetcher<'_> {
         for row in missing.iter().filter(|&&number| !fetches[number].reuse.is_empty()).map(|&n| fetches[n].row) {
             // A local file that was copied without success used the part's name, so the part is gone.
             let sha256 = list.row(row).sha256();
-            if parts.contains_key(&sha256) && !self.stage.has_part(sha256)? {
-                parts.remove(&sha256);
+            if left.parts.contains_key(&sha256) && !self.stage.has_part(sha256)? {
+                left.parts.remove(&sha256);
             }
         }
         if !missing.is_empty() {
-            self.transfer(fetches, missing, &parts, staged, report)?;
+            self.transfer(fetches, missing, &left, staged, report)?;
         }
         self.copy_all(fetches, staged, report)
     }
@@ -140,7 +142,9 @@ impl Fetcher<'_> {
             if parts.get(&row.sha256()) == Some(&row.size()) {
                 return Ok(None);
             }
-            for reuse in &fetch.reuse {
+            // Copying what may be wrong would cost the part of an earlier pull. The file then serves as a basis.
+            let has_part = parts.contains_key(&row.sha256());
+            for reuse in fetch.reuse.iter().filter(|reuse| reuse.is_certain || !has_part) {
                 let reused = self.reuse(fetch.row, reuse)?;
                 if reused.is_some() {
                     self.progress.advance(1, row.size());
@@ -153,31 +157,39 @@ impl Fetcher<'_> {
     }
 
     fn reuse(&self, row: u32, reuse: &Reuse) -> Result<Option<Reused>, PullError> {
-        let shown = || self.tree.shown(&reuse.path);
+        let shown = || self.roots.shown(&reuse.at);
         let metadata = self.metadata(row);
         let sha256 = self.selection.list.row(row).sha256();
-        if reuse.is_certain && reuse.disappears && self.stage.link(self.tree, reuse, sha256).at("link", shown())? {
+        if reuse.is_certain
+            && reuse.disappears
+            && self.stage.link(self.roots.dest, reuse, sha256).at("link", shown())?
+        {
             return Ok(Some(Reused { linked: true, record: None }));
         }
-        if reuse.is_certain && self.stage.clone_blocks(self.tree, reuse, sha256, &metadata).at("clone", shown())? {
+        if reuse.is_certain && self.stage.clone_blocks(&self.roots, reuse, sha256, &metadata).at("clone", shown())? {
             return Ok(Some(Reused { linked: false, record: None }));
         }
         let whole = Piece::Copy { target: 0, len: reuse.size, basis: 0, offset: 0 };
+        let is_cloned = self.stage.clone_part(&self.roots, reuse, sha256).at("clone", shown())?;
         let task = Task {
             number: 0,
             sha256,
             size: reuse.size,
             metadata,
-            keep: 0,
-            pieces: if reuse.size > 0 { vec![whole] } else { Vec::new() },
-            bases: vec![reuse.path.clone()],
+            keep: if is_cloned { reuse.size } else { 0 },
+            pieces: if reuse.size > 0 && !is_cloned { vec![whole] } else { Vec::new() },
+            bases: vec![reuse.at.clone()],
             keep_in_store: self.policy(row),
         };
-        let mut building = Building::new(self.stage, self.tree, task);
+        let mut building = Building::new(self.stage, self.roots, task);
         building.copy().at("copy", shown())?;
         match building.finish().at("copy", shown())? {
             Built::Right(kept) => Ok(Some(Reused { linked: false, record: self.keep(sha256, &kept)? })),
-            Built::Wrong => Ok(None),
+            Built::Wrong => {
+                // It has no more in common with the wanted content than the file that it was copied from.
+                self.stage.forget_wrong(sha256)?;
+                Ok(None)
+            }
         }
     }
 
@@ -216,7 +228,7 @@ impl Fetcher<'_> {
                 if list.row(row).size() != size {
                     return Err(PullError::protocol(format!("a list with two sizes for the digest {sha256}")));
                 }
-                let shown = self.tree.shown(&self.selection.path(row));
+                let shown = self.roots.dest.shown(&self.selection.path(row));
                 let name = self.stage.duplicate(sha256, copy, &self.metadata(row)).at("copy to", shown)?;
                 if let Some(record) = staged.records.get(&fetch.row).copied() {
                     staged.records.insert(row, record);
@@ -235,22 +247,24 @@ impl Fetcher<'_> {
         &self,
         fetches: &[Fetch],
         missing: Vec<usize>,
-        parts: &HashMap<Digest, u64>,
+        left: &Leftovers,
         staged: &mut Staged,
         report: &mut Report,
     ) -> Result<(), PullError> {
-        let (events, incoming) = mpsc::channel();
         let checksums = AtomicU64::new(0);
-        let tasks = Tasks { fetcher: self, fetches, parts };
-        let (batches, whole) = tasks.split(&missing);
-        let (batches, pot) = (Mutex::new(batches), Pot::new(WAITING));
         let matcher = Matcher {
             source: self.source,
             handle: self.handle,
-            tree: self.tree,
+            roots: self.roots,
             pool: self.pool,
+            log: self.sums,
             checksums: &checksums,
         };
+        let tasks = Tasks { fetcher: self, fetches, left, matcher };
+        let (batches, long, whole) = tasks.split(&missing);
+        let (batches, pot) = (Mutex::new(batches), Pot::new(WAITING));
+        let (long, open) = (Mutex::new(long), Pot::new(RESUMED));
+        let (events, incoming) = mpsc::channel();
         let unflushed = Unflushed::default();
         let result = thread::scope(|scope| {
             // Dropped with the scope's closure, which ends the flushes.
@@ -262,8 +276,15 @@ impl Fetcher<'_> {
             if !batches.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                 for _ in 0..MATCHERS {
                     let events = events.clone();
-                    let (matcher, batches, tasks, pot) = (&matcher, &batches, &tasks, &pot);
-                    scope.spawn(move || tasks.match_all(matcher, batches, pot, &events));
+                    let (batches, tasks, pot) = (&batches, &tasks, &pot);
+                    scope.spawn(move || tasks.match_all(batches, pot, &events));
+                }
+            }
+            if !long.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                for _ in 0..self.threads.div_ceil(2).max(1) {
+                    let events = events.clone();
+                    let (long, tasks, open) = (&long, &tasks, &open);
+                    scope.spawn(move || tasks.resume_all(long, open, &events));
                 }
             }
             let builders = Builders::spawn(self.threads.max(1), |orders| {
@@ -303,16 +324,20 @@ struct Reused {
 }
 
 /// An event that a matcher or builder reports to the transfer.
-enum WorkerEvent {
+enum WorkerEvent<'a> {
     /// How to build a file is known.
     Ready(Box<Task>, Grant),
-    /// A matcher cannot continue.
-    MatchingFailed(PullError),
+    /// A matcher or resumer cannot continue.
+    Failed(PullError),
+    /// What an earlier pull left of a content is read, and the rest can be requested.
+    Resumed(Box<Building<'a>>, Grant),
     /// Tasks that ended, each with its number.
     Built(Vec<(usize, Result<Outcome, PullError>)>),
 }
 
 /// Maximum number of pieces of matched files that wait to be requested. A piece takes some 40 bytes.
 const WAITING: usize = 64 << 10;
+/// Maximum number of contents that are read from an earlier pull's parts, and wait for the rest. Each has an open file.
+const RESUMED: usize = 32;
 /// Number of matching threads. Each has two requests in flight besides those of the transfer.
 const MATCHERS: usize = 2;

@@ -6,12 +6,12 @@
 //! | step | module |
 //! |---|---|
 //! | wait for other pulls | `turn` |
-//! | ask the sender for its current generation | [`source`], `listing` |
+//! | ask the sender for its current generation | [`source`], `listing`, on top of `answer` |
 //! | look at the local tree | `selection`, `facts`, on top of `local` |
 //! | decide which deletions wait, and which directories are stores | `grace`, on top of `journal`; `stores` |
 //! | refuse what is probably a mistake of the sender's | `guard`, on top of `limit` |
 //! | decide what to do | `plan`, a pure function |
-//! | find parts of new files in old ones | `matching` |
+//! | find parts of new files in old ones | `matching`, on top of `roots` |
 //! | fetch, build and verify | `fetch`, `stage` |
 //! | move files into place | `commit` |
 //! | or update a copy of the tree, which then replaces it in one step | `snapshots` |
@@ -23,6 +23,7 @@
 // Code that a peer, a disk or a user can reach must not panic; tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod answer;
 mod attributes;
 mod browse;
 mod commit;
@@ -41,6 +42,7 @@ mod plan;
 mod publish;
 mod pull;
 mod report;
+mod roots;
 mod selection;
 mod snapshots;
 pub mod source;

@@ -9,7 +9,9 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::Head;
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::wire::{ListForm, Reply, Request};
+use stillmirror_store::Store;
 
+use crate::answer::{self, ListAnswer, Lists};
 use crate::error::PullError;
 use crate::source::{Answer, Event, Pinned, Source};
 
@@ -21,35 +23,64 @@ pub(crate) struct Listing {
     pub(crate) delta: Option<Vec<u8>>,
     /// Number of bytes received.
     pub(crate) bytes: u64,
+    /// The answer as received. `None` if it came from the store.
+    pub(crate) answer: Option<ListAnswer>,
 }
 
 /// Requests the list of a pinned generation. `held` is the list that the receiver already has, with its
-/// digest. Returns `None` if that list is still current.
+/// digest. Returns `None` if that list is still current. If an earlier pull left the answer in the store, nothing is
+/// requested.
 pub(crate) async fn fetch(
     source: &dyn Source,
     pinned: &Pinned,
     held: Option<(Digest, ListRef<'_>)>,
+    store: Option<&Store>,
 ) -> Result<Option<Listing>, PullError> {
     let have = held.map_or(Digest::NONE, |(digest, _)| digest);
-    let mut answer = source.ask(Request::List { handle: pinned.handle, have })?;
-    match (form(&mut answer).await?, held) {
+    let lists = Lists { to: pinned.head.list_digest, from: have };
+    let kept = store.and_then(|store| answer::load(store, lists, longest(&pinned.head)));
+    if let Some(ListAnswer { form, bytes, .. }) = kept {
+        match receive(Answer::replay(form, bytes), pinned, held).await {
+            Ok(listing) => return Ok(listing.map(|listing| Listing { bytes: 0, answer: None, ..listing })),
+            Err(error) => {
+                tracing::debug!(%error, "the list that an earlier pull received is of no use; requesting it again");
+            }
+        }
+    }
+    receive(source.ask(Request::List { handle: pinned.handle, have })?, pinned, held).await
+}
+
+async fn receive(
+    mut answer: Answer,
+    pinned: &Pinned,
+    held: Option<(Digest, ListRef<'_>)>,
+) -> Result<Option<Listing>, PullError> {
+    let form = form(&mut answer).await?;
+    let first = Reply::ListForm(form.clone());
+    answer.copy();
+    let received = match (form, held) {
         (ListForm::Whole { list_len }, _) => {
-            let (encoded, bytes) = receive_whole(answer, &pinned.head, list_len).await?;
-            Ok(Some(Listing { encoded, delta: None, bytes }))
+            let (encoded, bytes) = receive_whole(&mut answer, &pinned.head, list_len).await?;
+            Listing { encoded, delta: None, bytes, answer: None }
         }
         (ListForm::Deltas(lens), Some((digest, held))) => {
-            let (encoded, delta, bytes) = receive_deltas(answer, &pinned.head, &lens, digest, held).await?;
-            Ok(Some(Listing { encoded, delta: Some(delta), bytes }))
+            let (encoded, delta, bytes) = receive_deltas(&mut answer, &pinned.head, &lens, digest, held).await?;
+            Listing { encoded, delta: Some(delta), bytes, answer: None }
         }
-        (ListForm::Unchanged, Some((digest, _))) if digest == pinned.head.list_digest => Ok(None),
-        _ => Err(PullError::protocol("the list's form (unchanged or deltas) does not fit the receiver's list")),
-    }
+        (ListForm::Unchanged, Some((digest, _))) if digest == pinned.head.list_digest => return Ok(None),
+        _ => {
+            return Err(PullError::protocol("the list's form (unchanged or deltas) does not fit the receiver's list"));
+        }
+    };
+    let from = held.map_or(Digest::NONE, |(digest, _)| digest);
+    let lists = Lists { to: pinned.head.list_digest, from };
+    Ok(Some(Listing { answer: Some(ListAnswer { lists, form: first, bytes: answer.into_copy() }), ..received }))
 }
 
 /// Receives a list that was requested whole.
 pub(crate) async fn whole(mut answer: Answer, head: &Head) -> Result<AlignedVec, PullError> {
     match form(&mut answer).await? {
-        ListForm::Whole { list_len } => Ok(receive_whole(answer, head, list_len).await?.0),
+        ListForm::Whole { list_len } => Ok(receive_whole(&mut answer, head, list_len).await?.0),
         _ => Err(PullError::protocol("'unchanged' or list deltas where the whole list was requested")),
     }
 }
@@ -61,7 +92,7 @@ async fn form(answer: &mut Answer) -> Result<ListForm, PullError> {
     }
 }
 
-async fn receive_whole(mut answer: Answer, head: &Head, list_len: u64) -> Result<(AlignedVec, u64), PullError> {
+async fn receive_whole(answer: &mut Answer, head: &Head, list_len: u64) -> Result<(AlignedVec, u64), PullError> {
     if list_len != head.list_len {
         return Err(PullError::protocol(format!("a list of {list_len} bytes, but its head says {}", head.list_len)));
     }
@@ -82,14 +113,14 @@ async fn receive_whole(mut answer: Answer, head: &Head, list_len: u64) -> Result
 /// Applies deltas one after another as they arrive. Returns the encoded list, the last delta, and the number
 /// of bytes received.
 async fn receive_deltas(
-    mut answer: Answer,
+    answer: &mut Answer,
     head: &Head,
     lens: &[u64],
     mut digest: Digest,
     held: ListRef<'_>,
 ) -> Result<(AlignedVec, Vec<u8>, u64), PullError> {
     let total: u64 = lens.iter().sum();
-    if total > head.list_len.max(SMALL_DELTAS) {
+    if total > longest(head) {
         return Err(PullError::protocol(format!("{total} bytes of list deltas, more than the list itself has")));
     }
     let mut input = Vec::new();
@@ -121,6 +152,11 @@ async fn receive_deltas(
     let encoded = encoded.ok_or_else(|| PullError::protocol("an answer of list deltas without a delta"))?;
     check_digest(&encoded, head)?;
     Ok((encoded, last, total))
+}
+
+/// Returns the maximum number of bytes that a list is received in.
+fn longest(head: &Head) -> u64 {
+    head.list_len.max(SMALL_DELTAS)
 }
 
 fn check_digest(encoded: &[u8], head: &Head) -> Result<(), PullError> {

@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use stillmirror_protocol::codec::{DecodeError, Reader};
 use stillmirror_protocol::delta::{Assembly, Basis, Search, Step, SumsRange};
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::sums::{Layout, Level, MAX_LEVELS, Scheme, SumsError, SumsPolicy};
 use stillmirror_protocol::wire::{Item, Reply, Request};
 
 use crate::error::PullError;
-use crate::local::Tree;
+use crate::roots::{FileAt, Roots};
 use crate::source::{Event, Source};
+use crate::stage::SumsLog;
 
 /// Files of fewer bytes are fetched whole, because their checksums and round trips would cost as much.
 pub(crate) const MIN_DELTA: u64 = 16 << 10;
@@ -25,18 +27,20 @@ pub(crate) const MIN_DELTA: u64 = 16 << 10;
 pub(crate) struct Candidate {
     /// The file's row in the sender's list.
     pub(crate) row: u32,
+    pub(crate) sha256: Digest,
     pub(crate) size: u64,
-    /// Local paths.
-    pub(crate) bases: Vec<Vec<u8>>,
+    pub(crate) bases: Vec<FileAt>,
 }
 
 /// Everything needed to search.
 pub(crate) struct Matcher<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) handle: u32,
-    pub(crate) tree: &'a Tree,
+    pub(crate) roots: Roots<'a>,
     /// Threads that search.
     pub(crate) pool: &'a rayon::ThreadPool,
+    /// What is received, and what an earlier pull received.
+    pub(crate) log: &'a SumsLog,
     /// Counts the bytes of block checksums received.
     pub(crate) checksums: &'a AtomicU64,
 }
@@ -54,13 +58,13 @@ impl Matcher<'_> {
                 wanted.extend(search.ranges.iter().filter_map(|range| {
                     let bytes = search.layout.as_ref()?.items(range.level.into(), range.first, range.count)?;
                     let item = Item { row: candidates[at].row, offset: bytes.start, len: bytes.end - bytes.start };
-                    Some((at, *range, item))
+                    Some((at, *range, (candidates[at].sha256, item)))
                 }));
             }
             if wanted.is_empty() {
                 break;
             }
-            let items: Vec<Item> = wanted.iter().map(|(_, _, item)| *item).collect();
+            let items: Vec<(Digest, Item)> = wanted.iter().map(|(_, _, item)| *item).collect();
             for ((at, range, _), bytes) in wanted.into_iter().zip(self.fetch(&items)?) {
                 if let Some(search) = &mut searches[at] {
                     search.ranges.retain(|other| *other != range);
@@ -74,8 +78,8 @@ impl Matcher<'_> {
 
     fn new_search(&self, candidate: &Candidate) -> Option<FileSearch> {
         // A missing basis is kept as an empty one, so that the indices of the others stay valid.
-        let len = |path: &Vec<u8>| self.tree.stat(path).ok().flatten().map_or(0, |stat| stat.size);
-        let bases: Vec<(Vec<u8>, u64)> = candidate.bases.iter().map(|path| (path.clone(), len(path))).collect();
+        let len = |at: &FileAt| self.roots.stat(at).ok().flatten().map_or(0, |stat| stat.size);
+        let bases: Vec<(FileAt, u64)> = candidate.bases.iter().map(|at| (at.clone(), len(at))).collect();
         let worth = bases.iter().any(|&(_, len)| len > 0 && len >= candidate.size / MIN_SHARE);
         (candidate.size >= MIN_DELTA && worth).then(|| FileSearch { bases, ..FileSearch::default() })
     }
@@ -84,7 +88,8 @@ impl Matcher<'_> {
     /// it.
     fn begin(&self, candidates: &[Candidate], searches: &mut [Option<FileSearch>]) -> Result<(), PullError> {
         let open: Vec<usize> = (0..searches.len()).filter(|&at| searches[at].is_some()).collect();
-        let items: Vec<Item> = open.iter().map(|&at| first_item(&candidates[at])).collect();
+        let items: Vec<(Digest, Item)> =
+            open.iter().map(|&at| (candidates[at].sha256, first_item(&candidates[at]))).collect();
         for (at, record) in open.into_iter().zip(self.fetch(&items)?) {
             let begun = match layout(&record, candidates[at].size) {
                 Ok(Some(layout)) => searches[at].as_mut().map(|search| search.begin(layout, &record)),
@@ -106,13 +111,18 @@ impl Matcher<'_> {
     /// Continues every search that has the ranges it asked for.
     fn advance(&self, searches: &mut [Option<FileSearch>]) {
         let ready = |search: &&mut FileSearch| search.ranges.is_empty();
-        self.pool.install(|| searches.par_iter_mut().flatten().filter(ready).for_each(|one| one.advance(self.tree)));
+        self.pool.install(|| searches.par_iter_mut().flatten().filter(ready).for_each(|one| one.advance(&self.roots)));
     }
 
-    /// Fetches ranges of records, with up to [`REQUESTS`] requests in flight.
-    fn fetch(&self, items: &[Item]) -> Result<Vec<Vec<u8>>, PullError> {
-        let mut fetched: Vec<Vec<u8>> = vec![Vec::new(); items.len()];
-        let mut requests = batches(items).into_iter();
+    /// Fetches ranges of records of contents, with up to [`REQUESTS`] requests in flight. What the log has is not
+    /// requested.
+    fn fetch(&self, items: &[(Digest, Item)]) -> Result<Vec<Vec<u8>>, PullError> {
+        let known = |(digest, item): &(Digest, Item)| self.log.get(*digest, item.offset, item.len);
+        let known: Vec<Option<Vec<u8>>> = items.iter().map(known).collect();
+        let missing = items.iter().zip(&known).enumerate().filter(|(_, (_, known))| known.is_none());
+        let missing: Vec<(usize, Item)> = missing.map(|(at, ((_, item), _))| (at, *item)).collect();
+        let mut fetched: Vec<Vec<u8>> = known.into_iter().map(Option::unwrap_or_default).collect();
+        let mut requests = batches(&missing).into_iter();
         let mut in_flight = std::collections::VecDeque::new();
         loop {
             while in_flight.len() < REQUESTS {
@@ -137,7 +147,9 @@ impl Matcher<'_> {
                 if u64::from(len) > item.len {
                     return Err(PullError::protocol("more block checksums than requested"));
                 }
-                fetched[at].extend_from_slice(reader.take("block checksums", len as usize)?);
+                let received = reader.take("block checksums", len as usize)?;
+                self.log.add(items[at].0, item.offset, item.len, received);
+                fetched[at].extend_from_slice(received);
                 self.checksums.fetch_add(len.into(), Ordering::Relaxed);
             }
             reader.finish("block checksums")?;
@@ -145,11 +157,11 @@ impl Matcher<'_> {
     }
 }
 
-/// Splits items into requests. Each is a list of parts of items, with the item's index.
-fn batches(items: &[Item]) -> Vec<Vec<(usize, Item)>> {
+/// Splits items, each with its index, into requests. Each is a list of parts of items.
+fn batches(items: &[(usize, Item)]) -> Vec<Vec<(usize, Item)>> {
     let mut batches: Vec<Vec<(usize, Item)>> = Vec::new();
     let mut room = 0;
-    for (at, &Item { row, mut offset, mut len }) in items.iter().enumerate() {
+    for &(at, Item { row, mut offset, mut len }) in items {
         while len > 0 {
             let full = batches.last().is_none_or(|batch| batch.len() >= stillmirror_protocol::wire::items_that_fit());
             if full || room == 0 {
@@ -208,8 +220,8 @@ fn layout(record: &[u8], size: u64) -> Result<Option<Layout>, SumsError> {
 /// The search for one file.
 #[derive(Default)]
 struct FileSearch {
-    /// Local paths, and their lengths when the search began.
-    bases: Vec<(Vec<u8>, u64)>,
+    /// Local files, and their lengths when the search began.
+    bases: Vec<(FileAt, u64)>,
     layout: Option<Layout>,
     search: Option<Search>,
     /// Ranges to fetch before the search continues.
@@ -251,10 +263,10 @@ impl FileSearch {
         }
     }
 
-    fn advance(&mut self, tree: &Tree) {
+    fn advance(&mut self, roots: &Roots<'_>) {
         let Some(search) = &mut self.search else { return };
         // Bases are open only while they are read: a batch has more bases than a process may have open files.
-        let bases: Vec<LocalBasis> = self.bases.iter().map(|(path, len)| LocalBasis::open(tree, path, *len)).collect();
+        let bases: Vec<LocalBasis> = self.bases.iter().map(|(at, len)| LocalBasis::open(roots, at, *len)).collect();
         let bases: Vec<&dyn Basis> = bases.iter().map(|basis| basis as &dyn Basis).collect();
         match search.advance(&bases) {
             Ok(step) => self.take(step),
@@ -279,8 +291,8 @@ struct LocalBasis {
 }
 
 impl LocalBasis {
-    fn open(tree: &Tree, path: &[u8], len: u64) -> Self {
-        Self { file: if len > 0 { tree.file(path).ok() } else { None }, len }
+    fn open(roots: &Roots<'_>, at: &FileAt, len: u64) -> Self {
+        Self { file: if len > 0 { roots.file(at).ok() } else { None }, len }
     }
 }
 
@@ -309,7 +321,8 @@ mod tests {
 
     #[test]
     fn a_long_range_is_requested_in_adjacent_parts() {
-        let items = [Item { row: 1, offset: 10, len: REQUEST_BYTES + 5 }, Item { row: 2, offset: 0, len: 100 }];
+        let items =
+            [(0, Item { row: 1, offset: 10, len: REQUEST_BYTES + 5 }), (1, Item { row: 2, offset: 0, len: 100 })];
         let batches = batches(&items);
         let parts: Vec<_> = batches.iter().flatten().copied().collect();
         assert_eq!(

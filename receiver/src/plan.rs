@@ -1,17 +1,22 @@
 //! Plans a pull. A plan is a pure function of the wanted list, the state of the local tree, and the list that the last
 //! pull left.
 
+mod reuse;
+mod similar;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use stillmirror_protocol::entry::{Digest, Time};
+use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::list::{FileType, ListRef};
 use stillmirror_protocol::local::RelativeDevice;
-use stillmirror_protocol::path;
 
-use crate::facts::{Extra, Fact, Facts, Fate};
-use crate::local::self_and_ancestors;
+use crate::facts::{Fact, Facts};
 use crate::report::{Action, Options};
+use crate::roots::FileAt;
 use crate::selection::Selection;
+
+use reuse::{ByDigest, add_bases_by_size, add_elsewhere, add_reuse};
+use similar::Similar;
 
 /// The inputs of a plan.
 pub(crate) struct Inputs<'a> {
@@ -57,13 +62,13 @@ pub(crate) struct Fetch {
     /// Local files that have the content.
     pub(crate) reuse: Vec<Reuse>,
     /// Local files that may have parts of it, the likeliest first.
-    pub(crate) bases: Vec<Vec<u8>>,
+    pub(crate) bases: Vec<FileAt>,
 }
 
 /// A local file that has, or probably has, a wanted content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reuse {
-    pub(crate) path: Vec<u8>,
+    pub(crate) at: FileAt,
     /// Size and time that the file must still have when it is used.
     pub(crate) size: u64,
     pub(crate) mtime: Time,
@@ -211,7 +216,7 @@ fn join_group(
 fn fetches(inputs: &Inputs<'_>, wanted: &[u32], links: &[(u32, u32)]) -> Vec<Fetch> {
     let list = inputs.selection.list;
     let mut fetches: Vec<Fetch> = Vec::new();
-    let mut by_digest: HashMap<Digest, usize> = HashMap::new();
+    let mut by_digest = ByDigest::new();
     for &row in wanted {
         let next = fetches.len();
         let at = *by_digest.entry(list.row(row).sha256()).or_insert(next);
@@ -225,173 +230,18 @@ fn fetches(inputs: &Inputs<'_>, wanted: &[u32], links: &[(u32, u32)]) -> Vec<Fet
         return fetches;
     }
     let replaced: HashSet<u32> = wanted.iter().copied().chain(links.iter().map(|&(row, _)| row)).collect();
-    find_reuse(inputs, &replaced, &by_digest, &mut fetches);
-    let siblings = Siblings::new(inputs);
-    for fetch in &mut fetches {
-        let own = inputs.selection.path(fetch.row);
+    add_reuse(inputs, &replaced, &by_digest, &mut fetches);
+    let paths: Vec<Vec<u8>> = fetches.iter().map(|fetch| inputs.selection.path(fetch.row)).collect();
+    let similar = Similar::new(inputs, &paths);
+    for (fetch, own) in fetches.iter_mut().zip(paths) {
         let fact = inputs.selection.index(fetch.row).and_then(|index| inputs.facts.rows[index]);
-        let similar = siblings.most_like(&own);
+        let others = similar.to(&own);
         if fact.is_some_and(|fact| fact.kind == FileType::File && fact.size > 0) {
-            fetch.bases.push(own);
+            fetch.bases.push(FileAt::dest(own));
         }
-        fetch.bases.extend(similar);
+        fetch.bases.extend(others.into_iter().map(FileAt::dest));
     }
+    add_elsewhere(inputs, &mut fetches);
+    add_bases_by_size(inputs, &mut fetches);
     fetches
-}
-
-/// Finds local files whose content is wanted: by the digests of the last pull, among names that are right
-/// already, and by size and time among the names that the list does not have.
-fn find_reuse(inputs: &Inputs<'_>, replaced: &HashSet<u32>, by_digest: &HashMap<Digest, usize>, fetches: &mut [Fetch]) {
-    let list = inputs.selection.list;
-    let mut add = |at: usize, reuse: Reuse| {
-        let known = &mut fetches[at].reuse;
-        if known.len() < MAX_REUSE && !known.iter().any(|other| other.path == reuse.path) {
-            known.push(reuse);
-        }
-    };
-    if let Some(held) = inputs.held.filter(|_| inputs.trust_held) {
-        // What waits, or has waited, may remain for longer than the new name exists: it is not moved.
-        let doomed = inputs.facts.extra.iter().filter(|extra| extra.fate == Fate::Doomed);
-        let doomed: HashSet<&[u8]> = doomed.map(|extra| extra.path.as_slice()).collect();
-        for row in (0..held.len()).map(|row| held.row(row)).filter(stillmirror_protocol::list::Row::is_file) {
-            let Some(&at) = by_digest.get(&row.sha256()) else { continue };
-            let path = held.path(row.number());
-            let disappears = match inputs.selection.find(&path) {
-                Some(now) => replaced.contains(&now.number()),
-                None => inputs.delete && has_ancestor_in(&path, &doomed) && inputs.selection.owns_deep(&path, false),
-            };
-            add(at, Reuse { path, size: row.size(), mtime: row.mtime(), disappears, is_certain: true });
-        }
-    }
-    for (&row, fact) in inputs.selection.rows.iter().zip(&inputs.facts.rows) {
-        let Some(fact) = fact.filter(|fact| fact.content_matches && fact.kind == FileType::File) else { continue };
-        if let Some(&at) = by_digest.get(&list.row(row).sha256()) {
-            let path = inputs.selection.path(row);
-            add(
-                at,
-                Reuse {
-                    path,
-                    size: fact.size,
-                    mtime: fact.mtime,
-                    disappears: replaced.contains(&row),
-                    is_certain: true,
-                },
-            );
-        }
-    }
-    let mut by_look: HashMap<(u64, Time), usize> = HashMap::new();
-    for (&digest, &at) in by_digest {
-        let row = list.row(fetches[at].row);
-        debug_assert_eq!(row.sha256(), digest);
-        if row.size() > 0 && fetches[at].reuse.is_empty() {
-            by_look.insert((row.size(), row.mtime()), at);
-        }
-    }
-    for Extra { path, file, fate, .. } in &inputs.facts.extra {
-        let Some((size, mtime)) = *file else { continue };
-        if let Some(&at) = by_look.get(&(size, mtime)) {
-            let known = &mut fetches[at].reuse;
-            if known.len() < MAX_REUSE && !known.iter().any(|other| other.path == *path) {
-                let disappears = inputs.delete && *fate == Fate::Doomed;
-                known.push(Reuse { path: path.clone(), size, mtime, disappears, is_certain: false });
-            }
-        }
-    }
-}
-
-fn has_ancestor_in(path: &[u8], names: &HashSet<&[u8]>) -> bool {
-    self_and_ancestors(path).any(|path| names.contains(path))
-}
-
-/// Local files grouped by directory and by the parts of a name that stay the same from version to version:
-/// its beginning up to the first digit, and its suffix.
-struct Siblings {
-    names: HashMap<Vec<u8>, Vec<Vec<u8>>>,
-}
-
-impl Siblings {
-    fn new(inputs: &Inputs<'_>) -> Self {
-        let mut names: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
-        let mut add = |path: Vec<u8>, size: u64| {
-            if let Some(key) = family(&path).filter(|_| size >= MIN_SIMILAR) {
-                let family = names.entry(key).or_default();
-                if family.len() < MAX_FAMILY {
-                    family.push(path);
-                }
-            }
-        };
-        // Files that are about to be deleted come first, because they are most likely earlier versions.
-        for Extra { path, file, .. } in &inputs.facts.extra {
-            if let Some((size, _)) = file {
-                add(path.clone(), *size);
-            }
-        }
-        for (&row, fact) in inputs.selection.rows.iter().zip(&inputs.facts.rows) {
-            if let Some(fact) = fact.filter(|fact| fact.kind == FileType::File && fact.size >= MIN_SIMILAR) {
-                add(inputs.selection.path(row), fact.size);
-            }
-        }
-        Self { names }
-    }
-
-    /// Returns the local file of the same family whose name shares the longest beginning and end with `path`.
-    fn most_like(&self, path: &[u8]) -> Option<Vec<u8>> {
-        let family = self.names.get(&family(path)?)?;
-        let others = family.iter().filter(|other| other.as_slice() != path);
-        // `max_by_key` returns the last of equal elements, but the first is the most likely one.
-        others.rev().max_by_key(|other| shared(path, other)).cloned()
-    }
-}
-
-fn family(file: &[u8]) -> Option<Vec<u8>> {
-    let (_, name) = path::split(file);
-    let stem = name.iter().position(u8::is_ascii_digit)?;
-    let suffix = name.iter().rposition(|&byte| byte == b'.').filter(|&dot| dot > stem).unwrap_or(name.len());
-    let beginning = &file[..file.len() - name.len() + stem];
-    (stem >= MIN_STEM).then(|| [beginning, b"/", &name[suffix..]].concat())
-}
-
-fn shared(a: &[u8], b: &[u8]) -> usize {
-    let beginning = a.iter().zip(b).take_while(|(x, y)| x == y).count();
-    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(x, y)| x == y).count();
-    beginning + end
-}
-
-/// Maximum number of local files remembered for one content. There is more than one, because a file may
-/// change meanwhile.
-const MAX_REUSE: usize = 4;
-/// Maximum number of names in a family. In a directory with ten thousand builds of one package, the rest is
-/// not searched.
-const MAX_FAMILY: usize = 64;
-/// Minimum number of characters before the first digit that similar names share.
-const MIN_STEM: usize = 3;
-/// Minimum size in bytes of a similar file that is worth searching.
-const MIN_SIMILAR: u64 = 16 << 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_of_a_file_are_in_one_family() {
-        let family = |path: &str| family(path.as_bytes());
-        assert_eq!(family("pool/foo_1.2-1.deb"), family("pool/foo_1.2-2.deb"));
-        assert_eq!(family("pool/foo_1.2-1.deb"), family("pool/foo_10.deb"));
-        assert_ne!(family("pool/foo_1.deb"), family("other/foo_1.deb"));
-        assert_ne!(family("pool/foo_1.deb"), family("pool/foo_1.dsc"));
-        assert_eq!(family("by-hash/0123abcd"), None, "a hash is no version");
-        assert_eq!(family("pool/README"), None);
-    }
-
-    #[test]
-    fn the_closest_name_of_a_family_is_the_basis() {
-        let siblings = Siblings {
-            names: HashMap::from([(
-                family(b"p/linux-6.1.3.tar").unwrap(),
-                ["p/linux-5.10.tar", "p/linux-6.1.2.tar", "p/linux-6.0.tar"].map(std::convert::Into::into).to_vec(),
-            )]),
-        };
-        assert_eq!(siblings.most_like(b"p/linux-6.1.3.tar"), Some(b"p/linux-6.1.2.tar".to_vec()));
-        assert_eq!(siblings.most_like(b"p/README"), None);
-    }
 }

@@ -17,15 +17,17 @@ use stillmirror_store::{Generation, Store, StoreError, StoreLock};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer;
 use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::grace::{self, Grace};
 use crate::guard::{self, TooMany};
 use crate::journal::Journal;
-use crate::listing;
+use crate::listing::{self, Listing};
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
 use crate::report::{Check, Options, Phase, Progress, Report};
+use crate::roots;
 use crate::selection::Selection;
 use crate::snapshots::{self, Snapshots};
 use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
@@ -379,7 +381,7 @@ impl Pull<'_> {
         let before = held.as_ref().map(origin_of);
         let listing = match before {
             Some((digest, _)) if digest == pinned.head.list_digest => None,
-            before => self.runtime.block_on(listing::fetch(self.source, pinned, before))?,
+            before => self.listing(destination, pinned, before)?,
         };
         report.bytes_list = listing.as_ref().map_or(0, |listing| listing.bytes);
         let list = match (&listing, before) {
@@ -395,6 +397,7 @@ impl Pull<'_> {
             selection: Selection::new(list, &self.options.path, &self.options.filter)?,
             attributes: Attributes::new(list, self.options.owners, self.options.setid),
             pool: self.pool()?,
+            bases: roots::open_bases(&self.options.bases),
         };
         let mut prepared = self.prepare(destination, &wanted, grace)?;
         if let Some(snapshots) = self.snapshots.filter(|snapshots| !self.options.dry_run && !snapshots.is_building())
@@ -413,6 +416,7 @@ impl Pull<'_> {
         } else {
             let mut journal = std::mem::take(&mut prepared.journal);
             Update { pull: self, destination, wanted: &wanted, prepared: &prepared }.run(&mut journal, report)?;
+            destination.store.iter().for_each(|(store, _)| answer::forget(store));
         }
         match refused {
             Some(TooMany { wanted, total }) => {
@@ -421,6 +425,23 @@ impl Pull<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    /// Receives the list, or takes it from what an earlier pull received.
+    fn listing(
+        &self,
+        destination: &Destination,
+        pinned: &Pinned,
+        before: Option<(Digest, ListRef<'_>)>,
+    ) -> Result<Option<Listing>, PullError> {
+        let store = destination.store.as_ref().map(|(store, _)| store);
+        let listing = self.runtime.block_on(listing::fetch(self.source, pinned, before, store))?;
+        if let (Some((store, Some(_))), Some(answer)) =
+            (&destination.store, listing.as_ref().and_then(|listing| listing.answer.as_ref()))
+        {
+            answer::keep(store, answer);
+        }
+        Ok(listing)
     }
 
     /// Counts what the options refuse to take from the sender.

@@ -53,6 +53,9 @@ pub struct Options {
     /// symlink in one step. Earlier snapshots remain for this long after they were current. A `dest` that is a directory
     /// becomes the first snapshot.
     pub keep_snapshots: Option<Duration>,
+    /// Directories that may have contents or parts of them at the same relative paths: an old mirror, another mirror's
+    /// copy, a mounted image. They are only read. One that does not exist is left out with a warning.
+    pub bases: Vec<PathBuf>,
     /// Whether to delete what the sender does not have. What the filter excludes is never deleted.
     pub delete: bool,
     /// How long a name that is to be deleted remains. A later pull deletes it. This needs a store. `None` or zero
@@ -117,6 +120,7 @@ impl Options {
             dest: dest.into(),
             store: None,
             keep_snapshots: None,
+            bases: Vec::new(),
             delete: false,
             delete_grace: None,
             max_delete: MaxDelete::Any,

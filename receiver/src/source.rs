@@ -93,6 +93,8 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Answer {
     events: mpsc::UnboundedReceiver<Delivery>,
+    /// A copy of the bytes that were read, if it is wanted.
+    copy: Option<Vec<u8>>,
 }
 
 /// An event, and its share of the memory for bytes that are not read yet.
@@ -108,9 +110,37 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Answer {
+    pub(crate) fn new(events: mpsc::UnboundedReceiver<Delivery>) -> Self {
+        Self { events, copy: None }
+    }
+
+    /// Creates an answer that was received before.
+    pub(crate) fn replay(first: Reply, bytes: Vec<u8>) -> Self {
+        let (deliveries, events) = mpsc::unbounded_channel();
+        for event in [Event::Reply(first), Event::Bytes(bytes.into()), Event::Reply(Reply::End)] {
+            // The receiver exists, so this does not fail.
+            let _ = deliveries.send(Delivery { event: Ok(event), _permit: None });
+        }
+        Self::new(events)
+    }
+
+    /// Begins a copy of the bytes that are read from now on.
+    pub(crate) fn copy(&mut self) {
+        self.copy = Some(Vec::new());
+    }
+
+    /// Returns the copy.
+    pub(crate) fn into_copy(self) -> Vec<u8> {
+        self.copy.unwrap_or_default()
+    }
+
     /// Returns the next event. Nothing follows [`Reply::End`] or an error.
     pub async fn next(&mut self) -> Result<Event, PullError> {
-        Self::delivered(self.events.recv().await)
+        let event = Self::delivered(self.events.recv().await)?;
+        if let (Event::Bytes(bytes), Some(copy)) = (&event, &mut self.copy) {
+            copy.extend_from_slice(bytes);
+        }
+        Ok(event)
     }
 
     /// Like [`Answer::next`], for a thread outside the runtime.

@@ -1,14 +1,18 @@
 //! The staging directory: files under construction, on the local tree's own file system.
 //!
-//! A content is built as `<sha256>.part`, written in order, and renamed to `<sha256>` once its digest is
-//! right. The next pull uses whatever a killed pull leaves here: it reads the longest beginning of each
-//! content again, and continues it.
+//! A content is built as `<sha256>.part`, written in order as its bytes arrive, and renamed to `<sha256>` once its
+//! digest is right. The next pull uses whatever a killed pull leaves here: it reads the longest beginning of each
+//! content again, and continues it. If the digest of a whole file is wrong (after a power failure, a part may have
+//! zeros where bytes were not flushed), it becomes `<sha256>.wrong`, a basis in which the block checksums find what is
+//! right. `sums` are the block
+//! checksums that were received.
 //!
 //! [`Stage::open`] comes first, then [`Stage::survey`]. After the commit, [`Stage::remove`] deletes the
 //! directory; one that is left ([`Stage::is_left`]) shows that a pull did not end.
 
 mod building;
 mod sparse;
+mod sums;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -23,15 +27,26 @@ use stillmirror_protocol::entry::{Digest, Time};
 use crate::error::{At as _, PullError};
 use crate::local::{self, Tree};
 use crate::plan::Reuse;
+use crate::roots::{FileAt, Root, Roots};
 use crate::selection::STAGE;
 
 pub(crate) use building::{Building, Built, KeepPolicy, Kept, Task};
+pub(crate) use sums::SumsLog;
 
 /// The staging directory.
 #[derive(Debug)]
 pub(crate) struct Stage {
     dir: OwnedFd,
     path: PathBuf,
+}
+
+/// What an earlier pull left of wanted contents.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leftovers {
+    /// The lengths of their beginnings.
+    pub(crate) parts: HashMap<Digest, u64>,
+    /// Those of which there is a whole file that has errors. See [`wrong_at`].
+    pub(crate) wrong: HashSet<Digest>,
 }
 
 /// Mode, owner and time of a file to be written.
@@ -60,25 +75,31 @@ impl Stage {
         Ok(tree.stat(STAGE).at("stat", tree.shown(STAGE))?.is_some())
     }
 
+    /// Opens the log of block checksums.
+    pub(crate) fn sums_log(&self) -> Result<SumsLog, PullError> {
+        let open = || SumsLog::open(local::open_file(self.fd(), SUMS, OFlags::RDWR | OFlags::CREATE)?);
+        open().at("open", self.shown(SUMS))
+    }
+
     /// Keeps the beginnings of wanted contents that an earlier pull left, and removes everything else except
-    /// the names in `done`, which this pull staged. Returns the lengths of the beginnings.
-    pub(crate) fn survey(
-        &self,
-        wanted: &HashMap<Digest, u64>,
-        done: &HashSet<&[u8]>,
-    ) -> Result<HashMap<Digest, u64>, PullError> {
+    /// the names in `done`, which this pull staged.
+    pub(crate) fn survey(&self, wanted: &HashMap<Digest, u64>, done: &HashSet<&[u8]>) -> Result<Leftovers, PullError> {
         let mut names: Vec<Vec<u8>> =
             local::names(self.dir.as_fd()).at("read", &self.path)?.into_iter().map(|(name, _)| name).collect();
-        names.retain(|name| !done.contains(&name[..]));
+        names.retain(|name| !done.contains(&name[..]) && name != SUMS);
         if names.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Leftovers::default());
         }
         let by_name: HashMap<Vec<u8>, (Digest, u64)> =
             wanted.iter().map(|(digest, size)| (final_name(*digest), (*digest, *size))).collect();
         // Finished contents first: each takes the name of its part, and the part must then be left alone.
         names.sort_by_key(|name| name.ends_with(PART));
-        let mut parts = HashMap::new();
+        let (mut parts, mut wrong) = (HashMap::new(), HashSet::new());
         for name in names {
+            if let Some(&(digest, _)) = name.strip_suffix(WRONG).and_then(|stem| by_name.get(stem)) {
+                wrong.insert(digest);
+                continue;
+            }
             let stem = name.strip_suffix(PART).unwrap_or(&name);
             let known = by_name.get(stem);
             if known.is_some_and(|(digest, _)| parts.contains_key(digest)) {
@@ -102,7 +123,7 @@ impl Stage {
                 None => drop(local::remove_all(self.fd(), &name, b"", &|_, _| false).at("remove", self.shown(&name))?),
             }
         }
-        Ok(parts)
+        Ok(Leftovers { parts, wrong })
     }
 
     /// Removes the directory and everything in it.
@@ -137,12 +158,23 @@ impl Stage {
         local::unlink(self.fd(), &part_name(digest)).at("remove", self.shown(&part_name(digest)))
     }
 
+    /// Returns whether there is a file with errors of a content.
+    pub(crate) fn has_wrong(&self, digest: Digest) -> bool {
+        local::stat(self.fd(), &wrong_name(digest)).is_ok()
+    }
+
+    /// Removes the file with errors of a content.
+    pub(crate) fn forget_wrong(&self, digest: Digest) -> Result<(), PullError> {
+        local::unlink(self.fd(), &wrong_name(digest)).at("remove", self.shown(&wrong_name(digest)))
+    }
+
     /// Stages a local file as a hard link, if it is unchanged and has no other name. Returns whether it did.
     pub(crate) fn link(&self, tree: &Tree, reuse: &Reuse, digest: Digest) -> io::Result<bool> {
-        if !tree.stat(&reuse.path)?.is_some_and(|stat| stat.names == 1 && looks_like(&stat, reuse)) {
+        let FileAt { root: Root::Dest, path } = &reuse.at else { return Ok(false) };
+        if !tree.stat(path)?.is_some_and(|stat| stat.names == 1 && looks_like(&stat, reuse)) {
             return Ok(false);
         }
-        let (dir, name) = stillmirror_protocol::path::split(&reuse.path);
+        let (dir, name) = stillmirror_protocol::path::split(path);
         let dir = tree.dir(dir)?;
         let staged = final_name(digest);
         local::unlink(self.fd(), &staged)?;
@@ -152,24 +184,33 @@ impl Stage {
     /// Stages a local file by sharing its blocks, where the file system can. Returns whether it did.
     pub(crate) fn clone_blocks(
         &self,
-        tree: &Tree,
+        roots: &Roots<'_>,
         reuse: &Reuse,
         digest: Digest,
         metadata: &Metadata,
     ) -> io::Result<bool> {
-        if !tree.stat(&reuse.path)?.is_some_and(|stat| looks_like(&stat, reuse)) {
-            return Ok(false);
+        let file = self.clone_to(&final_name(digest), roots, reuse)?;
+        file.map_or(Ok(false), |file| set_metadata(&file, metadata).map(|()| true))
+    }
+
+    /// Makes a part of a content by sharing the blocks of a local file, where the file system can. Returns whether it
+    /// did. The content of the part is not checked.
+    pub(crate) fn clone_part(&self, roots: &Roots<'_>, reuse: &Reuse, digest: Digest) -> io::Result<bool> {
+        Ok(self.clone_to(&part_name(digest), roots, reuse)?.is_some())
+    }
+
+    fn clone_to(&self, name: &[u8], roots: &Roots<'_>, reuse: &Reuse) -> io::Result<Option<File>> {
+        // If the file is gone, changed or unreadable, its content is brought another way.
+        if !roots.stat(&reuse.at).is_ok_and(|stat| stat.is_some_and(|stat| looks_like(&stat, reuse))) {
+            return Ok(None);
         }
-        // If the file is gone or unreadable, its content is brought another way.
-        let Ok(source) = tree.file(&reuse.path) else { return Ok(false) };
-        let staged = final_name(digest);
-        let file = self.create(&staged)?;
+        let Ok(source) = roots.file(&reuse.at) else { return Ok(None) };
+        let file = self.create(name)?;
         if rustix::fs::ioctl_ficlone(&file, &source).is_err() {
-            local::unlink(self.fd(), &staged)?;
-            return Ok(false);
+            local::unlink(self.fd(), name)?;
+            return Ok(None);
         }
-        set_metadata(&file, metadata)?;
-        Ok(true)
+        Ok(Some(file))
     }
 
     /// Makes a copy of a staged content, and returns its name.
@@ -212,6 +253,10 @@ fn part_name(digest: Digest) -> Vec<u8> {
     [&final_name(digest)[..], PART].concat()
 }
 
+fn wrong_name(digest: Digest) -> Vec<u8> {
+    [&final_name(digest)[..], WRONG].concat()
+}
+
 fn local_file() -> stillmirror_protocol::list::FileType {
     stillmirror_protocol::list::FileType::File
 }
@@ -232,12 +277,21 @@ pub(crate) fn set_metadata(file: &File, metadata: &Metadata) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &local::times(metadata.mtime))?)
 }
 
-/// Returns the path of a part relative to the local tree. A part can serve as a basis.
-pub(crate) fn part_path(digest: Digest) -> Vec<u8> {
-    [STAGE, b"/", &part_name(digest)].concat()
+/// Returns where a part is. A part can serve as a basis.
+pub(crate) fn part_at(digest: Digest) -> FileAt {
+    FileAt::dest([STAGE, b"/", &part_name(digest)].concat())
+}
+
+/// Returns where the file with errors of a content is. It can serve as a basis.
+pub(crate) fn wrong_at(digest: Digest) -> FileAt {
+    FileAt::dest([STAGE, b"/", &wrong_name(digest)].concat())
 }
 
 const PART: &[u8] = b".part";
+/// The suffix of a content that was built and has a wrong digest.
+const WRONG: &[u8] = b".wrong";
+/// The name of the log of block checksums.
+const SUMS: &[u8] = b"sums";
 
 #[cfg(test)]
 mod tests {
@@ -262,7 +316,7 @@ mod tests {
             }
         }
         let parts = stage.survey(&digests.map(|digest| (digest, 9)).into(), &HashSet::new()).unwrap();
-        assert_eq!(parts, HashMap::from(digests.map(|digest| (digest, 9))));
+        assert_eq!(parts.parts, HashMap::from(digests.map(|digest| (digest, 9))));
         for digest in digests {
             assert_eq!(local::stat(stage.fd(), &part_name(digest)).unwrap().size, 9);
         }

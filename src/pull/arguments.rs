@@ -55,6 +55,10 @@ pub(crate) struct Arguments {
     /// How long a snapshot remains after it was current [default: 2h]
     #[arg(long, value_name = "AGE", requires = "switch")]
     keep_snapshots: Option<Seconds>,
+    /// A directory that may have contents, or parts of them, at the same paths as DEST (an old mirror, a mounted image); only
+    /// read. May be repeated
+    #[arg(long, value_name = "DIR", value_parser = path_args::local())]
+    basis: Vec<PathBuf>,
     /// Delete what the sender does not have; names that the filter leaves out and stores are never deleted
     #[arg(long)]
     delete: bool,
@@ -170,6 +174,7 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     });
     let keep = arguments.keep_snapshots.map_or(KEEP_SNAPSHOTS, Seconds::duration);
     options.keep_snapshots = arguments.switch.then_some(keep);
+    options.bases.clone_from(&arguments.basis);
     options.delete = arguments.delete || arguments.delete_grace.is_some();
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
     options.allow_empty = arguments.allow_empty;

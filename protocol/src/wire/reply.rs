@@ -112,7 +112,8 @@ impl Reply {
         frame(request, self.kind(), &self.encode())
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// Returns the payload of the frame.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
             Self::Queued { place } => put_varint(&mut out, *place),

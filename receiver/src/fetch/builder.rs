@@ -14,13 +14,15 @@ use crate::error::{At as _, PullError};
 use crate::stage::{Building, Built, Task};
 
 /// An order to a builder.
-pub(super) enum Order {
+pub(super) enum Order<'a> {
     Begin(Box<Task>),
+    /// A content whose beginning is read.
+    Continue(Box<Building<'a>>),
     Bytes(usize, Bytes),
     Abandon(usize),
 }
 
-impl Order {
+impl Order<'_> {
     /// Returns the number of bytes that come with the order.
     fn bytes(&self) -> usize {
         if let Order::Bytes(_, bytes) = self { bytes.len() } else { 0 }
@@ -34,14 +36,14 @@ pub(super) enum Outcome {
 }
 
 /// The queues of all builders, and the orders that are collected for them.
-pub(super) struct Builders {
-    queues: Vec<SyncSender<Vec<Order>>>,
-    collected: Vec<Vec<Order>>,
+pub(super) struct Builders<'a> {
+    queues: Vec<SyncSender<Vec<Order<'a>>>>,
+    collected: Vec<Vec<Order<'a>>>,
 }
 
-impl Builders {
+impl<'a> Builders<'a> {
     /// Starts `count` builders. `spawn` gets the receiving end of each one's queue.
-    pub(super) fn spawn(count: usize, mut spawn: impl FnMut(Receiver<Vec<Order>>)) -> Self {
+    pub(super) fn spawn(count: usize, mut spawn: impl FnMut(Receiver<Vec<Order<'a>>>)) -> Self {
         let queues = (0..count).map(|_| {
             let (queue, orders) = mpsc::sync_channel(QUEUE);
             spawn(orders);
@@ -56,7 +58,7 @@ impl Builders {
     }
 
     /// Collects an order for a builder.
-    pub(super) fn order(&mut self, builder: usize, order: Order) {
+    pub(super) fn order(&mut self, builder: usize, order: Order<'a>) {
         self.collected[builder].push(order);
     }
 
@@ -75,13 +77,13 @@ impl Builders {
 
 impl Fetcher<'_> {
     /// Runs a builder: processes its tasks and bytes until there are no more.
-    pub(super) fn build_all(
-        &self,
-        batches: &Receiver<Vec<Order>>,
-        events: &Sender<WorkerEvent>,
+    pub(super) fn build_all<'s>(
+        &'s self,
+        batches: &Receiver<Vec<Order<'s>>>,
+        events: &Sender<WorkerEvent<'s>>,
         unflushed: &Unflushed,
     ) {
-        let mut buildings: HashMap<usize, Building<'_>> = HashMap::new();
+        let mut buildings: HashMap<usize, Building<'s>> = HashMap::new();
         for batch in batches {
             let bytes = batch.iter().map(Order::bytes).sum();
             let built = batch.into_iter().filter_map(|order| self.carry_out(order, &mut buildings));
@@ -91,20 +93,17 @@ impl Fetcher<'_> {
                 let _ = events.send(WorkerEvent::Built(built));
             }
         }
-        for building in buildings.into_values() {
-            // The pull ended early. What cannot be saved is fetched again.
-            let _ = building.suspend();
-        }
     }
 
     /// Carries out an order. Returns the task's number and outcome if the task ends with it.
     fn carry_out<'s>(
         &'s self,
-        order: Order,
+        order: Order<'s>,
         buildings: &mut HashMap<usize, Building<'s>>,
     ) -> Option<(usize, Result<Outcome, PullError>)> {
         let (number, result) = match order {
-            Order::Begin(task) => (task.number, self.advance(Building::new(self.stage, self.tree, *task), None)),
+            Order::Begin(task) => (task.number, self.advance(Building::new(self.stage, self.roots, *task), None)),
+            Order::Continue(building) => (building.task().number, self.advance(*building, None)),
             Order::Bytes(number, bytes) => (number, self.advance(buildings.remove(&number)?, Some(&bytes))),
             Order::Abandon(number) => {
                 let sha256 = buildings.remove(&number)?.task().sha256;
@@ -132,12 +131,19 @@ impl Fetcher<'_> {
         if building.wants_literals() {
             return Ok(Step::Waits(Box::new(building)));
         }
+        self.finish(building).map(Step::Ended)
+    }
+
+    /// Completes a content for which nothing more has to arrive.
+    pub(super) fn finish(&self, mut building: Building<'_>) -> Result<Outcome, PullError> {
+        let sha256 = building.task().sha256;
+        let shown = || self.stage.shown_part(sha256);
         building.copy().or_else(|error| Err(error).at("write", shown()))?;
         debug_assert!(building.is_complete());
-        Ok(Step::Ended(match building.finish().or_else(|error| Err(error).at("write", shown()))? {
+        Ok(match building.finish().or_else(|error| Err(error).at("write", shown()))? {
             Built::Right(kept) => Outcome::Right(self.keep(sha256, &kept)?),
             Built::Wrong => Outcome::Wrong,
-        }))
+        })
     }
 }
 

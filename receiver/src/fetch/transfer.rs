@@ -1,6 +1,6 @@
 //! The network side of a fetch: turns tasks into requests, and answers into orders for the builders.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
@@ -20,8 +20,8 @@ use crate::stage::Task;
 /// The state of a transfer.
 pub(super) struct Transfer<'a> {
     tasks: &'a Tasks<'a>,
-    builders: Builders,
-    incoming: Receiver<WorkerEvent>,
+    builders: Builders<'a>,
+    incoming: Receiver<WorkerEvent<'a>>,
     /// Tasks that wait to be requested, with their grants. Tasks that are fetched a second time have none.
     ready: VecDeque<(Box<Task>, Option<Grant>)>,
     /// Fetches that need no search.
@@ -33,8 +33,8 @@ pub(super) struct Transfer<'a> {
     in_flight: VecDeque<(Answer, DataRequest)>,
     /// Tasks that builders work on.
     begun: HashMap<usize, Begun>,
-    /// Fetches whose content had a wrong digest once.
-    retried: HashSet<usize>,
+    /// What is being done about fetches whose content had a wrong digest.
+    retried: HashMap<usize, Retry>,
     /// Number of fetches without an outcome.
     remaining: usize,
     staged: &'a mut Staged,
@@ -48,6 +48,8 @@ struct Begun {
     alive: bool,
     /// Number of bytes that local files have.
     matched: u64,
+    /// The right to keep an open file, if the content is one that an earlier pull began.
+    open: Option<Grant>,
 }
 
 /// A data request, and the progress of its answer.
@@ -62,8 +64,8 @@ impl<'a> Transfer<'a> {
     /// Creates a transfer of `remaining` fetches; those in `whole` need no search.
     pub(super) fn new(
         tasks: &'a Tasks<'a>,
-        builders: Builders,
-        incoming: Receiver<WorkerEvent>,
+        builders: Builders<'a>,
+        incoming: Receiver<WorkerEvent<'a>>,
         whole: Vec<usize>,
         remaining: usize,
         staged: &'a mut Staged,
@@ -79,7 +81,7 @@ impl<'a> Transfer<'a> {
             whole: whole.into(),
             in_flight: VecDeque::new(),
             begun: HashMap::new(),
-            retried: HashSet::new(),
+            retried: HashMap::new(),
             remaining,
             staged,
             report,
@@ -162,6 +164,13 @@ impl<'a> Transfer<'a> {
                 None => return false,
             },
         };
+        self.begin(&task, builder, None);
+        self.builders.order(builder, Order::Begin(task));
+        true
+    }
+
+    /// Queues the ranges of a task for a builder.
+    fn begin(&mut self, task: &Task, builder: usize, open: Option<Grant>) {
         let row = self.tasks.fetches[task.number].row;
         let literals = task.pieces.iter().filter_map(|piece| match *piece {
             Piece::Literal { target, len } => Some((Item { row, offset: target, len }, task.number)),
@@ -173,9 +182,7 @@ impl<'a> Transfer<'a> {
         let literal: u64 = items.range(before..).map(|(item, _)| item.len).sum();
         let counted = if self.tasks.fetcher.resumed { task.keep } else { 0 };
         let matched = task.size.saturating_sub(literal).saturating_sub(counted);
-        self.begun.insert(task.number, Begun { builder, alive: true, matched });
-        self.builders.order(builder, Order::Begin(task));
-        true
+        self.begun.insert(task.number, Begun { builder, alive: true, matched, open });
     }
 
     /// Handles one event of an answer. Returns true if the answer is complete.
@@ -210,6 +217,7 @@ impl<'a> Transfer<'a> {
     fn failed(&mut self, number: usize, reason: ItemFailure) {
         let Some(begun) = self.begun.get_mut(&number).filter(|begun| begun.alive) else { return };
         begun.alive = false;
+        drop(begun.open.take());
         let builder = begun.builder;
         self.builders.order(builder, Order::Abandon(number));
         // Ranges that are not requested yet are not needed any more.
@@ -223,35 +231,57 @@ impl<'a> Transfer<'a> {
         self.remaining -= 1;
     }
 
-    fn worker_event(&mut self, event: WorkerEvent) -> Result<(), PullError> {
+    /// Returns the next task for a content that has a wrong digest, because of a wrong match, a damaged part, or an error
+    /// in transit.
+    fn retry(&mut self, number: usize) -> Result<Task, PullError> {
+        if !self.retried.contains_key(&number)
+            && let Some(task) = self.tasks.repair(number)?
+        {
+            self.retried.insert(number, Retry::Repair);
+            return Ok(task);
+        }
+        self.retried.insert(number, Retry::Whole);
+        Ok(self.tasks.whole(number, 0))
+    }
+
+    fn worker_event(&mut self, event: WorkerEvent<'a>) -> Result<(), PullError> {
         match event {
             WorkerEvent::Ready(task, grant) => self.ready.push_back((task, Some(grant))),
-            WorkerEvent::MatchingFailed(error) => return Err(error),
+            WorkerEvent::Failed(error) => return Err(error),
+            WorkerEvent::Resumed(building, grant) => {
+                let builder = building.task().number % self.builders.len();
+                self.begin(building.task(), builder, Some(grant));
+                self.builders.order(builder, Order::Continue(building));
+            }
             WorkerEvent::Built(built) => {
                 for (number, outcome) in built {
-                    self.built(number, outcome?);
+                    self.built(number, outcome?)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn built(&mut self, number: usize, outcome: Outcome) {
+    fn built(&mut self, number: usize, outcome: Outcome) -> Result<(), PullError> {
         let fetch = &self.tasks.fetches[number];
         match outcome {
             Outcome::Right(record) => {
-                let matched = self.begun.remove(&number).map_or(0, |begun| begun.matched);
+                if self.retried.contains_key(&number) {
+                    self.tasks.forget_wrong(number)?;
+                }
+                let matched = self.begun.remove(&number).map_or_else(|| self.tasks.kept(number), |begun| begun.matched);
                 self.remaining -= 1;
                 self.report.files_updated += 1;
                 self.report.add_matched(matched);
                 self.tasks.fetcher.progress.advance(1, matched);
                 self.staged.add(self.tasks.fetcher.row_of(fetch), Reused { linked: false, record });
             }
-            Outcome::Wrong if self.retried.insert(number) => {
-                // A wrong match, a damaged part, or a file that changed in transit: fetch it whole.
-                self.ready.push_back((Box::new(self.tasks.whole(number, 0)), None));
+            Outcome::Wrong if self.retried.get(&number) != Some(&Retry::Whole) => {
+                let task = self.retry(number)?;
+                self.ready.push_back((Box::new(task), None));
             }
             Outcome::Wrong => {
+                self.tasks.forget_wrong(number)?;
                 let path = self.tasks.fetcher.selection.path(fetch.row);
                 tracing::error!(
                     path = %Escaped(&path),
@@ -263,7 +293,17 @@ impl<'a> Transfer<'a> {
                 self.remaining -= 1;
             }
         }
+        Ok(())
     }
+}
+
+/// What is done about a wrong content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    /// What is right in it is kept.
+    Repair,
+    /// It is fetched whole.
+    Whole,
 }
 
 impl DataRequest {

@@ -32,6 +32,8 @@ pub(super) struct Wanted<'a> {
     pub(super) selection: Selection<'a>,
     pub(super) attributes: Attributes,
     pub(super) pool: ThreadPool,
+    /// Directories in which contents are looked for besides the tree.
+    pub(super) bases: Vec<Tree>,
 }
 
 /// What the tree has, and what is to be done.
@@ -80,6 +82,8 @@ impl Pull<'_> {
         )?;
         let waited = journal.len();
         grace.decide(&mut journal, &mut facts, destination.tree.as_ref(), &stores)?;
+        facts.add_below(destination.tree.as_ref(), held.map(Generation::list), selection);
+        wanted.pool.install(|| facts.add_elsewhere(&wanted.bases, selection));
         let refused = guard::refused_deletions(self.options, selection, &facts, &stores)?;
         let delete = self.options.delete && refused.is_none();
         let inputs = Inputs {

@@ -19,6 +19,7 @@ use crate::mark;
 use crate::plan::Plan;
 use crate::publish::Publisher;
 use crate::report::{Failed, Failure, Phase, Report};
+use crate::roots::Roots;
 use crate::selection::Selection;
 use crate::source::{self, Source};
 use crate::stage::{KeepPolicy, Stage};
@@ -163,6 +164,7 @@ impl Update<'_> {
         let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add);
         self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
         let mut staged = Staged::default();
+        let sums = stage.sums_log()?;
         let mut renewed: Option<(Arc<dyn Source>, u32)> = None;
         let mut broken = 0;
         loop {
@@ -172,8 +174,9 @@ impl Update<'_> {
                 source,
                 handle,
                 resumed: renewed.is_some(),
-                tree,
+                roots: Roots { dest: tree, bases: &self.wanted.bases },
                 stage,
+                sums: &sums,
                 selection: &self.wanted.selection,
                 attributes: &self.wanted.attributes,
                 draft,

@@ -80,7 +80,7 @@ impl Source for NativeSource {
         let framed = frame(number, request.kind(), &request.encode());
         // Sending fails when the writer has ended. The reader is then about to report why.
         let _ = self.outgoing.send(framed);
-        Ok(Answer { events: answer })
+        Ok(Answer::new(answer))
     }
 
     fn traffic(&self) -> Traffic {

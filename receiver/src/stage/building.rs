@@ -1,8 +1,8 @@
 //! Builds one content from the pieces of a [`Task`].
 //!
 //! Call [`Building::literal`] for the bytes of the literal pieces, in order, then [`Building::copy`] for the
-//! copies that remain, then [`Building::finish`]. [`Building::suspend`] saves an unfinished content for the
-//! next pull.
+//! copies that remain, then [`Building::finish`]. If a pull ends before, the next one continues with what is written:
+//! everything that arrived, except a beginning of which the rest is still to come in the same call.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -16,8 +16,9 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 
 use super::sparse::SparseFile;
-use super::{Metadata, Stage, final_name, part_name, set_metadata};
-use crate::local::{self, Tree};
+use super::{Metadata, Stage, final_name, part_name, set_metadata, wrong_name};
+use crate::local;
+use crate::roots::{FileAt, Roots};
 
 /// A content to build.
 #[derive(Debug, Clone)]
@@ -31,8 +32,8 @@ pub(crate) struct Task {
     pub(crate) keep: u64,
     /// The pieces of the rest, in order, from `keep` on.
     pub(crate) pieces: Vec<Piece>,
-    /// Local paths that the pieces refer to.
-    pub(crate) bases: Vec<Vec<u8>>,
+    /// Local files that the pieces refer to.
+    pub(crate) bases: Vec<FileAt>,
     /// What the store keeps of the content. `None` if there is no store.
     pub(crate) keep_in_store: Option<KeepPolicy>,
 }
@@ -65,12 +66,13 @@ pub(crate) enum Built {
 /// hashed as it is written.
 pub(crate) struct Building<'a> {
     stage: &'a Stage,
-    tree: &'a Tree,
+    roots: Roots<'a>,
     task: Task,
     hasher: Sha256,
     sums: Option<SumsBuilder>,
-    keeps_content: bool,
-    /// `None` until the content exceeds [`BUFFER`]: a small file is written at once.
+    /// The content so far, if the store keeps it.
+    content: Option<Vec<u8>>,
+    /// `None` until something is written: a content that arrives at once is written at once.
     file: Option<SparseFile>,
     buffer: Vec<u8>,
     /// The current piece, and the number of its bytes that are done.
@@ -84,14 +86,16 @@ pub(crate) struct Building<'a> {
 }
 
 impl<'a> Building<'a> {
-    pub(crate) fn new(stage: &'a Stage, tree: &'a Tree, task: Task) -> Self {
+    pub(crate) fn new(stage: &'a Stage, roots: Roots<'a>, task: Task) -> Self {
         let keep = task.keep_in_store;
         let scheme = keep.map(|keep| Scheme::for_size(task.size, &keep.sums)).filter(|scheme| !scheme.is_empty());
         Self {
             stage,
-            tree,
+            roots,
             sums: scheme.map(|scheme| SumsBuilder::new(scheme, task.size)),
-            keeps_content: keep.is_some_and(|keep| task.size <= keep.contents.min(u64::from(limits::KEPT_CONTENT))),
+            content: keep
+                .is_some_and(|keep| task.size <= keep.contents.min(u64::from(limits::KEPT_CONTENT)))
+                .then(Vec::new),
             bases: task.bases.iter().map(|_| None).collect(),
             literals_end: task
                 .pieces
@@ -141,17 +145,22 @@ impl<'a> Building<'a> {
             (self.piece, self.done) = (self.piece + 1, 0);
         }
         if !self.wants_literals() {
-            self.copy()?;
+            return self.copy();
         }
-        Ok(())
+        self.flush()
     }
 
-    /// Checks the digest, and renames the content to its final staged name if it is right.
+    /// Checks the digest, and renames the content to its final staged name if it is right. If not, and more than a buffer
+    /// of it is written, the file remains as [`super::wrong_at`].
     pub(crate) fn finish(mut self) -> io::Result<Built> {
         self.resume()?;
         let digest = Digest(std::mem::take(&mut self.hasher).finalize().into());
         if digest != self.task.sha256 || self.spoilt {
-            local::unlink(self.stage.fd(), &part_name(self.task.sha256))?;
+            if self.file.is_some() {
+                self.flush()?;
+                let part = part_name(self.task.sha256);
+                local::rename(self.stage.fd(), &part, self.stage.fd(), &wrong_name(self.task.sha256))?;
+            }
             return Ok(Built::Wrong);
         }
         let (name, opened) = (final_name(self.task.sha256), self.file.is_some());
@@ -165,18 +174,8 @@ impl<'a> Building<'a> {
         if opened {
             local::rename(self.stage.fd(), &part_name(self.task.sha256), self.stage.fd(), &name)?;
         }
-        // If an earlier pull left a part, its bytes are only in the file. Reading them again is not worth it.
-        let content = if self.keeps_content && !opened { self.buffer } else { Vec::new() };
+        let content = self.content.unwrap_or_default();
         Ok(Built::Right(Kept { sums: self.sums.map_or_else(Vec::new, SumsBuilder::finish), content }))
-    }
-
-    /// Writes out the buffer, so that the next pull can continue from here.
-    pub(crate) fn suspend(mut self) -> io::Result<()> {
-        if self.buffer.len() < WORTH_KEEPING && self.file.is_none() {
-            return Ok(());
-        }
-        self.flush()?;
-        self.file.map_or(Ok(()), |file| file.finish().map(drop))
     }
 
     /// Reads the part that an earlier pull left, on the first call.
@@ -215,9 +214,9 @@ impl<'a> Building<'a> {
     }
 
     fn read_basis(&mut self, basis: usize, offset: u64, buffer: &mut [u8]) -> bool {
-        let (Some(slot), Some(path)) = (self.bases.get_mut(basis), self.task.bases.get(basis)) else { return false };
+        let (Some(slot), Some(at)) = (self.bases.get_mut(basis), self.task.bases.get(basis)) else { return false };
         if slot.is_none() {
-            *slot = self.tree.file(path).ok();
+            *slot = self.roots.file(at).ok();
         }
         slot.as_ref().is_some_and(|file| file.read_exact_at(buffer, offset).is_ok())
     }
@@ -241,9 +240,15 @@ impl<'a> Building<'a> {
                 sums.update(part);
             }
         }
+        if let Some(content) = &mut self.content {
+            content.extend_from_slice(bytes);
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         self.write(&buffer)?;
         buffer.clear();
@@ -255,7 +260,7 @@ impl<'a> Building<'a> {
         if self.file.is_none() {
             self.file = Some(SparseFile::new(self.stage.create(&part_name(self.task.sha256))?, 0));
         }
-        self.file.as_mut().map_or(Ok(()), |file| file.write(bytes))
+        self.file.as_mut().map_or(Ok(()), |file| file.write(bytes).and_then(|()| file.settle()))
     }
 }
 
@@ -265,5 +270,3 @@ const BUFFER: usize = 256 << 10;
 const UNBUFFERED: usize = 64 << 10;
 /// Number of bytes that a core's cache has room for besides what it needs to hash them.
 const CACHED: usize = 64 << 10;
-/// Number of bytes below which an unfinished content is not saved when a pull is interrupted.
-const WORTH_KEEPING: usize = 4 << 10;

@@ -54,11 +54,14 @@ impl SparseFile {
         Ok(())
     }
 
-    /// Sets the file's length to the number of bytes written, and returns the file.
+    /// Sets the file's length to the number of bytes written, so that zeros at its end are not lost if nothing follows.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        if self.zeros > 0 { self.file.set_len(self.len) } else { Ok(()) }
+    }
+
+    /// Settles the file and returns it.
     pub(super) fn finish(self) -> io::Result<File> {
-        if self.zeros > 0 {
-            self.file.set_len(self.len)?;
-        }
+        self.settle()?;
         Ok(self.file)
     }
 

@@ -1,7 +1,9 @@
 //! Pulls from a scripted sender, honest or not. All tests are one binary, with a module for each topic:
 //!
 //! - `whole`: the tree that a pull makes: contents, metadata, types, links, deletions, parts of a repository
-//! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas, what an earlier pull left
+//! - `saving`: what a pull does not fetch: unchanged trees, renames, deltas
+//! - `resume`: what a pull does not fetch again after one that did not end
+//! - `basis`: where contents and parts of new files are looked for
 //! - `store`: the generation that a pull publishes
 //! - `kept`: what remains if something fails, and how it is reported
 //! - `grace`: deletions that wait
@@ -12,6 +14,7 @@
 //! - `property`: any tree, any change
 //! - `sender`, `tree`: the scripted sender and its trees
 
+mod basis;
 mod commit;
 mod foreign;
 mod grace;
@@ -19,6 +22,7 @@ mod hostile;
 mod kept;
 mod places;
 mod property;
+mod resume;
 mod saving;
 mod sender;
 mod store;

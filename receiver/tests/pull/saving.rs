@@ -234,7 +234,8 @@ fn a_damaged_part_of_an_earlier_pull_is_noticed() {
     sender.behave(Behaviour { cut: Some(2_000_000), ..Behaviour::default() });
     run(place.options(&sender)).unwrap_err();
     let stage = place.file(".stillmirror-stage");
-    let part = fs::read_dir(stage).unwrap().next().unwrap().unwrap().path();
+    let names = fs::read_dir(stage).unwrap().map(|entry| entry.unwrap().path());
+    let part = names.into_iter().find(|path| path.extension().is_some_and(|suffix| suffix == "part")).unwrap();
     let mut bytes = fs::read(&part).unwrap();
     bytes[1000] ^= 1;
     fs::write(&part, bytes).unwrap();
