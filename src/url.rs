@@ -1,8 +1,10 @@
 //! URLs: `stillmirror://HOST[:PORT]/[NAME[/PATH]]`.
 
+use std::fmt;
 use std::str::FromStr;
 
-use stillmirror_protocol::{head, path};
+use stillmirror_protocol::head;
+use stillmirror_protocol::path::{self, Escaped};
 
 /// The default port.
 pub(crate) const PORT: u16 = 8730;
@@ -16,6 +18,13 @@ pub(crate) struct Url {
     pub(crate) repository: String,
     /// The path within the repository, without a trailing slash; empty for all of it.
     pub(crate) path: Vec<u8>,
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stillmirror://{}/{}", self.address, self.repository)?;
+        if self.path.is_empty() { Ok(()) } else { write!(f, "/{}", Escaped(&self.path)) }
+    }
 }
 
 impl FromStr for Url {

@@ -162,6 +162,19 @@ impl PullError {
             || matches!(self, Self::Refused { code, .. } if shutting_down(code))
     }
 
+    /// Returns whether the network or the sender is the reason, so that another sender may have what is wanted.
+    pub(crate) fn concerns_sender(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::Socket { .. }
+                | Self::Timeout { .. }
+                | Self::Handshake { .. }
+                | Self::Refused { .. }
+                | Self::Protocol(_)
+        )
+    }
+
     /// Returns whether another process has a lock that the pull needs.
     pub(crate) fn is_busy(&self) -> bool {
         match self {

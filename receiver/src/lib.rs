@@ -54,6 +54,6 @@ mod verify;
 pub use error::PullError;
 pub use limit::{MaxDelete, USUAL_LEAST, USUAL_PERCENT};
 pub use pull::{pull, pull_from};
-pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Silent};
-pub use source::{NativeSource, Pinned, Renewing, Source, SourceOptions};
+pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Served, Silent};
+pub use source::{Accept, NativeSource, Pinned, Renewing, SeveralSources, Source, SourceOptions};
 pub use verify::{Problem, VerifyReport, verify};

@@ -1,12 +1,13 @@
 //! Runs a pull, from the first request to the published generation.
 
 mod prepared;
+mod rounds;
 mod update;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use stillmirror_protocol::entry::Digest;
@@ -30,7 +31,7 @@ use crate::report::{Check, Options, Phase, Progress, Report};
 use crate::roots;
 use crate::selection::Selection;
 use crate::snapshots::{self, Snapshots};
-use crate::source::{self, NativeSource, Pinned, Source, SourceOptions};
+use crate::source::{self, Pinned, Source};
 use crate::stage::Stage;
 use crate::stores;
 use crate::turn::Turn;
@@ -57,17 +58,7 @@ pub async fn pull(
     loop {
         // Before the sender is asked for anything: it does not wait for others.
         turn.come(&options, &*progress, &cancel).await?;
-        let source = NativeSource::connect(
-            &options.address,
-            SourceOptions {
-                connect_timeout: options.connect_timeout,
-                timeout: options.timeout,
-                bandwidth: options.bandwidth,
-                cancel: cancel.clone(),
-                progress: progress.clone(),
-            },
-        );
-        let source: Arc<dyn Source> = Arc::new(source.await?);
+        let source = rounds::connect(&options, progress.clone(), cancel.clone()).await?;
         match pull_from(source, options.clone(), progress.clone(), cancel.clone()).await {
             Err(error) if turn.is_lost(&error) => {}
             result => return result,
@@ -83,7 +74,7 @@ pub async fn pull_from(
     cancel: CancellationToken,
 ) -> Result<Report, PullError> {
     let runtime = Handle::current();
-    let work = move || match pull_to_newest(source, &options, &*progress, &cancel, &runtime) {
+    let work = move || match rounds::pull(source, &options, &*progress, &cancel, &runtime) {
         // Whatever failed during the cancellation, the cancellation is the reason.
         Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
         result => result,
@@ -93,84 +84,6 @@ pub async fn pull_from(
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(PullError::Interrupted),
     }
-}
-
-/// Pulls the current generation. The sender may publish during the pull, and then lacks files of the generation being
-/// pulled. In that case, pulls the newest generation and keeps what was brought, until one generation is whole or
-/// [`Options::patience`] ends.
-fn pull_to_newest(
-    mut source: Arc<dyn Source>,
-    options: &Options,
-    progress: &dyn Progress,
-    cancel: &CancellationToken,
-    runtime: &Handle,
-) -> Result<Report, PullError> {
-    let started = Instant::now();
-    let snapshots = open_snapshots(options)?;
-    let mut earlier = Report::default();
-    loop {
-        let snapshots = snapshots.as_ref();
-        let pull = Pull { source: &*source, options, snapshots, progress, cancel, runtime: runtime.clone() };
-        let result = pull.run();
-        source.close();
-        let report = result?.after(earlier);
-        if !report.is_overtaken() || started.elapsed() >= options.patience {
-            return Ok(report);
-        }
-        let left = options.patience.saturating_sub(started.elapsed());
-        let renewed = runtime.block_on(async {
-            tokio::select! {
-                () = cancel.cancelled() => Err(PullError::Interrupted),
-                renewed = wait_for_newer(&*source, &options.repository, report.generation, left) => renewed,
-            }
-        });
-        match renewed {
-            Ok(Some(renewed)) => {
-                tracing::info!("the sender has a newer generation; continuing with it");
-                (source, earlier) = (renewed, report);
-            }
-            Ok(None) => return Ok(report),
-            Err(error) => {
-                tracing::warn!(%error, "cannot ask for a newer generation");
-                return Ok(report);
-            }
-        }
-    }
-}
-
-/// Returns a connection to the sender once it has a newer generation than this one. If files were replaced, its index
-/// follows soon, and its daemon notices that after a moment. `None` if it does not.
-async fn wait_for_newer(
-    source: &dyn Source,
-    repository: &str,
-    generation: u64,
-    patience: Duration,
-) -> Result<Option<Arc<dyn Source>>, PullError> {
-    let mut renewed = newer(source, repository, generation).await?;
-    let mut waited = Duration::ZERO;
-    for pause in RECHECKS {
-        waited += pause;
-        if renewed.is_some() || waited > patience {
-            break;
-        }
-        tokio::time::sleep(pause).await;
-        renewed = newer(source, repository, generation).await?;
-    }
-    Ok(renewed)
-}
-
-/// The pauses before the sender is asked again for a newer generation.
-const RECHECKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-
-/// Reconnects. Returns the connection if the sender has another generation than this one.
-async fn newer(source: &dyn Source, repository: &str, generation: u64) -> Result<Option<Arc<dyn Source>>, PullError> {
-    let renewed = source.renew().await?;
-    let pinned = source::head(&*renewed, repository).await?;
-    if pinned.head.generation == generation {
-        renewed.close();
-        return Ok(None);
-    }
-    Ok(Some(renewed))
 }
 
 /// Opens the snapshots that the options want. Fails if DEST is a snapshot and they want none.

@@ -40,6 +40,9 @@ pub enum Owners {
 pub struct Options {
     /// The sender, `HOST:PORT`.
     pub address: String,
+    /// Further senders of the same repository, `HOST:PORT`. The one with the newest generation is asked, and left if it
+    /// fails.
+    pub alternatives: Vec<String>,
     /// The repository's name.
     pub repository: String,
     /// The part of the repository to pull, relative to its root. Empty for all. A single file is placed in
@@ -115,6 +118,7 @@ impl Options {
     pub fn new(address: impl Into<String>, repository: impl Into<String>, dest: impl Into<PathBuf>) -> Self {
         Self {
             address: address.into(),
+            alternatives: Vec::new(),
             repository: repository.into(),
             path: Vec::new(),
             dest: dest.into(),
@@ -256,6 +260,8 @@ pub struct Report {
     pub planned_bytes: u64,
     /// The number of the generation written into the receiver's own store. `None` if none was written.
     pub published: Option<u64>,
+    /// What each sender did, if there are several.
+    pub senders: Vec<Served>,
     /// Whether the destination leads to a new snapshot now. See [`Options::keep_snapshots`].
     pub switched: bool,
 }
@@ -295,10 +301,30 @@ impl Report {
         }
     }
 
+    /// Returns whether another sender of the same list may have what failed.
+    pub(crate) fn may_be_elsewhere(&self) -> bool {
+        self.failed.iter().any(|failed| {
+            matches!(failed.why, Failure::Stale | Failure::Vanished | Failure::Unreadable | Failure::Damaged)
+        })
+    }
+
     /// Returns whether a file failed for this reason.
     pub fn has_failed(&self, why: Failure) -> bool {
         self.failed.iter().any(|failed| failed.why == why)
     }
+}
+
+/// What one of several senders did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// The sender, `HOST:PORT`.
+    pub address: String,
+    /// Bytes received from it.
+    pub received: u64,
+    /// The number of the generation that it had when it was last asked. `None` if it never answered.
+    pub generation: Option<u64>,
+    /// Why it was left the last time.
+    pub failure: Option<String>,
 }
 
 /// An action on a name.

@@ -1,12 +1,14 @@
 //! The sources of a generation: anything that answers the protocol's requests.
 //!
-//! [`Source`] is the receiver's only interface to the outside. [`NativeSource`] asks a daemon. A source that
+//! [`Source`] is the receiver's only interface to the outside. [`NativeSource`] asks a daemon, and [`SeveralSources`] one of
+//! several daemons at a time. A source that
 //! reads the same generation as plain files from an HTTP server would answer the same [`Request`]s.
 //!
 //! Call [`Source::ask`] for each request, then read its [`Answer`] until it ends. Several requests may be in
 //! flight at once.
 
 mod native;
+mod several;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,9 +21,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::PullError;
-use crate::report::{Progress, Silent};
+use crate::report::{Progress, Served, Silent};
 
 pub use native::NativeSource;
+pub use several::{Accept, SeveralSources};
 
 /// A connection that answers requests. Any thread may ask; answers to several requests arrive concurrently.
 pub trait Source: Send + Sync {
@@ -37,6 +40,18 @@ pub trait Source: Send + Sync {
     /// Makes another connection to continue on after this one broke. Nothing is pinned on it yet. Its traffic
     /// is included in the [`Source::traffic`] of both.
     fn renew(&self) -> Renewing<'_>;
+
+    /// Notes why the sender failed, and the number of the generation of which it lacks files, if that is the reason.
+    /// Returns whether a renewed connection may help, because there are several senders.
+    fn leave(&self, why: &str, incomplete: Option<u64>) -> bool {
+        let _ = (why, incomplete);
+        false
+    }
+
+    /// Returns what each sender did, if there are several.
+    fn served(&self) -> Vec<Served> {
+        Vec::new()
+    }
 }
 
 /// A new connection in the making.

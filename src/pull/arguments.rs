@@ -38,9 +38,10 @@ Examples:
 #[command(after_help = EXAMPLES)]
 #[command(group = ArgGroup::new("deleting").args(["delete", "delete_grace"]).multiple(true))]
 pub(crate) struct Arguments {
-    /// The repository, or a part of it
-    #[arg(value_name = "stillmirror://HOST:PORT/NAME[/PATH]")]
-    url: Url,
+    /// The repository, or a part of it. Of several senders, the one with the newest generation is asked, and left for
+    /// another if it fails
+    #[arg(value_name = "stillmirror://HOST:PORT/NAME[/PATH]", required = true, num_args = 1..)]
+    urls: Vec<Url>,
     /// The local tree; created if it does not exist
     #[arg(value_name = "DEST", value_parser = path_args::local())]
     dest: PathBuf,
@@ -161,12 +162,20 @@ pub(crate) fn explain_rsync_flags(mut error: clap::Error) -> clap::Error {
 
 /// Returns the options of a pull.
 pub(super) fn options(arguments: &Arguments) -> Result<Options> {
-    let Url { address, repository, path } = arguments.url.clone();
+    let [url, others @ ..] = &arguments.urls[..] else {
+        return Err(UsageError("name a repository: stillmirror://HOST/NAME".to_owned()).into());
+    };
+    let Url { address, repository, path } = url.clone();
     if repository.is_empty() {
         let form = format!("name a repository: stillmirror://{address}/NAME (`stillmirror list` shows them)");
         return Err(UsageError(form).into());
     }
+    if let Some(other) = others.iter().find(|other| (&other.repository, &other.path) != (&repository, &path)) {
+        let form = format!("all URLs must name the same part of the same repository: {url} and {other} do not");
+        return Err(UsageError(form).into());
+    }
     let mut options = Options::new(address, repository, &arguments.dest);
+    options.alternatives = others.iter().map(|other| other.address.clone()).collect();
     options.path = path;
     options.store = Some(match &arguments.store {
         Some(store) => store.clone(),

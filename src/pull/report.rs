@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use stillmirror_protocol::path::Escaped;
-use stillmirror_receiver::{Action, Failure, Report};
+use stillmirror_receiver::{Action, Failure, Report, Served};
 
 use super::arguments::Arguments;
 use crate::exit::Exit;
@@ -81,6 +81,10 @@ fn print_summary(report: &Report) {
         bytes(report.bytes_list),
         bytes(report.bytes_matched)
     );
+    for Served { address, received, failure, .. } in &report.senders {
+        let failure = failure.as_ref().map_or(String::new(), |why| format!("; it failed: {why}"));
+        line!("{address} sent {}{failure}", bytes(*received));
+    }
     print_waiting(report);
 }
 
@@ -124,6 +128,13 @@ pub(super) fn to_json(report: &Report) -> serde_json::Value {
         .iter()
         .map(|(action, path)| json!({ "action": verb(*action), "path": Escaped(path).to_string() }))
         .collect();
+    let senders: Vec<_> = report
+        .senders
+        .iter()
+        .map(|Served { address, received, generation, failure }| {
+            json!({ "address": address, "generation": generation, "bytes_received": received, "failure": failure })
+        })
+        .collect();
     json!({
         "generation": report.generation,
         "unchanged": report.unchanged,
@@ -152,5 +163,6 @@ pub(super) fn to_json(report: &Report) -> serde_json::Value {
         "planned_bytes": report.planned_bytes,
         "store_generation": report.published,
         "switched": report.switched,
+        "senders": senders,
     })
 }

@@ -207,6 +207,7 @@ impl Update<'_> {
             let pause = FIRST_PAUSE * (1 << (*broken).min(LONGEST_PAUSE));
             *broken += 1;
             tracing::warn!(error = %why, ?pause, "connection lost; reconnecting");
+            source.leave(&why.to_string(), None);
             let renewed = runtime.block_on(async {
                 tokio::select! {
                     () = cancel.cancelled() => return Err(PullError::Interrupted),

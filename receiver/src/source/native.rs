@@ -41,7 +41,7 @@ impl NativeSource {
         Self::connect_counting(address, options, Arc::default()).await
     }
 
-    async fn connect_counting(
+    pub(super) async fn connect_counting(
         address: &str,
         options: SourceOptions,
         counters: Arc<Counters>,
@@ -84,12 +84,7 @@ impl Source for NativeSource {
     }
 
     fn traffic(&self) -> Traffic {
-        let Counters { received, sent, round_trips } = &*self.shared.counters;
-        Traffic {
-            received: received.load(Ordering::Relaxed),
-            sent: sent.load(Ordering::Relaxed),
-            round_trips: round_trips.load(Ordering::Relaxed),
-        }
+        self.shared.counters.traffic()
     }
 
     fn close(&self) {
@@ -122,11 +117,22 @@ struct Shared {
     session: Mutex<Session>,
 }
 
+/// Counters of the traffic with one sender.
 #[derive(Debug, Default)]
-struct Counters {
+pub(super) struct Counters {
     received: AtomicU64,
     sent: AtomicU64,
     round_trips: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic {
+            received: self.received.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Relaxed),
+            round_trips: self.round_trips.load(Ordering::Relaxed),
+        }
+    }
 }
 
 #[derive(Debug)]

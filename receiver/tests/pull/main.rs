@@ -7,6 +7,7 @@
 //! - `store`: the generation that a pull publishes
 //! - `kept`: what remains if something fails, and how it is reported
 //! - `grace`: deletions that wait
+//! - `senders`: several senders of one repository
 //! - `switch`: snapshots that replace each other in one step
 //! - `places`: destinations and stores that must not be harmed
 //! - `unprivileged`: pulls by a user without root, for whom permissions matter
@@ -25,6 +26,7 @@ mod property;
 mod resume;
 mod saving;
 mod sender;
+mod senders;
 mod store;
 mod switch;
 mod tree;
