@@ -115,6 +115,8 @@ pub(crate) struct Index {
     pub(crate) smallest_block: Option<Bytes>,
     pub(crate) no_block_checksums: Option<Vec<Pattern>>,
     pub(crate) keep_contents: Option<Bytes>,
+    pub(crate) sign_key: Option<PathBuf>,
+    pub(crate) sign_expires: Option<Seconds>,
     pub(crate) scrub: Option<Part>,
     pub(crate) keep_generations: Option<u32>,
     pub(crate) keep_age: Option<Seconds>,
@@ -136,6 +138,8 @@ impl Index {
             smallest_block: self.smallest_block.or(defaults.smallest_block),
             no_block_checksums: self.no_block_checksums.or(defaults.no_block_checksums),
             keep_contents: self.keep_contents.or(defaults.keep_contents),
+            sign_key: self.sign_key.or(defaults.sign_key),
+            sign_expires: self.sign_expires.or(defaults.sign_expires),
             scrub: self.scrub.or(defaults.scrub),
             keep_generations: self.keep_generations.or(defaults.keep_generations),
             keep_age: self.keep_age.or(defaults.keep_age),
@@ -334,15 +338,18 @@ impl Config {
             .add_source(overlay)
             .build()?;
         let mut config: Config = merged.try_deserialize().context("from the environment (STILLMIRROR_…)")?;
+        let below = |file: &mut Option<PathBuf>| *file = file.take().map(|file| base.join(file));
+        below(&mut config.index.sign_key);
         for repository in &mut config.repository {
+            below(&mut repository.index.sign_key);
             repository.root = base.join(&repository.root);
             repository.store = base.join(&repository.store);
             for file in [&mut repository.secrets_file, &mut repository.include_from, &mut repository.exclude_from] {
-                *file = file.take().map(|file| base.join(file));
+                below(file);
             }
         }
-        config.daemon.lists = config.daemon.lists.take().map(|dir| base.join(dir));
-        config.daemon.motd_file = config.daemon.motd_file.take().map(|file| base.join(file));
+        below(&mut config.daemon.lists);
+        below(&mut config.daemon.motd_file);
         config.check()?;
         Ok(config)
     }

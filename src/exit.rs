@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use stillmirror_daemon::DaemonError;
-use stillmirror_indexer::IndexError;
+use stillmirror_indexer::{IndexError, SignError};
 use stillmirror_receiver::PullError;
 use stillmirror_store::StoreError;
 
@@ -21,7 +21,8 @@ pub(crate) enum Exit {
     Socket = 10,
     /// A file or directory on this host failed: permission, space, damage.
     FileIo = 11,
-    /// The peer broke the protocol, sent data that does not match its own digests, or went back to an older generation.
+    /// The peer broke the protocol, sent data that does not match its own digests, went back to an older generation, or
+    /// its head is not trusted.
     Protocol = 12,
     /// Ended by SIGINT or SIGTERM.
     Interrupted = 20,
@@ -98,6 +99,9 @@ pub(crate) fn of(error: &anyhow::Error) -> Exit {
     if let Some(error) = error.downcast_ref::<IndexError>() {
         return of_index(error);
     }
+    if let Some(error) = error.downcast_ref::<SignError>() {
+        return of_sign(error);
+    }
     if let Some(error) = error.downcast_ref::<DaemonError>() {
         return of_daemon(error);
     }
@@ -111,8 +115,16 @@ fn of_index(error: &IndexError) -> Exit {
     match error {
         IndexError::Stopped => Exit::Interrupted,
         IndexError::Store(error) => of_store(error),
+        IndexError::Sign(error) => of_sign(error),
         IndexError::ChangedPath { .. } | IndexError::StoreIsRoot(_) => Exit::Usage,
         _ => Exit::FileIo,
+    }
+}
+
+fn of_sign(error: &SignError) -> Exit {
+    match error {
+        SignError::Key { .. } | SignError::Exists(_) | SignError::NoGeneration(_) | SignError::Pulled(_) => Exit::Usage,
+        SignError::Io { .. } => Exit::FileIo,
     }
 }
 
@@ -124,8 +136,8 @@ fn of_pull(error: &PullError) -> Exit {
         PullError::Connect { .. } | PullError::Socket { .. } => Exit::Socket,
         PullError::Timeout { .. } => Exit::Timeout,
         PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
-        PullError::Older { .. } | PullError::Protocol(_) => Exit::Protocol,
-        PullError::EmptyDestination { .. } | PullError::File { .. } => Exit::FileIo,
+        PullError::Older { .. } | PullError::Protocol(_) | PullError::Untrusted { .. } => Exit::Protocol,
+        PullError::EmptyDestination { .. } | PullError::TrustFile(_) | PullError::File { .. } => Exit::FileIo,
         PullError::Store(error) => of_store(error),
     }
 }
@@ -157,7 +169,7 @@ Exit codes:
    5  the peer refused, or speaks another protocol or version
   10  the connection could not be opened, or it broke
   11  file I/O on this host (permission, space, a damaged or busy store)
-  12  the peer broke the protocol, its data does not match its digests, or its head went back
+  12  the peer broke the protocol, its data does not match its digests, its head went back, or --trust refuses it
   20  ended by SIGINT or SIGTERM
   23  some files were not transferred, not indexed, or did not verify
   24  some files vanished or changed while they were read; the next run picks them up

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
@@ -19,6 +20,7 @@ use crate::config::{Bytes, Config, Ctime, Index, Part, Pattern, Seconds, Special
 use crate::exit::{Exit, UsageError};
 use crate::output::{OutputArgs, bytes, count, line};
 use crate::progress::{self, FilesDone};
+use crate::sign::load_key;
 use crate::{path_args, signals};
 
 const EXAMPLES: &str = "\
@@ -104,6 +106,13 @@ struct Overrides {
     /// Keep the content of files up to this size in the store and serve it from there; 0 keeps none [default: 16KiB]
     #[arg(long, value_name = "SIZE")]
     keep_contents: Option<Bytes>,
+    /// Sign the head with this secret key (from `stillmirror keygen` or `minisign -G -W`); a head that does not change is
+    /// signed again when half of --expires is over
+    #[arg(long, value_name = "FILE", value_parser = path_args::local())]
+    sign: Option<PathBuf>,
+    /// How long mirrors accept the signature [default: 7d]
+    #[arg(long, value_name = "AGE")]
+    expires: Option<Seconds>,
     /// Re-read this share of the unchanged files, such as 1/30 or 2.5%, those not read for the longest time first, and
     /// report files whose content is not the indexed one [default: 0]
     #[arg(long, value_name = "SHARE")]
@@ -132,6 +141,8 @@ impl From<Overrides> for Index {
             smallest_block: flags.smallest_block,
             no_block_checksums: flags.no_block_checksums,
             keep_contents: flags.keep_contents,
+            sign_key: flags.sign,
+            sign_expires: flags.expires,
             scrub: flags.scrub,
             keep_generations: flags.keep_generations,
             keep_age: flags.keep_age,
@@ -217,6 +228,9 @@ fn repository_options(root: &Path, store: &Path, name: &str, ctime: Ctime, setti
     options.sums = sums(settings);
     options.keep_contents = settings.keep_contents.map_or(options.keep_contents, |Bytes(size)| size);
     options.scrub = settings.scrub.and_then(|Part(share)| share);
+    if let Some(key) = &settings.sign_key {
+        options.signer = Some(Arc::new(load_key(key, settings.sign_expires)?));
+    }
     options.xxh128 = settings.xxh128.unwrap_or(false);
     options.md5 = settings.md5.unwrap_or(false);
     options.specials = match settings.specials.unwrap_or(Specials::Keep) {

@@ -14,6 +14,7 @@ use stillmirror_receiver as receiver;
 use stillmirror_store::Store;
 
 use crate::exit::{Exit, UsageError};
+use crate::output::time;
 use crate::path_args;
 use crate::url::Url;
 
@@ -121,7 +122,8 @@ fn summary(head: &Head) -> serde_json::Map<String, serde_json::Value> {
     let summary = serde_json::json!({
         "repository": head.repository,
         "generation": head.generation,
-        "created": render::time(head.created),
+        "created": time(head.created),
+        "expires": head.expires.map(time),
         "list_digest": head.list_digest.to_string(),
         "files": counts.files,
         "directories": counts.directories,

@@ -9,6 +9,7 @@ mod demo;
 mod exit;
 mod filter_args;
 mod index;
+mod keygen;
 mod list;
 mod output;
 mod path_args;
@@ -16,6 +17,7 @@ mod privileges;
 mod progress;
 mod pull;
 mod serve;
+mod sign;
 mod signals;
 mod url;
 mod verify;
@@ -39,6 +41,10 @@ struct Arguments {
 enum Command {
     /// Index a repository: walk it once, hash what changed, publish a generation
     Index(index::Arguments),
+    /// Make a key that signs generations
+    Keygen(keygen::Arguments),
+    /// Sign the current generation of a store again, without indexing
+    Sign(sign::Arguments),
     /// Serve repositories to stillmirror and rsync clients
     Serve(serve::Arguments),
     /// Pull a repository, or a part of it: fetch what changed, verify, commit
@@ -64,6 +70,8 @@ fn main() -> ExitCode {
     };
     let result = match arguments.command {
         Command::Index(arguments) => index::run(arguments),
+        Command::Keygen(arguments) => keygen::run(arguments),
+        Command::Sign(arguments) => sign::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Pull(arguments) => pull::run(arguments),
         Command::List(arguments) => list::run(arguments),

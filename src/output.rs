@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use clap::Args;
 use indicatif::ProgressBar;
+use stillmirror_protocol::entry::Time;
 
 use crate::progress;
 
@@ -84,6 +85,12 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
+/// Formats a time as `2026-01-31 12:00:00Z`, or in seconds if it is beyond the calendar.
+pub(crate) fn time(time: Time) -> String {
+    jiff::Timestamp::new(time.sec, 0)
+        .map_or_else(|_| format!("{}s", time.sec), |stamp| stamp.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
 /// Prints one line of a command's result. Ignores a reader that is gone (`| head`).
 macro_rules! line {
     ($($arguments:tt)*) => {{
@@ -107,6 +114,12 @@ mod tests {
         assert_eq!(error(&anyhow::Error::from(store()).context("repository 'x'")), format!("repository 'x': {text}"));
         let plain = Err::<(), _>(system()).context("cannot write").unwrap_err();
         assert_eq!(error(&plain), "cannot write: No space left on device (os error 28)");
+    }
+
+    #[test]
+    fn times_before_1970_and_beyond_the_calendar_are_shown() {
+        assert_eq!(time(Time { sec: -1, nsec: 5 }), "1969-12-31 23:59:59Z");
+        assert_eq!(time(Time { sec: i64::MAX, nsec: 0 }), "9223372036854775807s");
     }
 
     #[test]

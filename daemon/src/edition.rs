@@ -5,11 +5,12 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::head::Head;
 use stillmirror_protocol::list;
 use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
 use stillmirror_protocol::rsync::rules::is_listed_to_others;
 use stillmirror_protocol::rsync::selection::Selection;
-use stillmirror_protocol::wire::ListForm;
+use stillmirror_protocol::wire::{Capabilities, ListForm, SIGNED_HEADS};
 use stillmirror_store::{Generation, Mark, Store};
 
 use crate::choosing::Choosing;
@@ -152,6 +153,16 @@ impl Edition {
         let list = self.generation.list();
         let sub_lists = self.sub_lists.get_or_init(|| Arc::new(SubLists::of(list)));
         Numbers::computed(list, selection, sub_lists)
+    }
+
+    /// Returns the head for a receiver with these capabilities: as it is stored, or without its expiry, which older
+    /// receivers do not read.
+    pub(crate) fn head_for(&self, capabilities: Capabilities) -> Vec<u8> {
+        let head = self.generation.head();
+        if head.expires.is_none() || capabilities & SIGNED_HEADS != 0 {
+            return self.generation.head_bytes().to_vec();
+        }
+        Head { expires: None, ..head.clone() }.encode()
     }
 
     /// Returns the form in which the list is sent to a receiver that has the list with digest `have`. Reads

@@ -32,12 +32,12 @@ impl<'a> Visible<'a> {
         Self { registry, address: address.to_canonical() }
     }
 
-    /// Returns the listed repositories for a native client. Heads are included only for repositories that the
-    /// client may access.
-    pub(crate) fn announcement(&self) -> Vec<wire::Repository> {
+    /// Returns the listed repositories for a native client with these capabilities. Heads are included only for
+    /// repositories that the client may access.
+    pub(crate) fn announcement(&self, capabilities: wire::Capabilities) -> Vec<wire::Repository> {
         let head = |repository: &Repository| {
             let edition = repository.current().filter(|_| self.may_have_natively(repository));
-            edition.map(|edition| edition.generation.head_bytes().to_vec()).unwrap_or_default()
+            edition.map(|edition| edition.head_for(capabilities)).unwrap_or_default()
         };
         let announce = |repository: &Arc<Repository>| wire::Repository {
             name: repository.name.clone(),

@@ -8,6 +8,8 @@ use stillmirror_protocol::path::{Escaped, PathError};
 use stillmirror_store::StoreError;
 use thiserror::Error;
 
+use crate::sign::SignError;
+
 /// An error that ended a run. The store's current generation is unchanged, unless the error occurred after
 /// publishing, when old generations are removed and the scrub position is stored.
 #[derive(Debug, Error)]
@@ -57,6 +59,10 @@ pub enum IndexError {
     /// The store cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+
+    /// The head cannot be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
 
     // Caused by the tree's size.
     /// The tree is too large for a list.

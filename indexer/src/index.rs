@@ -16,7 +16,7 @@ use crate::expected::Expected;
 use crate::hash::{Jobs, KnownRecords, Outcomes, Reading, ReadingError};
 use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
-use crate::publish::publish;
+use crate::publish::{now, publish, renew};
 use crate::report::{Problem, Progress, Report};
 use crate::scrub::{Rereads, Turn};
 use crate::settle::{Settled, settle};
@@ -139,12 +139,14 @@ impl IndexRun<'_> {
             return Ok(RunEnd::CannotAddDigests);
         }
         if settled.is_empty() && !self.list_is_damaged {
+            drop(draft);
             self.report_settled(settled);
             return self.keep_current(before);
         }
         self.progress.publishing();
         let whole = changed_from.is_none();
-        let (number, counts) = publish(&self.store, draft, before, old, &settled, whole)?;
+        let signer = self.options.signer.as_deref();
+        let (number, counts) = publish(&self.store, draft, before, old, &settled, whole, signer)?;
         let was = old.map_or(0, |old| u64::from(old.list.len()));
         let is = counts.files + counts.directories + counts.symlinks + counts.specials;
         (self.report.generation, self.report.counts, self.report.published) = (number, counts, true);
@@ -204,10 +206,14 @@ impl IndexRun<'_> {
         Ok(outcomes)
     }
 
-    /// Ends a run that publishes nothing.
+    /// Ends a run in which nothing changed. Publishes nothing, except that the head is signed again if that is due.
     fn keep_current(&mut self, before: Option<&Generation>) -> Result<RunEnd, IndexError> {
         if let Some(before) = before {
             (self.report.generation, self.report.counts) = (before.number(), before.head().counts);
+            if let Some(signer) = self.options.signer.as_deref().filter(|signer| signer.is_due(before, now())) {
+                self.report.generation = renew(&self.store, &self.lock, before, signer)?.generation;
+                self.report.published = true;
+            }
         }
         self.store.retain(&self.lock, self.options.retention)?;
         Ok(RunEnd::Done)

@@ -26,6 +26,7 @@ mod publish;
 mod report;
 mod scrub;
 mod settle;
+mod sign;
 mod tree;
 mod walk;
 
@@ -33,3 +34,4 @@ pub use error::IndexError;
 pub use index::index;
 pub use options::{CtimeRule, Options, STAGING, Share, Specials, Unreadable};
 pub use report::{Phases, Problem, Progress, Report};
+pub use sign::{KeyFiles, SignError, Signer, keygen, sign};

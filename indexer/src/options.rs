@@ -2,12 +2,15 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
+
+use crate::sign::Signer;
 
 /// The name of the receiver's staging directory in a root. It is never indexed, because its files are not
 /// part of the tree yet.
@@ -30,6 +33,8 @@ pub struct Options {
     pub xxh128: bool,
     /// Whether to compute MD5 too, for stock clients. Takes about as much time as SHA-256.
     pub md5: bool,
+    /// The key that signs the head. `None` leaves it unsigned.
+    pub signer: Option<Arc<Signer>>,
     /// The policy for block checksums of files that are read from now on.
     pub sums: SumsPolicy,
     /// The files that get block checksums. Exclude files for which a delta never pays.
@@ -133,6 +138,7 @@ impl Options {
             filter: Filter::default(),
             xxh128: false,
             md5: false,
+            signer: None,
             sums: SumsPolicy::default(),
             sums_for: Filter::default(),
             keep_contents: stillmirror_store::KEEP_CONTENTS,

@@ -9,13 +9,15 @@ use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::local::{LocalTable, RecordAt};
-use stillmirror_store::{Draft, Generation, Store};
+use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use crate::error::IndexError;
 use crate::settle::{LocalFacts, Settled};
+use crate::sign::Signer;
 use crate::walk::Old;
 
-/// Builds and publishes the generation that follows `before`, and returns its number and counts. `old` is
+/// Builds and publishes the generation that follows `before`, signed if there is a signer, and returns its number and
+/// counts. `old` is
 /// what the changes apply to: the same generation, or `None` if the changes contain a whole tree. With
 /// `compact`, records of packs that are little used move to the new pack.
 pub(crate) fn publish(
@@ -25,6 +27,7 @@ pub(crate) fn publish(
     old: Option<Old<'_>>,
     settled: &Settled,
     compact: bool,
+    signer: Option<&Signer>,
 ) -> Result<(u64, Counts), IndexError> {
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);
     let built = build(before, old, settled)?;
@@ -49,17 +52,45 @@ pub(crate) fn publish(
         (None, Some(before)) => (before.head().counts, before.head().list_len),
         _ => (Counts::of(list_in(encoded.unwrap_or_default())?), encoded.map_or(0, <[u8]>::len) as u64),
     };
+    let created = now();
     let head = Head {
         repository: store.repository().to_owned(),
         generation: draft.number(),
-        created: now(),
+        created,
         list_digest: digest,
         list_len,
         previous,
         counts,
+        expires: signer.map(|signer| signer.expires(created)),
     };
-    draft.write_head(&head.encode())?;
+    write_head(&draft, &head, signer)?;
     Ok((draft.publish()?, counts))
+}
+
+/// Publishes the generation of the current one's list with a head that is signed now. It replaces the current
+/// generation, so that signatures do not count among the generations that are kept. Returns the new head.
+pub(crate) fn renew(
+    store: &Store,
+    lock: &StoreLock,
+    current: &Generation,
+    signer: &Signer,
+) -> Result<Head, IndexError> {
+    let draft = store.begin(lock)?;
+    draft.link_all(current)?;
+    let head = Head { generation: draft.number(), expires: Some(signer.expires(now())), ..current.head().clone() };
+    write_head(&draft, &head, Some(signer))?;
+    draft.publish()?;
+    store.remove_replaced(lock, current.number())?;
+    Ok(head)
+}
+
+fn write_head(draft: &Draft, head: &Head, signer: Option<&Signer>) -> Result<(), IndexError> {
+    let encoded = head.encode();
+    draft.write_head(&encoded)?;
+    match signer {
+        Some(signer) => Ok(draft.write_signature(&signer.sign(head, &encoded)?)?),
+        None => Ok(()),
+    }
 }
 
 /// A new list.
@@ -152,7 +183,7 @@ fn is_worth_a_delta(changes: &Changes, entries: usize) -> bool {
     changes.len() <= (entries / 2).max(1000)
 }
 
-fn now() -> Time {
+pub(crate) fn now() -> Time {
     // A clock that shows a time before 1970 is not set.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }

@@ -10,7 +10,10 @@ use crate::limits;
 use crate::list::{FileType, ListRef};
 
 const MAGIC: [u8; 8] = *b"SMHEAD\r\n";
+/// The format of a head that does not expire.
 const VERSION: u16 = 1;
+/// The format of a head that expires.
+const VERSION_EXPIRING: u16 = 2;
 const CHECKSUM_BYTES: usize = 16;
 
 /// The description of a generation, without its list.
@@ -30,6 +33,8 @@ pub struct Head {
     pub previous: Digest,
     /// The number of entries of each type, and their total size.
     pub counts: Counts,
+    /// The time until which the head's signature is accepted. Signed heads have one, others have none.
+    pub expires: Option<Time>,
 }
 
 /// Totals over a list.
@@ -76,7 +81,7 @@ pub enum HeadError {
     #[error("not a generation's head (wrong magic)")]
     Magic,
     /// The head has another version of the format.
-    #[error("generation head format {found}; this program reads format {VERSION}")]
+    #[error("generation head format {found}; this program reads formats {VERSION} and {VERSION_EXPIRING}")]
     Version {
         /// The version found.
         found: u16,
@@ -90,15 +95,15 @@ pub enum HeadError {
 }
 
 impl Head {
-    /// Encodes the head to at most [`limits::HEAD`] bytes.
+    /// Encodes the head to at most [`limits::HEAD`] bytes. The format is 2 if the head expires, and 1 otherwise.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        let version = if self.expires.is_some() { VERSION_EXPIRING } else { VERSION };
+        out.extend_from_slice(&version.to_le_bytes());
         put_bytes(&mut out, self.repository.as_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
-        out.extend_from_slice(&self.created.sec.to_le_bytes());
-        out.extend_from_slice(&self.created.nsec.to_le_bytes());
+        put_time(&mut out, self.created);
         out.extend_from_slice(&self.list_digest.0);
         out.extend_from_slice(&self.list_len.to_le_bytes());
         out.extend_from_slice(&self.previous.0);
@@ -106,6 +111,7 @@ impl Head {
         for count in [files, directories, symlinks, specials, bytes] {
             out.extend_from_slice(&count.to_le_bytes());
         }
+        self.expires.into_iter().for_each(|expires| put_time(&mut out, expires));
         let checksum = XxHash3_128::oneshot(&out);
         out.extend_from_slice(&checksum.to_le_bytes());
         out
@@ -118,7 +124,7 @@ impl Head {
             return Err(HeadError::Magic);
         }
         let found = reader.u16("version")?;
-        if found != VERSION {
+        if ![VERSION, VERSION_EXPIRING].contains(&found) {
             return Err(HeadError::Version { found });
         }
         let Some((fields, checksum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
@@ -132,7 +138,7 @@ impl Head {
         let head = Self {
             repository: repository.to_owned(),
             generation: reader.u64("generation")?,
-            created: Time { sec: reader.u64("created")?.cast_signed(), nsec: reader.u32("created")? },
+            created: time(&mut reader, "created")?,
             list_digest: Digest(reader.array("list digest")?),
             list_len: reader.u64("list length")?,
             previous: Digest(reader.array("previous")?),
@@ -143,18 +149,26 @@ impl Head {
                 specials: reader.u64("specials")?,
                 bytes: reader.u64("bytes")?,
             },
+            expires: (found == VERSION_EXPIRING).then(|| time(&mut reader, "expires")).transpose()?,
         };
         reader.take("checksum", CHECKSUM_BYTES)?;
         reader.finish("generation head")?;
-        if head.created.nsec > 999_999_999 {
-            return Err(DecodeError::Invalid("created").into());
-        }
         if head.list_len > limits::LIST_BYTES {
             let limit = limits::LIST_BYTES;
             return Err(DecodeError::TooLarge { field: "list length", value: head.list_len, limit }.into());
         }
         Ok(head)
     }
+}
+
+fn put_time(out: &mut Vec<u8>, time: Time) {
+    out.extend_from_slice(&time.sec.to_le_bytes());
+    out.extend_from_slice(&time.nsec.to_le_bytes());
+}
+
+fn time(reader: &mut Reader<'_>, field: &'static str) -> Result<Time, DecodeError> {
+    let time = Time { sec: reader.u64(field)?.cast_signed(), nsec: reader.u32(field)? };
+    if time.nsec > 999_999_999 { Err(DecodeError::Invalid(field)) } else { Ok(time) }
 }
 
 /// The error for an invalid repository name.

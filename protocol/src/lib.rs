@@ -18,5 +18,6 @@ pub mod local;
 pub mod order;
 pub mod path;
 pub mod rsync;
+pub mod signature;
 pub mod sums;
 pub mod wire;

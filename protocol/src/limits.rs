@@ -41,6 +41,10 @@ pub const DELTA_BYTES: u64 = 1 << 30;
 pub const DELTAS: usize = 64;
 /// Bytes in an encoded `head`: fixed fields and a repository's name.
 pub const HEAD: usize = 512;
+/// Bytes in the signature file of a head: two signatures in base64 and two comments of one line.
+pub const SIGNATURE: usize = 2048;
+/// Bytes in a file with a public key: a comment and the key in base64. Equals the limit of minisign for a comment.
+pub const PUBLIC_KEY: usize = 2048;
 
 /// Payload bytes in one frame from the sender. Large enough to make the cost of headers negligible, and small enough
 /// that a control reply waits little behind data.

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::limit::MaxDelete;
 use crate::report::Report;
+use crate::trust::TrustError;
 
 /// The reason why a pull ends early.
 ///
@@ -128,6 +129,14 @@ pub enum PullError {
         /// The number of the sender's generation that the last pull took.
         held: u64,
     },
+    /// The head is not trusted. Nothing was changed. See [`Options::trust`](crate::Options::trust).
+    #[error("the head of '{repository}' is not trusted: {reason}")]
+    Untrusted {
+        /// The repository.
+        repository: String,
+        /// Why it is not trusted.
+        reason: TrustError,
+    },
     /// The sender violates the protocol, or its data does not match its own digests.
     #[error("the sender broke the protocol: {0}")]
     Protocol(String),
@@ -143,6 +152,13 @@ pub enum PullError {
         /// The system's reason.
         reason: Arc<io::Error>,
     },
+    /// The file in the store that says which generations were accepted is damaged.
+    #[error(
+        "{} is damaged: it says which generations were accepted before; without it, any generation that a \
+         trusted key has signed is accepted, so remove it only if the sender is right now",
+        .0.display()
+    )]
+    TrustFile(PathBuf),
     /// The receiver's own store failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
@@ -171,6 +187,7 @@ impl PullError {
                 | Self::Timeout { .. }
                 | Self::Handshake { .. }
                 | Self::Refused { .. }
+                | Self::Untrusted { .. }
                 | Self::Protocol(_)
         )
     }

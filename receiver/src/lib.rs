@@ -7,6 +7,7 @@
 //! |---|---|
 //! | wait for other pulls | `turn` |
 //! | ask the sender for its current generation | [`source`], `listing`, on top of `answer` |
+//! | decide whether its head is trusted | `trust` |
 //! | look at the local tree | `selection`, `facts`, on top of `local` |
 //! | decide which deletions wait, and which directories are stores | `grace`, on top of `journal`; `stores` |
 //! | refuse what is probably a mistake of the sender's | `guard`, on top of `limit` |
@@ -48,6 +49,7 @@ mod snapshots;
 pub mod source;
 mod stage;
 mod stores;
+mod trust;
 mod turn;
 mod verify;
 
@@ -56,4 +58,5 @@ pub use limit::{MaxDelete, USUAL_LEAST, USUAL_PERCENT};
 pub use pull::{pull, pull_from};
 pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Served, Silent};
 pub use source::{Accept, NativeSource, Pinned, Renewing, SeveralSources, Source, SourceOptions};
+pub use trust::TrustError;
 pub use verify::{Problem, VerifyReport, verify};

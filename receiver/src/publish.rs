@@ -1,7 +1,7 @@
 //! Publishes the receiver's own generation: what the local tree holds now, to be served on, and to compare
 //! the next pull with.
 //!
-//! A pull that took everything publishes the sender's head, list and delta byte for byte. A pull of a part,
+//! A pull that took everything publishes the sender's head, its signature, list and delta byte for byte. A pull of a part,
 //! or one in which something failed, publishes the list of what the tree has, and keeps the sender's list beside
 //! it.
 
@@ -68,11 +68,16 @@ impl Publisher<'_> {
     /// Returns whether the held generation says all of this already.
     pub(crate) fn is_published(&self) -> Result<bool, PullError> {
         let Some(held) = self.held else { return Ok(false) };
-        let digest = self.pinned.head.list_digest;
+        let signature = self.pinned.signature.as_deref();
         Ok(match (self.own_list()?, held.origin()) {
-            (None, None) => held.head().list_digest == digest && self.knows_files(held, |row| self.identity(row)),
+            (None, None) => {
+                held.head_bytes() == self.pinned.head_bytes
+                    && held.signature() == signature
+                    && self.knows_files(held, |row| self.identity(row))
+            }
             (Some(own), Some(origin)) => {
-                origin.head.list_digest == digest
+                *origin.head == self.pinned.head
+                    && origin.signature == signature
                     && held.head().list_digest == list::digest(&own.encoded)
                     && self.knows_files(held, |row| self.identity_of(&own, row))
             }
@@ -116,6 +121,9 @@ impl Publisher<'_> {
             draft.write_delta(&delta)?;
         }
         draft.write_head(&self.pinned.head_bytes)?;
+        if let Some(signature) = &self.pinned.signature {
+            draft.write_signature(signature)?;
+        }
         Ok(draft.publish()?)
     }
 
@@ -157,6 +165,8 @@ impl Publisher<'_> {
             list_len: own.encoded.len() as u64,
             previous: same.map_or(before, |held| held.head().previous),
             counts: Counts::of(list),
+            // The origin's signature is not one of this head.
+            expires: None,
         };
         match (same, self.held) {
             (Some(held), _) => {
@@ -167,9 +177,10 @@ impl Publisher<'_> {
             (None, None) => {}
         }
         draft.write_head(&head.encode())?;
+        let (head_bytes, signature) = (&self.pinned.head_bytes, self.pinned.signature.as_deref());
         match (self.encoded, self.held) {
-            (Some(encoded), _) => draft.write_origin(&self.pinned.head_bytes, Some(encoded))?,
-            (None, Some(held)) => draft.write_origin(&self.pinned.head_bytes, Some(&origin_list(held)?))?,
+            (Some(encoded), _) => draft.write_origin(head_bytes, signature, Some(encoded))?,
+            (None, Some(held)) => draft.write_origin(head_bytes, signature, Some(&origin_list(held)?))?,
             (None, None) => return Err(PullError::usage("no list to publish")),
         }
         Ok(draft.publish()?)

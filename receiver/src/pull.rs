@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head, check_repository_name};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::path;
@@ -34,6 +34,7 @@ use crate::snapshots::{self, Snapshots};
 use crate::source::{self, Pinned, Source};
 use crate::stage::Stage;
 use crate::stores;
+use crate::trust;
 use crate::turn::Turn;
 
 use prepared::Wanted;
@@ -74,7 +75,8 @@ pub async fn pull_from(
     cancel: CancellationToken,
 ) -> Result<Report, PullError> {
     let runtime = Handle::current();
-    let work = move || match rounds::pull(source, &options, &*progress, &cancel, &runtime) {
+    let began = trust::now();
+    let work = move || match rounds::pull(source, began, &options, &*progress, &cancel, &runtime) {
         // Whatever failed during the cancellation, the cancellation is the reason.
         Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
         result => result,
@@ -97,6 +99,8 @@ fn open_snapshots(options: &Options) -> Result<Option<Snapshots>, PullError> {
 
 struct Pull<'a> {
     source: &'a dyn Source,
+    /// When the pull began.
+    began: Time,
     options: &'a Options,
     snapshots: Option<&'a Snapshots>,
     progress: &'a dyn Progress,
@@ -118,11 +122,19 @@ impl Pull<'_> {
     fn run(&self) -> Result<Report, PullError> {
         let started = Instant::now();
         let grace = Grace::of(self.options)?;
+        if !self.options.trust.is_empty() && self.options.store.is_none() {
+            return Err(PullError::usage("trusted keys need a store, which remembers what was accepted with them"));
+        }
         let mut destination = self.open()?;
         self.progress.phase(Phase::List, 0, 0);
         let pinned = self.runtime.block_on(source::head(self.source, &self.options.repository))?;
-        guard::refuse_older(self.options, destination.store.as_ref().map(|(store, _)| store), &pinned.head)?;
+        let store = destination.store.as_ref().map(|(store, _)| store);
+        let accepted = trust::check_with_store(&pinned, &self.options.trust, store, self.began)?;
+        guard::refuse_older(self.options, store, &pinned.head)?;
         self.create_missing(&mut destination)?;
+        if let (Some(accepted), Some((store, Some(_)))) = (accepted, &destination.store) {
+            accepted.save(store)?;
+        }
         let switched = destination.switched;
         let mut report = Report { generation: pinned.head.generation, switched, ..Report::default() };
         let result = match self.waiting_if_current(&destination, &pinned, &grace)? {
@@ -269,7 +281,9 @@ impl Pull<'_> {
             return Ok(None);
         }
         let Some(current) = store.current_head()? else { return Ok(None) };
-        if current.origin.is_some() || current.head.list_digest != pinned.head.list_digest {
+        // A head that was only signed again is brought, too: the mirrors of this mirror need it.
+        let is_same = current.head_bytes == pinned.head_bytes && current.signature == pinned.signature;
+        if current.origin.is_some() || !is_same {
             return Ok(None);
         }
         if !mark::is_of(store, current.number, tree)? {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::list::FileType;
+use stillmirror_protocol::signature::PublicKey;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
@@ -59,6 +60,9 @@ pub struct Options {
     /// Directories that may have contents or parts of them at the same relative paths: an old mirror, another mirror's
     /// copy, a mounted image. They are only read. One that does not exist is left out with a warning.
     pub bases: Vec<PathBuf>,
+    /// The keys of which one must have signed the sender's head. This needs a store, which remembers what was accepted
+    /// with each. Empty for no check.
+    pub trust: Vec<PublicKey>,
     /// Whether to delete what the sender does not have. What the filter excludes is never deleted.
     pub delete: bool,
     /// How long a name that is to be deleted remains. A later pull deletes it. This needs a store. `None` or zero
@@ -125,6 +129,7 @@ impl Options {
             store: None,
             keep_snapshots: None,
             bases: Vec::new(),
+            trust: Vec::new(),
             delete: false,
             delete_grace: None,
             max_delete: MaxDelete::Any,

@@ -188,6 +188,8 @@ pub struct Pinned {
     pub head: Head,
     /// The head as received.
     pub head_bytes: Vec<u8>,
+    /// The signature of the head as received, if the sender has one. It is not verified.
+    pub signature: Option<Vec<u8>>,
 }
 
 /// Requests a repository's head, which pins the generation.
@@ -203,6 +205,12 @@ pub(crate) async fn head(source: &dyn Source, repository: &str) -> Result<Pinned
             head.repository
         )));
     }
-    while !matches!(answer.next().await?, Event::Reply(Reply::End)) {}
-    Ok(Pinned { handle, head, head_bytes })
+    let (signature, end) = match answer.next().await? {
+        Event::Reply(Reply::Signature(signature)) => (Some(signature), answer.next().await?),
+        end => (None, end),
+    };
+    if !matches!(end, Event::Reply(Reply::End)) {
+        return Err(PullError::protocol("the answer to a head request has more than a head and its signature"));
+    }
+    Ok(Pinned { handle, head, head_bytes, signature })
 }

@@ -3,13 +3,13 @@
 use std::io::{self, BufWriter, Write};
 
 use serde_json::json;
-use stillmirror_protocol::entry::{Entry, Kind, Time};
+use stillmirror_protocol::entry::{Entry, Kind};
 use stillmirror_protocol::head::Head;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::wire::Repository;
 
 use super::summary;
-use crate::output::{bytes, count, grouped, line};
+use crate::output::{bytes, count, grouped, line, time};
 
 /// Prints the repositories of a sender.
 pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
@@ -141,12 +141,6 @@ fn mode(entry: &Entry) -> String {
     std::iter::once(kind).chain(classes.into_iter().flatten()).collect()
 }
 
-/// Formats a time as `2026-01-31 12:00:00Z`, or in seconds if it is beyond the calendar.
-pub(super) fn time(time: Time) -> String {
-    jiff::Timestamp::new(time.sec, 0)
-        .map_or_else(|_| format!("{}s", time.sec), |stamp| stamp.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,14 +151,8 @@ mod tests {
             [(0o755, "-rwxr-xr-x"), (0o4755, "-rwsr-xr-x"), (0o2640, "-rw-r-S---"), (0o1777, "-rwxrwxrwt")]
         {
             let kind = Kind::File { size: 0, digests: Default::default() };
-            let entry = Entry { mode: bits, mtime: Time::default(), owner: Default::default(), link: None, kind };
+            let entry = Entry { mode: bits, mtime: Default::default(), owner: Default::default(), link: None, kind };
             assert_eq!(mode(&entry), shown);
         }
-    }
-
-    #[test]
-    fn times_before_1970_and_beyond_the_calendar_are_shown() {
-        assert_eq!(time(Time { sec: -1, nsec: 5 }), "1969-12-31 23:59:59Z");
-        assert_eq!(time(Time { sec: i64::MAX, nsec: 0 }), "9223372036854775807s");
     }
 }

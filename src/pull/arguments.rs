@@ -1,5 +1,7 @@
 //! The command line of `pull`, and the options that it stands for.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use anyhow::{Context, Result};
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, ValueEnum};
+use stillmirror_protocol::limits;
+use stillmirror_protocol::signature::PublicKey;
 use stillmirror_receiver::{self as receiver, MaxDelete, Options};
 
 use super::hooks::HookArgs;
@@ -60,6 +64,10 @@ pub(crate) struct Arguments {
     /// read. May be repeated
     #[arg(long, value_name = "DIR", value_parser = path_args::local())]
     basis: Vec<PathBuf>,
+    /// Pull only what this key has signed: a public key file, or the key itself; may be given several times, for any of
+    /// several keys
+    #[arg(long, value_name = "FILE|KEY", value_parser = trusted_key)]
+    trust: Vec<PublicKey>,
     /// Delete what the sender does not have; names that the filter leaves out and stores are never deleted
     #[arg(long)]
     delete: bool,
@@ -184,6 +192,7 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     let keep = arguments.keep_snapshots.map_or(KEEP_SNAPSHOTS, Seconds::duration);
     options.keep_snapshots = arguments.switch.then_some(keep);
     options.bases.clone_from(&arguments.basis);
+    options.trust = arguments.trust.clone();
     options.delete = arguments.delete || arguments.delete_grace.is_some();
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
     options.allow_empty = arguments.allow_empty;
@@ -225,6 +234,18 @@ fn max_delete(text: &str) -> Result<MaxDelete, String> {
         None => text.parse().map(MaxDelete::Names).map_err(|_| bad()),
         Some(percent) => Ok(MaxDelete::Percent(config::percent(percent).ok_or_else(bad)?)),
     }
+}
+
+/// Reads a trusted key: the key in base64, or the file that contains it.
+fn trusted_key(text: &str) -> Result<PublicKey, String> {
+    if let Ok(key) = PublicKey::parse(text) {
+        return Ok(key);
+    }
+    let mut content = String::new();
+    let file = File::open(text).map_err(|error| format!("neither a public key nor a readable file: {error}"))?;
+    let read = file.take(limits::PUBLIC_KEY as u64 + 1).read_to_string(&mut content);
+    read.map_err(|error| error.to_string())?;
+    PublicKey::parse(&content).map_err(|error| error.to_string())
 }
 
 /// Returns the default store of a destination: a directory where programs keep their state. Its name shows people which

@@ -15,7 +15,7 @@ use crate::generation::{Generation, LIST_ZSTD_LEVEL, pack_uses};
 use crate::kill_point;
 use crate::layout::{Layout, names, sync_dir};
 use crate::packs::{self, PackWriter, Record};
-use crate::part::read_head;
+use crate::part::{ORIGIN_SIGNATURE, SIGNATURE, read_head};
 
 /// Files of this many bytes or more are synced as soon as they are written. Smaller ones are synced together
 /// at the end.
@@ -106,10 +106,29 @@ impl Draft {
         self.write("head", head_bytes)
     }
 
-    /// Writes the origin's head for a partial generation, and the origin's list unless it is this
-    /// generation's list.
-    pub fn write_origin(&self, head_bytes: &[u8], list: Option<&[u8]>) -> Result<(), StoreError> {
+    /// Writes the signature of the head.
+    pub fn write_signature(&self, signature: &[u8]) -> Result<(), StoreError> {
+        self.write(SIGNATURE, signature)
+    }
+
+    /// Hard-links everything except the head and its signature from a generation of this store: for a generation
+    /// that says the same with another head.
+    pub fn link_all(&self, from: &Generation) -> Result<(), StoreError> {
+        self.link_list(from)?;
+        self.link("local", from)?;
+        if from.delta().is_some() { self.link("delta", from) } else { Ok(()) }
+    }
+
+    /// Writes the origin's head for a partial generation, with its signature if it has one, and the origin's list
+    /// unless it is this generation's list.
+    pub fn write_origin(
+        &self,
+        head_bytes: &[u8],
+        signature: Option<&[u8]>,
+        list: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
         self.write("origin-head", head_bytes)?;
+        signature.map_or(Ok(()), |signature| self.write(ORIGIN_SIGNATURE, signature))?;
         list.map_or(Ok(()), |list| self.write("origin-list", list))
     }
 

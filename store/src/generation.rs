@@ -21,7 +21,7 @@ use crate::delta::Delta;
 use crate::error::{At, Damage, StoreError};
 use crate::map::{Archived, checksum};
 use crate::packs::{self, Pack, PackUse, Record};
-use crate::part::{RecheckedMap, damaged, map, optional, read_head};
+use crate::part::{ORIGIN_SIGNATURE, RecheckedMap, SIGNATURE, damaged, map, optional, read_head, read_signature};
 use crate::records::{self, BadRecord};
 
 /// The list is compressed once for all first pulls, while the publisher waits. Higher levels gain little,
@@ -35,15 +35,24 @@ pub struct Generation {
     dir: PathBuf,
     head: Head,
     head_bytes: Vec<u8>,
+    signature: Option<Vec<u8>>,
     list: Archived<ArchivedFileList>,
     list_zst: RecheckedMap,
     local: Local,
     delta: Option<Arc<Delta>>,
-    origin: Option<(Head, Option<Archived<ArchivedFileList>>)>,
+    origin: Option<OriginParts>,
     /// The directory of the packs.
     sums: PathBuf,
     uses: Vec<PackUse>,
     packs: BTreeMap<u32, Pack>,
+}
+
+#[derive(Debug)]
+struct OriginParts {
+    head: Head,
+    signature: Option<Vec<u8>>,
+    /// `None` if it is the generation's own list.
+    list: Option<Archived<ArchivedFileList>>,
 }
 
 #[derive(Debug)]
@@ -58,6 +67,8 @@ struct Local {
 pub struct Origin<'a> {
     /// The origin's head.
     pub head: &'a Head,
+    /// The signature of the origin's head, if it has one.
+    pub signature: Option<&'a [u8]>,
     /// The origin's whole list.
     pub list: ListRef<'a>,
 }
@@ -79,15 +90,17 @@ impl Generation {
                 if whole.is_none() && origin.list_digest != head.list_digest {
                     return Err(damaged(&dir.join("origin-list"), Damage::Other("the file is missing")));
                 }
-                Some((origin, whole))
+                let signature = read_signature(&dir.join(ORIGIN_SIGNATURE))?;
+                Some(OriginParts { head: origin, signature, list: whole })
             }
         };
+        let signature = read_signature(&dir.join(SIGNATURE))?;
         let uses = read_uses(&dir)?;
         let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::open(sums, uses.pack)?))).collect();
         let list_zst = RecheckedMap::of(map(&dir.join("list.zst"))?);
         let delta = Delta::open(&dir, &head)?.map(Arc::new);
         let sums = sums.to_owned();
-        Ok(Self { number, dir, head, head_bytes, list, list_zst, local, delta, origin, sums, uses, packs })
+        Ok(Self { number, dir, head, head_bytes, signature, list, list_zst, local, delta, origin, sums, uses, packs })
     }
 
     /// The store's own sequence number. At the origin it equals the head's generation number.
@@ -103,6 +116,11 @@ impl Generation {
     /// The head as it is stored and sent.
     pub fn head_bytes(&self) -> &[u8] {
         &self.head_bytes
+    }
+
+    /// The signature of the head, as it is stored and sent. `None` if the head is not signed.
+    pub fn signature(&self) -> Option<&[u8]> {
+        self.signature.as_deref()
     }
 
     /// The file list.
@@ -251,8 +269,9 @@ impl Generation {
 
     /// The origin's generation, if this one was pulled and is only a part of it.
     pub fn origin(&self) -> Option<Origin<'_>> {
-        let (head, list) = self.origin.as_ref()?;
-        Some(Origin { head, list: ListRef::new(list.as_ref().unwrap_or(&self.list).get()) })
+        let OriginParts { head, signature, list } = self.origin.as_ref()?;
+        let list = ListRef::new(list.as_ref().unwrap_or(&self.list).get());
+        Some(Origin { head, signature: signature.as_deref(), list })
     }
 
     /// Computes the list's SHA-256, which opening does not do, and returns whether it is the one in the head.

@@ -4,7 +4,8 @@
 //! <store>/repository                 format version and the repository's name
 //! <store>/lock                       flock'ed by the one writer; contains its process ID
 //! <store>/current                    symlink to generations/<number>: the only name that is ever replaced
-//! <store>/generations/<number>/      head, list, list.zst, local, packs; where needed delta, origin-head, origin-list
+//! <store>/generations/<number>/      head, list, list.zst, local, packs; where needed head.minisig, delta, origin-head,
+//!                                    origin-head.minisig, origin-list
 //! <store>/sums/<number>.pack         records first written for that generation
 //! <store>/lists/                     file lists encoded for stock clients; nothing depends on them
 //! ```

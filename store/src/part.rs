@@ -39,6 +39,23 @@ impl RecheckedMap {
     }
 }
 
+/// The file with the signature of a generation's head.
+pub(crate) const SIGNATURE: &str = "head.minisig";
+/// The file with the signature of the origin's head, in a generation that is only a part of its origin's.
+pub(crate) const ORIGIN_SIGNATURE: &str = "origin-head.minisig";
+
+/// Reads the signature of a head. `None` if the head is not signed. Who made the signature, and whether it is right, is
+/// not checked.
+pub(crate) fn read_signature(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let Some(signature) = optional(packs::read_small(path, limits::SIGNATURE as u64).at("read", path))? else {
+        return Ok(None);
+    };
+    if signature.len() > limits::SIGNATURE {
+        return Err(damaged(path, Damage::Other("the signature is too long")));
+    }
+    Ok(Some(signature))
+}
+
 /// Reads and decodes a head. Returns it with its encoded bytes.
 pub(crate) fn read_head(path: &Path) -> Result<(Head, Vec<u8>), StoreError> {
     let bytes = packs::read_small(path, limits::HEAD as u64).at("read", path)?;

@@ -15,7 +15,7 @@ use crate::generation::Generation;
 use crate::layout::{Layout, names, number_of, sync_dir};
 use crate::marker::FORMATS;
 use crate::packs;
-use crate::part::{read_head, remedy};
+use crate::part::{SIGNATURE, read_head, read_signature, remedy};
 
 /// The first line of the file `repository`.
 const FORMAT: &str = "stillmirror store 1";
@@ -34,6 +34,10 @@ pub struct CurrentHead {
     pub number: u64,
     /// The generation's head.
     pub head: Head,
+    /// The head as it is stored.
+    pub head_bytes: Vec<u8>,
+    /// The signature of the head, if it has one.
+    pub signature: Option<Vec<u8>>,
     /// The origin's head, if the generation was pulled and is only a part of its origin's.
     pub origin: Option<Head>,
 }
@@ -167,13 +171,14 @@ impl Store {
     pub fn current_head(&self) -> Result<Option<CurrentHead>, StoreError> {
         self.with_current(|number| {
             let dir = self.layout.generation_dir(number);
-            let (head, _) = read_head(&dir.join("head"))?;
+            let (head, head_bytes) = read_head(&dir.join("head"))?;
+            let signature = read_signature(&dir.join(SIGNATURE))?;
             let origin = match read_head(&dir.join("origin-head")) {
                 Ok((origin, _)) => Some(origin),
                 Err(error) if is_not_found(&error) => None,
                 Err(error) => return Err(error),
             };
-            Ok(CurrentHead { number, head, origin })
+            Ok(CurrentHead { number, head, head_bytes, signature, origin })
         })
     }
 
@@ -251,6 +256,17 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Removes a generation that a newer one with the same list replaces, so that it does not count among those that
+    /// are kept for receivers that are behind. Processes that have it open can still read it.
+    pub fn remove_replaced(&self, lock: &StoreLock, number: u64) -> Result<(), StoreError> {
+        debug_assert_eq!(lock.dir, self.dir(), "a lock of another store");
+        if self.current_number()? == Some(number) || !self.generations()?.contains(&number) {
+            return Ok(());
+        }
+        self.remove_generation(number)?;
+        sync_dir(&self.layout.generations_dir())
     }
 
     /// Removes one generation. Renames it first, so that a half-removed generation has no number.

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::store;
-use stillmirror_protocol::{head::Head, list, local};
+use stillmirror_protocol::{entry::Time, head::Head, list, local};
 
 #[test]
 fn a_generation_is_written_as_by_earlier_builds() {
@@ -22,6 +22,18 @@ fn a_generation_is_written_as_by_earlier_builds() {
         }
         assert!(written == fs::read(golden(name)).unwrap(), "{name} differs from {}", golden(name).display());
     }
+}
+
+#[test]
+fn a_head_that_expires_is_written_and_read_as_by_earlier_builds() {
+    let head = Head::decode(&fs::read(golden("head")).unwrap()).unwrap();
+    let expiring = Head { expires: Some(Time { sec: 1_800_000_000, nsec: 0 }), ..head };
+    if std::env::var_os("STILLMIRROR_BLESS").is_some() {
+        fs::write(golden("head-2"), expiring.encode()).unwrap();
+    }
+    let written = fs::read(golden("head-2")).unwrap();
+    assert_eq!(expiring.encode(), written);
+    assert_eq!(Head::decode(&written), Ok(expiring));
 }
 
 #[test]

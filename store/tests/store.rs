@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use common::{NAME, content, fill, publish, record, store};
+use stillmirror_protocol::entry::Time;
+use stillmirror_protocol::head::Head;
+use stillmirror_protocol::limits;
 use stillmirror_protocol::local::{self, LocalTable};
 use stillmirror_store::{Retained, Retention, Store, StoreError};
 
@@ -195,12 +198,52 @@ fn a_partial_generation_knows_its_origin() {
     let lock = store.lock().unwrap();
     let draft = store.begin(&lock).unwrap();
     fill(&draft, Some(&whole)).unwrap();
-    draft.write_origin(whole.head_bytes(), Some(whole.list_bytes())).unwrap();
+    draft.write_origin(whole.head_bytes(), Some(b"signature"), Some(whole.list_bytes())).unwrap();
     draft.publish().unwrap();
     let part = store.current().unwrap().unwrap();
     let origin = part.origin().unwrap();
     assert_eq!((origin.head, origin.list.find(b"README").unwrap().size()), (whole.head(), 1));
     assert_eq!(store.current_head().unwrap().unwrap().origin.as_ref(), Some(whole.head()));
+}
+
+#[test]
+fn a_head_that_is_signed_again_replaces_its_generation_and_shares_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 2);
+    let lock = store.lock().unwrap();
+    let before = store.current().unwrap().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    draft.link_all(&before).unwrap();
+    let expires = Some(Time { sec: 1_800_000_000, nsec: 0 });
+    let head = Head { generation: draft.number(), expires, ..before.head().clone() };
+    draft.write_head(&head.encode()).unwrap();
+    draft.write_signature(b"signature").unwrap();
+    draft.publish().unwrap();
+    store.remove_replaced(&lock, before.number()).unwrap();
+    // The current generation replaces nothing, and one that is gone is no error.
+    store.remove_replaced(&lock, 3).unwrap();
+    store.remove_replaced(&lock, before.number()).unwrap();
+    assert_eq!(store.generations().unwrap(), [1, 3]);
+    let after = store.current().unwrap().unwrap();
+    assert_eq!((after.head(), after.signature()), (&head, Some(&b"signature"[..])));
+    assert_eq!((after.list_bytes(), after.sums(0)), (before.list_bytes(), before.sums(0)));
+    assert_eq!(after.delta().map(|delta| delta.bytes()), before.delta().map(|delta| delta.bytes()));
+    let current = store.current_head().unwrap().unwrap();
+    assert_eq!((current.head_bytes, current.signature.as_deref()), (head.encode(), Some(&b"signature"[..])));
+}
+
+#[test]
+fn a_signature_above_its_limit_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 1);
+    let path = dir.path().join("store/generations/1/head.minisig");
+    for (len, fits) in [(limits::SIGNATURE, true), (limits::SIGNATURE + 1, false)] {
+        fs::write(&path, vec![b'x'; len]).unwrap();
+        for opened in [store.current().map(drop), store.current_head().map(drop)] {
+            assert_eq!(opened.is_ok(), fits, "{len}");
+            assert!(opened.is_ok() || opened.unwrap_err().to_string().contains("head.minisig"));
+        }
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Tests of the real binary on real trees, with the real rsync as the judge.
 //!
 //! One test binary with a module per topic: `pull` (downstream mirrors), `deletions` (what their pulls delete), `guards`
-//! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors), `rsync` (stock clients), `terminal` (output), `bad_input` (errors and
-//! their exit codes), `kills` (runs that are killed at any moment), `shortage` (few file descriptors). `support` creates
-//! trees and runs commands.
+//! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors),
+//! `signing` (signed heads, with the real minisign as the judge), `rsync` (stock clients), `terminal` (output),
+//! `bad_input` (errors and their exit codes), `kills` (runs that are killed at any moment), `shortage` (few file
+//! descriptors). `support` creates trees and runs commands.
 
 mod bad_input;
 mod deletions;
@@ -14,5 +15,6 @@ mod kills;
 mod pull;
 mod rsync;
 mod shortage;
+mod signing;
 mod support;
 mod terminal;

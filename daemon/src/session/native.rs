@@ -13,7 +13,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use stillmirror_protocol::limits;
-use stillmirror_protocol::wire::{ClientHello, ErrorCode, FrameHeader, Reply, ServerHello, kind};
+use stillmirror_protocol::wire::{
+    Capabilities, ClientHello, ErrorCode, FrameHeader, Reply, SIGNED_HEADS, ServerHello, kind,
+};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -39,13 +41,15 @@ struct InFlight {
 /// Returns the daemon's hello.
 pub(crate) fn answer_hello(version: u16) -> ServerHello {
     let requests = limits::REQUESTS_UNDER_WAY as u16;
-    ServerHello { version, requests, capabilities: 0, reply_payload: EXTENT as u32 }
+    ServerHello { version, requests, capabilities: SIGNED_HEADS, reply_payload: EXTENT as u32 }
 }
 
 /// The state that the parts of a session share.
 struct Session {
     shared: Arc<ServerState>,
     peer: SocketAddr,
+    /// The capabilities in force: those of both sides.
+    capabilities: Capabilities,
     writer: Arc<Mutex<Writer>>,
     request_permits: Arc<Semaphore>,
     tally: std::sync::Mutex<Tally>,
@@ -63,6 +67,7 @@ pub(crate) async fn serve(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
+        capabilities: hello.capabilities & SIGNED_HEADS,
         writer: Arc::new(Mutex::new(Writer::new(output, shared))),
         request_permits: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         tally: std::sync::Mutex::new(Tally::new(peer)),

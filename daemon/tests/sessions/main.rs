@@ -15,6 +15,8 @@ mod roots;
 mod rsync;
 /// Startup, shutdown, new generations, and the queue for sessions.
 mod service;
+/// Signed heads, and clients that do not read them.
+mod signed;
 /// Files that changed since they were indexed.
 mod stale;
 /// Files whose content is in the store.

@@ -196,6 +196,7 @@ fn index_all(
         list_len: encoded.len() as u64,
         previous,
         counts: Counts::of(list),
+        expires: None,
     };
     draft.write_head(&head.encode()).unwrap();
     draft.publish().unwrap()
@@ -299,6 +300,7 @@ impl Server {
 pub(crate) struct Answer {
     pub(crate) bytes: Vec<u8>,
     pub(crate) pinned: Option<(u32, Vec<u8>)>,
+    pub(crate) signature: Option<Vec<u8>>,
     pub(crate) form: Option<ListForm>,
     /// Failed items, each with the number of the answer's bytes before it.
     pub(crate) failures: Vec<(usize, u32, ItemFailure)>,
@@ -315,8 +317,12 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn connect(addr: SocketAddr) -> Self {
+        Self::connect_as(addr, ClientHello::OURS).await
+    }
+
+    pub(crate) async fn connect_as(addr: SocketAddr, hello: ClientHello) -> Self {
         let mut socket = TcpStream::connect(addr).await.unwrap();
-        socket.write_all(&ClientHello::OURS.encode()).await.unwrap();
+        socket.write_all(&hello.encode()).await.unwrap();
         let mut hello = [0; HELLO_BYTES];
         socket.read_exact(&mut hello).await.unwrap();
         let hello = ServerHello::decode(&hello).unwrap();
@@ -387,6 +393,7 @@ fn add(answer: &mut Answer, header: &FrameHeader, payload: Vec<u8>) -> bool {
     }
     match Reply::decode(header.kind, &payload).unwrap() {
         Reply::Pinned { handle, head } => answer.pinned = Some((handle, head)),
+        Reply::Signature(signature) => answer.signature = Some(signature),
         Reply::ListForm(form) => answer.form = Some(form),
         Reply::ItemFailed { item, reason } => answer.failures.push((answer.bytes.len(), item, reason)),
         Reply::Error { code, message } => answer.error = Some((code, message)),

@@ -35,6 +35,9 @@ pub mod kind {
     pub const END: u8 = 133;
     /// Reply: the request failed. With request number 0, the session ends.
     pub const ERROR: u8 = 134;
+    /// Reply to `HEAD` after `PINNED`: the signature of the head. Only with the capability
+    /// [`SIGNED_HEADS`](super::super::SIGNED_HEADS).
+    pub const SIGNATURE: u8 = 135;
 }
 
 /// A frame's header: payload length (u32), request number (u32), kind (u8), three zero bytes.

@@ -10,8 +10,10 @@ pub const VERSION: u16 = 1;
 /// The length of either hello in bytes.
 pub const HELLO_BYTES: usize = 24;
 /// Capabilities as bits of both hellos. A capability is in force if both sides have set it, and unknown bits are ignored.
-/// None is defined yet.
 pub type Capabilities = u32;
+/// The receiver reads heads of format 2 and [`Reply::Signature`](super::Reply::Signature). Otherwise the sender sends
+/// heads without their expiry, in format 1, and no signatures.
+pub const SIGNED_HEADS: Capabilities = 1;
 
 /// The receiver's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub struct ClientHello {
 
 impl ClientHello {
     /// This program's hello.
-    pub const OURS: Self = Self { min_version: VERSION, max_version: VERSION, capabilities: 0 };
+    pub const OURS: Self = Self { min_version: VERSION, max_version: VERSION, capabilities: SIGNED_HEADS };
 
     /// Encodes the hello.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {

@@ -19,6 +19,8 @@ pub enum Reply {
         /// The encoded head.
         head: Vec<u8>,
     },
+    /// See [`kind::SIGNATURE`]. The bytes of a minisign signature file.
+    Signature(Vec<u8>),
     /// See [`kind::LIST_FORM`].
     ListForm(ListForm),
     /// See [`kind::ITEM_FAILED`].
@@ -100,6 +102,7 @@ impl Reply {
         match self {
             Self::Queued { .. } => kind::QUEUED,
             Self::Pinned { .. } => kind::PINNED,
+            Self::Signature(_) => kind::SIGNATURE,
             Self::ListForm(_) => kind::LIST_FORM,
             Self::ItemFailed { .. } => kind::ITEM_FAILED,
             Self::End => kind::END,
@@ -121,6 +124,7 @@ impl Reply {
                 put_varint(&mut out, u64::from(*handle));
                 out.extend_from_slice(head);
             }
+            Self::Signature(signature) => out.extend_from_slice(signature),
             Self::ListForm(ListForm::Unchanged) => out.push(0),
             Self::ListForm(ListForm::Deltas(lens)) => {
                 out.push(1);
@@ -156,6 +160,12 @@ impl Reply {
                     return Err(DecodeError::Trailing("head").into());
                 }
                 Self::Pinned { handle, head: reader.rest().to_vec() }
+            }
+            kind::SIGNATURE => {
+                if reader.remaining() > limits::SIGNATURE {
+                    return Err(DecodeError::Trailing("signature").into());
+                }
+                Self::Signature(reader.rest().to_vec())
             }
             kind::LIST_FORM => Self::ListForm(decode_list_form(&mut reader)?),
             kind::ITEM_FAILED => {

@@ -34,6 +34,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u64>().prop_map(|place| Reply::Queued { place }),
         (any::<u32>(), prop::collection::vec(any::<u8>(), 0..limits::HEAD))
             .prop_map(|(handle, head)| Reply::Pinned { handle, head }),
+        prop::collection::vec(any::<u8>(), 0..=limits::SIGNATURE).prop_map(Reply::Signature),
         Just(Reply::ListForm(ListForm::Unchanged)),
         prop::collection::vec(0..limits::DELTA_BYTES, 0..limits::DELTAS)
             .prop_map(|lens| Reply::ListForm(ListForm::Deltas(lens))),
@@ -71,6 +72,14 @@ fn a_request_full_of_the_largest_items_fits_into_its_frame() {
     let largest = Item { row: u32::MAX, offset: limits::FILE_SIZE, len: 0 };
     let request = Request::Data { handle: u32::MAX, items: vec![largest; items_that_fit()] };
     assert!(request.encode().len() <= limits::REQUEST_PAYLOAD);
+}
+
+#[test]
+fn a_head_or_signature_above_its_limit_is_refused() {
+    for (kind, limit) in [(kind::PINNED, limits::HEAD + 1), (kind::SIGNATURE, limits::SIGNATURE)] {
+        assert!(Reply::decode(kind, &vec![1; limit]).is_ok());
+        assert!(matches!(Reply::decode(kind, &vec![1; limit + 1]), Err(WireError::Decode(DecodeError::Trailing(_)))));
+    }
 }
 
 #[test]

@@ -4,13 +4,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stillmirror_protocol::entry::Time;
+use stillmirror_store::Store;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Pull, open_snapshots};
 use crate::error::PullError;
 use crate::report::{Options, Progress, Report};
-use crate::source::{self, NativeSource, SeveralSources, Source, SourceOptions};
+use crate::source::{self, NativeSource, Pinned, SeveralSources, Source, SourceOptions};
+use crate::trust;
 
 /// Connects to the sender, or to one of several.
 pub(super) async fn connect(
@@ -32,13 +35,19 @@ pub(super) async fn connect(
     connection.timeout = connection.timeout.min(PATIENCE_WITH_ONE);
     connection.connect_timeout = connection.connect_timeout.min(PATIENCE_WITH_ONE);
     let addresses = std::iter::once(&options.address).chain(&options.alternatives).cloned();
-    let accept = Box::new(|_: &_| Ok(()));
+    let (keys, store, began) = (options.trust.clone(), options.store.clone(), trust::now());
+    let accept = Box::new(move |pinned: &Pinned| {
+        // A store that cannot be opened is reported by the pull itself.
+        let store = store.as_ref().and_then(|dir| Store::open(dir).ok());
+        trust::check_with_store(pinned, &keys, store.as_ref(), began).map(drop)
+    });
     Ok(Arc::new(SeveralSources::connect(addresses, &options.repository, connection, accept).await?))
 }
 
 /// Pulls the newest generation until one is whole, no sender is left, or [`Options::patience`] ends.
 pub(super) fn pull(
     mut source: Arc<dyn Source>,
+    began: Time,
     options: &Options,
     progress: &dyn Progress,
     cancel: &CancellationToken,
@@ -49,7 +58,7 @@ pub(super) fn pull(
     let mut earlier = Report::default();
     loop {
         let snapshots = snapshots.as_ref();
-        let pull = Pull { source: &*source, options, snapshots, progress, cancel, runtime: runtime.clone() };
+        let pull = Pull { source: &*source, began, options, snapshots, progress, cancel, runtime: runtime.clone() };
         let result = pull.run();
         source.close();
         let next = Next { source: &*source, options, cancel, runtime, started };

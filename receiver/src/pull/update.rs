@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stillmirror_store::{Draft, Generation};
+use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use super::prepared::{Prepared, Wanted};
 use super::{Destination, Pull};
@@ -114,6 +114,7 @@ impl Update<'_> {
                 // At once: a daemon serves the generation only with its own tree.
                 report.switched |= self.switch()?;
                 self.clear_stage(tree)?;
+                self.remove_replaced(store, lock)?;
                 store.retain(lock, self.pull.options.retention)?;
             }
         }
@@ -138,6 +139,17 @@ impl Update<'_> {
             rustix::fs::syncfs(tree.root()).at("sync", tree.shown(b""))?;
         }
         Ok(())
+    }
+
+    /// Removes the held generation if the new one has the same list, so that renewed signatures do not take the places
+    /// of generations that receivers have.
+    fn remove_replaced(&self, store: &Store, lock: &StoreLock) -> Result<(), PullError> {
+        match (self.wanted.held, store.current_head()?) {
+            (Some(held), Some(current)) if current.head.list_digest == held.head().list_digest => {
+                Ok(store.remove_replaced(lock, held.number())?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes the staging directory. It shows the next pull that this one did not end, so it is removed only

@@ -229,7 +229,8 @@ fn allowed_bytes(request: &Request) -> u64 {
 /// Returns the maximum number of structured replies in a valid answer, not counting the last one.
 fn allowed_replies(request: &Request) -> usize {
     match request {
-        Request::Head { .. } | Request::List { .. } => 1,
+        Request::Head { .. } => 2,
+        Request::List { .. } => 1,
         Request::Data { items, .. } => items.len(),
         Request::Repositories | Request::Dir { .. } | Request::Sums { .. } => 0,
     }

@@ -32,7 +32,7 @@ fn violations() -> Vec<(&'static str, Tamper, &'static str)> {
             on(kind::HEAD, move |n, _| vec![Reply::Pinned { handle: 3, head: vec![7; 99] }.frame(n), end(n)]),
             "generation's head",
         ),
-        ("two heads", on(kind::HEAD, |_, honest| [vec![honest[0].clone()], honest].concat()), "too many replies"),
+        ("two heads", on(kind::HEAD, |_, honest| [vec![honest[0].clone()], honest].concat()), "more than a head"),
         ("no head", on(kind::HEAD, move |n, _| vec![end(n)]), "is not a head"),
         (
             "a reply to a request that was not made",

@@ -12,6 +12,7 @@
 //! - `places`: destinations and stores that must not be harmed
 //! - `unprivileged`: pulls by a user without root, for whom permissions matter
 //! - `hostile`: senders that violate the protocol
+//! - `trust`: signed heads, and the known attacks on them
 //! - `property`: any tree, any change
 //! - `sender`, `tree`: the scripted sender and its trees
 
@@ -30,6 +31,7 @@ mod senders;
 mod store;
 mod switch;
 mod tree;
+mod trust;
 mod unprivileged;
 mod whole;
 

@@ -15,8 +15,8 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::list;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 use stillmirror_protocol::wire::{
-    ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ItemFailure, ListForm, Reply, Request, ServerHello, frame,
-    kind,
+    ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ItemFailure, ListForm, Reply, Request, SIGNED_HEADS,
+    ServerHello, frame, kind,
 };
 
 use crate::tree::Tree;
@@ -24,9 +24,11 @@ use crate::tree::Tree;
 pub(crate) const REPOSITORY: &str = "demo";
 
 /// A published generation.
+#[derive(Clone)]
 pub(crate) struct Generation {
     pub(crate) encoded: AlignedVec,
     pub(crate) head: Head,
+    pub(crate) signature: Option<Vec<u8>>,
     delta: Option<Vec<u8>>,
     contents: HashMap<Vec<u8>, Vec<u8>>,
     /// Files that differ on disk, so that the sender does not send them, and the reason it gives.
@@ -47,6 +49,8 @@ pub(crate) struct Behaviour {
     pub(crate) cut: Option<usize>,
     /// Whether to answer nothing.
     pub(crate) mute: bool,
+    /// Whether it is a sender that knows no signatures.
+    pub(crate) is_old: bool,
 }
 
 /// What a sender received.
@@ -103,12 +107,14 @@ impl Sender {
             list_len: encoded.len() as u64,
             previous: before.map_or(Digest::NONE, |before| before.head.list_digest),
             counts: counts(&encoded),
+            expires: None,
         };
         let delta = before.and_then(|before| {
             let (old, new) = (list::open(&before.encoded).ok()?, list::open(&encoded).ok()?);
             Some(diff(old, new).encode(before.head.list_digest, digest))
         });
-        let generation = Generation { encoded, head, delta, contents: tree.contents(), failing: HashMap::new() };
+        let generation =
+            Generation { encoded, head, signature: None, delta, contents: tree.contents(), failing: HashMap::new() };
         state.generations.push(Arc::new(generation));
     }
 
@@ -120,20 +126,36 @@ impl Sender {
 
     /// Makes some files of the current tree fail.
     pub(crate) fn fail(&self, failing: &[(&str, ItemFailure)]) {
-        let mut state = self.state.lock().unwrap();
-        let last = state.generations.pop().unwrap();
-        let mut last = Arc::into_inner(last).unwrap();
-        last.failing = failing.iter().map(|(path, why)| (path.as_bytes().to_vec(), *why)).collect();
-        state.generations.push(Arc::new(last));
+        self.amend(|last| {
+            last.failing = failing.iter().map(|(path, why)| (path.as_bytes().to_vec(), *why)).collect();
+        });
     }
 
     /// Changes a byte of a file of the current tree, which nobody notices at the sender.
     pub(crate) fn rot(&self, path: &str) {
+        self.amend(|last| last.contents.get_mut(path.as_bytes()).unwrap()[0] ^= 1);
+    }
+
+    /// Changes the current generation in place.
+    pub(crate) fn amend(&self, change: impl FnOnce(&mut Generation)) {
         let mut state = self.state.lock().unwrap();
-        let last = state.generations.pop().unwrap();
-        let mut last = Arc::into_inner(last).unwrap();
-        last.contents.get_mut(path.as_bytes()).unwrap()[0] ^= 1;
-        state.generations.push(Arc::new(last));
+        let last = state.generations.last_mut().unwrap();
+        let mut changed = Generation::clone(last);
+        change(&mut changed);
+        *last = Arc::new(changed);
+    }
+
+    /// Publishes the current list with the next number, as a renewed signature does.
+    pub(crate) fn publish_again(&self) {
+        let mut state = self.state.lock().unwrap();
+        let mut next = Generation::clone(state.generations.last().unwrap());
+        next.head.generation += 1;
+        state.generations.push(Arc::new(next));
+    }
+
+    /// Goes back by one generation.
+    pub(crate) fn go_back(&self) {
+        self.state.lock().unwrap().generations.pop();
     }
 
     pub(crate) fn behave(&self, behaviour: Behaviour) {
@@ -165,7 +187,7 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
     let hello = ServerHello {
         version: 1,
         requests: limits::REQUESTS_UNDER_WAY as u16,
-        capabilities: 0,
+        capabilities: if behaviour.is_old { 0 } else { SIGNED_HEADS },
         reply_payload: limits::REPLY_PAYLOAD as u32,
     };
     let mut writer = socket.try_clone()?;
@@ -207,7 +229,7 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
         if matches!(request, Request::Head { .. }) {
             pinned = generations;
         }
-        let mut frames = answer(&pinned, header.request, &request);
+        let mut frames = answer(&pinned, header.request, &request, behaviour.is_old);
         if let Some(tamper) = &behaviour.tamper {
             frames = tamper(header.request, &request, frames);
         }
@@ -224,11 +246,18 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
 }
 
 /// Returns the honest answer, frame by frame.
-fn answer(generations: &[Arc<Generation>], number: u32, request: &Request) -> Vec<Vec<u8>> {
+fn answer(generations: &[Arc<Generation>], number: u32, request: &Request, is_old: bool) -> Vec<Vec<u8>> {
     let Some(current) = generations.last() else { return vec![refuse(number)] };
     let mut frames = match request {
         Request::Head { repository } if repository == REPOSITORY => {
-            vec![Reply::Pinned { handle: 3, head: current.head.encode() }.frame(number)]
+            if is_old {
+                let head = Head { expires: None, ..current.head.clone() }.encode();
+                vec![Reply::Pinned { handle: 3, head }.frame(number)]
+            } else {
+                let signature = current.signature.iter().map(|bytes| Reply::Signature(bytes.clone()).frame(number));
+                let head = current.head.encode();
+                std::iter::once(Reply::Pinned { handle: 3, head }.frame(number)).chain(signature).collect()
+            }
         }
         Request::List { handle: 3, have } => list_frames(generations, current, number, *have),
         Request::Sums { handle: 3, items } => {

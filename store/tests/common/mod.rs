@@ -77,6 +77,7 @@ pub(crate) fn fill_with(draft: &Draft, before: Option<&Generation>, changes: &Ch
         list_len: encoded.len() as u64,
         previous,
         counts,
+        expires: None,
     };
     draft.write_head(&head.encode())
 }

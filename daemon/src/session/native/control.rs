@@ -63,16 +63,22 @@ impl Session {
 
     async fn announce(&self, number: u32) -> Result<Option<Reply>, Ended> {
         let visible = Visible::new(&self.shared.registry, self.peer.ip());
-        let announcement = wire::Repository::encode_all(&visible.announcement());
+        let announcement = wire::Repository::encode_all(&visible.announcement(self.capabilities));
         self.send_chunks(number, &announcement).await?;
         Ok(None)
     }
 
     async fn head(&self, number: u32, handle: u32, pinned: &Pinned) -> Result<Option<Reply>, Ended> {
-        let head = pinned.edition.generation.head_bytes().to_vec();
+        let head = pinned.edition.head_for(self.capabilities);
+        let mut frames = Reply::Pinned { handle, head }.frame(number);
+        if self.capabilities & wire::SIGNED_HEADS != 0
+            && let Some(signature) = pinned.edition.generation.signature()
+        {
+            frames.extend(Reply::Signature(signature.to_vec()).frame(number));
+        }
         let mut writer = self.writer.lock().await;
         writer.draw_on(pinned.repository.bandwidth.as_ref());
-        writer.send_bytes(&Reply::Pinned { handle, head }.frame(number)).await?;
+        writer.send_bytes(&frames).await?;
         Ok(None)
     }
 

@@ -167,7 +167,7 @@ impl Reader {
         }
         match (&reply, in_flight.kind) {
             (Reply::End | Reply::Error { .. }, _) | (Reply::ItemFailed { .. }, kind::DATA) => {}
-            (Reply::Pinned { .. }, kind::HEAD) => {}
+            (Reply::Pinned { .. } | Reply::Signature(_), kind::HEAD) => {}
             (Reply::ListForm(form), kind::LIST) => in_flight.allowed = list_bytes(form),
             _ => {
                 return Err(PullError::protocol(format!(
