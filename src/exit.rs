@@ -137,7 +137,11 @@ fn of_pull(error: &PullError) -> Exit {
         PullError::Timeout { .. } => Exit::Timeout,
         PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
         PullError::Older { .. } | PullError::Protocol(_) | PullError::Untrusted { .. } => Exit::Protocol,
-        PullError::EmptyDestination { .. } | PullError::TrustFile(_) | PullError::File { .. } => Exit::FileIo,
+        PullError::EmptyDestination { .. }
+        | PullError::NoSpace { .. }
+        | PullError::NoInodes { .. }
+        | PullError::TrustFile(_)
+        | PullError::File { .. } => Exit::FileIo,
         PullError::Store(error) => of_store(error),
     }
 }

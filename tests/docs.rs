@@ -10,8 +10,8 @@ use std::process::Command;
 const FOREIGN_FLAGS: &str = "\
 --append --append-verify --backup-dir --bwlimit --checksum-choice --checksum-seed --chmod --chown \
 --compare-dest --compress-choice --compress-level --contimeout --copy-dest --copy-unsafe-links --daemon --del \
---delay-updates --delete-missing-args --devices --exclude-from --existing --fake-super --files-from --filter --force \
---from0 --fsync --fuzzy --groupmap --iconv --ignore-errors --ignore-existing --ignore-missing-args --include-from \
+--delay-updates --delete-missing-args --devices --exclude-from --existing --fake-super --filter --force \
+--fsync --fuzzy --groupmap --iconv --ignore-errors --ignore-existing --ignore-missing-args --include-from \
 --info --inplace --link-dest --list-only --log-file --max-alloc --max-size --min-size --mkpath --modify-window \
 --munge-links --new-compress --no-implied-dirs --no-inc-recursive --no-motd --no-relative --no-whole-file --old-args \
 --old-compress --out-format --outbuf --partial --partial-dir --preallocate --progress --protocol --prune-empty-dirs \

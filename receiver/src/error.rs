@@ -1,5 +1,6 @@
 //! The reasons why a pull ends early, grouped by whose fault it is.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -159,6 +160,32 @@ pub enum PullError {
         .0.display()
     )]
     TrustFile(PathBuf),
+    /// What is to be brought does not fit. Nothing was changed.
+    #[error(
+        "the file system of {} has {} free{}, and the pull needs {}: nothing was changed; give --min-free off if the \
+         files are sparse or the file system compresses them",
+        .path.display(), Megabytes(*.free), reserved(*.keep), Megabytes(*.needed)
+    )]
+    NoSpace {
+        /// A directory on the file system.
+        path: PathBuf,
+        /// Number of bytes that the pull needs.
+        needed: u64,
+        /// Number of bytes that are free.
+        free: u64,
+        /// Number of bytes that must remain free.
+        keep: u64,
+    },
+    /// There are too few inodes for what is to be brought. Nothing was changed.
+    #[error("the file system of {} has {free} free inodes, and the pull needs {needed}: nothing was changed", .path.display())]
+    NoInodes {
+        /// A directory on the file system.
+        path: PathBuf,
+        /// Number of inodes that the pull needs.
+        needed: u64,
+        /// Number of inodes that are free.
+        free: u64,
+    },
     /// The receiver's own store failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
@@ -242,6 +269,19 @@ macro_rules! protocol_errors {
     )*};
 }
 protocol_errors!(WireError, DecodeError, HeadError, ListError, DeltaError, ApplyError, SumsError);
+
+/// A number of bytes for people.
+struct Megabytes(u64);
+
+impl fmt::Display for Megabytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} MB", self.0 as f64 / 1e6)
+    }
+}
+
+fn reserved(keep: u64) -> String {
+    if keep == 0 { String::new() } else { format!(", of which --min-free keeps {}", Megabytes(keep)) }
+}
 
 /// Turns an I/O error into a [`PullError::File`] that names the action and the file.
 pub(crate) trait At<T> {

@@ -8,15 +8,17 @@
 //! | wait for other pulls | `turn` |
 //! | ask the sender for its current generation | [`source`], `listing`, on top of `answer` |
 //! | decide whether its head is trusted | `trust` |
-//! | look at the local tree | `selection`, `facts`, on top of `local` |
+//! | look at the local tree | `selection` on top of `names`; `facts` on top of `local` |
 //! | decide which deletions wait, and which directories are stores | `grace`, on top of `journal`; `stores` |
 //! | refuse what is probably a mistake of the sender's | `guard`, on top of `limit` |
 //! | decide what to do | `plan`, a pure function |
+//! | find out whether it fits | `space` |
 //! | find parts of new files in old ones | `matching`, on top of `roots` |
 //! | fetch, build and verify | `fetch`, `stage` |
 //! | move files into place | `commit` |
 //! | or update a copy of the tree, which then replaces it in one step | `snapshots` |
 //! | publish a generation of the local tree | `publish`, `mark` |
+//! | say when the tree was complete | `trace` |
 //!
 //! Nothing received is trusted: lists are validated, lengths are checked against limits, and contents against
 //! their SHA-256. The disk is touched only beneath the destination (`local`).
@@ -39,6 +41,7 @@ mod listing;
 mod local;
 mod mark;
 mod matching;
+mod names;
 mod plan;
 mod publish;
 mod pull;
@@ -47,16 +50,20 @@ mod roots;
 mod selection;
 mod snapshots;
 pub mod source;
+mod space;
 mod stage;
 mod stores;
+mod trace;
 mod trust;
 mod turn;
 mod verify;
 
 pub use error::PullError;
-pub use limit::{MaxDelete, USUAL_LEAST, USUAL_PERCENT};
+pub use limit::{MaxDelete, MinFree, USUAL_LEAST, USUAL_PERCENT};
+pub use names::{Names, NamesError};
 pub use pull::{pull, pull_from};
 pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Served, Silent};
 pub use source::{Accept, NativeSource, Pinned, Renewing, SeveralSources, Source, SourceOptions};
+pub use trace::{TraceHost, TraceHostError};
 pub use trust::TrustError;
 pub use verify::{Problem, VerifyReport, verify};

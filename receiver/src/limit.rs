@@ -31,6 +31,31 @@ impl MaxDelete {
     }
 }
 
+/// How much space must remain free, as `df` shows it, on each file system that a pull writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum MinFree {
+    /// What is brought must fit.
+    #[default]
+    Fit,
+    /// This many bytes.
+    Bytes(u64),
+    /// This share of the file system, in percent.
+    Percent(f64),
+    /// Nothing is checked.
+    Unchecked,
+}
+
+impl MinFree {
+    /// Returns the number of bytes that must remain of a file system of `total` bytes.
+    pub(crate) fn bytes(self, total: u64) -> u64 {
+        match self {
+            Self::Fit | Self::Unchecked => 0,
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => (total as f64 * percent / 100.0) as u64,
+        }
+    }
+}
+
 fn is_within(part: u64, percent: f64, total: u64) -> bool {
     part as f64 <= total as f64 * percent / 100.0
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head, check_repository_name};
@@ -27,13 +28,14 @@ use crate::journal::Journal;
 use crate::listing::{self, Listing};
 use crate::local::{self, Tree, TreeLock};
 use crate::mark;
-use crate::report::{Check, Options, Phase, Progress, Report};
+use crate::report::{Check, Failed, Failure, Options, Phase, Progress, Report};
 use crate::roots;
 use crate::selection::Selection;
 use crate::snapshots::{self, Snapshots};
 use crate::source::{self, Pinned, Source};
 use crate::stage::Stage;
 use crate::stores;
+use crate::trace::Trace;
 use crate::trust;
 use crate::turn::Turn;
 
@@ -55,13 +57,13 @@ pub async fn pull(
     // Dropping this future ends the work below.
     let cancel = cancel.child_token();
     let _guard = cancel.clone().drop_guard();
-    let turn = Turn::of(&options);
+    let mut turn = Turn::of(&options);
     loop {
         // Before the sender is asked for anything: it does not wait for others.
         turn.come(&options, &*progress, &cancel).await?;
         let source = rounds::connect(&options, progress.clone(), cancel.clone()).await?;
         match pull_from(source, options.clone(), progress.clone(), cancel.clone()).await {
-            Err(error) if turn.is_lost(&error) => {}
+            Err(error) if turn.is_lost_to(&error) => {}
             result => return result,
         }
     }
@@ -120,7 +122,7 @@ struct Destination {
 
 impl Pull<'_> {
     fn run(&self) -> Result<Report, PullError> {
-        let started = Instant::now();
+        let (started, began) = (Instant::now(), Timestamp::now());
         let grace = Grace::of(self.options)?;
         if !self.options.trust.is_empty() && self.options.store.is_none() {
             return Err(PullError::usage("trusted keys need a store, which remembers what was accepted with them"));
@@ -145,6 +147,7 @@ impl Pull<'_> {
             }
             None => self.update(&mut destination, &pinned, &grace, &mut report),
         };
+        let result = result.and_then(|()| self.trace(&destination, &pinned, began, &mut report));
         if let (Ok(()), Some(snapshots), Some(keep)) = (&result, self.snapshots, self.options.keep_snapshots)
             && !self.options.dry_run
         {
@@ -272,9 +275,9 @@ impl Pull<'_> {
         pinned: &Pinned,
         grace: &Grace,
     ) -> Result<Option<u64>, PullError> {
-        let Options { check, path, filter, specials, .. } = self.options;
+        let Options { check, path, filter, names, trace, specials, .. } = self.options;
         let (Some((store, _)), Some(tree)) = (&destination.store, &destination.tree) else { return Ok(None) };
-        if *check != Check::None || !path.is_empty() || !filter.is_empty() || !specials {
+        if *check != Check::None || !path.is_empty() || !filter.is_empty() || names.is_some() || !specials {
             return Ok(None);
         }
         if Stage::is_left(tree)? {
@@ -287,6 +290,9 @@ impl Pull<'_> {
             return Ok(None);
         }
         if !mark::is_of(store, current.number, tree)? {
+            return Ok(None);
+        }
+        if trace.as_ref().is_some_and(|trace| !trace.is_free(tree)) {
             return Ok(None);
         }
         // A tree that is empty although it should not be cannot be trusted.
@@ -317,16 +323,20 @@ impl Pull<'_> {
             (None, None) => return Err(PullError::protocol("the sender sent no list")),
         };
         check_counts(list, &pinned.head)?;
+        let selection = self.select(list)?;
         let wanted = Wanted {
             pinned,
             held: held.as_ref(),
             listing: listing.as_ref(),
-            selection: Selection::new(list, &self.options.path, &self.options.filter)?,
+            selection,
             attributes: Attributes::new(list, self.options.owners, self.options.setid),
             pool: self.pool()?,
             bases: roots::open_bases(&self.options.bases),
         };
         let mut prepared = self.prepare(destination, &wanted, grace)?;
+        if !self.options.dry_run {
+            self.check_space(destination, &wanted, &prepared)?;
+        }
         if let Some(snapshots) = self.snapshots.filter(|snapshots| !self.options.dry_run && !snapshots.is_building())
             && !prepared.plan.is_empty()
         {
@@ -337,6 +347,7 @@ impl Pull<'_> {
         prepared.report(report);
         self.count_refused(&wanted.selection, &wanted.attributes, report);
         let refused = prepared.refused;
+        let missing = wanted.selection.missing().into_iter().map(|path| Failed { path, why: Failure::Missing });
         if self.options.dry_run {
             report.planned = prepared.plan.actions(&wanted.selection);
             report.planned_bytes = prepared.plan.bytes_to_fetch(list);
@@ -345,6 +356,7 @@ impl Pull<'_> {
             Update { pull: self, destination, wanted: &wanted, prepared: &prepared }.run(&mut journal, report)?;
             destination.store.iter().for_each(|(store, _)| answer::forget(store));
         }
+        report.failed.extend(missing);
         match refused {
             Some(TooMany { wanted, total }) => {
                 let allowed = self.options.max_delete;
@@ -369,6 +381,28 @@ impl Pull<'_> {
             answer::keep(store, answer);
         }
         Ok(listing)
+    }
+
+    /// Writes the traces, if the tree is complete. If this host refuses, that is reported as a failed name.
+    fn trace(
+        &self,
+        destination: &Destination,
+        pinned: &Pinned,
+        started: Timestamp,
+        report: &mut Report,
+    ) -> Result<(), PullError> {
+        let Options { trace: Some(host), dry_run: false, .. } = self.options else { return Ok(()) };
+        let Some(tree) = destination.tree.as_ref().filter(|_| report.failed.is_empty()) else { return Ok(()) };
+        let trace = Trace { host, options: self.options, pinned, started, ended: Timestamp::now() };
+        match trace.write(tree) {
+            Err(error) if error.concerns_one_name() => {
+                tracing::warn!(%error, "the trace cannot be written");
+                let path = host.paths().into_iter().next().unwrap_or_default();
+                report.failed.push(Failed { path, why: Failure::Stuck });
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     /// Counts what the options refuse to take from the sender.

@@ -9,7 +9,9 @@ use stillmirror_protocol::signature::PublicKey;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
-use crate::limit::MaxDelete;
+use crate::limit::{MaxDelete, MinFree};
+use crate::names::Names;
+use crate::trace::TraceHost;
 
 /// How a pull finds out what the local tree holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,6 +81,13 @@ pub struct Options {
     pub wait: Option<Duration>,
     /// The filter, for paths relative to [`Options::path`].
     pub filter: Filter,
+    /// The only names to pull, relative to [`Options::path`]. `None` pulls all. Only what is below a named directory is
+    /// deleted.
+    pub names: Option<Names>,
+    /// How much space must remain free.
+    pub min_free: MinFree,
+    /// The name of this mirror in the trace files below the tree. `None` writes none.
+    pub trace: Option<TraceHost>,
     /// Whether to plan only, and write nothing to the tree or the store.
     pub dry_run: bool,
     /// Maximum number of bytes to receive per second.
@@ -137,6 +146,9 @@ impl Options {
             allow_older: false,
             wait: None,
             filter: Filter::default(),
+            names: None,
+            min_free: MinFree::default(),
+            trace: None,
             dry_run: false,
             bandwidth: None,
             check: Check::default(),
@@ -280,7 +292,8 @@ impl Report {
     /// Returns whether files were gone or changed at the sender, and nothing else failed. A newer generation may be whole.
     pub(crate) fn is_overtaken(&self) -> bool {
         let is_transient = |why| matches!(why, Failure::Stale | Failure::Vanished | Failure::Held);
-        !self.failed.is_empty() && self.failed.iter().all(|failed| is_transient(failed.why))
+        let mut failed = self.failed.iter().map(|failed| failed.why).filter(|&why| why != Failure::Missing).peekable();
+        failed.peek().is_some() && failed.all(is_transient)
     }
 
     /// Adds what the same pull did for an earlier generation. Bytes on the wire are counted by the source.
@@ -369,6 +382,8 @@ pub enum Failure {
     Stale,
     /// The sender no longer has the file.
     Vanished,
+    /// The sender's list does not have the name.
+    Missing,
     /// The sender cannot read the file.
     Unreadable,
     /// A non-empty local directory is in its place, and must not be deleted.

@@ -1,10 +1,13 @@
 //! Selects the rows of a list that a pull takes, and maps them to local paths.
 
+use std::ops::Range;
+
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::list::{Dir, ListRef, Row};
 use stillmirror_protocol::path;
 
 use crate::error::PullError;
+use crate::names::{Child, Names};
 
 /// The name of the staging directory in the local tree. If a repository has an entry of this name, the entry
 /// is not pulled.
@@ -19,6 +22,10 @@ pub(crate) struct Selection<'a> {
     /// The only wanted name in the root. `None` if all names are wanted.
     only: Option<Vec<u8>>,
     filter: &'a Filter,
+    /// The only wanted paths. `None` if all are wanted.
+    names: Option<&'a Names>,
+    /// Local paths that are this mirror's own.
+    own: Vec<Vec<u8>>,
     /// Wanted directories. The root is first, and each directory precedes those below it.
     pub(crate) dirs: Vec<WantedDir<'a>>,
     /// Wanted rows below the root, ascending.
@@ -36,22 +43,47 @@ pub(crate) struct WantedDir<'a> {
 impl<'a> Selection<'a> {
     /// Selects the rows at and below `at`. Fails if the list has no such path.
     pub(crate) fn new(list: ListRef<'a>, at: &[u8], filter: &'a Filter) -> Result<Self, PullError> {
+        Self::of(list, at, filter, None, Vec::new())
+    }
+
+    /// Like [`Selection::new`], for a pull. Of the rows at and below `at`, only those at and below `names` are wanted, and
+    /// the directories that lead to them. `own` are local paths that are this mirror's own.
+    pub(crate) fn of(
+        list: ListRef<'a>,
+        at: &[u8],
+        filter: &'a Filter,
+        names: Option<&'a Names>,
+        own: Vec<Vec<u8>>,
+    ) -> Result<Self, PullError> {
         let missing = || PullError::usage(format!("the repository has no '{}'", path::Escaped(at)));
         let found = list.find(at).ok_or_else(missing)?;
         let (root, only) = match found.dir_number() {
             Some(number) => (list.dir(number), None),
             None => (list.parent_of(found.number()), Some(path::split(at).1.to_vec())),
         };
-        let mut selection = Self { list, root, only, filter, dirs: Vec::new(), rows: Vec::new() };
+        if only.is_some() && names.is_some() {
+            return Err(PullError::usage(format!(
+                "'{}' is a file, so --files-from cannot name parts of it",
+                path::Escaped(at)
+            )));
+        }
+        let mut selection = Self { list, root, only, filter, names, own, dirs: Vec::new(), rows: Vec::new() };
         selection.walk();
         Ok(selection)
     }
 
     fn walk(&mut self) {
         self.dirs.push(WantedDir { dir: self.root, path: Vec::new() });
+        // For each directory, the names that are wanted below it. `None` if all are.
+        let mut wanted = vec![self.names.filter(|names| !names.name_all()).map(Names::all)];
         let mut next = 0;
         while let Some(WantedDir { dir, path }) = self.dirs.get(next).cloned() {
             next += 1;
+            if let (Some(names), Some(range)) = (self.names, wanted[next - 1].clone()) {
+                let children: Vec<_> = names.children(range, path.len()).collect();
+                self.walk_named(&WantedDir { dir, path }, children, &mut wanted);
+                continue;
+            }
             for row in dir.files() {
                 if self.includes(&path, dir.name_of(row), false) {
                     self.rows.push(row);
@@ -63,11 +95,38 @@ impl<'a> Selection<'a> {
                     self.rows.push(row);
                     let number = self.list.row(row).dir_number().unwrap_or_default();
                     self.dirs.push(WantedDir { dir: self.list.dir(number), path: path::join(&path, name) });
+                    wanted.push(None);
                 }
             }
         }
         // Below one directory, breadth-first order is ascending, and the filter keeps the order.
         debug_assert!(self.rows.is_sorted());
+    }
+
+    /// Selects the children of a directory that lead to names.
+    fn walk_named(&mut self, place: &WantedDir<'a>, children: Vec<Child<'_>>, wanted: &mut Vec<Option<Range<usize>>>) {
+        let found = children.into_iter().filter_map(|child| Some((place.dir.child(child.name)?, child)));
+        let mut found: Vec<_> = found.filter(|(row, child)| child.is_named || row.is_dir()).collect();
+        found.sort_unstable_by_key(|(row, _)| row.number());
+        for (row, child) in found {
+            if !self.includes(&place.path, child.name, row.is_dir()) {
+                continue;
+            }
+            self.rows.push(row.number());
+            if let Some(number) = row.dir_number() {
+                self.dirs.push(WantedDir { dir: self.list.dir(number), path: path::join(&place.path, child.name) });
+                wanted.push((!child.is_named).then_some(child.below));
+            }
+        }
+    }
+
+    /// Returns the paths that are wanted by name, and that the list does not have.
+    pub(crate) fn missing(&self) -> Vec<Vec<u8>> {
+        let root = self.root.path();
+        let is_missing = |name: &&[u8]| {
+            self.list.find(&if name.is_empty() { root.clone() } else { path::join(&root, name) }).is_none()
+        };
+        self.names.into_iter().flat_map(Names::iter).filter(is_missing).map(<[u8]>::to_vec).collect()
     }
 
     fn includes(&self, dir: &[u8], name: &[u8], is_dir: bool) -> bool {
@@ -78,19 +137,25 @@ impl<'a> Selection<'a> {
     }
 
     /// Returns whether the mirror may delete a local name that the list does not have. It may not delete the
-    /// staging directory, names that the filter excludes, or anything at all when a single file is pulled.
+    /// staging directory, traces, names that the filter excludes, names that are not below a wanted one, or anything at
+    /// all when a single file is pulled.
     pub(crate) fn owns(&self, path: &[u8], is_dir: bool) -> bool {
-        path != STAGE && self.only.is_none() && self.filter.keeps(path, is_dir)
+        self.may_own(path) && self.filter.keeps(path, is_dir)
+    }
+
+    fn may_own(&self, path: &[u8]) -> bool {
+        let is_named = self.names.is_none_or(|names| names.cover(path));
+        path != STAGE && self.only.is_none() && is_named && !self.own.iter().any(|own| own == path)
     }
 
     /// Like [`Selection::owns`], for a name whose parent directories have not been checked.
     pub(crate) fn owns_deep(&self, path: &[u8], is_dir: bool) -> bool {
-        path != STAGE && self.only.is_none() && self.filter.keeps_below_root(path, is_dir)
+        self.may_own(path) && self.filter.keeps_below_root(path, is_dir)
     }
 
     /// Returns whether there may be local names that the mirror must not delete.
     pub(crate) fn protects(&self) -> bool {
-        self.only.is_some() || !self.filter.is_empty()
+        self.only.is_some() || !self.filter.is_empty() || self.names.is_some() || !self.own.is_empty()
     }
 
     /// Returns whether the tree's root gets the mode, owner and time of the list's directory.

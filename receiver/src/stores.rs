@@ -142,6 +142,8 @@ pub(crate) struct Stores<'a> {
     tree: Option<&'a Tree>,
     /// The pull's own store.
     own: Option<Id>,
+    /// Local paths that are this mirror's own, and that no pull deletes.
+    spared: Vec<Vec<u8>>,
     /// The list that the last pull left.
     held: Option<ListRef<'a>>,
     /// What is known of directories. Only [`Stores::contains`] uses it, before the first change.
@@ -157,17 +159,19 @@ enum Place {
 }
 
 impl<'a> Stores<'a> {
-    /// `own`: the pull's own store, if it has one. `held`: the list that the last pull left.
+    /// `own`: the pull's own store, if it has one. `held`: the list that the last pull left. `spared`: further paths that
+    /// are not deleted.
     pub(crate) fn new(
         tree: Option<&'a Tree>,
         own: Option<&Path>,
         held: Option<ListRef<'a>>,
+        spared: Vec<Vec<u8>>,
     ) -> Result<Self, PullError> {
         let own = match own.and_then(|dir| Some((dir, open(dir)?))) {
             Some((dir, opened)) => Some(id(opened.as_fd()).at("stat", dir)?),
             None => None,
         };
-        Ok(Self { tree, own, held, known: RefCell::default() })
+        Ok(Self { tree, own, spared, held, known: RefCell::default() })
     }
 
     /// Returns whether a store is at a path that is about to be deleted. A directory that cannot be examined counts as
@@ -250,12 +254,12 @@ impl<'a> Stores<'a> {
     }
 
     /// Returns how many names would be deleted with `path`: the path itself and everything visible below it, without
-    /// stores and the directories that contain them.
+    /// stores, spared files and the directories that contain them.
     pub(crate) fn count(&self, path: &[u8]) -> Result<u64, PullError> {
         self.count_below(path).map(|(count, _)| count)
     }
 
-    /// Returns whether there is a store at or below a path.
+    /// Returns whether there is a store or a spared file at or below a path.
     pub(crate) fn are_below(&self, path: &[u8]) -> Result<bool, PullError> {
         self.count_below(path).map(|(_, all)| !all)
     }
@@ -275,6 +279,7 @@ impl<'a> Stores<'a> {
         let (mut count, mut all) = (0, true);
         for (name, kind) in names {
             let (below, whole) = match kind {
+                _ if self.spared.iter().any(|spared| *spared == path::join(path, &name)) => (0, false),
                 Some(FileType::Directory) => self.count_below(&path::join(path, &name))?,
                 _ => (1, true),
             };

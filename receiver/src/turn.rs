@@ -15,23 +15,26 @@ use crate::snapshots;
 pub(crate) struct Turn {
     /// `None` if the pull does not wait.
     deadline: Option<Instant>,
+    /// Whether somebody else was faster.
+    is_lost: bool,
 }
 
 impl Turn {
     pub(crate) fn of(options: &Options) -> Self {
         let wait = options.wait.filter(|_| !options.dry_run);
-        Self { deadline: wait.map(|wait| Instant::now().checked_add(wait).unwrap_or_else(far_future)) }
+        let deadline = wait.map(|wait| Instant::now().checked_add(wait).unwrap_or_else(far_future));
+        Self { deadline, is_lost: false }
     }
 
     /// Waits until nobody has the locks, or the time is over. Whoever takes them next may still be somebody else.
     pub(crate) async fn come(
-        &self,
+        &mut self,
         options: &Options,
         progress: &dyn Progress,
         cancel: &CancellationToken,
     ) -> Result<(), PullError> {
         let Some(deadline) = self.deadline else { return Ok(()) };
-        while Instant::now() < deadline && is_taken(options) {
+        while Instant::now() < deadline && (std::mem::take(&mut self.is_lost) || is_taken(options)) {
             progress.phase(Phase::Turn, 0, 0);
             tokio::select! {
                 () = cancel.cancelled() => return Err(PullError::Interrupted),
@@ -42,8 +45,9 @@ impl Turn {
     }
 
     /// Returns whether to wait again after the pull ended with this error.
-    pub(crate) fn is_lost(&self, error: &PullError) -> bool {
-        self.deadline.is_some_and(|deadline| Instant::now() < deadline) && error.is_busy()
+    pub(crate) fn is_lost_to(&mut self, error: &PullError) -> bool {
+        self.is_lost = self.deadline.is_some_and(|deadline| Instant::now() < deadline) && error.is_busy();
+        self.is_lost
     }
 }
 

@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, ValueEnum};
 use stillmirror_protocol::limits;
 use stillmirror_protocol::signature::PublicKey;
-use stillmirror_receiver::{self as receiver, MaxDelete, Options};
+use stillmirror_receiver::{self as receiver, MaxDelete, MinFree, Names, Options, TraceHost};
 
 use super::hooks::HookArgs;
 use crate::config::{self, Bytes, Seconds};
@@ -94,6 +94,20 @@ pub(crate) struct Arguments {
     pub(super) hooks: HookArgs,
     #[command(flatten)]
     filter: FilterArgs,
+    /// Pull only the names in this file (`-`: standard input), one a line, and what is below them; --delete deletes only
+    /// below them
+    #[arg(long, value_name = "FILE", value_parser = path_args::local())]
+    files_from: Option<PathBuf>,
+    /// The names of --files-from end with a NUL
+    #[arg(long, requires = "files_from")]
+    from0: bool,
+    /// Pull nothing if less than this would remain free on a file system that is written to (50GiB, 5%); `off` pulls even
+    /// what does not seem to fit
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = min_free)]
+    min_free: Option<MinFree>,
+    /// Write project/trace/HOST and project/trace/HOST.json below DEST after each complete pull; give it to every pull
+    #[arg(long, value_name = "HOST")]
+    trace: Option<TraceHost>,
     /// Only print what would be done, and how many bytes would be fetched
     #[arg(long, short = 'n')]
     pub(super) dry_run: bool,
@@ -200,6 +214,9 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.max_delete = arguments.max_delete.unwrap_or(MaxDelete::Usual);
     options.wait = arguments.wait.map(|time| time.map_or(Duration::MAX, Seconds::duration));
     options.filter = arguments.filter.0.clone();
+    options.names = arguments.files_from.as_deref().map(|file| names(file, arguments.from0)).transpose()?;
+    options.min_free = arguments.min_free.unwrap_or_default();
+    options.trace = arguments.trace.clone();
     options.dry_run = arguments.dry_run;
     if let Some(limit) = arguments.bwlimit {
         config::check_bandwidth("--bwlimit", limit, LEAST_BWLIMIT)?;
@@ -225,6 +242,28 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.sync = !arguments.no_fsync;
     options.keep_contents = arguments.keep_contents.0;
     Ok(options)
+}
+
+/// Reads the names of `--files-from`.
+fn names(file: &Path, from0: bool) -> Result<Names> {
+    let mut input = Vec::new();
+    let read = match file.as_os_str().as_encoded_bytes() {
+        b"-" => std::io::stdin().read_to_end(&mut input),
+        _ => File::open(file).and_then(|mut file| file.read_to_end(&mut input)),
+    };
+    read.with_context(|| format!("cannot read {}", file.display()))?;
+    Names::parse(&input, from0).with_context(|| UsageError(format!("--files-from {}", file.display())))
+}
+
+/// Parses a size, a percentage or `off`.
+fn min_free(text: &str) -> Result<MinFree, String> {
+    match (text, text.strip_suffix('%')) {
+        ("off", _) => Ok(MinFree::Unchecked),
+        (_, Some(percent)) => {
+            config::percent(percent).map(MinFree::Percent).ok_or_else(|| format!("'{text}' is not a percentage"))
+        }
+        (_, None) => text.parse().map(|Bytes(bytes)| MinFree::Bytes(bytes)),
+    }
 }
 
 /// Parses a number of names, or a percentage.

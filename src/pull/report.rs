@@ -13,6 +13,7 @@ pub(super) fn print(report: &Report, arguments: &Arguments) -> Exit {
     for failed in &report.failed {
         let why = match failed.why {
             Failure::Stale => "changed at the sender after it was indexed",
+            Failure::Missing => "is not in the repository",
             Failure::Vanished => "vanished at the sender",
             Failure::Unreadable => "cannot be read at the sender",
             Failure::InTheWay => "a directory with local files is in the way",

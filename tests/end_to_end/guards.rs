@@ -251,3 +251,78 @@ fn a_command_that_ignores_sigterm_is_killed() {
     assert_eq!(child.wait().unwrap().code(), Some(20));
     assert!(asked.elapsed() > Duration::from_secs(5), "it had time to end by itself");
 }
+
+#[test]
+fn names_come_from_a_file_or_from_standard_input() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let list = world.path("names");
+    write(&list, b"# comment\npool/b\n/dists/stable/Release\ngone\n");
+    let output = pull(&world, &server, &["--delete", "--files-from", list.to_str().unwrap()]);
+    assert_fails(&output, 23, &["gone: is not in the repository"]);
+    let names: Vec<_> = files(&world.dest()).into_keys().collect();
+    assert_eq!(names, ["dists/stable/Release", "pool/b/beta.tar"].map(std::path::PathBuf::from));
+    let mut command = world.pull_command(&server);
+    command.args(["--files-from", "-", "--from0", "--delete"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"odd/new\nline\0").unwrap();
+    json(&child.wait_with_output().unwrap());
+    assert!(world.dest().join("odd/new\nline").exists() && world.dest().join("pool/b/beta.tar").exists());
+    write(&list, b"a\n../etc/passwd\n");
+    let output = pull(&world, &server, &["--files-from", list.to_str().unwrap()]);
+    assert_fails(&output, 1, &["--files-from", "name 2", "'..'"]);
+    assert_fails(&pull(&world, &server, &["--files-from", "/no/such/file"]), 11, &["cannot read /no/such/file"]);
+}
+
+#[test]
+fn what_does_not_fit_is_said_with_its_file_system() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let dest = world.dest();
+    for min_free in ["100%", "1000000TiB"] {
+        let output = pull(&world, &server, &["--min-free", min_free]);
+        assert_fails(
+            &output,
+            11,
+            &["the file system of", " MB free, of which --min-free keeps ", "nothing was changed"],
+        );
+        assert!(files(&dest).is_empty());
+    }
+    for wrong in ["101%", "much", ""] {
+        assert_fails(&pull(&world, &server, &[&format!("--min-free={wrong}")]), 1, &["--min-free"]);
+    }
+    for right in ["1%", "1M", "0", "off"] {
+        json(&pull(&world, &server, &["--min-free", right]));
+    }
+    assert_same_tree(&world.src(), &dest);
+}
+
+#[test]
+fn a_trace_is_on_disk_and_neither_served_nor_deleted() {
+    let world = World::with_tree();
+    world.index();
+    let server = world.serve();
+    let arguments = ["--delete", "--trace", "leaf.example.org", "--check"];
+    for check in ["stat", "none", "stat"] {
+        json(&pull(&world, &server, &[&arguments[..], &[check]].concat()));
+    }
+    let report = json(&pull(&world, &server, &[&arguments[..], &["none"]].concat()));
+    assert_eq!((&report["unchanged"], &report["round_trips"]), (&true.into(), &1.into()), "{report}");
+    let trace = std::fs::read(world.dest().join("project/trace/leaf.example.org.json")).unwrap();
+    let trace: serde_json::Value = serde_json::from_slice(&trace).unwrap();
+    assert_eq!((&trace["repository"], &trace["generation"]), (&"repo".into(), &1.into()));
+    assert!(world.dest().join("project/trace/leaf.example.org").exists());
+    // A stock client of this tier gets what the origin has.
+    let downstream = Server::start(&world.dest(), &world.path("dest-store"));
+    let third = world.path("third");
+    let mut command = std::process::Command::new("rsync");
+    let status = command.arg("-aH").arg(format!("rsync://{}/repo/", downstream.address)).arg(&third).status();
+    assert!(status.unwrap().success());
+    assert_same_tree(&world.src(), &third);
+    for wrong in ["../x", "a/b", "", ".hidden", "a b"] {
+        let output = pull(&world, &server, &["--delete", &format!("--trace={wrong}")]);
+        assert_fails(&output, 1, &["--trace"]);
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use rayon::ThreadPool;
+use stillmirror_protocol::list::ListRef;
 use stillmirror_store::Generation;
 
 use super::{Destination, Pull};
@@ -16,11 +17,13 @@ use crate::listing::Listing;
 use crate::local::Tree;
 use crate::mark;
 use crate::plan::{Inputs, Plan, plan};
-use crate::report::{Check, Phase, Report};
+use crate::report::{Check, Options, Phase, Report};
 use crate::selection::Selection;
 use crate::source::Pinned;
+use crate::space::Space;
 use crate::stage::Stage;
 use crate::stores::{self, Stores};
+use crate::trace::TraceHost;
 
 /// What the tree is to become.
 pub(super) struct Wanted<'a> {
@@ -62,6 +65,41 @@ impl Prepared<'_> {
 }
 
 impl Pull<'_> {
+    /// Selects what the options want of a list.
+    pub(super) fn select<'a>(&'a self, list: ListRef<'a>) -> Result<Selection<'a>, PullError> {
+        let Options { path, filter, names, trace, .. } = self.options;
+        let selection = Selection::of(list, path, filter, names.as_ref(), self.own_names())?;
+        trace.iter().try_for_each(|trace| trace.refuse_taken(&selection))?;
+        Ok(selection)
+    }
+
+    /// Returns the local paths that are this mirror's own.
+    fn own_names(&self) -> Vec<Vec<u8>> {
+        self.options.trace.as_ref().map(TraceHost::paths).unwrap_or_default()
+    }
+
+    /// Fails if what is to be brought does not fit.
+    pub(super) fn check_space(
+        &self,
+        destination: &Destination,
+        wanted: &Wanted<'_>,
+        prepared: &Prepared<'_>,
+    ) -> Result<(), PullError> {
+        let plan = &prepared.plan;
+        let Some(tree) = destination.tree.as_ref().filter(|_| !plan.is_empty()) else { return Ok(()) };
+        let space = Space {
+            tree,
+            store: destination.store.as_ref().map(|(store, _)| store),
+            selection: &wanted.selection,
+            facts: &prepared.facts,
+            plan,
+            options: self.options,
+            list_bytes: wanted.listing.map_or(0, |listing| listing.encoded.len() as u64),
+            is_copied: self.snapshots.is_some_and(|snapshots| !snapshots.is_building()),
+        };
+        space.check()
+    }
+
     /// Inspects the tree, and plans. Changes nothing.
     pub(super) fn prepare<'a>(
         &self,
@@ -79,6 +117,7 @@ impl Pull<'_> {
             destination.tree.as_ref(),
             destination.store.as_ref().map(|(store, _)| store.dir()),
             held.map(Generation::list),
+            self.own_names(),
         )?;
         let waited = journal.len();
         grace.decide(&mut journal, &mut facts, destination.tree.as_ref(), &stores)?;

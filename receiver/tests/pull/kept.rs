@@ -6,7 +6,7 @@ use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::limits;
 use stillmirror_protocol::local::RelativeDevice;
 use stillmirror_protocol::wire::ItemFailure;
-use stillmirror_receiver::{Check, Failed, Failure, Options};
+use stillmirror_receiver::{Check, Failed, Failure, MinFree, Options, PullError};
 use stillmirror_store::Store;
 
 use crate::sender::Sender;
@@ -189,7 +189,10 @@ fn the_largest_file_sizes_are_counted_without_overflow() {
     sender.fail(&["a", "b", "c"].map(|name| (name, ItemFailure::Stale)));
     let report = run(Options { dry_run: true, ..place.mirror(&sender) }).unwrap();
     assert_eq!(report.planned_bytes, u64::MAX);
-    assert_eq!(run(place.mirror(&sender)).unwrap().failed.len(), 3);
+    let error = run(place.mirror(&sender)).unwrap_err();
+    assert!(matches!(error, PullError::NoSpace { needed: 0x7fff_ffff_ffff_ffff, .. }), "{error}");
+    let unchecked = Options { min_free: MinFree::Unchecked, ..place.mirror(&sender) };
+    assert_eq!(run(unchecked).unwrap().failed.len(), 3);
 }
 
 #[test]

@@ -11,6 +11,10 @@
 //! - `switch`: snapshots that replace each other in one step
 //! - `places`: destinations and stores that must not be harmed
 //! - `unprivileged`: pulls by a user without root, for whom permissions matter
+//! - `guards`: senders whose current generation is probably a mistake
+//! - `names`: pulls of named parts
+//! - `space`: file systems that are too small
+//! - `trace`: trace files
 //! - `hostile`: senders that violate the protocol
 //! - `trust`: signed heads, and the known attacks on them
 //! - `property`: any tree, any change
@@ -20,16 +24,20 @@ mod basis;
 mod commit;
 mod foreign;
 mod grace;
+mod guards;
 mod hostile;
 mod kept;
+mod names;
 mod places;
 mod property;
 mod resume;
 mod saving;
 mod sender;
 mod senders;
+mod space;
 mod store;
 mod switch;
+mod trace;
 mod tree;
 mod trust;
 mod unprivileged;

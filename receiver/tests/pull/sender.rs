@@ -124,6 +124,19 @@ impl Sender {
         self.fail(failing);
     }
 
+    /// Gives the current generation another number and time.
+    pub(crate) fn renumber(&self, generation: u64, created: i64) {
+        let mut state = self.state.lock().unwrap();
+        let last = state.generations.pop().unwrap();
+        let mut head = last.head.clone();
+        (head.generation, head.created.sec) = (generation, created);
+        // A session may still have the old one.
+        let Generation { encoded, delta, contents, failing, .. } = &*last;
+        let (encoded, delta) = (encoded.clone(), delta.clone());
+        let (contents, failing) = (contents.clone(), failing.clone());
+        state.generations.push(Arc::new(Generation { encoded, head, delta, contents, failing }));
+    }
+
     /// Makes some files of the current tree fail.
     pub(crate) fn fail(&self, failing: &[(&str, ItemFailure)]) {
         self.amend(|last| {
