@@ -134,7 +134,7 @@ impl Sender {
         let Generation { encoded, delta, contents, failing, .. } = &*last;
         let (encoded, delta) = (encoded.clone(), delta.clone());
         let (contents, failing) = (contents.clone(), failing.clone());
-        state.generations.push(Arc::new(Generation { encoded, head, delta, contents, failing }));
+        state.generations.push(Arc::new(Generation { encoded, head, signature: None, delta, contents, failing }));
     }
 
     /// Makes some files of the current tree fail.

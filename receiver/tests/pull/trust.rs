@@ -241,7 +241,8 @@ fn the_signed_head_of_another_repository_is_refused() {
 #[test]
 fn endless_data_in_place_of_a_signature_is_refused() {
     let key = key();
-    let tampers: [fn(u32, Vec<Vec<u8>>) -> Vec<Vec<u8>>; 3] = [
+    type Tamper = fn(u32, Vec<Vec<u8>>) -> Vec<Vec<u8>>;
+    let tampers: [Tamper; 3] = [
         |n, honest| vec![honest[0].clone(), frame(n, kind::SIGNATURE, &vec![b'x'; limits::SIGNATURE + 1])],
         |n, honest| [vec![honest[0].clone()], vec![Reply::Signature(vec![b'x'; 100]).frame(n); 100_000]].concat(),
         |n, honest| vec![Reply::Signature(vec![b'x'; 100]).frame(n), honest[0].clone(), Reply::End.frame(n)],
