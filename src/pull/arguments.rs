@@ -206,7 +206,7 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     let keep = arguments.keep_snapshots.map_or(KEEP_SNAPSHOTS, Seconds::duration);
     options.keep_snapshots = arguments.switch.then_some(keep);
     options.bases.clone_from(&arguments.basis);
-    options.trust = arguments.trust.clone();
+    options.trust.clone_from(&arguments.trust);
     options.delete = arguments.delete || arguments.delete_grace.is_some();
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
     options.allow_empty = arguments.allow_empty;

@@ -119,13 +119,16 @@ fn the_error_for_a_dangling_current_says_what_to_do() {
 fn a_newer_format_is_distinguished_from_damage() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 1);
-    for (name, what) in
-        [("list", "format 2"), ("head", "format 2"), ("local", "format 4"), ("packs", "another format version")]
-    {
+    for (name, version, what) in [
+        ("list", 2, "format 2"),
+        ("head", 3, "format 3"),
+        ("local", 2, "format 4"),
+        ("packs", 2, "another format version"),
+    ] {
         let path = store.dir().join("generations/1").join(name);
         let bytes = fs::read(&path).unwrap();
         let mut newer = bytes.clone();
-        newer[8] = 2;
+        newer[8] = version;
         rewrite(&path, &newer);
         let error = store.current().err().unwrap().to_string();
         assert!(error.contains(what), "{name}: {error}");

@@ -369,7 +369,8 @@ fn a_newer_generation_in_the_middle_of_a_pull_must_be_trusted_too() {
             }
             frames
         });
-        let result = run(trusting(&place, &sender, &[&key]));
+        let patience = Duration::from_secs(60);
+        let result = run(Options { patience, ..trusting(&place, &sender, &[&key]) });
         if is_trusted {
             assert_eq!(result.unwrap().generation, 2);
             assert_same(&place.dest(), &newer);
