@@ -4,7 +4,8 @@ import socket
 import threading
 import time
 
-CHUNK = 16 << 10
+# Limits on what is passed on at once, in bytes.
+CHUNK = 1 << 10, 16 << 10
 
 
 class Proxy:
@@ -12,6 +13,8 @@ class Proxy:
 
     def __init__(self, address, port, rate=None):
         self.target, self.rate = (address, port), rate
+        # A kill loses what is passed on at once, so a slow link passes on less.
+        self.chunk = min(max(CHUNK[0], int((rate or 1e9) * 0.004)), CHUNK[1])
         self.down = self.up = 0
         self.lock = threading.Lock()
         self.listener = socket.create_server(('127.0.0.1', 0))
@@ -29,7 +32,7 @@ class Proxy:
             while True:
                 client, _ = self.listener.accept()
                 # What waits in a buffer here when the client is killed would count as sent.
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.chunk)
                 server = socket.create_connection(self.target)
                 for name, reader, writer, rate in (('down', server, client, self.rate), ('up', client, server, None)):
                     threading.Thread(target=self.pump, args=(name, reader, writer, rate), daemon=True).start()
@@ -37,7 +40,7 @@ class Proxy:
     def pump(self, name, reader, writer, rate):
         due = time.monotonic()
         with contextlib.suppress(OSError):
-            while data := reader.recv(CHUNK):
+            while data := reader.recv(self.chunk):
                 if rate:
                     due = max(due, time.monotonic() - 0.05) + len(data) / rate
                     time.sleep(max(0.0, due - time.monotonic()))

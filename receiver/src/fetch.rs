@@ -8,6 +8,7 @@
 
 mod builder;
 mod flush;
+mod idle;
 mod pot;
 mod tasks;
 mod transfer;
@@ -37,6 +38,7 @@ use crate::stage::{self, Building, Built, KeepPolicy, Kept, Leftovers, Metadata,
 
 use builder::{Builders, Outcome};
 use flush::Unflushed;
+use idle::Idle;
 use pot::{Grant, Pot};
 use tasks::Tasks;
 use transfer::Transfer;
@@ -260,7 +262,7 @@ impl Fetcher<'_> {
             log: self.sums,
             checksums: &checksums,
         };
-        let tasks = Tasks { fetcher: self, fetches, left, matcher };
+        let tasks = Tasks { fetcher: self, fetches, left, matcher, idle: Idle::new() };
         let (batches, long, whole) = tasks.split(&missing);
         let (batches, pot) = (Mutex::new(batches), Pot::new(WAITING));
         let (long, open) = (Mutex::new(long), Pot::new(RESUMED));
@@ -294,6 +296,7 @@ impl Fetcher<'_> {
             drop(events);
             let transfer = Transfer::new(&tasks, builders, incoming, whole, missing.len(), staged, report);
             let result = transfer.run();
+            tasks.idle.set();
             if result.is_err() {
                 // Threads that wait for the sender stop waiting.
                 self.source.close();

@@ -131,6 +131,8 @@ impl Matcher<'_> {
                 in_flight.push_back((self.source.ask(Request::Sums { handle: self.handle, items })?, batch));
             }
             let Some((mut answer, batch)) = in_flight.pop_front() else { return Ok(fetched) };
+            // Each part is kept as soon as it is complete: a kill before the end of the answer loses only the last one.
+            let mut parts = batch.into_iter();
             let mut bytes = Vec::new();
             loop {
                 match answer.wait()? {
@@ -140,21 +142,31 @@ impl Matcher<'_> {
                         return Err(PullError::protocol("an unexpected reply to a request for checksums"));
                     }
                 }
-            }
-            let mut reader = Reader::new(&bytes);
-            for (at, item) in batch {
-                let len = reader.u32("block checksums")?;
-                if u64::from(len) > item.len {
-                    return Err(PullError::protocol("more block checksums than requested"));
+                let mut at = 0;
+                while let Some(received) = part_at(&bytes[at..]) {
+                    let Some((number, item)) = parts.next() else { break };
+                    if received.len() as u64 > item.len {
+                        return Err(PullError::protocol("more block checksums than requested"));
+                    }
+                    self.log.add(items[number].0, item.offset, item.len, received);
+                    fetched[number].extend_from_slice(received);
+                    self.checksums.fetch_add(received.len() as u64, Ordering::Relaxed);
+                    at += PART_HEADER + received.len();
                 }
-                let received = reader.take("block checksums", len as usize)?;
-                self.log.add(items[at].0, item.offset, item.len, received);
-                fetched[at].extend_from_slice(received);
-                self.checksums.fetch_add(len.into(), Ordering::Relaxed);
+                bytes.drain(..at);
             }
-            reader.finish("block checksums")?;
+            if parts.next().is_some() {
+                return Err(PullError::protocol("an answer ends before all requested block checksums"));
+            }
+            Reader::new(&bytes).finish("block checksums")?;
         }
     }
+}
+
+/// Returns the first part of an answer, if it is complete.
+fn part_at(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = bytes.split_first_chunk::<PART_HEADER>()?;
+    rest.get(..u32::from_le_bytes(*header) as usize)
 }
 
 /// Splits items, each with its index, into requests. Each is a list of parts of items.
@@ -168,7 +180,7 @@ fn batches(items: &[(usize, Item)]) -> Vec<Vec<(usize, Item)>> {
                 batches.push(Vec::new());
                 room = REQUEST_BYTES;
             }
-            let part = len.min(room);
+            let part = len.min(room).min(PART_BYTES);
             if let Some(batch) = batches.last_mut() {
                 batch.push((at, Item { row, offset, len: part }));
             }
@@ -312,6 +324,10 @@ const MIN_SHARE: u64 = 64;
 const MAX_HEADER: u64 = 12 + 5 * MAX_LEVELS as u64;
 /// Maximum number of bytes of block checksums in one request.
 const REQUEST_BYTES: u64 = 2 << 20;
+/// Maximum number of bytes of block checksums in one part of a request.
+const PART_BYTES: u64 = 64 << 10;
+/// Length in bytes of the length before each part of an answer.
+const PART_HEADER: usize = 4;
 /// Maximum number of requests that one matcher has in flight.
 const REQUESTS: usize = 2;
 
@@ -324,16 +340,24 @@ mod tests {
         let items =
             [(0, Item { row: 1, offset: 10, len: REQUEST_BYTES + 5 }), (1, Item { row: 2, offset: 0, len: 100 })];
         let batches = batches(&items);
-        let parts: Vec<_> = batches.iter().flatten().copied().collect();
-        assert_eq!(
-            parts,
-            [
-                (0, Item { row: 1, offset: 10, len: REQUEST_BYTES }),
-                (0, Item { row: 1, offset: 10 + REQUEST_BYTES, len: 5 }),
-                (1, Item { row: 2, offset: 0, len: 100 }),
-            ]
-        );
         assert_eq!(batches.len(), 2);
+        let parts: Vec<_> = batches.iter().flatten().copied().collect();
+        assert!(parts.iter().all(|(_, part)| part.len <= PART_BYTES));
+        let mut end = 10;
+        for (_, part) in parts.iter().filter(|(number, _)| *number == 0) {
+            assert_eq!((part.row, part.offset), (1, end));
+            end += part.len;
+        }
+        assert_eq!(end, 10 + REQUEST_BYTES + 5);
+        assert_eq!(parts.last(), Some(&(1, Item { row: 2, offset: 0, len: 100 })));
+    }
+
+    #[test]
+    fn a_part_of_an_answer_is_read_once_it_is_complete() {
+        assert_eq!(part_at(&[3, 0, 0, 0, 7, 8, 9, 1]), Some(&[7, 8, 9][..]));
+        assert_eq!(part_at(&[3, 0, 0, 0, 7, 8]), None);
+        assert_eq!(part_at(&[0, 0, 0, 0]), Some(&[][..]));
+        assert_eq!(part_at(&[3, 0, 0]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use stillmirror_protocol::delta::{Assembly, Piece};
 
+use super::idle::Idle;
 use super::pot::Pot;
 use super::{Fetcher, WorkerEvent};
 use crate::error::{At as _, PullError};
@@ -20,6 +21,7 @@ pub(super) struct Tasks<'a> {
     pub(super) fetches: &'a [Fetch],
     pub(super) left: &'a Leftovers,
     pub(super) matcher: Matcher<'a>,
+    pub(super) idle: Idle,
 }
 
 impl<'a> Tasks<'a> {
@@ -87,11 +89,14 @@ impl<'a> Tasks<'a> {
         }
     }
 
-    /// Reads what an earlier pull left of contents, the unfinished ones first. Completes those of which nothing is missing.
+    /// Reads what an earlier pull left of contents, the unfinished ones first. Those of which nothing is missing can wait.
     pub(super) fn resume_all(&self, long: &Mutex<VecDeque<usize>>, open: &Arc<Pot>, events: &Sender<WorkerEvent<'a>>) {
         loop {
             let number = long.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(number) = number else { return };
+            if self.part(number) == self.fetcher.selection.list.row(self.fetches[number].row).size() {
+                self.idle.wait();
+            }
             let is_cancelled = self.fetcher.cancel.is_cancelled();
             let event =
                 if is_cancelled { WorkerEvent::Failed(PullError::Interrupted) } else { self.resume(number, open) };

@@ -106,6 +106,7 @@ impl<'a> Transfer<'a> {
                 }
                 None if self.remaining > 0 => {
                     let ended = || PullError::protocol("a fetch did not end");
+                    self.tasks.idle.set();
                     let event = self.incoming.recv().map_err(|_| ended())?;
                     self.worker_event(event)?;
                 }
