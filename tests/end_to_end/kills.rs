@@ -131,6 +131,11 @@ fn copy(world: &World, names: &[&str], from: &str, to: &str) {
 /// Kills a pull before each call that changes a name. Readers of the tree must find it whole each time, and the next pull
 /// must complete it.
 fn kill_at_every_call(options: &[&str], state: &[&str]) {
+    let traced = Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.expect("strace runs: `tests/prepare` installs it").success() {
+        eprintln!("left out: this host forbids tracing");
+        return;
+    }
     let world = World::new();
     publish(&world, 1);
     world.index();
@@ -152,7 +157,7 @@ fn kill_at_every_call(options: &[&str], state: &[&str]) {
                 .args(command.get_args())
                 .args(options)
                 .output()
-                .expect("strace runs: `tests/prepare` installs it");
+                .unwrap();
             assert_whole(&world.dest());
             let is_over = killed.status.success();
             kills += u32::from(!is_over);
@@ -165,7 +170,6 @@ fn kill_at_every_call(options: &[&str], state: &[&str]) {
             }
         }
     }
-    // None, if this host forbids tracing.
     assert!(kills >= 20, "the pull was killed only {kills} times");
 }
 
