@@ -19,6 +19,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType as RawType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 use stillmirror_protocol::list::{FileType, Row};
@@ -55,6 +56,7 @@ pub(crate) struct Committer<'a> {
     /// Whether a directory may be deleted to make way for something else.
     pub(crate) may_delete: bool,
     pub(crate) sync: bool,
+    pub(crate) pool: &'a rayon::ThreadPool,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) cancel: &'a CancellationToken,
 }
@@ -453,21 +455,13 @@ impl<'a> CommitRun<'a> {
         self.changed.extend(shared.map(|(&row, _)| row));
         // An old file that remains may be linked to another name now.
         self.changed.extend(self.failed.keys());
-        let mut committed = Committed {
-            identities: HashMap::new(),
+        let changed: Vec<u32> = self.changed.into_iter().collect();
+        Ok(Committed {
+            identities: self.context.identities(&changed)?,
             failed: self.failed,
             undeleted: self.undeleted,
             held_deletions: self.held_deletions,
-        };
-        let mut look = self.context.tree.look();
-        for row in self.changed {
-            self.context.check()?;
-            let path = self.context.selection.path(row);
-            if let Some(stat) = look.stat(&path).at("stat", self.context.tree.shown(&path))? {
-                committed.identities.insert(row, self.context.tree.identity(&stat));
-            }
-        }
-        Ok(committed)
+        })
     }
 
     fn begin(&self, row: u32) -> Result<Vec<u8>, PullError> {
@@ -535,6 +529,26 @@ pub(crate) fn finish_root(tree: &Tree, selection: &Selection<'_>, attributes: &A
 }
 
 impl Committer<'_> {
+    /// Returns the identities of what the tree has at these rows.
+    fn identities(&self, rows: &[u32]) -> Result<HashMap<u32, Identity>, PullError> {
+        let Self { tree, selection, cancel, .. } = *self;
+        let identities = |rows: &[u32]| {
+            let mut look = tree.look();
+            let mut identity = |&row: &u32| {
+                if cancel.is_cancelled() {
+                    return Err(PullError::Interrupted);
+                }
+                let path = selection.path(row);
+                let stat = look.stat(&path).or_else(|error| Err(error).at("stat", tree.shown(&path)))?;
+                Ok(stat.map(|stat| (row, tree.identity(&stat))))
+            };
+            rows.iter().filter_map(|row| identity(row).transpose()).collect()
+        };
+        let found: Vec<Vec<_>> =
+            self.pool.install(|| rows.par_chunks(NEIGHBOURS).map(identities).collect::<Result<_, PullError>>())?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// Returns whether a local name is never deleted: the filter excludes it, or it is a store.
     fn keeps(&self, path: &[u8], is_dir: bool) -> bool {
         !self.selection.owns(path, is_dir) || (is_dir && self.stores.is_at(path))
@@ -549,3 +563,6 @@ impl Committer<'_> {
         self.facts.rows[self.selection.index(row)?].map(|fact| fact.kind)
     }
 }
+
+/// Number of rows that one thread looks at in turn. Most of them are in the same directory.
+const NEIGHBOURS: usize = 1024;
