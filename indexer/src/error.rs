@@ -8,7 +8,7 @@ use stillmirror_protocol::path::{Escaped, PathError};
 use stillmirror_store::StoreError;
 use thiserror::Error;
 
-use crate::sign::SignError;
+use crate::signer::SignError;
 
 /// An error that ended a run. The store's current generation is unchanged, unless the error occurred after
 /// publishing, when old generations are removed and the scrub position is stored.

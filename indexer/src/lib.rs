@@ -27,6 +27,7 @@ mod report;
 mod scrub;
 mod settle;
 mod sign;
+mod signer;
 mod tree;
 mod walk;
 
@@ -34,4 +35,5 @@ pub use error::IndexError;
 pub use index::index;
 pub use options::{CtimeRule, Options, STAGING, Share, Specials, Unreadable};
 pub use report::{Phases, Problem, Progress, Report};
-pub use sign::{KeyFiles, SignError, Signer, keygen, sign};
+pub use sign::sign;
+pub use signer::{KeyFiles, SignError, Signer, keygen};

@@ -10,7 +10,7 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
-use crate::sign::Signer;
+use crate::signer::Signer;
 
 /// The name of the receiver's staging directory in a root. It is never indexed, because its files are not
 /// part of the tree yet.

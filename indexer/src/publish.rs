@@ -13,7 +13,7 @@ use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use crate::error::IndexError;
 use crate::settle::{LocalFacts, Settled};
-use crate::sign::Signer;
+use crate::signer::Signer;
 use crate::walk::Old;
 
 /// Builds and publishes the generation that follows `before`, signed if there is a signer, and returns its number and
@@ -88,7 +88,7 @@ fn write_head(draft: &Draft, head: &Head, signer: Option<&Signer>) -> Result<(),
     let encoded = head.encode();
     draft.write_head(&encoded)?;
     match signer {
-        Some(signer) => Ok(draft.write_signature(&signer.sign(head, &encoded)?)?),
+        Some(signer) => Ok(draft.write_signature(&signer.sign(head, &encoded, now())?)?),
         None => Ok(()),
     }
 }

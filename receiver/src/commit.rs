@@ -2,7 +2,7 @@
 //!
 //! 1. Everything staged is flushed to the disk (`syncfs`), so that no name ever refers to an incomplete file.
 //! 2. Directories are created, with permissions that allow the next steps.
-//! 3. Files, hard links, symlinks and specials get their names, by [`rank::Rank`]: what refers to other files comes
+//! 3. Files, hard links, symlinks and specials get their names, by [`crate::rank::Rank`]: what refers to other files comes
 //!    after them. A file whose lower ranks are not complete keeps its old state ([`barrier::Barrier`]).
 //! 4. Names that the sender does not have are deleted, if nothing failed.
 //! 5. Directories get their modes, owners and times, the deepest first.
@@ -13,7 +13,6 @@
 
 mod barrier;
 mod place;
-mod rank;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -33,6 +32,7 @@ use crate::facts::Facts;
 use crate::fetch::{Staged, StagedFile};
 use crate::local::{self, Tree};
 use crate::plan::{Plan, Reuse};
+use crate::rank::{Rank, rank};
 use crate::report::{Failure, Progress, Report};
 use crate::roots::Root;
 use crate::selection::Selection;
@@ -41,7 +41,6 @@ use crate::stores::Stores;
 
 use barrier::Barrier;
 use place::set_metadata_at;
-use rank::{Rank, rank};
 
 /// Everything needed to commit.
 pub(crate) struct Committer<'a> {

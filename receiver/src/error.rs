@@ -17,9 +17,9 @@ use stillmirror_protocol::wire::{ErrorCode, WireError};
 use stillmirror_store::StoreError;
 use thiserror::Error;
 
+use crate::distrust::TrustError;
 use crate::limit::MaxDelete;
 use crate::report::Report;
-use crate::trust::TrustError;
 
 /// The reason why a pull ends early.
 ///

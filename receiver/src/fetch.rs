@@ -30,6 +30,7 @@ use crate::attributes::Attributes;
 use crate::error::{At as _, PullError};
 use crate::matching::Matcher;
 use crate::plan::{Fetch, Reuse};
+use crate::rank::{Rank, rank};
 use crate::report::{Failure, Progress, Report};
 use crate::roots::Roots;
 use crate::selection::Selection;
@@ -98,9 +99,58 @@ impl Fetcher<'_> {
         let sizes = pending.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
         let names = staged.files.iter().map(|file| &file.name[..]).collect();
         let mut left = self.stage.survey(&sizes.collect(), &names)?;
-        let reused = self.pool.install(|| self.reuse_all(fetches, &pending, &left.parts))?;
+        // What refers to other files is replaced under the same name by the next update, so it may be gone soon. Searching
+        // and fetching the rest can take long.
+        let is_payload = |&number: &usize| rank(&self.selection.path(fetches[number].row)) == Rank::Payload;
+        let (payload, referring): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_payload);
+        for part in [referring, payload] {
+            self.fetch_part(fetches, &part, &mut left, staged, report)?;
+            self.fetch_by_other_names(fetches, &part, &mut left, staged, report)?;
+        }
+        self.copy_all(fetches, staged, report)
+    }
+
+    /// Fetches what the sender does not have under one name by the other names of the same content: a publisher replaces
+    /// or removes one name at a time.
+    fn fetch_by_other_names(
+        &self,
+        fetches: &[Fetch],
+        part: &[usize],
+        left: &mut Leftovers,
+        staged: &mut Staged,
+        report: &mut Report,
+    ) -> Result<(), PullError> {
+        let mut asked: Vec<Fetch> = part.iter().map(|&number| fetches[number].clone()).collect();
+        for _ in 1..MAX_NAMES {
+            asked.retain(|fetch| staged.failed.get(&fetch.row).is_some_and(|why| why.is_of_senders_file()));
+            asked = asked.iter().filter_map(Fetch::by_next_name).collect();
+            if asked.is_empty() {
+                break;
+            }
+            for (row, sha256) in asked.iter().map(|fetch| self.row_of(fetch)) {
+                staged.failed.remove(&row);
+                // Whatever was there of it was removed when the sender failed.
+                left.parts.remove(&sha256);
+            }
+            let all: Vec<usize> = (0..asked.len()).collect();
+            self.fetch_part(&asked, &all, left, staged, report)?;
+        }
+        Ok(())
+    }
+
+    /// Stages the contents of some of the fetches.
+    fn fetch_part(
+        &self,
+        fetches: &[Fetch],
+        pending: &[usize],
+        left: &mut Leftovers,
+        staged: &mut Staged,
+        report: &mut Report,
+    ) -> Result<(), PullError> {
+        let list = self.selection.list;
+        let reused = self.pool.install(|| self.reuse_all(fetches, pending, &left.parts))?;
         let mut missing = Vec::new();
-        for (number, reused) in pending.into_iter().zip(reused) {
+        for (&number, reused) in pending.iter().zip(reused) {
             match reused {
                 Some(reused) => {
                     report.files_updated += 1;
@@ -119,9 +169,9 @@ impl Fetcher<'_> {
             }
         }
         if !missing.is_empty() {
-            self.transfer(fetches, missing, &left, staged, report)?;
+            self.transfer(fetches, missing, left, staged, report)?;
         }
-        self.copy_all(fetches, staged, report)
+        Ok(())
     }
 
     fn row_of(&self, fetch: &Fetch) -> (u32, Digest) {
@@ -342,5 +392,7 @@ enum WorkerEvent<'a> {
 const WAITING: usize = 64 << 10;
 /// Maximum number of contents that are read from an earlier pull's parts, and wait for the rest. Each has an open file.
 const RESUMED: usize = 32;
+/// Maximum number of names by which the sender is asked for a content.
+const MAX_NAMES: usize = 4;
 /// Number of matching threads. Each has two requests in flight besides those of the transfer.
 const MATCHERS: usize = 2;

@@ -53,12 +53,16 @@ pub(crate) struct Plan {
 }
 
 /// One content to bring.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Fetch {
     /// The first row that wants it.
     pub(crate) row: u32,
     /// Further rows that want the same content, and are files of their own.
     pub(crate) copies: Vec<u32>,
+    /// Further names of `row`'s file.
+    pub(crate) links: Vec<u32>,
+    /// Which of [`Fetch::rows`] the sender is asked for.
+    pub(crate) asked: usize,
     /// Local files that have the content.
     pub(crate) reuse: Vec<Reuse>,
     /// Local files that may have parts of it, the likeliest first.
@@ -76,6 +80,24 @@ pub(crate) struct Reuse {
     pub(crate) disappears: bool,
     /// Whether the content is known. Otherwise it is a guess from size and time, and must be read.
     pub(crate) is_certain: bool,
+}
+
+impl Fetch {
+    /// Returns all rows that have the content.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = u32> {
+        [self.row].into_iter().chain(self.links.iter().copied()).chain(self.copies.iter().copied())
+    }
+
+    /// Returns the row that the sender is asked for.
+    pub(crate) fn asked_row(&self) -> u32 {
+        self.rows().nth(self.asked).unwrap_or(self.row)
+    }
+
+    /// Returns the same fetch by the next name, without the local files that did not help. `None` if all were asked for.
+    pub(crate) fn by_next_name(&self) -> Option<Self> {
+        let asked = self.asked + 1;
+        self.rows().nth(asked).map(|_| Self { asked, reuse: Vec::new(), ..self.clone() })
+    }
 }
 
 impl Plan {
@@ -228,6 +250,12 @@ fn fetches(inputs: &Inputs<'_>, wanted: &[u32], links: &[(u32, u32)]) -> Vec<Fet
     }
     if fetches.is_empty() {
         return fetches;
+    }
+    for &(row, leader) in links {
+        let at = by_digest.get(&list.row(leader).sha256()).copied().filter(|&at| fetches[at].row == leader);
+        if let Some(at) = at {
+            fetches[at].links.push(row);
+        }
     }
     let replaced: HashSet<u32> = wanted.iter().copied().chain(links.iter().map(|&(row, _)| row)).collect();
     add_reuse(inputs, &replaced, &by_digest, &mut fetches);

@@ -35,7 +35,7 @@ use crate::snapshots::{self, Snapshots};
 use crate::source::{self, Pinned, Source};
 use crate::stage::Stage;
 use crate::stores;
-use crate::trace::Trace;
+use crate::trace::{self, Trace};
 use crate::trust;
 use crate::turn::Turn;
 
@@ -57,12 +57,13 @@ pub async fn pull(
     // Dropping this future ends the work below.
     let cancel = cancel.child_token();
     let _guard = cancel.clone().drop_guard();
+    let began = trust::now();
     let mut turn = Turn::of(&options);
     loop {
         // Before the sender is asked for anything: it does not wait for others.
         turn.come(&options, &*progress, &cancel).await?;
-        let source = rounds::connect(&options, progress.clone(), cancel.clone()).await?;
-        match pull_from(source, options.clone(), progress.clone(), cancel.clone()).await {
+        let source = rounds::connect(&options, began, progress.clone(), cancel.clone()).await?;
+        match pull_since(began, source, options.clone(), progress.clone(), cancel.clone()).await {
             Err(error) if turn.is_lost_to(&error) => {}
             result => return result,
         }
@@ -76,8 +77,18 @@ pub async fn pull_from(
     progress: Arc<dyn Progress>,
     cancel: CancellationToken,
 ) -> Result<Report, PullError> {
+    pull_since(trust::now(), source, options, progress, cancel).await
+}
+
+/// Like [`pull_from`], for a pull that began before it was connected.
+async fn pull_since(
+    began: Time,
+    source: Arc<dyn Source>,
+    options: Options,
+    progress: Arc<dyn Progress>,
+    cancel: CancellationToken,
+) -> Result<Report, PullError> {
     let runtime = Handle::current();
-    let began = trust::now();
     let work = move || match rounds::pull(source, began, &options, &*progress, &cancel, &runtime) {
         // Whatever failed during the cancellation, the cancellation is the reason.
         Err(_) if cancel.is_cancelled() => Err(PullError::Interrupted),
@@ -292,7 +303,7 @@ impl Pull<'_> {
         if !mark::is_of(store, current.number, tree)? {
             return Ok(None);
         }
-        if trace.as_ref().is_some_and(|trace| !trace.is_free(tree)) {
+        if trace.as_ref().is_some_and(|trace| !trace::is_free(trace, tree)) {
             return Ok(None);
         }
         // A tree that is empty although it should not be cannot be trusted.

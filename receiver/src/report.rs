@@ -11,7 +11,7 @@ use stillmirror_store::Retention;
 
 use crate::limit::{MaxDelete, MinFree};
 use crate::names::Names;
-use crate::trace::TraceHost;
+use crate::trace_host::TraceHost;
 
 /// How a pull finds out what the local tree holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -321,9 +321,7 @@ impl Report {
 
     /// Returns whether another sender of the same list may have what failed.
     pub(crate) fn may_be_elsewhere(&self) -> bool {
-        self.failed.iter().any(|failed| {
-            matches!(failed.why, Failure::Stale | Failure::Vanished | Failure::Unreadable | Failure::Damaged)
-        })
+        self.failed.iter().any(|failed| failed.why.is_of_senders_file() || failed.why == Failure::Damaged)
     }
 
     /// Returns whether a file failed for this reason.
@@ -397,4 +395,11 @@ pub enum Failure {
     Stuck,
     /// The file refers to others that failed, so it keeps its old state.
     Held,
+}
+
+impl Failure {
+    /// Returns whether the file at the sender is the reason.
+    pub(crate) fn is_of_senders_file(self) -> bool {
+        matches!(self, Self::Stale | Self::Vanished | Self::Unreadable)
+    }
 }

@@ -5,88 +5,47 @@
 //! either, and a pull does not delete them. They are written last, and the times of the directories above them are set
 //! back, so that they are still those of the list.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::str::FromStr;
 
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use stillmirror_protocol::path;
-use thiserror::Error;
 
 use crate::error::{At as _, PullError};
 use crate::local::{self, Tree};
 use crate::report::Options;
 use crate::selection::Selection;
 use crate::source::Pinned;
+use crate::trace_host::{DIR, TraceHost};
 
-/// The name of this mirror in its traces: a host name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TraceHost(String);
-
-/// The text is not a host name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("not a host name: letters, digits, '-' and single dots between them, at most 253 characters")]
-pub struct TraceHostError;
-
-impl FromStr for TraceHost {
-    type Err = TraceHostError;
-
-    fn from_str(text: &str) -> Result<Self, TraceHostError> {
-        let is_label = |label: &str| {
-            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-            !label.is_empty() && label.len() <= 63 && label.bytes().all(is_part) && !label.starts_with('-')
-        };
-        let is_host = text.len() <= 253 - ".json".len() && text.split('.').all(is_label);
-        is_host.then(|| Self(text.to_owned())).ok_or(TraceHostError)
+/// Fails if the list has a trace file, or something else than a directory where a trace's directory must be.
+pub(crate) fn refuse_taken(host: &TraceHost, selection: &Selection<'_>) -> Result<(), PullError> {
+    let taken = |path: &[u8]| {
+        let path = path::Escaped(path).to_string();
+        PullError::usage(format!("the repository has {path} itself: give --trace another name, or leave it out"))
+    };
+    for path in host.paths() {
+        if selection.find(&path).is_some() {
+            return Err(taken(&path));
+        }
     }
+    let blocked = DIRS.iter().find(|dir| selection.find(dir).is_some_and(|row| !row.is_dir()));
+    blocked.map_or(Ok(()), |dir| Err(taken(dir)))
 }
 
-impl fmt::Display for TraceHost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TraceHost {
-    fn names(&self) -> [String; 2] {
-        [self.0.clone(), format!("{}.json", self.0)]
-    }
-
-    /// Returns the paths of the trace files.
-    pub(crate) fn paths(&self) -> Vec<Vec<u8>> {
-        self.names().iter().map(|name| path::join(DIR, name.as_bytes())).collect()
-    }
-
-    /// Fails if the list has a trace file, or something else than a directory where a trace's directory must be.
-    pub(crate) fn refuse_taken(&self, selection: &Selection<'_>) -> Result<(), PullError> {
-        let taken = |path: &[u8]| {
-            let path = path::Escaped(path).to_string();
-            PullError::usage(format!("the repository has {path} itself: give --trace another name, or leave it out"))
-        };
-        for path in self.paths() {
-            if selection.find(&path).is_some() {
-                return Err(taken(&path));
-            }
+/// Returns whether nobody else's file is in the place of the trace.
+pub(crate) fn is_free(host: &TraceHost, tree: &Tree) -> bool {
+    let Some(path) = host.paths().into_iter().next() else { return false };
+    match local::optional(tree.file(&path)) {
+        Ok(None) => true,
+        Ok(Some(file)) => {
+            let mut text = String::new();
+            file.take(MAX_BYTES).read_to_string(&mut text).is_ok() && text.contains(CREATOR)
         }
-        let blocked = DIRS.iter().find(|dir| selection.find(dir).is_some_and(|row| !row.is_dir()));
-        blocked.map_or(Ok(()), |dir| Err(taken(dir)))
-    }
-
-    /// Returns whether nobody else's file is in the place of the trace.
-    pub(crate) fn is_free(&self, tree: &Tree) -> bool {
-        let Some(path) = self.paths().into_iter().next() else { return false };
-        match local::optional(tree.file(&path)) {
-            Ok(None) => true,
-            Ok(Some(file)) => {
-                let mut text = String::new();
-                file.take(MAX_BYTES).read_to_string(&mut text).is_ok() && text.contains(CREATOR)
-            }
-            Err(_) => false,
-        }
+        Err(_) => false,
     }
 }
 
@@ -130,7 +89,7 @@ impl Trace<'_> {
         let head = &self.pinned.head;
         let created = Timestamp::new(head.created.sec, head.created.nsec.cast_signed()).ok();
         let value = serde_json::json!({
-            "host": self.host.0,
+            "host": self.host.to_string(),
             "repository": head.repository,
             "upstream": self.options.address,
             "generation": head.generation,
@@ -145,7 +104,7 @@ impl Trace<'_> {
 
     fn running_on(&self) -> String {
         let found = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Some(found.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| self.host.0.clone())
+        Some(found.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| self.host.to_string())
     }
 
     /// Returns the sender's name without its port.
@@ -198,23 +157,6 @@ fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], sync: bool) -> io::Res
 }
 
 const DIRS: [&[u8]; 2] = [b"project", DIR];
-const DIR: &[u8] = b"project/trace";
 const CREATOR: &str = "Creator: stillmirror";
 /// Maximum length of a trace that is read, in bytes.
 const MAX_BYTES: u64 = 4096;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_host_names_name_a_trace() {
-        for good in ["mirror.example.org", "localhost", "a-1.b", "192.0.2.1"] {
-            assert_eq!(good.parse(), Ok(TraceHost(good.to_owned())));
-        }
-        let long = "a".repeat(64);
-        for bad in ["", ".", "..", "../x", "a/b", "/etc", "a..b", "a.", ".a", "-a", "a b", "a\n", "_x", "ä", &long] {
-            assert_eq!(bad.parse::<TraceHost>(), Err(TraceHostError), "{bad}");
-        }
-    }
-}

@@ -13,7 +13,6 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::signature::PublicKey;
 use stillmirror_receiver::{self as receiver, MaxDelete, MinFree, Names, Options, TraceHost};
 
-use super::hooks::HookArgs;
 use crate::config::{self, Bytes, Seconds};
 use crate::exit::UsageError;
 use crate::filter_args::FilterArgs;
@@ -152,6 +151,16 @@ pub(crate) struct Arguments {
     threads: usize,
     #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+#[derive(Args)]
+pub(super) struct HookArgs {
+    /// Run this shell command before the sender is contacted; if it fails, nothing is pulled
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) before: Option<String>,
+    /// Run this shell command after the pull, however it ended, with the report as JSON on standard input
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) after: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

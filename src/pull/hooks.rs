@@ -10,25 +10,15 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use clap::Args;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 use stillmirror_receiver::{Options, Report};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
+use super::arguments::HookArgs;
 use super::report::to_json;
 use crate::exit::{Exit, HookError};
-
-#[derive(Args)]
-pub(crate) struct HookArgs {
-    /// Run this shell command before the sender is contacted; if it fails, nothing is pulled
-    #[arg(long, value_name = "COMMAND")]
-    before: Option<String>,
-    /// Run this shell command after the pull, however it ended, with the report as JSON on standard input
-    #[arg(long, value_name = "COMMAND")]
-    after: Option<String>,
-}
 
 /// The commands of one pull.
 pub(super) struct Hooks<'a> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::rank::{Rank, scope};
+use crate::rank::{Rank, scope};
 
 /// The paths that failed, by rank.
 #[derive(Debug, Default)]
@@ -39,8 +39,7 @@ mod tests {
     #[test]
     fn a_head_waits_for_everything_in_its_repository_and_for_nothing_in_others() {
         let mut barrier = Barrier::default();
-        let held =
-            |barrier: &Barrier, path: &str| barrier.holds(super::super::rank::rank(path.as_bytes()), path.as_bytes());
+        let held = |barrier: &Barrier, path: &str| barrier.holds(crate::rank::rank(path.as_bytes()), path.as_bytes());
         let heads = ["debian/dists/stable/InRelease", "fedora/40/repodata/repomd.xml", "SHA256SUMS"];
         assert_eq!(heads.map(|head| held(&barrier, head)), [false; 3]);
         barrier.failed(Rank::Payload, b"debian/pool/a.deb");

@@ -130,20 +130,22 @@ impl<'a> Tasks<'a> {
         if self.part(number) > 0 {
             bases.push(stage::part_at(row.sha256()));
         }
-        Candidate { row: fetch.row, sha256: row.sha256(), size: row.size(), bases }
+        Candidate { row: fetch.asked_row(), sha256: row.sha256(), size: row.size(), bases }
     }
 
     /// Searches a file that was built and has a wrong digest for what is right in it. Returns the task that fetches the
     /// rest. `None` if nothing in it can be told to be right.
     pub(super) fn repair(&self, number: usize) -> Result<Option<Task>, PullError> {
-        let row = self.fetcher.selection.list.row(self.fetches[number].row);
+        let fetch = &self.fetches[number];
+        let row = self.fetcher.selection.list.row(fetch.row);
         if row.size() < MIN_DELTA || !self.fetcher.stage.has_wrong(row.sha256()) {
             return Ok(None);
         }
         // Perhaps they led to the error.
         self.fetcher.sums.forget(row.sha256());
         let bases = vec![stage::wrong_at(row.sha256())];
-        let candidate = Candidate { row: row.number(), sha256: row.sha256(), size: row.size(), bases: bases.clone() };
+        let candidate =
+            Candidate { row: fetch.asked_row(), sha256: row.sha256(), size: row.size(), bases: bases.clone() };
         let found = self.matcher.search(&[candidate])?.into_iter().flatten().next();
         Ok(found.map(|assembly| Task { pieces: assembly.pieces().to_vec(), bases, ..self.whole(number, 0) }))
     }

@@ -172,7 +172,7 @@ impl<'a> Transfer<'a> {
 
     /// Queues the ranges of a task for a builder.
     fn begin(&mut self, task: &Task, builder: usize, open: Option<Grant>) {
-        let row = self.tasks.fetches[task.number].row;
+        let row = self.tasks.fetches[task.number].asked_row();
         let literals = task.pieces.iter().filter_map(|piece| match *piece {
             Piece::Literal { target, len } => Some((Item { row, offset: target, len }, task.number)),
             Piece::Copy { .. } => None,

@@ -23,7 +23,8 @@ use crate::source::Pinned;
 use crate::space::Space;
 use crate::stage::Stage;
 use crate::stores::{self, Stores};
-use crate::trace::TraceHost;
+use crate::trace;
+use crate::trace_host::TraceHost;
 
 /// What the tree is to become.
 pub(super) struct Wanted<'a> {
@@ -69,7 +70,7 @@ impl Pull<'_> {
     pub(super) fn select<'a>(&'a self, list: ListRef<'a>) -> Result<Selection<'a>, PullError> {
         let Options { path, filter, names, trace, .. } = self.options;
         let selection = Selection::of(list, path, filter, names.as_ref(), self.own_names())?;
-        trace.iter().try_for_each(|trace| trace.refuse_taken(&selection))?;
+        trace.iter().try_for_each(|host| trace::refuse_taken(host, &selection))?;
         Ok(selection)
     }
 

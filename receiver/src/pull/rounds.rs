@@ -18,6 +18,7 @@ use crate::trust;
 /// Connects to the sender, or to one of several.
 pub(super) async fn connect(
     options: &Options,
+    began: Time,
     progress: Arc<dyn Progress>,
     cancel: CancellationToken,
 ) -> Result<Arc<dyn Source>, PullError> {
@@ -35,7 +36,7 @@ pub(super) async fn connect(
     connection.timeout = connection.timeout.min(PATIENCE_WITH_ONE);
     connection.connect_timeout = connection.connect_timeout.min(PATIENCE_WITH_ONE);
     let addresses = std::iter::once(&options.address).chain(&options.alternatives).cloned();
-    let (keys, store, began) = (options.trust.clone(), options.store.clone(), trust::now());
+    let (keys, store) = (options.trust.clone(), options.store.clone());
     let accept = Box::new(move |pinned: &Pinned| {
         // A store that cannot be opened is reported by the pull itself.
         let store = store.as_ref().and_then(|dir| Store::open(dir).ok());

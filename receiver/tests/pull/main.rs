@@ -28,6 +28,7 @@ mod guards;
 mod hostile;
 mod kept;
 mod names;
+mod overtaken;
 mod places;
 mod property;
 mod resume;

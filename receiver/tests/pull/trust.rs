@@ -429,3 +429,25 @@ fn trusted_keys_without_a_store_are_refused() {
     assert!(matches!(error, PullError::Usage(_)), "{error:?}");
     assert_untouched(&place);
 }
+
+#[test]
+fn of_several_senders_the_newest_head_that_is_trusted_wins() {
+    let (honest, forger, place) = (key(), key(), Place::new());
+    let newer = sample().file("c", "c");
+    let forged = signed_by(&honest);
+    forged.publish_signed(&newer.clone().file("evil", "evil"), &forger);
+    forged.publish_signed(&newer.clone().file("evil", "more"), &forger);
+    let expired = signed_by(&honest);
+    expired.publish(&newer);
+    expired.sign(&honest, -HOUR);
+    let (old, newest) = (signed_by(&honest), signed_by(&honest));
+    newest.publish_signed(&newer, &honest);
+    let alternatives = [&expired, &old, &newest].map(|sender| sender.address.clone()).to_vec();
+    let report = run(Options { alternatives, ..trusting(&place, &forged, &[&honest]) }).unwrap();
+    assert_same(&place.dest(), &newer);
+    assert_eq!(report.generation, 2);
+    for bad in [&forged, &expired] {
+        let served = report.senders.iter().find(|served| served.address == bad.address).unwrap();
+        assert!(served.failure.is_some(), "{:?}", report.senders);
+    }
+}

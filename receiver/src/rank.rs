@@ -1,4 +1,7 @@
-//! The order in which names get their new files, by what refers to what.
+//! Which files refer to which others, by the layouts of repositories.
+//!
+//! What others refer to gets its name first. What refers to others is fetched first, because it is what a publisher
+//! replaces under the same name.
 //!
 //! Clients of a package repository begin with a *head*, which names *indices* by digest, which name packages by
 //! digest. The layouts of the common kinds of repositories are recognized by their names.
