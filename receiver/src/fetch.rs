@@ -22,6 +22,7 @@ use std::thread;
 use rayon::prelude::*;
 use stillmirror_protocol::delta::Piece;
 use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::list::{ListRef, Row};
 use stillmirror_protocol::local::RecordAt;
 use stillmirror_store::{Draft, Record};
 use tokio_util::sync::CancellationToken;
@@ -93,12 +94,8 @@ impl Fetcher<'_> {
     /// Stages the contents of all fetches, and counts the work in the report. If this fails, `staged` holds
     /// what was staged so far, and another fetcher can continue from there.
     pub(crate) fn fetch(&self, fetches: &[Fetch], staged: &mut Staged, report: &mut Report) -> Result<(), PullError> {
-        let list = self.selection.list;
-        let done = staged.rows();
-        let pending: Vec<usize> = (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect();
-        let sizes = pending.iter().map(|&number| list.row(fetches[number].row)).map(|row| (row.sha256(), row.size()));
-        let names = staged.files.iter().map(|file| &file.name[..]).collect();
-        let mut left = self.stage.survey(&sizes.collect(), &names)?;
+        let pending = staged.pending(fetches);
+        let mut left = self.survey(fetches, &pending, staged)?;
         // What refers to other files is replaced under the same name by the next update, so it may be gone soon. Searching
         // and fetching the rest can take long.
         let is_payload = |&number: &usize| rank(&self.selection.path(fetches[number].row)) == Rank::Payload;
@@ -107,7 +104,34 @@ impl Fetcher<'_> {
             self.fetch_part(fetches, &part, &mut left, staged, report)?;
             self.fetch_by_other_names(fetches, &part, &mut left, staged, report)?;
         }
-        self.copy_all(fetches, staged, report)
+        Ok(())
+    }
+
+    /// Stages what a sender of another generation has of the contents. `older` is its list.
+    pub(crate) fn fetch_from_older(
+        &self,
+        older: ListRef<'_>,
+        fetches: &[Fetch],
+        staged: &mut Staged,
+        report: &mut Report,
+    ) -> Result<(), PullError> {
+        let pending = staged.pending(fetches);
+        let mut left = self.survey(fetches, &pending, staged)?;
+        let files = (0..older.len()).map(|row| older.row(row)).filter(Row::is_file);
+        let wanted: HashSet<Digest> = pending.iter().map(|&number| self.row_of(&fetches[number]).1).collect();
+        let found = files.filter(|row| wanted.contains(&row.sha256())).map(|row| (row.sha256(), row.number()));
+        let found: HashMap<Digest, u32> = found.collect();
+        let asking = |&number: &usize| Some(fetches[number].asking(*found.get(&self.row_of(&fetches[number]).1)?));
+        let asked: Vec<Fetch> = pending.iter().filter_map(asking).collect();
+        let all: Vec<usize> = (0..asked.len()).collect();
+        self.fetch_part(&asked, &all, &mut left, staged, report)
+    }
+
+    /// Returns what an earlier pull or connection left of the pending contents.
+    fn survey(&self, fetches: &[Fetch], pending: &[usize], staged: &Staged) -> Result<Leftovers, PullError> {
+        let rows = pending.iter().map(|&number| self.selection.list.row(fetches[number].row));
+        let sizes = rows.map(|row| (row.sha256(), row.size())).collect();
+        self.stage.survey(&sizes, &staged.files.iter().map(|file| &file.name[..]).collect())
     }
 
     /// Fetches what the sender does not have under one name by the other names of the same content: a publisher replaces
@@ -264,7 +288,12 @@ impl Fetcher<'_> {
     }
 
     /// Copies contents that several rows want.
-    fn copy_all(&self, fetches: &[Fetch], staged: &mut Staged, report: &mut Report) -> Result<(), PullError> {
+    pub(crate) fn copy_all(
+        &self,
+        fetches: &[Fetch],
+        staged: &mut Staged,
+        report: &mut Report,
+    ) -> Result<(), PullError> {
         let list = self.selection.list;
         for fetch in fetches {
             let (sha256, size) = (list.row(fetch.row).sha256(), list.row(fetch.row).size());
@@ -359,6 +388,17 @@ impl Fetcher<'_> {
 }
 
 impl Staged {
+    /// Returns the numbers of the fetches that have no outcome.
+    fn pending(&self, fetches: &[Fetch]) -> Vec<usize> {
+        let done = self.rows();
+        (0..fetches.len()).filter(|&number| !done.contains(&fetches[number].row)).collect()
+    }
+
+    /// Returns whether each fetch has an outcome.
+    pub(crate) fn is_complete(&self, fetches: &[Fetch]) -> bool {
+        self.pending(fetches).is_empty()
+    }
+
     /// Returns the rows whose fetch is done, whether it succeeded or failed.
     fn rows(&self) -> HashSet<u32> {
         self.files.iter().map(|file| file.row).chain(self.failed.keys().copied()).collect()

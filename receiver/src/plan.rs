@@ -61,8 +61,8 @@ pub(crate) struct Fetch {
     pub(crate) copies: Vec<u32>,
     /// Further names of `row`'s file.
     pub(crate) links: Vec<u32>,
-    /// Which of [`Fetch::rows`] the sender is asked for.
-    pub(crate) asked: usize,
+    /// The row that the sender is asked for, if it is not `row`. Of an older list, if that is the sender's.
+    pub(crate) asked: Option<u32>,
     /// Local files that have the content.
     pub(crate) reuse: Vec<Reuse>,
     /// Local files that may have parts of it, the likeliest first.
@@ -90,13 +90,18 @@ impl Fetch {
 
     /// Returns the row that the sender is asked for.
     pub(crate) fn asked_row(&self) -> u32 {
-        self.rows().nth(self.asked).unwrap_or(self.row)
+        self.asked.unwrap_or(self.row)
     }
 
     /// Returns the same fetch by the next name, without the local files that did not help. `None` if all were asked for.
     pub(crate) fn by_next_name(&self) -> Option<Self> {
-        let asked = self.asked + 1;
-        self.rows().nth(asked).map(|_| Self { asked, reuse: Vec::new(), ..self.clone() })
+        let next = self.rows().skip_while(|&row| row != self.asked_row()).nth(1);
+        next.map(|row| self.asking(row))
+    }
+
+    /// Returns the same fetch by another row, without the local files that did not help.
+    pub(crate) fn asking(&self, row: u32) -> Self {
+        Self { asked: Some(row), reuse: Vec::new(), ..self.clone() }
     }
 }
 

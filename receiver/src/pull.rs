@@ -1,5 +1,6 @@
 //! Runs a pull, from the first request to the published generation.
 
+mod contents;
 mod prepared;
 mod rounds;
 mod update;

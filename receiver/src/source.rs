@@ -48,6 +48,13 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Makes a connection to a sender of an older generation than this one. `None` if there is none, or if another sender
+    /// than the present one may deliver this generation.
+    fn older(&self, generation: u64) -> Option<Renewing<'_>> {
+        let _ = generation;
+        None
+    }
+
     /// Returns what each sender did, if there are several.
     fn served(&self) -> Vec<Served> {
         Vec::new()

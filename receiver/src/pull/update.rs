@@ -1,17 +1,16 @@
 //! Carries out a plan: fetches, commits and publishes.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
 
-use stillmirror_store::{Draft, Generation, Store, StoreLock};
+use stillmirror_store::{Generation, Store, StoreLock};
 
+use super::contents::Contents;
 use super::prepared::{Prepared, Wanted};
 use super::{Destination, Pull};
 use crate::commit::{self, Committed, Committer};
 use crate::error::{At as _, PullError};
 use crate::facts::{Extra, Fate};
-use crate::fetch::{Fetcher, Staged};
+use crate::fetch::Staged;
 use crate::grace;
 use crate::journal::Journal;
 use crate::local::{self, Tree};
@@ -19,10 +18,8 @@ use crate::mark;
 use crate::plan::Plan;
 use crate::publish::Publisher;
 use crate::report::{Failed, Failure, Phase, Report};
-use crate::roots::Roots;
 use crate::selection::Selection;
-use crate::source::{self, Source};
-use crate::stage::{KeepPolicy, Stage};
+use crate::stage::Stage;
 
 /// Everything that is known before the first change.
 pub(super) struct Update<'a> {
@@ -49,7 +46,9 @@ impl Update<'_> {
                 local::make_writable(tree.root());
             }
             let stage = Stage::open(tree)?;
-            let mut staged = self.fetch(tree, &stage, plan, draft.as_ref(), report)?;
+            let contents =
+                Contents { pull: self.pull, wanted: self.wanted, tree, stage: &stage, draft: draft.as_ref(), plan };
+            let mut staged = contents.bring(report)?;
             self.pull.source.close();
             records = std::mem::take(&mut staged.records);
             // Files that refer to what a store keeps out have to wait, too.
@@ -163,87 +162,6 @@ impl Update<'_> {
         commit::finish_root(tree, &self.wanted.selection, &self.wanted.attributes)
     }
 
-    /// Brings all contents into the staging directory. Reconnects as often as necessary and allowed.
-    fn fetch(
-        &self,
-        tree: &Tree,
-        stage: &Stage,
-        plan: &Plan,
-        draft: Option<&Draft>,
-        report: &mut Report,
-    ) -> Result<Staged, PullError> {
-        let list = self.wanted.selection.list;
-        let bytes = plan.fetches.iter().map(|fetch| list.row(fetch.row).size()).fold(0, u64::saturating_add);
-        self.pull.progress.phase(Phase::Fetch, plan.fetches.len() as u64, bytes);
-        let mut staged = Staged::default();
-        let sums = stage.sums_log()?;
-        let mut renewed: Option<(Arc<dyn Source>, u32)> = None;
-        let mut broken = 0;
-        loop {
-            let first = (self.pull.source, self.wanted.pinned.handle);
-            let (source, handle) = renewed.as_ref().map_or(first, |(source, handle)| (&**source, *handle));
-            let fetcher = Fetcher {
-                source,
-                handle,
-                resumed: renewed.is_some(),
-                roots: Roots { dest: tree, bases: &self.wanted.bases },
-                stage,
-                sums: &sums,
-                selection: &self.wanted.selection,
-                attributes: &self.wanted.attributes,
-                draft,
-                keep: KeepPolicy { sums: self.pull.options.sums, contents: self.pull.options.keep_contents },
-                threads: self.pull.threads(),
-                sync: self.pull.options.sync,
-                pool: &self.wanted.pool,
-                progress: self.pull.progress,
-                cancel: self.pull.cancel,
-            };
-            let before = staged.files.len();
-            match fetcher.fetch(&plan.fetches, &mut staged, report) {
-                Ok(()) => return Ok(staged),
-                Err(error) if error.may_succeed_on_reconnect() => {
-                    broken = if staged.files.len() > before { 0 } else { broken };
-                    renewed = Some(self.reconnect(error, &mut broken)?);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Reconnects after the error `why`. Returns an error if the limit of attempts is reached, or if the
-    /// sender serves another list by now. The next pull then continues with what is staged.
-    fn reconnect(&self, mut why: PullError, broken: &mut u32) -> Result<(Arc<dyn Source>, u32), PullError> {
-        let Pull { source, options, cancel, runtime, .. } = self.pull;
-        while *broken < options.reconnects {
-            let pause = FIRST_PAUSE * (1 << (*broken).min(LONGEST_PAUSE));
-            *broken += 1;
-            tracing::warn!(error = %why, ?pause, "connection lost; reconnecting");
-            source.leave(&why.to_string(), None);
-            let renewed = runtime.block_on(async {
-                tokio::select! {
-                    () = cancel.cancelled() => return Err(PullError::Interrupted),
-                    () = tokio::time::sleep(pause) => {}
-                }
-                let renewed = source.renew().await?;
-                let pinned = source::head(&*renewed, &options.repository).await?;
-                Ok((renewed, pinned))
-            });
-            match renewed {
-                Ok((renewed, pinned)) if pinned.head.list_digest == self.wanted.pinned.head.list_digest => {
-                    return Ok((renewed, pinned.handle));
-                }
-                Ok(_) => {
-                    tracing::warn!("the sender has a new generation; the next pull continues with it");
-                    return Err(why);
-                }
-                Err(error) if error.may_succeed_on_reconnect() => why = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(why)
-    }
-
     fn commit(
         &self,
         tree: &Tree,
@@ -288,8 +206,3 @@ fn failures(committed: &Committed, selection: &Selection<'_>) -> Vec<Failed> {
     failed.sort_by(|a, b| a.path.cmp(&b.path));
     failed
 }
-
-/// The pause before the first attempt to reconnect. It doubles with each further attempt.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Maximum number of times that the pause doubles.
-const LONGEST_PAUSE: u32 = 6;

@@ -100,6 +100,15 @@ impl Source for SeveralSources {
         self.senders.all.iter().any(|sender| sender.is_usable() && sender.may_complete(incomplete))
     }
 
+    fn older(&self, generation: u64) -> Option<Renewing<'_>> {
+        let number = self.senders.older(generation)?;
+        Some(Box::pin(async move {
+            let (connection, _) = self.senders.ask(number).await?;
+            tracing::info!(sender = self.senders.all[number].address, "fetching from this sender, too");
+            Ok(Arc::new(connection) as Arc<dyn Source>)
+        }))
+    }
+
     fn served(&self) -> Vec<Served> {
         self.senders.all.iter().map(Sender::served).collect()
     }
@@ -156,6 +165,19 @@ impl Senders {
                 Err(first.unwrap_or_else(|| PullError::usage("no sender is left to pull from")))
             }
         }
+    }
+
+    /// Returns the number of the sender with the newest generation that is older than this one. `None` if a sender that was
+    /// not chosen may deliver this one.
+    fn older(&self, generation: u64) -> Option<usize> {
+        let chosen = self.chosen.load(Ordering::Relaxed);
+        let others = (0..self.all.len()).filter(|&number| number != chosen && self.all[number].is_usable());
+        let others: Vec<usize> = others.collect();
+        if others.iter().any(|&number| self.all[number].may_complete(Some(generation))) {
+            return None;
+        }
+        let known = others.into_iter().filter_map(|number| Some((self.all[number].state().generation?, number)));
+        known.filter(|(older, _)| *older < generation).max_by_key(|&(older, _)| older).map(|(_, number)| number)
     }
 
     /// Connects to one sender, and asks for its head. Returns the head's generation.

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use stillmirror_protocol::wire::{ItemFailure, Request};
-use stillmirror_receiver::{Options, PullError, Report};
+use stillmirror_receiver::{Failure, Options, PullError, Report};
 
 use crate::sender::{Behaviour, Sender};
 use crate::tree::{Tree, assert_same, noise};
@@ -154,4 +154,51 @@ fn a_pull_goes_on_with_a_sender_that_publishes_something_newer_meanwhile() {
     });
     assert_eq!(report.generation, 2);
     assert_same(&place.dest(), &tree(2));
+}
+
+/// The tree of version 2, whose packages are those of version 1, except one.
+fn next_tree() -> Tree {
+    tree(1).file("version", "2").file("pool/0", noise(60_000, 7777))
+}
+
+#[test]
+fn what_failing_senders_do_not_deliver_comes_from_one_of_an_older_generation() {
+    let place = Place::new();
+    let all = senders([1], 4);
+    all[..3].iter().for_each(|sender| sender.publish(&next_tree()));
+    all[0].behave(Behaviour { cut: Some(200_000), ..Behaviour::default() });
+    all[1].behave(without_answers_to_data());
+    for number in 10..20 {
+        all[2].rot(&format!("pool/{number}"));
+    }
+    let report = run(from(&place, &all)).unwrap();
+    assert_eq!(report.failed, []);
+    assert_same(&place.dest(), &next_tree());
+    assert_eq!((report.generation, served(&report, &all[3]).1), (2, None), "{:?}", report.senders);
+    for bad in &all[..3] {
+        assert!(served(&report, bad).1.is_some(), "{:?}", report.senders);
+    }
+    let older = served(&report, &all[3]).0;
+    assert!(older > 50_000 && older < 800_000, "{:?}", report.senders);
+}
+
+#[test]
+fn what_no_sender_has_is_reported_although_one_of_an_older_generation_has_the_rest() {
+    let place = Place::new();
+    let all = senders([1], 2);
+    all[0].publish_failing(
+        &next_tree(),
+        &[("pool/0", ItemFailure::Stale), ("pool/1", ItemFailure::Vanished), ("pool/2", ItemFailure::Unreadable)],
+    );
+    all[1].fail(&[("pool/2", ItemFailure::Stale)]);
+    let report = run(from(&place, &all)).unwrap();
+    let mut failed: Vec<_> = report.failed.into_iter().map(|failed| (failed.path, failed.why)).collect();
+    failed.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(failed, [(b"pool/0".to_vec(), Failure::Stale), (b"pool/2".to_vec(), Failure::Unreadable)]);
+    assert_same(&place.dest(), &next_tree().without("pool/0").without("pool/2"));
+    // A dead sender of the new generation does not keep the pull from that of the older one.
+    let place = Place::new();
+    all[0].behave(Behaviour { cut: Some(20_000), ..Behaviour::default() });
+    let report = run(from(&place, &all)).unwrap();
+    assert_eq!(report.generation, 1);
 }
