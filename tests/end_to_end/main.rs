@@ -2,9 +2,9 @@
 //!
 //! One test binary with a module per topic: `pull` (downstream mirrors), `deletions` (what their pulls delete), `guards`
 //! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors),
-//! `signing` (signed heads, with the real minisign as the judge), `rsync` (stock clients), `terminal` (output),
-//! `bad_input` (errors and their exit codes), `kills` (runs that are killed at any moment), `shortage` (few file
-//! descriptors). `support` creates trees and runs commands.
+//! `senders` (several daemons, behind connections that fail), `signing` (signed heads, with the real minisign as the judge),
+//! `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
+//! at any moment), `shortage` (few file descriptors). `support` creates trees and runs commands.
 
 mod bad_input;
 mod deletions;
@@ -14,6 +14,7 @@ mod index;
 mod kills;
 mod pull;
 mod rsync;
+mod senders;
 mod shortage;
 mod signing;
 mod support;
