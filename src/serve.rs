@@ -160,6 +160,7 @@ fn resolve(config: Config) -> daemon::Config {
         limits: daemon::Limits {
             connections: settings.connections,
             queue: settings.queue,
+            followers: settings.followers,
             connections_per_address: settings.connections_per_address,
             ipv4_prefix: settings.ipv4_prefix.0,
             ipv6_prefix: settings.ipv6_prefix.0,

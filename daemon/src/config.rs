@@ -169,8 +169,11 @@ pub struct Limits {
     pub connections: usize,
     /// Maximum number of connections that wait for a session. More are refused. Default 1000.
     pub queue: usize,
+    /// Maximum number of followers at once: connections that take no session, and wait for the next generation. More are
+    /// refused. 0 for none. Default 10,000.
+    pub followers: usize,
     /// Maximum number of connections from one address in any state: before their hello, during login, in the
-    /// queue, in a session. 0 for no limit. Default 100.
+    /// queue, in a session, following. 0 for no limit. Default 100.
     pub connections_per_address: usize,
     /// The number of leading bits of an IPv4 address that count. Addresses that agree in them share the
     /// limits of one address. Default 32.
@@ -183,6 +186,9 @@ pub struct Limits {
     /// How long a session may go without a request. For native sessions, it is a quarter of that while others
     /// wait for a session. Default 5 min.
     pub idle: Duration,
+    /// How long a follower waits for news before it is told that there are none, and asks again. So each end notices if
+    /// the other is gone. Default 45 s.
+    pub follow: Duration,
     /// The minimum rate, in bytes per second, at which a client must read while there is something to send;
     /// 0 for any. Default 1024.
     pub minimum_rate: u64,
@@ -244,11 +250,13 @@ impl Default for Limits {
         Self {
             connections: 1000,
             queue: 1000,
+            followers: 10_000,
             connections_per_address: 100,
             ipv4_prefix: 32,
             ipv6_prefix: 64,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(300),
+            follow: Duration::from_secs(45),
             minimum_rate: 1024,
             minimum_bwlimit: 16 << 10,
             rate_window: Duration::from_secs(30),

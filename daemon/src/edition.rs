@@ -10,7 +10,7 @@ use stillmirror_protocol::list;
 use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
 use stillmirror_protocol::rsync::rules::is_listed_to_others;
 use stillmirror_protocol::rsync::selection::Selection;
-use stillmirror_protocol::wire::{Capabilities, ListForm, SIGNED_HEADS};
+use stillmirror_protocol::wire::{Capabilities, ListForm, SIGNED_HEADS, fingerprint};
 use stillmirror_store::{Generation, Mark, Store};
 
 use crate::choosing::Choosing;
@@ -32,6 +32,8 @@ pub(crate) struct Edition {
     /// Identifies the generation, even among generations with the same number.
     pub(crate) mark: Mark,
     pub(crate) generation: Generation,
+    /// Tells followers whether they know this generation's head.
+    pub(crate) fingerprint: Digest,
     pub(crate) tree: Arc<Tree>,
     /// All work that may block goes through these.
     pub(crate) gates: Gates,
@@ -130,6 +132,7 @@ impl Edition {
         Self {
             mark,
             has_closed_dirs,
+            fingerprint: fingerprint(generation.head_bytes(), generation.signature()),
             list_forms: ListForms::new(&generation, store),
             generation,
             store_dir,

@@ -7,10 +7,12 @@
 //! pinned      the edition that a session holds
 //! shared      the state that all sessions share
 //! strangers   the limit on connections that have not identified themselves yet
-//! session     native: one reader of requests, a lane of answers from the index, a lane of data
+//! session     native: one reader of requests, a lane of answers from the index, a lane of data; followers, which wait
+//!             for the next edition
 //! stream      the data lane of every dialect: reads ahead, sends in order, never copies
 //! registry    the repositories that are served
 //! repository  access rules of one repository, and its edition, which is replaced while sessions run
+//! store_watch notices at once that a store has a new generation
 //! edition     a generation and its tree, opened together, with the gates for work on them
 //! visible     the repositories as one client sees them
 //! logins      failed logins, and the delay that they impose on the next one
@@ -68,6 +70,7 @@ mod registry;
 mod repository;
 mod session;
 mod shared;
+mod store_watch;
 mod strangers;
 mod stream;
 mod visible;
@@ -77,9 +80,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 pub use access::{HostPattern, HostPatternError, Hosts, SecretsError, Users};
@@ -93,11 +96,16 @@ pub use stillmirror_protocol::rsync::requests::RuleLimits;
 use edition::Gates;
 use listener::Port;
 use registry::Registry;
-use repository::Repository;
+use repository::{Look, OpenError, Repository};
 use shared::ServerState;
+use store_watch::StoreWatch;
 
 /// The shortest interval between checks of a store, however short [`Config::reload_interval`] is.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
+/// The pause between the change of a store and the look at it. A pull switches its tree right after it publishes.
+const SETTLING: Duration = Duration::from_millis(20);
+/// The pause before the next look, if the tree did not fit the generation at an early one.
+const UNSETTLED: Duration = Duration::from_millis(200);
 /// Threads for work that belongs to no repository: messages of the day, list encoding, name lookups.
 const OTHER_THREADS: usize = 64;
 /// How long to wait, in all, for sessions that were cut off and for threads that hang.
@@ -179,9 +187,15 @@ impl Daemon {
         let Listeners { all, rsync } = listeners.into();
         let sessions = TaskTracker::new();
         let mut watchers = JoinSet::new();
+        let (store_watch, events) = StoreWatch::new();
+        if let Some(events) = events {
+            let store_watch = Arc::clone(&store_watch);
+            watchers.spawn(async move { store_watch.run(events).await });
+        }
         for repository in self.shared.registry.all() {
             let (shared, repository) = (Arc::clone(&self.shared), Arc::clone(repository));
-            watchers.spawn(watch(shared, repository, self.reload.0.subscribe(), self.config.reload_interval));
+            let interval = self.config.reload_interval;
+            watchers.spawn(watch(shared, repository, Arc::clone(&store_watch), self.reload.0.subscribe(), interval));
         }
         let result = tokio::select! {
             result = listener::accept(all, Port::Any, &self.shared, &sessions) => result,
@@ -224,28 +238,44 @@ impl Reload {
     }
 }
 
-/// Checks one repository for a new edition periodically. Each repository has its own task, so a check that
-/// hangs does not delay the others.
+/// Checks one repository for a new edition periodically, and when its store has changed. Each repository has its
+/// own task, so a check that hangs does not delay the others.
 async fn watch(
     shared: Arc<ServerState>,
     repository: Arc<Repository>,
+    store_watch: Arc<StoreWatch>,
     mut reloads: watch::Receiver<u64>,
     interval: Duration,
 ) {
-    let (mut is_first, mut is_forced) = (true, false);
+    let changed = Arc::new(Notify::new());
+    let (mut is_first, mut look) = (true, Look::Periodic);
     loop {
         let refresh = {
             let (shared, repository, is_first) = (Arc::clone(&shared), Arc::clone(&repository), is_first);
+            let (store_watch, changed) = (Arc::clone(&store_watch), Arc::clone(&changed));
             move || {
-                if matches!(repository.refresh(is_forced), Ok(true)) || is_first {
+                // First, so that no change is missed.
+                store_watch.add(repository.store_dir(), &changed);
+                let refreshed = repository.refresh(look);
+                if matches!(refreshed, Ok(true)) || is_first {
                     shared.lists.sweep(&repository);
                 }
+                look == Look::Early && matches!(refreshed, Err(OpenError::OtherRoot { .. } | OpenError::Root { .. }))
             }
         };
-        if tokio::task::spawn_blocking(refresh).await.is_err() {
+        let is_unsettled = tokio::task::spawn_blocking(refresh).await.unwrap_or_else(|_| {
             tracing::error!(repository = repository.name, "the check for a new generation panicked");
-        }
+            false
+        });
         is_first = false;
-        is_forced = matches!(timeout(interval.max(MIN_INTERVAL), reloads.changed()).await, Ok(Ok(())));
+        let pause = if is_unsettled { interval.min(UNSETTLED) } else { interval };
+        look = tokio::select! {
+            Ok(()) = reloads.changed() => Look::Forced,
+            () = changed.notified() => {
+                sleep(SETTLING).await;
+                Look::Early
+            }
+            () = sleep(pause.max(MIN_INTERVAL)) => Look::Periodic,
+        };
     }
 }

@@ -40,11 +40,12 @@ pub(crate) async fn accept(
             Ok((socket, peer)) => {
                 let Some(entered) = shared.networks.enter(peer.ip()) else { continue };
                 let (shared, stranger) = (Arc::clone(shared), shared.strangers.add(entered.network));
+                let tasks = sessions.clone();
                 sessions.spawn(async move {
                     let _place = place;
                     tokio::select! {
                         () = grace_period_over(&shared) => {}
-                        () = connection(&shared, socket, peer, port, &entered, stranger) => {}
+                        () = connection(&shared, &tasks, socket, peer, port, entered, stranger) => {}
                     }
                 });
             }
@@ -88,10 +89,11 @@ enum Dialect {
 
 async fn connection(
     shared: &Arc<ServerState>,
+    tasks: &TaskTracker,
     mut socket: TcpStream,
     peer: SocketAddr,
     port: Port,
-    entered: &Connection,
+    entered: Connection,
     stranger: Stranger,
 ) {
     let dialect = tokio::select! {
@@ -101,7 +103,12 @@ async fn connection(
     };
     match dialect {
         Ok(Ok(dialect)) if entered.is_over() => {
-            let _ = socket.write_all(&too_many(&dialect, shared.networks.limit())).await;
+            let _ = socket.write_all(&too_many(shared, &dialect)).await;
+        }
+        Ok(Ok(Dialect::Native(hello))) if session::follow::is_wanted(shared, &hello) => {
+            // In a task of its own, because this one has room for any session. It gives its place back.
+            tasks.spawn(follow(Arc::clone(shared), socket, peer, hello, entered));
+            return;
         }
         Ok(Ok(Dialect::Native(hello))) => {
             drop(stranger);
@@ -128,8 +135,21 @@ async fn connection(
     drain(socket).await;
 }
 
+/// Serves a follower.
+async fn follow(
+    shared: Arc<ServerState>,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    hello: ClientHello,
+    _entered: Connection,
+) {
+    session::follow::serve(&shared, &mut socket, peer, hello).await;
+    drain(socket).await;
+}
+
 /// Returns the error for a client whose address has too many connections.
-fn too_many(dialect: &Dialect, limit: usize) -> Vec<u8> {
+fn too_many(shared: &ServerState, dialect: &Dialect) -> Vec<u8> {
+    let limit = shared.networks.limit();
     match dialect {
         Dialect::Rsync { greeted, .. } => {
             let mut reply = if *greeted { Vec::new() } else { greeting::hello(Version::NEWEST) };
@@ -137,7 +157,7 @@ fn too_many(dialect: &Dialect, limit: usize) -> Vec<u8> {
             reply
         }
         Dialect::Native(hello) => {
-            let hello = session::native::answer_hello(hello.negotiate().unwrap_or(0));
+            let hello = session::native::answer_hello(shared, hello.negotiate().unwrap_or(0));
             let message = format!("too many connections from this address: the limit is {limit}");
             [&hello.encode()[..], &Reply::Error { code: ErrorCode::Refused, message }.frame(0)].concat()
         }

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::error::DaemonError;
 use crate::extents::READS;
 use crate::pool::EXTENT;
-use crate::repository::{OpenError, Repository};
+use crate::repository::{Look, OpenError, Repository};
 
 /// Minimum number of concurrent reads of files for each repository.
 const MIN_READS: usize = 4;
@@ -40,7 +40,7 @@ impl Registry {
         let mut opening = JoinSet::new();
         for repository in &self.repositories {
             let repository = Arc::clone(repository);
-            opening.spawn_blocking(move || repository.refresh(true));
+            opening.spawn_blocking(move || repository.refresh(Look::Forced));
         }
         let all = async {
             while let Some(opened) = opening.join_next().await {

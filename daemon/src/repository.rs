@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts};
 use stillmirror_store::{Generation, Mark, Store, StoreError};
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::access::{Hosts, Users};
 use crate::admission::Admission;
@@ -62,6 +63,8 @@ pub(crate) struct Repository {
     store_dir: PathBuf,
     store: OnceLock<Store>,
     current: RwLock<Option<Arc<Edition>>>,
+    /// Wakes the followers whenever there is another edition. The value is how many there were the last time.
+    news: watch::Sender<usize>,
     /// Whether the last check failed for another reason than a missing store or generation. `true` before the
     /// first check.
     is_unavailable: AtomicBool,
@@ -78,6 +81,18 @@ pub(crate) enum OpenError {
     Root { root: PathBuf, source: io::Error },
     #[error("the root {} is not the indexed directory: mount its disk, or run `stillmirror index`", .root.display())]
     OtherRoot { root: PathBuf },
+}
+
+/// Why a repository looks for a newer edition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Because some time has passed.
+    Periodic,
+    /// Because the operator asks for it, so without any back-off.
+    Forced,
+    /// Because the store was changed just now. What is published may need the tree that a switch makes current in the next
+    /// moment, so a tree that does not fit yet is not a failure.
+    Early,
 }
 
 /// A failed attempt to open an edition.
@@ -129,6 +144,7 @@ impl Repository {
             store_dir: config.store.clone(),
             store: OnceLock::new(),
             current: RwLock::default(),
+            news: watch::Sender::default(),
             is_unavailable: AtomicBool::new(true),
             failed: Mutex::default(),
         })
@@ -138,6 +154,21 @@ impl Repository {
     /// yet.
     pub(crate) fn current(&self) -> Option<Arc<Edition>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns a receiver that notices every other edition from now on.
+    pub(crate) fn news(&self) -> watch::Receiver<usize> {
+        self.news.subscribe()
+    }
+
+    /// Returns how many followers the last edition woke.
+    pub(crate) fn woken(&self) -> usize {
+        *self.news.borrow()
+    }
+
+    /// Returns the directory of the store.
+    pub(crate) fn store_dir(&self) -> &Path {
+        &self.store_dir
     }
 
     /// Returns what clients are told if there is no edition. It completes a sentence that begins with the
@@ -153,9 +184,9 @@ impl Repository {
     /// Makes new sessions use what the store and the root's path lead to now, and returns whether the edition
     /// changed. If it did not, this costs one `readlink` and two `stat` calls.
     ///
-    /// A failure is logged once and tried again, with back-off if an attempt is expensive. `is_forced` skips
-    /// the back-off. The previous edition stays in service unless it is gone.
-    pub(crate) fn refresh(&self, is_forced: bool) -> Result<bool, OpenError> {
+    /// A failure is logged once and tried again, with back-off if an attempt is expensive. The previous edition
+    /// stays in service unless it is gone.
+    pub(crate) fn refresh(&self, look: Look) -> Result<bool, OpenError> {
         let mut failed = self.failed();
         let candidate = match self.candidate() {
             Ok(Some(candidate)) => candidate,
@@ -176,7 +207,7 @@ impl Repository {
             }
             return Ok(false);
         }
-        if !is_forced && failed.as_ref().is_some_and(|failure| failure.is_backing_off(candidate)) {
+        if look != Look::Forced && failed.as_ref().is_some_and(|failure| failure.is_backing_off(candidate)) {
             return Ok(false);
         }
         match self.open(candidate, held.as_deref()) {
@@ -186,6 +217,7 @@ impl Repository {
                 self.put(edition);
                 Ok(true)
             }
+            Err(error @ (OpenError::OtherRoot { .. } | OpenError::Root { .. })) if look == Look::Early => Err(error),
             Err(error) => {
                 self.drop_edition_if_gone();
                 Err(self.fail(&mut failed, Some(candidate), error))
@@ -264,6 +296,7 @@ impl Repository {
             );
         }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(edition));
+        self.news.send_replace(self.news.receiver_count());
     }
 
     /// Stops serving the edition if no path will ever lead to it again. An unmounted disk is released when the

@@ -1,6 +1,7 @@
 //! Sessions: the code that both dialects share.
 
 pub(crate) mod counts;
+pub(crate) mod follow;
 pub(crate) mod native;
 pub(crate) mod rsync;
 

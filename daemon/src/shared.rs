@@ -38,6 +38,8 @@ pub(crate) struct ServerState {
     /// Permits for connections of every kind: as many as there are descriptors for.
     pub(crate) sockets: Arc<Semaphore>,
     pub(crate) strangers: Arc<Strangers>,
+    /// Permits for followers.
+    pub(crate) followers: Arc<Semaphore>,
     /// The memory budget for lists of single clients.
     pub(crate) list_memory: Arc<ListMemory>,
     /// The number of connections from each network.
@@ -64,7 +66,8 @@ impl ServerState {
     /// Creates the state from a configuration.
     pub(crate) fn new(config: &Config, registry: Registry) -> Self {
         let extents = Extents::new(config.memory.cache);
-        let sockets = descriptors::connections(config);
+        let shares = descriptors::shares(config);
+        let permits = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
         Self {
             registry,
             limits: config.limits.clone(),
@@ -74,7 +77,8 @@ impl ServerState {
             pipes: Pipes::new(PIPES),
             extents,
             admission: Admission::new(config.limits.connections, config.limits.queue),
-            sockets: Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS))),
+            sockets: permits(shares.connections),
+            followers: permits(shares.followers),
             strangers: Arc::default(),
             list_memory: ListMemory::new(config.memory.lists),
             networks: Networks::new(&config.limits),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use stillmirror_protocol::limits;
-use stillmirror_protocol::wire;
+use stillmirror_protocol::wire::{self, ErrorCode};
 
 use crate::registry::Registry;
 use crate::repository::Repository;
@@ -25,6 +25,20 @@ pub(crate) enum Unavailable {
     Denied,
     /// Its module hides names, which the native protocol cannot do.
     HidesNames,
+}
+
+impl Unavailable {
+    /// Returns what a native client is told.
+    pub(crate) fn refusal(self, name: &str) -> (ErrorCode, String) {
+        match self {
+            Self::Unknown => (ErrorCode::UnknownRepository, format!("there is no repository '{name}' here")),
+            Self::Denied => (ErrorCode::Refused, format!("access to the repository '{name}' is denied")),
+            Self::HidesNames => {
+                let why = "hides names by rules that only apply to rsync clients: use rsync:// for it";
+                (ErrorCode::Refused, format!("the repository '{name}' {why}"))
+            }
+        }
+    }
 }
 
 impl<'a> Visible<'a> {

@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     while let Some((header, after)) = rest.split_first_chunk::<FRAME_HEADER_BYTES>() {
         let Ok(header) = FrameHeader::decode(header, limits::REPLY_PAYLOAD) else { return };
         let Some((payload, after)) = after.split_at_checked(header.len as usize) else { return };
-        if let Ok(Reply::Pinned { head, .. }) = Reply::decode(header.kind, payload) {
+        if let Ok(Reply::Pinned { head, .. } | Reply::News { head, .. }) = Reply::decode(header.kind, payload) {
             let _ = Head::decode(&head);
         }
         let _ = Repository::decode_all(payload);

@@ -51,6 +51,8 @@ pub const PUBLIC_KEY: usize = 2048;
 pub const REPLY_PAYLOAD: usize = 1 << 20;
 /// Payload bytes in one request frame. Enough for some ten thousand items.
 pub const REQUEST_PAYLOAD: usize = 64 << 10;
+/// Payload bytes in a request of a follower: a repository's name, its length, and a digest.
+pub const FOLLOW_PAYLOAD: usize = 2 + REPOSITORY_NAME + 32;
 /// Items in one request for data or block checksums.
 pub const REQUEST_ITEMS: usize = 16 << 10;
 /// Requests in flight in one session. The sender does not read further requests until one of these is answered.

@@ -17,10 +17,12 @@ mod tests;
 use thiserror::Error;
 
 use crate::codec::DecodeError;
+use crate::entry::Digest;
+use crate::list;
 
 pub use answers::{Repository, decode_dir, encode_child};
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, frame, kind};
-pub use hello::{Capabilities, ClientHello, HELLO_BYTES, MAGIC, SIGNED_HEADS, ServerHello, VERSION};
+pub use hello::{Capabilities, ClientHello, FOLLOWING, HELLO_BYTES, MAGIC, SIGNED_HEADS, ServerHello, VERSION};
 pub use reply::{ErrorCode, ItemFailure, ListForm, Reply};
 pub use request::{Item, Request, items_that_fit};
 
@@ -52,4 +54,10 @@ pub enum WireError {
     /// A field does not decode.
     #[error("malformed frame: {0}")]
     Decode(#[from] DecodeError),
+}
+
+/// Returns the digest by which a follower says which head it knows: of the encoded head and its signature, so that a head
+/// that is only signed again is another one.
+pub fn fingerprint(head: &[u8], signature: Option<&[u8]>) -> Digest {
+    list::digest(&[head, signature.unwrap_or_default()].concat())
 }

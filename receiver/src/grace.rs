@@ -49,6 +49,14 @@ impl Grace {
         Ok(is_idle.then_some(count))
     }
 
+    /// Returns when the name that has waited longest is to be deleted, from now on. `None` if no name waits, or none is to
+    /// be deleted. Reads one line of the journal.
+    pub(crate) fn next_due(&self, store: &Store, tree: &Tree) -> Result<Option<Duration>, PullError> {
+        let waiting = journal::peek(store, tree)?.filter(|summary| self.delete && summary.count > 0);
+        let due = |summary: Summary| summary.oldest.saturating_add(self.age.unwrap_or(0)).saturating_sub(now());
+        Ok(waiting.map(due).map(Duration::from_millis))
+    }
+
     fn is_due(&self, since: Millis, now: Millis) -> bool {
         self.age.is_none_or(|age| since.saturating_add(age) <= now)
     }

@@ -19,6 +19,7 @@
 //! | or update a copy of the tree, which then replaces it in one step | `snapshots` |
 //! | publish a generation of the local tree | `publish`, `mark` |
 //! | say when the tree was complete | `trace` |
+//! | wait for the next pull | `follow` |
 //!
 //! Nothing received is trusted: lists are validated, lengths are checked against limits, and contents against
 //! their SHA-256. The disk is touched only beneath the destination (`local`).
@@ -34,6 +35,7 @@ mod distrust;
 mod error;
 mod facts;
 mod fetch;
+mod follow;
 mod grace;
 mod guard;
 mod journal;
@@ -63,10 +65,11 @@ mod verify;
 
 pub use distrust::TrustError;
 pub use error::PullError;
+pub use follow::{Follower, Last, Pauses};
 pub use limit::{MaxDelete, MinFree, USUAL_LEAST, USUAL_PERCENT};
 pub use names::{Names, NamesError};
 pub use pull::{pull, pull_from};
-pub use report::{Action, Check, Failed, Failure, Options, Owners, Phase, Progress, Report, Served, Silent};
+pub use report::{Action, Check, Failed, Failure, Notice, Options, Owners, Phase, Progress, Report, Served, Silent};
 pub use source::{Accept, NativeSource, Pinned, Renewing, SeveralSources, Source, SourceOptions};
 pub use trace_host::{TraceHost, TraceHostError};
 pub use verify::{Problem, VerifyReport, verify};

@@ -8,7 +8,7 @@ mod update;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -150,7 +150,8 @@ impl Pull<'_> {
             accepted.save(store)?;
         }
         let switched = destination.switched;
-        let mut report = Report { generation: pinned.head.generation, switched, ..Report::default() };
+        let (generation, head) = (pinned.head.generation, pinned.fingerprint());
+        let mut report = Report { generation, head, switched, ..Report::default() };
         let result = match self.waiting_if_current(&destination, &pinned, &grace)? {
             Some(waiting) => {
                 report.unchanged = true;
@@ -165,6 +166,9 @@ impl Pull<'_> {
         {
             snapshots.expire(keep)?;
         }
+        if result.is_ok() && !self.options.dry_run {
+            report.next_due = self.next_due(&destination, &grace)?;
+        }
         let traffic = self.source.traffic();
         report.bytes_received = traffic.received;
         report.bytes_sent = traffic.sent;
@@ -176,6 +180,19 @@ impl Pull<'_> {
             }
             result => result.map(|()| report),
         }
+    }
+
+    /// Returns when a later pull has a deletion to make or a snapshot to remove, from now on.
+    fn next_due(&self, destination: &Destination, grace: &Grace) -> Result<Option<Duration>, PullError> {
+        let deletion = match (&destination.store, &destination.tree) {
+            (Some((store, _)), Some(tree)) => grace.next_due(store, tree)?,
+            _ => None,
+        };
+        let snapshot = match (self.snapshots, self.options.keep_snapshots) {
+            (Some(snapshots), Some(keep)) => snapshots.next_to_expire(keep)?,
+            _ => None,
+        };
+        Ok(deletion.into_iter().chain(snapshot).min())
     }
 
     /// Opens and locks the tree and the store, if they exist.

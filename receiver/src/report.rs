@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::signature::PublicKey;
@@ -199,6 +200,8 @@ pub enum Phase {
     Commit,
     /// Writing the generation into the receiver's own store.
     Publish,
+    /// Waiting for the sender's next generation.
+    Follow,
     /// Comparing files with their digests.
     Verify,
 }
@@ -209,6 +212,39 @@ pub trait Progress: Send + Sync {
     fn phase(&self, phase: Phase, files: u64, bytes: u64);
     /// `files` and `bytes` more of the phase are done.
     fn advance(&self, files: u64, bytes: u64);
+    /// Something happened between two pulls.
+    fn notice(&self, notice: &Notice<'_>) {
+        let _ = notice;
+    }
+}
+
+/// What happens between two pulls of a follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice<'a> {
+    /// This sender cannot be followed now; it is tried again.
+    CannotFollow {
+        /// The sender, `HOST:PORT`.
+        address: &'a str,
+        /// Why not.
+        why: &'a str,
+    },
+    /// This sender does not tell what becomes current, so it is asked.
+    Asks {
+        /// The sender, `HOST:PORT`.
+        address: &'a str,
+        /// How often.
+        pause: Duration,
+    },
+    /// This sender is followed again.
+    FollowsAgain {
+        /// The sender, `HOST:PORT`.
+        address: &'a str,
+    },
+    /// The last pull was not whole, and is repeated.
+    Repeats {
+        /// When.
+        pause: Duration,
+    },
 }
 
 /// Ignores all progress.
@@ -225,6 +261,8 @@ impl Progress for Silent {
 pub struct Report {
     /// The number of the sender's generation.
     pub generation: u64,
+    /// The fingerprint of the sender's head, by which a follower names it.
+    pub head: Digest,
     /// Whether there was nothing to do.
     pub unchanged: bool,
     /// Number of files with new content: fetched, assembled or copied.
@@ -281,6 +319,8 @@ pub struct Report {
     pub senders: Vec<Served>,
     /// Whether the destination leads to a new snapshot now. See [`Options::keep_snapshots`].
     pub switched: bool,
+    /// When the next deletion or snapshot is due, from the end of the pull. `None` if nothing waits.
+    pub next_due: Option<Duration>,
 }
 
 impl Report {

@@ -177,18 +177,32 @@ impl Snapshots {
 
     /// Removes the snapshots that ceased to be current at least `keep` ago. Returns their number.
     pub(crate) fn expire(&self, keep: Duration) -> Result<u64, PullError> {
-        let Current::Snapshot(current) = self.current()? else { return Ok(0) };
-        let complete = self.complete()?;
         let mut removed = 0;
-        for pair in complete.windows(2) {
-            let [(_, name), (Began(Some((ended, _))), _)] = pair else { continue };
-            if *name != current && is_past(*ended, keep, Timestamp::now()) {
-                self.rename(name, REMOVING.as_bytes())?;
+        for (name, ended) in self.former()? {
+            if time_left(ended, keep, Timestamp::now()).is_zero() {
+                self.rename(&name, REMOVING.as_bytes())?;
                 self.remove(REMOVING.as_bytes())?;
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+
+    /// Returns when the next snapshot expires, from now on. `None` if there is none that will.
+    pub(crate) fn next_to_expire(&self, keep: Duration) -> Result<Option<Duration>, PullError> {
+        let now = Timestamp::now();
+        Ok(self.former()?.into_iter().map(|(_, ended)| time_left(ended, keep, now)).min())
+    }
+
+    /// Returns the snapshots that are not current any more, and when they ceased to be.
+    fn former(&self) -> Result<Vec<(Vec<u8>, DateTime)>, PullError> {
+        let Current::Snapshot(current) = self.current()? else { return Ok(Vec::new()) };
+        let complete = self.complete()?;
+        let former = complete.windows(2).filter_map(|pair| match pair {
+            [(_, name), (Began(Some((ended, _))), _)] if *name != current => Some((name.clone(), *ended)),
+            _ => None,
+        });
+        Ok(former.collect())
     }
 
     /// Makes DEST a symlink to the snapshot `name`, in one step.
@@ -333,10 +347,13 @@ fn truncated(time: DateTime) -> DateTime {
     time.with().subsec_nanosecond(0).build().unwrap_or(time)
 }
 
-/// Returns whether `age` has passed since a time.
-fn is_past(time: DateTime, age: Duration, now: Timestamp) -> bool {
-    let Ok(time) = TimeZone::UTC.to_timestamp(time) else { return false };
-    Duration::try_from(now.duration_since(time)).is_ok_and(|passed| passed >= age)
+/// Returns how much time is left until `age` has passed since a time. A time in the future counts as now.
+fn time_left(time: DateTime, age: Duration, now: Timestamp) -> Duration {
+    let Ok(time) = TimeZone::UTC.to_timestamp(time) else { return Duration::MAX };
+    match Duration::try_from(now.duration_since(time)) {
+        Ok(passed) => age.saturating_sub(passed),
+        Err(_) => age.max(Duration::from_secs(1)),
+    }
 }
 
 fn lock(dir: &Tree, dest: &Path) -> Result<TreeLock, PullError> {
@@ -400,8 +417,9 @@ mod tests {
     #[test]
     fn a_snapshot_expires_by_when_the_next_one_became_current() {
         let began = Began::parse(b"20261130T100000Z").unwrap().0.unwrap().0;
-        let is_past = |seconds: u64, now: &str| is_past(began, Duration::from_secs(seconds), now.parse().unwrap());
-        assert!(is_past(60, "2026-11-30T10:01:00Z") && !is_past(60, "2026-11-30T10:00:59Z"));
-        assert!(!is_past(0, "2026-11-30T09:00:00Z"), "the clock went back");
+        let left =
+            |seconds: u64, now: &str| time_left(began, Duration::from_secs(seconds), now.parse().unwrap()).as_secs();
+        assert_eq!([left(60, "2026-11-30T10:01:00Z"), left(60, "2026-11-30T10:00:59Z")], [0, 1]);
+        assert_ne!(left(0, "2026-11-30T09:00:00Z"), 0, "the clock went back");
     }
 }

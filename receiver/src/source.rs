@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::head::Head;
-use stillmirror_protocol::wire::{Reply, Request};
+use stillmirror_protocol::wire::{Reply, Request, fingerprint};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -199,23 +200,68 @@ pub struct Pinned {
     pub signature: Option<Vec<u8>>,
 }
 
-/// Requests a repository's head, which pins the generation.
-pub(crate) async fn head(source: &dyn Source, repository: &str) -> Result<Pinned, PullError> {
-    let mut answer = source.ask(Request::Head { repository: repository.to_owned() })?;
-    let Event::Reply(Reply::Pinned { handle, head: head_bytes }) = answer.next().await? else {
-        return Err(PullError::protocol("the answer to a head request is not a head"));
+impl Pinned {
+    /// Returns the digest by which a follower names this head.
+    pub(crate) fn fingerprint(&self) -> Digest {
+        fingerprint(&self.head_bytes, self.signature.as_deref())
+    }
+}
+
+/// What a sender told a follower. Nothing of it is verified.
+#[derive(Debug, Clone)]
+pub(crate) struct News {
+    /// The head that is current.
+    pub(crate) head: Head,
+    /// The digest by which a follower names this head.
+    pub(crate) fingerprint: Digest,
+    /// The time over which followers spread their pulls.
+    pub(crate) spread: Duration,
+}
+
+/// Waits until the sender has another head than the known one. `None` if there was no news for a while.
+pub(crate) async fn follow(source: &dyn Source, repository: &str, known: Digest) -> Result<Option<News>, PullError> {
+    let mut answer = source.ask(Request::Follow { repository: repository.to_owned(), known })?;
+    let (spread, head_bytes) = match answer.next().await? {
+        Event::Reply(Reply::News { spread, head }) => (Duration::from_millis(spread.into()), head),
+        Event::Reply(Reply::End) => return Ok(None),
+        _ => return Err(PullError::protocol("the answer to a follower begins with something else than news")),
     };
-    let head = Head::decode(&head_bytes)?;
+    let (signature, end) = signature(&mut answer).await?;
+    if !matches!(end, Event::Reply(Reply::End)) {
+        return Err(PullError::protocol("the answer to a follower has more than a head and its signature"));
+    }
+    let head = decode_head(&head_bytes, repository)?;
+    let fingerprint = fingerprint(&head_bytes, signature.as_deref());
+    Ok(Some(News { head, fingerprint, spread }))
+}
+
+/// Returns the signature, if it is next in an answer, and the event after it.
+async fn signature(answer: &mut Answer) -> Result<(Option<Vec<u8>>, Event), PullError> {
+    match answer.next().await? {
+        Event::Reply(Reply::Signature(signature)) => Ok((Some(signature), answer.next().await?)),
+        end => Ok((None, end)),
+    }
+}
+
+fn decode_head(bytes: &[u8], repository: &str) -> Result<Head, PullError> {
+    let head = Head::decode(bytes)?;
     if head.repository != repository {
         return Err(PullError::protocol(format!(
             "the head of '{}' instead of that of '{repository}'",
             head.repository
         )));
     }
-    let (signature, end) = match answer.next().await? {
-        Event::Reply(Reply::Signature(signature)) => (Some(signature), answer.next().await?),
-        end => (None, end),
+    Ok(head)
+}
+
+/// Requests a repository's head, which pins the generation.
+pub(crate) async fn head(source: &dyn Source, repository: &str) -> Result<Pinned, PullError> {
+    let mut answer = source.ask(Request::Head { repository: repository.to_owned() })?;
+    let Event::Reply(Reply::Pinned { handle, head: head_bytes }) = answer.next().await? else {
+        return Err(PullError::protocol("the answer to a head request is not a head"));
     };
+    let head = decode_head(&head_bytes, repository)?;
+    let (signature, end) = signature(&mut answer).await?;
     if !matches!(end, Event::Reply(Reply::End)) {
         return Err(PullError::protocol("the answer to a head request has more than a head and its signature"));
     }

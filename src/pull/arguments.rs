@@ -85,6 +85,10 @@ pub(crate) struct Arguments {
     /// Pull the sender's generation although it is older than the one that the last pull took
     #[arg(long)]
     allow_older: bool,
+    /// Stay connected after the pull, and pull again whenever the sender has another generation, until SIGTERM or SIGINT; what
+    /// fails is repeated
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) follow: bool,
     /// Wait until another pull into DEST, or with the same store, has ended, without TIME as long as it takes; without
     /// this flag `pull` fails at once
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, conflicts_with = "dry_run")]

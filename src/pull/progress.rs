@@ -1,7 +1,7 @@
 //! The progress of a pull on a terminal.
 
 use indicatif::ProgressBar;
-use stillmirror_receiver::{self as receiver, Phase};
+use stillmirror_receiver::{self as receiver, Notice, Phase};
 
 use crate::progress::{self, FilesDone};
 
@@ -34,6 +34,7 @@ impl receiver::Progress for BarProgress {
             Phase::Fetch => progress::measuring(bar, "fetching", &self.files, files, bytes),
             Phase::Commit => progress::counting(bar, "renaming into place"),
             Phase::Publish => progress::counting(bar, "writing the generation"),
+            Phase::Follow => progress::counting(bar, "waiting for the next generation"),
             Phase::Verify => progress::measuring(bar, "verifying", &self.files, files, bytes),
         }
     }
@@ -41,5 +42,17 @@ impl receiver::Progress for BarProgress {
     fn advance(&self, files: u64, bytes: u64) {
         self.files.add(files);
         self.bar.inc(bytes);
+    }
+
+    fn notice(&self, notice: &Notice<'_>) {
+        let text = match notice {
+            Notice::CannotFollow { address, why } => format!("cannot follow {address}: {why}; trying again"),
+            Notice::Asks { address, pause } => {
+                format!("{address} does not tell of new generations; asking it every {} s", pause.as_secs())
+            }
+            Notice::FollowsAgain { address } => format!("following {address} again"),
+            Notice::Repeats { pause } => format!("pulling again in {} s, or when there is news", pause.as_secs()),
+        };
+        self.bar.suspend(|| eprintln!("stillmirror: {text}"));
     }
 }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{At, StoreError};
 
+/// The name of the symlink to the current generation. A publish replaces it by a rename.
+pub const CURRENT: &str = "current";
+
 /// The paths of one store.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -34,7 +37,7 @@ impl Layout {
 
     /// The symlink to the current generation.
     pub(crate) fn current(&self) -> PathBuf {
-        self.dir.join("current")
+        self.dir.join(CURRENT)
     }
 
     /// Returns the numbers of all generation directories, published or not, in ascending order.

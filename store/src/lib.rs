@@ -46,6 +46,7 @@ pub use error::{Damage, StoreError};
 pub use flock::Flock;
 pub use generation::{Generation, Origin};
 pub use kill::{KILL_POINTS, kill_point};
+pub use layout::CURRENT;
 pub use marker::is_store;
 pub use packs::{KEEP_CONTENTS, Pack, PackUse, Record};
 pub use records::BadRecord;

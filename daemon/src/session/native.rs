@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{
-    Capabilities, ClientHello, ErrorCode, FrameHeader, Reply, SIGNED_HEADS, ServerHello, kind,
+    Capabilities, ClientHello, ErrorCode, FOLLOWING, FrameHeader, Reply, SIGNED_HEADS, ServerHello, kind,
 };
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
@@ -39,9 +39,10 @@ struct InFlight {
 }
 
 /// Returns the daemon's hello.
-pub(crate) fn answer_hello(version: u16) -> ServerHello {
+pub(crate) fn answer_hello(shared: &ServerState, version: u16) -> ServerHello {
     let requests = limits::REQUESTS_UNDER_WAY as u16;
-    ServerHello { version, requests, capabilities: SIGNED_HEADS, reply_payload: EXTENT as u32 }
+    let following = if shared.limits.followers > 0 { FOLLOWING } else { 0 };
+    ServerHello { version, requests, capabilities: SIGNED_HEADS | following, reply_payload: EXTENT as u32 }
 }
 
 /// The state that the parts of a session share.
@@ -82,7 +83,7 @@ pub(crate) async fn serve(
 impl Session {
     async fn run(self: &Arc<Self>, input: &mut OwnedReadHalf, hello: ClientHello) -> Result<(), Ended> {
         let version = hello.negotiate();
-        let ours = answer_hello(version.as_ref().copied().unwrap_or(0));
+        let ours = answer_hello(&self.shared, version.as_ref().copied().unwrap_or(0));
         self.writer.lock().await.send_bytes(&ours.encode()).await?;
         version?;
         let Some(_place) = self.admit().await? else { return Ok(()) };

@@ -7,6 +7,7 @@ mod bandwidth;
 /// Many connections from one address.
 mod crowded;
 /// Clients that break the rules. Other clients must not notice them.
+mod follow;
 mod hostile;
 /// What a daemon that runs as root does not send.
 mod private;

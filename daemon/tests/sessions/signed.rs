@@ -8,7 +8,7 @@ use stillmirror_store::Store;
 use crate::support::*;
 
 /// Signs the current generation: publishes its list with a head that expires. Nobody verifies the signature here.
-fn sign(fixture: &Fixture, signature: &[u8]) -> Vec<u8> {
+pub(crate) fn sign(fixture: &Fixture, signature: &[u8]) -> Vec<u8> {
     let store = Store::open(&fixture.store()).unwrap();
     let (lock, current) = (store.lock().unwrap(), store.current().unwrap().unwrap());
     let draft = store.begin(&lock).unwrap();

@@ -301,6 +301,8 @@ pub(crate) struct Answer {
     pub(crate) bytes: Vec<u8>,
     pub(crate) pinned: Option<(u32, Vec<u8>)>,
     pub(crate) signature: Option<Vec<u8>>,
+    /// The spread in milliseconds, and the head.
+    pub(crate) news: Option<(u32, Vec<u8>)>,
     pub(crate) form: Option<ListForm>,
     /// Failed items, each with the number of the answer's bytes before it.
     pub(crate) failures: Vec<(usize, u32, ItemFailure)>,
@@ -393,6 +395,7 @@ fn add(answer: &mut Answer, header: &FrameHeader, payload: Vec<u8>) -> bool {
     }
     match Reply::decode(header.kind, &payload).unwrap() {
         Reply::Pinned { handle, head } => answer.pinned = Some((handle, head)),
+        Reply::News { spread, head } => answer.news = Some((spread, head)),
         Reply::Signature(signature) => answer.signature = Some(signature),
         Reply::ListForm(form) => answer.form = Some(form),
         Reply::ItemFailed { item, reason } => answer.failures.push((answer.bytes.len(), item, reason)),

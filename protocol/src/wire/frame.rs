@@ -20,6 +20,9 @@ pub mod kind {
     pub const SUMS: u8 = 5;
     /// Request: byte ranges of files.
     pub const DATA: u8 = 6;
+    /// Request: to be told when another head becomes current. Only with the capability
+    /// [`FOLLOWING`](super::super::FOLLOWING).
+    pub const FOLLOW: u8 = 7;
 
     /// Reply with request number 0: the connection waits in the queue. Payload: varint position in the queue.
     pub const QUEUED: u8 = 128;
@@ -35,9 +38,11 @@ pub mod kind {
     pub const END: u8 = 133;
     /// Reply: the request failed. With request number 0, the session ends.
     pub const ERROR: u8 = 134;
-    /// Reply to `HEAD` after `PINNED`: the signature of the head. Only with the capability
+    /// Reply to `HEAD` after `PINNED`, and to `FOLLOW` after `NEWS`: the signature of the head. Only with the capability
     /// [`SIGNED_HEADS`](super::super::SIGNED_HEADS).
     pub const SIGNATURE: u8 = 135;
+    /// Reply to `FOLLOW`: varint time in milliseconds over which followers spread their pulls, then the current head.
+    pub const NEWS: u8 = 136;
 }
 
 /// A frame's header: payload length (u32), request number (u32), kind (u8), three zero bytes.

@@ -14,6 +14,9 @@ pub type Capabilities = u32;
 /// The receiver reads heads of format 2 and [`Reply::Signature`](super::Reply::Signature). Otherwise the sender sends
 /// heads without their expiry, in format 1, and no signatures.
 pub const SIGNED_HEADS: Capabilities = 1;
+/// The sender tells followers what becomes current. The receiver sets it, together with [`SIGNED_HEADS`], on a connection
+/// that only follows: each of its requests is a [`Request::Follow`](super::Request::Follow).
+pub const FOLLOWING: Capabilities = 2;
 
 /// The receiver's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct ClientHello {
 impl ClientHello {
     /// This program's hello.
     pub const OURS: Self = Self { min_version: VERSION, max_version: VERSION, capabilities: SIGNED_HEADS };
+    /// This program's hello on a connection that only follows.
+    pub const FOLLOWER: Self = Self { capabilities: SIGNED_HEADS | FOLLOWING, ..Self::OURS };
 
     /// Encodes the hello.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {

@@ -21,6 +21,13 @@ pub enum Reply {
     },
     /// See [`kind::SIGNATURE`]. The bytes of a minisign signature file.
     Signature(Vec<u8>),
+    /// See [`kind::NEWS`].
+    News {
+        /// The time, in milliseconds, over which followers spread their pulls.
+        spread: u32,
+        /// The encoded head.
+        head: Vec<u8>,
+    },
     /// See [`kind::LIST_FORM`].
     ListForm(ListForm),
     /// See [`kind::ITEM_FAILED`].
@@ -103,6 +110,7 @@ impl Reply {
             Self::Queued { .. } => kind::QUEUED,
             Self::Pinned { .. } => kind::PINNED,
             Self::Signature(_) => kind::SIGNATURE,
+            Self::News { .. } => kind::NEWS,
             Self::ListForm(_) => kind::LIST_FORM,
             Self::ItemFailed { .. } => kind::ITEM_FAILED,
             Self::End => kind::END,
@@ -120,8 +128,8 @@ impl Reply {
         let mut out = Vec::new();
         match self {
             Self::Queued { place } => put_varint(&mut out, *place),
-            Self::Pinned { handle, head } => {
-                put_varint(&mut out, u64::from(*handle));
+            Self::Pinned { handle: number, head } | Self::News { spread: number, head } => {
+                put_varint(&mut out, u64::from(*number));
                 out.extend_from_slice(head);
             }
             Self::Signature(signature) => out.extend_from_slice(signature),
@@ -154,13 +162,8 @@ impl Reply {
         let mut reader = Reader::new(payload);
         let reply = match kind {
             kind::QUEUED => Self::Queued { place: reader.varint("place")? },
-            kind::PINNED => {
-                let handle = reader.varint_u32("handle")?;
-                if reader.remaining() > limits::HEAD {
-                    return Err(DecodeError::Trailing("head").into());
-                }
-                Self::Pinned { handle, head: reader.rest().to_vec() }
-            }
+            kind::PINNED => Self::Pinned { handle: reader.varint_u32("handle")?, head: decode_head(&mut reader)? },
+            kind::NEWS => Self::News { spread: reader.varint_u32("spread")?, head: decode_head(&mut reader)? },
             kind::SIGNATURE => {
                 if reader.remaining() > limits::SIGNATURE {
                     return Err(DecodeError::Trailing("signature").into());
@@ -184,6 +187,13 @@ impl Reply {
         reader.finish("reply")?;
         Ok(reply)
     }
+}
+
+fn decode_head(reader: &mut Reader<'_>) -> Result<Vec<u8>, DecodeError> {
+    if reader.remaining() > limits::HEAD {
+        return Err(DecodeError::Trailing("head"));
+    }
+    Ok(reader.rest().to_vec())
 }
 
 fn decode_list_form(reader: &mut Reader<'_>) -> Result<ListForm, DecodeError> {

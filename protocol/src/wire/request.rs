@@ -57,6 +57,14 @@ pub enum Request {
         /// The wanted ranges of files.
         items: Vec<Item>,
     },
+    /// See [`kind::FOLLOW`]. Answered with [`Reply::News`](super::Reply::News) as soon as the current head is not the known
+    /// one, and after about a minute without news in any case.
+    Follow {
+        /// The repository's name.
+        repository: String,
+        /// The [`fingerprint`](super::fingerprint) of the head that the receiver knows; [`Digest::NONE`] if it knows none.
+        known: Digest,
+    },
 }
 
 impl Request {
@@ -69,6 +77,7 @@ impl Request {
             Self::Dir { .. } => kind::DIR,
             Self::Sums { .. } => kind::SUMS,
             Self::Data { .. } => kind::DATA,
+            Self::Follow { .. } => kind::FOLLOW,
         }
     }
 
@@ -85,6 +94,10 @@ impl Request {
             Self::Dir { handle, path } => {
                 put_varint(&mut out, u64::from(*handle));
                 put_bytes(&mut out, path);
+            }
+            Self::Follow { repository, known } => {
+                put_bytes(&mut out, repository.as_bytes());
+                out.extend_from_slice(&known.0);
             }
             Self::Sums { handle, items } | Self::Data { handle, items } => {
                 put_varint(&mut out, u64::from(*handle));
@@ -120,6 +133,10 @@ impl Request {
                 let (handle, items) = decode_items(&mut reader)?;
                 Self::Data { handle, items }
             }
+            kind::FOLLOW => Self::Follow {
+                repository: reader.text("repository", limits::REPOSITORY_NAME)?.to_owned(),
+                known: Digest(reader.array("known")?),
+            },
             _ => return Err(WireError::Kind(kind)),
         };
         reader.finish("request")?;

@@ -26,6 +26,8 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|(handle, items)| Request::Sums { handle, items }),
         (any::<u32>(), prop::collection::vec(item(), 0..50))
             .prop_map(|(handle, items)| Request::Data { handle, items }),
+        ("[a-z]{1,20}", any::<[u8; 32]>())
+            .prop_map(|(repository, known)| Request::Follow { repository, known: Digest(known) }),
     ]
 }
 
@@ -34,6 +36,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u64>().prop_map(|place| Reply::Queued { place }),
         (any::<u32>(), prop::collection::vec(any::<u8>(), 0..limits::HEAD))
             .prop_map(|(handle, head)| Reply::Pinned { handle, head }),
+        (any::<u32>(), prop::collection::vec(any::<u8>(), 0..limits::HEAD))
+            .prop_map(|(spread, head)| Reply::News { spread, head }),
         prop::collection::vec(any::<u8>(), 0..=limits::SIGNATURE).prop_map(Reply::Signature),
         Just(Reply::ListForm(ListForm::Unchanged)),
         prop::collection::vec(0..limits::DELTA_BYTES, 0..limits::DELTAS)
@@ -76,7 +80,9 @@ fn a_request_full_of_the_largest_items_fits_into_its_frame() {
 
 #[test]
 fn a_head_or_signature_above_its_limit_is_refused() {
-    for (kind, limit) in [(kind::PINNED, limits::HEAD + 1), (kind::SIGNATURE, limits::SIGNATURE)] {
+    let with_number = limits::HEAD + 1;
+    for (kind, limit) in [(kind::PINNED, with_number), (kind::NEWS, with_number), (kind::SIGNATURE, limits::SIGNATURE)]
+    {
         assert!(Reply::decode(kind, &vec![1; limit]).is_ok());
         assert!(matches!(Reply::decode(kind, &vec![1; limit + 1]), Err(WireError::Decode(DecodeError::Trailing(_)))));
     }
@@ -88,4 +94,12 @@ fn a_peer_with_another_version_is_distinguished_from_another_protocol() {
     let decoded = ClientHello::decode(&newer.encode()).and_then(|hello| hello.negotiate());
     assert_eq!(decoded, Err(WireError::Version { min: 2, max: 9 }));
     assert_eq!(ClientHello::decode(b"@RSYNCD: 31.0 sha512 sha"), Err(WireError::Magic));
+}
+
+#[test]
+fn a_head_that_is_only_signed_again_has_another_fingerprint() {
+    let unsigned = fingerprint(b"head", None);
+    assert_eq!(unsigned, fingerprint(b"head", None));
+    assert_ne!(unsigned, fingerprint(b"head", Some(b"one")));
+    assert_ne!(fingerprint(b"head", Some(b"one")), fingerprint(b"head", Some(b"two")));
 }

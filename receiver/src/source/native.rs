@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stillmirror_protocol::limits;
-use stillmirror_protocol::wire::{ClientHello, Request, frame};
+use stillmirror_protocol::wire::{Capabilities, ClientHello, FOLLOWING, Request, frame};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -41,10 +41,42 @@ impl NativeSource {
         Self::connect_counting(address, options, Arc::default()).await
     }
 
+    /// Connects to follow, and waits for the sender's hello. Returns whether the sender tells what becomes current;
+    /// otherwise the connection is an ordinary one.
+    pub(crate) async fn connect_following(address: &str, options: SourceOptions) -> Result<(Self, bool), PullError> {
+        let patience = options.timeout;
+        let connection = Self::open(address, options, Arc::default(), ClientHello::FOLLOWER).await?;
+        // The hello goes out without a request.
+        let _ = connection.outgoing.send(Vec::new());
+        match timeout(patience, connection.capabilities()).await {
+            Ok(capabilities) => Ok((connection, capabilities? & FOLLOWING != 0)),
+            Err(_) => Err(PullError::Timeout { address: address.to_owned(), silence: patience }),
+        }
+    }
+
+    /// Returns the sender's capabilities once its hello has arrived.
+    async fn capabilities(&self) -> Result<Capabilities, PullError> {
+        let mut hello = self.shared.hello.subscribe();
+        let arrived = tokio::select! {
+            arrived = hello.wait_for(Option::is_some) => arrived.ok().and_then(|known| *known),
+            () = self.closing.cancelled() => None,
+        };
+        arrived.ok_or_else(|| self.shared.session().failure.clone().unwrap_or(PullError::Interrupted))
+    }
+
     pub(super) async fn connect_counting(
         address: &str,
         options: SourceOptions,
         counters: Arc<Counters>,
+    ) -> Result<Self, PullError> {
+        Self::open(address, options, counters, ClientHello::OURS).await
+    }
+
+    async fn open(
+        address: &str,
+        options: SourceOptions,
+        counters: Arc<Counters>,
+        hello: ClientHello,
     ) -> Result<Self, PullError> {
         let failed = |reason: io::Error| PullError::Connect { address: address.to_owned(), reason: Arc::new(reason) };
         let connecting = timeout(options.connect_timeout, TcpStream::connect(address));
@@ -58,7 +90,7 @@ impl NativeSource {
         let shared = Arc::new(Shared::new(address, counters));
         let (outgoing, requests) = mpsc::unbounded_channel();
         let closing = options.cancel.child_token();
-        tokio::spawn(write_requests(writing, requests, shared.clone(), closing.clone()));
+        tokio::spawn(write_requests(hello, writing, requests, shared.clone(), closing.clone()));
         let reader = Reader {
             shared: shared.clone(),
             socket: reading,
@@ -114,6 +146,8 @@ struct Shared {
     counters: Arc<Counters>,
     /// One permit for each byte that may be received and not read yet.
     unread: Arc<Semaphore>,
+    /// The sender's capabilities, once they are known.
+    hello: watch::Sender<Option<Capabilities>>,
     session: Mutex<Session>,
 }
 
@@ -167,6 +201,7 @@ impl Shared {
             address: address.to_owned(),
             counters,
             unread: Arc::new(Semaphore::new(UNREAD_BYTES)),
+            hello: watch::Sender::default(),
             session: Mutex::new(session),
         }
     }
@@ -219,7 +254,7 @@ impl Shared {
 fn allowed_bytes(request: &Request) -> u64 {
     match request {
         Request::Repositories => REPOSITORIES_BYTES,
-        Request::Head { .. } | Request::List { .. } => 0,
+        Request::Head { .. } | Request::List { .. } | Request::Follow { .. } => 0,
         Request::Dir { .. } => DIR_BYTES,
         Request::Sums { items, .. } => items.iter().map(|item| item.len.saturating_add(4)).fold(0, u64::saturating_add),
         Request::Data { items, .. } => items.iter().map(|item| item.len).fold(0, u64::saturating_add),
@@ -229,7 +264,7 @@ fn allowed_bytes(request: &Request) -> u64 {
 /// Returns the maximum number of structured replies in a valid answer, not counting the last one.
 fn allowed_replies(request: &Request) -> usize {
     match request {
-        Request::Head { .. } => 2,
+        Request::Head { .. } | Request::Follow { .. } => 2,
         Request::List { .. } => 1,
         Request::Data { items, .. } => items.len(),
         Request::Repositories | Request::Dir { .. } | Request::Sums { .. } => 0,
@@ -238,12 +273,13 @@ fn allowed_replies(request: &Request) -> usize {
 
 /// Writes requests as they are made. Requests that are waiting go out in one write.
 async fn write_requests(
+    hello: ClientHello,
     mut socket: OwnedWriteHalf,
     mut requests: mpsc::UnboundedReceiver<Vec<u8>>,
     shared: Arc<Shared>,
     closing: CancellationToken,
 ) {
-    let mut batch = ClientHello::OURS.encode().to_vec();
+    let mut batch = hello.encode().to_vec();
     while let Some(request) = tokio::select! {
         () = closing.cancelled() => None,
         request = requests.recv() => request,

@@ -14,7 +14,7 @@ use super::control::{self, Answer};
 use super::{InFlight, Session, data};
 use crate::ended::Ended;
 use crate::pinned::Pinned;
-use crate::visible::{Unavailable, Visible};
+use crate::visible::Visible;
 
 /// The size (bytes) of the read buffer. It holds many small requests.
 const READ_AHEAD: usize = 4 << 10;
@@ -121,12 +121,19 @@ impl Session {
                 Ok(pinned) => Resolved::Data(pinned, payload),
                 Err(refusal) => Resolved::Control(refusal),
             },
+            Request::Follow { .. } => {
+                let why = "this connection does not follow: its hello does not say so".to_owned();
+                Resolved::Control(Answer::Refusal(ErrorCode::Malformed, why))
+            }
         }
     }
 
     fn pin(&self, pins: &mut Pins, name: &str) -> Result<Answer, Answer> {
         let visible = Visible::new(&self.shared.registry, self.peer.ip());
-        let repository = visible.find_native(name).map_err(|why| refusal(name, why))?;
+        let repository = visible.find_native(name).map_err(|why| {
+            let (code, message) = why.refusal(name);
+            Answer::Refusal(code, message)
+        })?;
         let edition = repository.current().ok_or_else(|| {
             Answer::Refusal(ErrorCode::NotIndexed, format!("the repository '{name}' {}", repository.absence()))
         })?;
@@ -135,19 +142,6 @@ impl Session {
         let (handle, pinned) = pins.add(pinned)?;
         Ok(Answer::Head(handle, pinned))
     }
-}
-
-/// Returns the answer to a client that does not get a repository.
-fn refusal(name: &str, why: Unavailable) -> Answer {
-    let (code, message) = match why {
-        Unavailable::Unknown => (ErrorCode::UnknownRepository, format!("there is no repository '{name}' here")),
-        Unavailable::Denied => (ErrorCode::Refused, format!("access to the repository '{name}' is denied")),
-        Unavailable::HidesNames => {
-            let why = "hides names by rules that only apply to rsync clients: use rsync:// for it";
-            (ErrorCode::Refused, format!("the repository '{name}' {why}"))
-        }
-    };
-    Answer::Refusal(code, message)
 }
 
 /// A request, assigned to its lane.

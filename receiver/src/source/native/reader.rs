@@ -84,7 +84,9 @@ impl Reader {
         }
         let hello = self.buffer.take(HELLO_BYTES);
         let hello = hello.as_ref().try_into().map_err(|_| PullError::protocol("a short hello"))?;
-        ServerHello::decode(hello).map(drop).map_err(|reason| invalid(reason, &self.shared.address))
+        let hello = ServerHello::decode(hello).map_err(|reason| invalid(reason, &self.shared.address))?;
+        self.shared.hello.send_replace(Some(hello.capabilities));
+        Ok(())
     }
 
     /// Skips the greeting for rsync clients. A sender that serves these too sends it if our hello arrives
@@ -168,6 +170,7 @@ impl Reader {
         match (&reply, in_flight.kind) {
             (Reply::End | Reply::Error { .. }, _) | (Reply::ItemFailed { .. }, kind::DATA) => {}
             (Reply::Pinned { .. } | Reply::Signature(_), kind::HEAD) => {}
+            (Reply::News { .. } | Reply::Signature(_), kind::FOLLOW) => {}
             (Reply::ListForm(form), kind::LIST) => in_flight.allowed = list_bytes(form),
             _ => {
                 return Err(PullError::protocol(format!(
