@@ -231,10 +231,14 @@ impl Sender {
             };
             *failures = 0;
             self.note_success(false, progress);
-            if let Some(news) = news {
-                if self.is_new(news.head.generation, news.fingerprint, held) {
-                    return Ok(Some(Heard { generation: news.head.generation, spread: news.spread }));
-                }
+            let Some(news) = news else { continue };
+            if news.fingerprint == known {
+                return Err(PullError::protocol("news of the head that is known already"));
+            }
+            if self.is_new(news.head.generation, news.fingerprint, held) {
+                return Ok(Some(Heard { generation: news.head.generation, spread: news.spread }));
+            }
+            if news.fingerprint != held.fingerprint {
                 sleep(UNWANTED).await;
             }
         }

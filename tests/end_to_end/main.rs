@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod deletions;
+mod follow;
 mod guards;
 mod hierarchy;
 mod index;

@@ -7,6 +7,7 @@
 //! - `store`: the generation that a pull publishes
 //! - `kept`: what remains if something fails, and how it is reported
 //! - `grace`: deletions that wait
+//! - `follow`: what happens between two pulls of a follower
 //! - `senders`: several senders of one repository
 //! - `switch`: snapshots that replace each other in one step
 //! - `places`: destinations and stores that must not be harmed
@@ -22,6 +23,7 @@
 
 mod basis;
 mod commit;
+mod follow;
 mod foreign;
 mod grace;
 mod guards;

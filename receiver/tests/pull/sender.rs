@@ -15,8 +15,8 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::list;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 use stillmirror_protocol::wire::{
-    ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ItemFailure, ListForm, Reply, Request, SIGNED_HEADS,
-    ServerHello, frame, kind,
+    ErrorCode, FOLLOWING, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ItemFailure, ListForm, Reply, Request,
+    SIGNED_HEADS, ServerHello, fingerprint, frame, kind,
 };
 
 use crate::tree::Tree;
@@ -51,6 +51,8 @@ pub(crate) struct Behaviour {
     pub(crate) mute: bool,
     /// Whether it is a sender that knows no signatures.
     pub(crate) is_old: bool,
+    /// Whether it tells nobody what becomes current.
+    pub(crate) tells_nobody: bool,
 }
 
 /// What a sender received.
@@ -70,6 +72,8 @@ struct State {
     generations: Vec<Arc<Generation>>,
     behaviour: Behaviour,
     log: Log,
+    /// How often all followers were disconnected.
+    disconnected: usize,
 }
 
 impl Sender {
@@ -179,6 +183,20 @@ impl Sender {
         self.behave(Behaviour { tamper: Some(Arc::new(tamper)), ..Behaviour::default() });
     }
 
+    /// Closes the connections of all followers.
+    pub(crate) fn disconnect_followers(&self) {
+        self.state.lock().unwrap().disconnected += 1;
+    }
+
+    /// Waits until somebody asks for something that `is_it`.
+    pub(crate) fn wait_for(&self, is_it: impl Fn(&Request) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.state.lock().unwrap().log.requests.iter().any(&is_it) {
+            assert!(Instant::now() < deadline, "nobody asks");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Returns the requests since the last call.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().unwrap().log.requests)
@@ -195,12 +213,19 @@ fn counts(encoded: &[u8]) -> Counts {
 }
 
 fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
-    let behaviour = state.lock().unwrap().behaviour.clone();
+    let (behaviour, disconnected) = {
+        let state = state.lock().unwrap();
+        (state.behaviour.clone(), state.disconnected)
+    };
     socket.set_nodelay(true)?;
     let hello = ServerHello {
         version: 1,
         requests: limits::REQUESTS_UNDER_WAY as u16,
-        capabilities: if behaviour.is_old { 0 } else { SIGNED_HEADS },
+        capabilities: match (behaviour.is_old, behaviour.tells_nobody) {
+            (true, _) => 0,
+            (false, true) => SIGNED_HEADS,
+            (false, false) => SIGNED_HEADS | FOLLOWING,
+        },
         reply_payload: limits::REPLY_PAYLOAD as u32,
     };
     let mut writer = socket.try_clone()?;
@@ -242,7 +267,13 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
         if matches!(request, Request::Head { .. }) {
             pinned = generations;
         }
-        let mut frames = answer(&pinned, header.request, &request, behaviour.is_old);
+        let mut frames = match &request {
+            Request::Follow { known, .. } => match told(state, disconnected, header.request, *known) {
+                Some(frames) => frames,
+                None => break,
+            },
+            request => answer(&pinned, header.request, request, behaviour.is_old),
+        };
         if let Some(tamper) = &behaviour.tamper {
             frames = tamper(header.request, &request, frames);
         }
@@ -256,6 +287,31 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
     drop(replies);
     let _ = writing.join();
     Ok(())
+}
+
+/// Waits until another head than the known one is current. Returns the answer to a follower, or `None` if the connection
+/// is to be closed.
+fn told(state: &Mutex<State>, disconnected: usize, number: u32, known: Digest) -> Option<Vec<Vec<u8>>> {
+    let mut frames = Vec::new();
+    // Shorter than the time after which a receiver gives up.
+    let until = Instant::now() + Duration::from_secs(2);
+    while frames.is_empty() && Instant::now() < until {
+        {
+            let state = state.lock().unwrap();
+            if state.disconnected != disconnected {
+                return None;
+            }
+            let current = state.generations.last()?;
+            let head = current.head.encode();
+            if fingerprint(&head, current.signature.as_deref()) != known {
+                frames.push(Reply::News { spread: 10, head }.frame(number));
+                frames.extend(current.signature.iter().map(|bytes| Reply::Signature(bytes.clone()).frame(number)));
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    frames.push(Reply::End.frame(number));
+    Some(frames)
 }
 
 /// Returns the honest answer, frame by frame.
