@@ -36,7 +36,7 @@ use crate::report::{Failure, Progress, Report};
 use crate::roots::Roots;
 use crate::selection::Selection;
 use crate::source::Source;
-use crate::stage::{self, Building, Built, KeepPolicy, Kept, Leftovers, Metadata, Stage, SumsLog, Task};
+use crate::stage::{self, Building, Built, KeepPolicy, Kept, Leftovers, Link, Metadata, Stage, SumsLog, Task};
 
 use builder::{Builders, Outcome};
 use flush::Unflushed;
@@ -86,7 +86,7 @@ pub(crate) struct Staged {
 pub(crate) struct StagedFile {
     pub(crate) row: u32,
     pub(crate) name: Vec<u8>,
-    /// Whether this is a hard link to a local file. Mode and time are then still those of that file.
+    /// Whether this is a hard link to a local file that still has its old mode, owner and time.
     pub(crate) linked: bool,
 }
 
@@ -238,9 +238,9 @@ impl Fetcher<'_> {
         let sha256 = self.selection.list.row(row).sha256();
         if reuse.is_certain
             && reuse.disappears
-            && self.stage.link(self.roots.dest, reuse, sha256).at("link", shown())?
+            && let Some(link) = self.stage.link(self.roots.dest, reuse, sha256, &metadata).at("link", shown())?
         {
-            return Ok(Some(Reused { linked: true, record: None }));
+            return Ok(Some(Reused { linked: link == Link::Alone, record: None }));
         }
         if reuse.is_certain && self.stage.clone_blocks(&self.roots, reuse, sha256, &metadata).at("clone", shown())? {
             return Ok(Some(Reused { linked: false, record: None }));

@@ -57,6 +57,23 @@ pub(crate) struct Metadata {
     pub(crate) mtime: Time,
 }
 
+impl Metadata {
+    fn is_of(&self, stat: &local::Stat) -> bool {
+        stat.mode == self.mode
+            && local::same_time(stat.mtime, self.mtime)
+            && self.owner.is_none_or(|owner| owner == (stat.uid, stat.gid))
+    }
+}
+
+/// A staged hard link to a local file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// The file has no other names. It still has its old mode, owner and time.
+    Alone,
+    /// The file is in other snapshots, too. It has the wanted mode, owner and time.
+    Shared,
+}
+
 impl Stage {
     /// Creates or opens the staging directory. Needs the tree's lock, so that no other pull uses the
     /// directory.
@@ -168,17 +185,30 @@ impl Stage {
         local::unlink(self.fd(), &wrong_name(digest)).at("remove", self.shown(&wrong_name(digest)))
     }
 
-    /// Stages a local file as a hard link, if it is unchanged and has no other name. Returns whether it did.
-    pub(crate) fn link(&self, tree: &Tree, reuse: &Reuse, digest: Digest) -> io::Result<bool> {
-        let FileAt { root: Root::Dest, path } = &reuse.at else { return Ok(false) };
-        if !tree.stat(path)?.is_some_and(|stat| stat.names == 1 && looks_like(&stat, reuse)) {
-            return Ok(false);
-        }
+    /// Stages a local file as a hard link, if it is unchanged. Returns how it is linked. `None` if it is not.
+    ///
+    /// A file that has other names may be linked only if those may share its inode: names in other snapshots, if the file
+    /// has the wanted metadata already.
+    pub(crate) fn link(
+        &self,
+        tree: &Tree,
+        reuse: &Reuse,
+        digest: Digest,
+        metadata: &Metadata,
+    ) -> io::Result<Option<Link>> {
+        let FileAt { root: Root::Dest, path } = &reuse.at else { return Ok(None) };
+        let Some(stat) = tree.stat(path)?.filter(|stat| looks_like(stat, reuse)) else { return Ok(None) };
+        let link = match stat.names {
+            1 => Link::Alone,
+            _ if tree.shares_inodes() && metadata.is_of(&stat) => Link::Shared,
+            _ => return Ok(None),
+        };
         let (dir, name) = stillmirror_protocol::path::split(path);
         let dir = tree.dir(dir)?;
         let staged = final_name(digest);
         local::unlink(self.fd(), &staged)?;
-        Ok(rustix::fs::linkat(&dir, name, self.fd(), &staged[..], AtFlags::empty()).is_ok())
+        let linked = rustix::fs::linkat(&dir, name, self.fd(), &staged[..], AtFlags::empty());
+        Ok(linked.is_ok().then_some(link))
     }
 
     /// Stages a local file by sharing its blocks, where the file system can. Returns whether it did.

@@ -96,6 +96,24 @@ fn each_update_is_a_new_snapshot_and_the_earlier_ones_stay_as_they_were() {
 }
 
 #[test]
+fn a_moved_file_is_shared_with_the_earlier_snapshots_unless_its_metadata_changes() {
+    let big = noise(200_000, 3);
+    let old = Tree::default().file("d/moved", big.clone()).file("d/closed", noise(100_000, 4)).file("keep", "k");
+    let (sender, place) = (Sender::of(&old), nowhere());
+    run(switching(&place, &sender)).unwrap();
+    let first = current(&place);
+    let new = old.clone().renamed("d", "e").mode("e/closed", 0o600);
+    sender.publish(&new);
+    let report = run(switching(&place, &sender)).unwrap();
+    assert_eq!((report.bytes_literal, report.files_reused), (0, 2));
+    assert_eq!(inode(first.join("d/moved")), inode(place.file("e/moved")));
+    assert_ne!(inode(first.join("d/closed")), inode(place.file("e/closed")));
+    assert_same(&first, &old);
+    assert_same(&current(&place), &new);
+    assert_published(&place);
+}
+
+#[test]
 fn unchanged_files_and_their_hard_links_are_shared() {
     let old = Tree::default().file("a", "a").linked("b", "b", 1).linked("d/b", "b", 1).symlink("s", "a").fifo("p");
     let (sender, place) = (Sender::of(&old), nowhere());
