@@ -24,6 +24,22 @@ pub enum IndexError {
     /// The store and the root are the same directory.
     #[error("the store {} is the root itself: give the store a directory of its own", .0.display())]
     StoreIsRoot(PathBuf),
+    /// The pool is on another file system than the root.
+    #[error("the pool {} is on another file system than the root {}: let `pool` name a directory on the root's", .pool.display(), .root.display())]
+    PoolElsewhere {
+        /// The pool.
+        pool: PathBuf,
+        /// The root.
+        root: PathBuf,
+    },
+    /// The pool and the root are the same directory, or the root is in the pool.
+    #[error("the root {} is in the pool {}: let `pool` name a directory of its own", .root.display(), .pool.display())]
+    RootInPool {
+        /// The pool.
+        pool: PathBuf,
+        /// The root.
+        root: PathBuf,
+    },
     /// A changed path is invalid.
     #[error("invalid changed path '{}': {error}; give paths relative to the root", Escaped(.path))]
     ChangedPath {

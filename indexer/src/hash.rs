@@ -15,15 +15,17 @@ use md5::Md5;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
-use stillmirror_protocol::entry::{Digest, Digests, PASSED_BY_OTHERS, READ_BY_OTHERS};
+use stillmirror_protocol::entry::{Digest, Digests};
 use stillmirror_protocol::local::RecordAt;
 use stillmirror_protocol::path;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder};
-use stillmirror_store::{Draft, Generation, Record, StoreError};
+use stillmirror_store::{Draft, Generation, Record, StoreError, has_packed};
 use twox_hash::XxHash3_128;
 
+use crate::access::Access;
 use crate::expected::Expected;
 use crate::options::Options;
+use crate::pooling::{Content, Kept, Pooling};
 use crate::report::Progress;
 use crate::tree::{self, Facts, Tree};
 use crate::walk::{Findings, Found};
@@ -43,6 +45,8 @@ struct Name<'a> {
     dir: &'a [u8],
     name: &'a [u8],
     facts: &'a Facts,
+    /// The row that had this name.
+    old: Option<u32>,
     /// Whether the file is read to check that the disk still has the expected content.
     is_checked: bool,
 }
@@ -62,6 +66,8 @@ pub(crate) enum Outcome {
         record: RecordAt,
         /// The facts of that state. `None` if they are those that the walk saw.
         facts: Option<Box<Facts>>,
+        /// How the pool keeps the content. `None` if it was not put there.
+        kept: Option<Kept>,
     },
     /// The file changed during every attempt to read it.
     Torn,
@@ -87,6 +93,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) options: &'a Options,
     pub(crate) draft: &'a Draft,
     pub(crate) known: KnownRecords<'a>,
+    /// Where the contents are kept, if they are.
+    pub(crate) pooling: Option<&'a Pooling>,
     /// When the walk ended, and so had seen all files.
     pub(crate) walked: Instant,
     pub(crate) progress: &'a dyn Progress,
@@ -123,7 +131,8 @@ impl<'a> Jobs<'a> {
             let is_checked = expected.at(found).map(|expected| expected.is_checked);
             let is_read = is_checked != Some(false);
             let is_checked = is_checked.is_some();
-            is_read.then_some(Name { found, dir, name: &file.name, facts: &file.facts, is_checked })
+            let old = file.old;
+            is_read.then_some(Name { found, dir, name: &file.name, facts: &file.facts, old, is_checked })
         };
         let mut names: Vec<Name<'a>> = files.filter_map(name).collect();
         // Only the names of linked files must be brought together. The sort is stable, so the rest stays in
@@ -149,8 +158,15 @@ impl Reading<'_> {
         let next = AtomicUsize::new(0);
         let work = || {
             let (buffer, content) = (vec![0; BUFFER], Vec::new());
-            let mut worker =
-                Worker { reading: self, buffer, content, passed_by_all: None, files: 0, bytes: 0, reported: (0, 0) };
+            let mut worker = Worker {
+                reading: self,
+                buffer,
+                content,
+                access: Access::new(self.tree),
+                files: 0,
+                bytes: 0,
+                reported: (0, 0),
+            };
             let mut outcomes = Vec::new();
             while let Some(job) = jobs.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 outcomes.push((job, worker.read(&jobs.names[job.names.clone()])?));
@@ -194,8 +210,7 @@ struct Worker<'a> {
     buffer: Vec<u8>,
     /// The content of the current file, if it is to be kept.
     content: Vec<u8>,
-    /// The last directory that was looked up, and whether everybody may reach it.
-    passed_by_all: Option<(&'a [u8], bool)>,
+    access: Access<'a>,
     files: u64,
     bytes: u64,
     /// The files and bytes that were reported as progress.
@@ -206,7 +221,7 @@ impl<'a> Worker<'a> {
     fn read(&mut self, names: &[Name<'a>]) -> Result<Outcome, ReadingError> {
         let mut outcome = Outcome::Gone;
         for name in names {
-            outcome = self.read_name(name, names.len() > 1)?;
+            outcome = self.read_name(name, names)?;
             if !matches!(outcome, Outcome::Gone) {
                 break;
             }
@@ -214,10 +229,10 @@ impl<'a> Worker<'a> {
         Ok(outcome)
     }
 
-    fn read_name(&mut self, name: &Name<'a>, linked: bool) -> Result<Outcome, ReadingError> {
+    fn read_name(&mut self, name: &Name<'a>, names: &[Name<'a>]) -> Result<Outcome, ReadingError> {
         let path = path::join(name.dir, name.name);
         for _ in 0..TRIES {
-            match self.read_once(&path, name, linked) {
+            match self.read_once(&path, name, names) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
                 Err(FileError::Io(error)) if tree::is_gone(error) || error == Errno::NXIO => return Ok(Outcome::Gone),
@@ -230,7 +245,8 @@ impl<'a> Worker<'a> {
 
     /// Reads a file completely. `None` if it changed meanwhile: the state after reading must be the state
     /// before, so that the content is that of one state.
-    fn read_once(&mut self, path: &[u8], name: &Name<'a>, linked: bool) -> Result<Option<Outcome>, FileError> {
+    fn read_once(&mut self, path: &[u8], name: &Name<'a>, names: &[Name<'a>]) -> Result<Option<Outcome>, FileError> {
+        let linked = names.len() > 1;
         let file = self.reading.tree.open_file(path)?;
         let Some(before) = self.stable_facts(&file, name.facts)? else { return Ok(None) };
         // If one of several names belongs to another inode now, the wanted inode may still have another name.
@@ -242,16 +258,49 @@ impl<'a> Worker<'a> {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
         let mut sums = self.sums_builder(path, before.size);
-        let keeps = before.size <= self.reading.options.kept_content()
-            && before.mode & READ_BY_OTHERS != 0
-            && self.is_passed_by_all(name.dir);
+        let keeps = before.size <= self.reading.options.kept_content() && self.access.is_public(name.dir, before.mode);
         let Some(digests) = self.read_through(&file, before.size, keeps, sums.as_mut())? else { return Ok(None) };
         if !self.reading.tree.facts_of(&file)?.same_content(&before) {
             return Ok(None);
         }
         let record = self.reading.known.put(digests.sha256, self.reading.draft, sums, &self.content)?;
+        let kept = match self.reading.pooling.filter(|_| !name.is_checked) {
+            Some(pooling) => match self.keep(pooling, path, &file, &before, digests.sha256, record, names)? {
+                Some(kept) => Some(kept),
+                None => return Ok(None),
+            },
+            None => None,
+        };
         let facts = (before != *name.facts).then(|| Box::new(before));
-        Ok(Some(Outcome::Read { digests, record, facts }))
+        Ok(Some(Outcome::Read { digests, record, facts, kept }))
+    }
+
+    /// Puts the content of a file into the pool, for all of its names. `None` if it has changed since it was read.
+    #[expect(clippy::too_many_arguments, reason = "all of it is known only where the file was read")]
+    fn keep(
+        &mut self,
+        pooling: &Pooling,
+        path: &[u8],
+        file: &File,
+        facts: &Facts,
+        digest: Digest,
+        record: RecordAt,
+        names: &[Name<'a>],
+    ) -> Result<Option<Kept>, FileError> {
+        let mut classes: Vec<bool> = Vec::with_capacity(2);
+        for name in names {
+            let is_public = self.access.is_public(name.dir, facts.mode);
+            if !classes.contains(&is_public) && !has_packed(&record, facts.size, is_public) {
+                classes.push(is_public);
+            }
+        }
+        if classes.is_empty() {
+            return Ok(Some(Kept::default()));
+        }
+        let old = names.iter().find_map(|name| name.old);
+        let content = Content { path, facts, digest, classes: &classes, old };
+        let kept = pooling.keep(self.reading.tree, file, &content, self.reading.known.old);
+        kept.map_err(|error| FileError::All(ReadingError::Store(error)))
     }
 
     /// Waits until any later write must change the facts of an open file, and returns them. `None` if they
@@ -281,22 +330,6 @@ impl<'a> Worker<'a> {
         let scheme = Scheme::for_size(size, &options.sums);
         let made = !scheme.is_empty() && options.sums_for.keeps_below_root(path, false);
         made.then(|| SumsBuilder::new(scheme, size))
-    }
-
-    /// Returns whether everybody may reach a directory. The contents of files in other directories are not
-    /// kept in the store.
-    fn is_passed_by_all(&mut self, dir: &'a [u8]) -> bool {
-        if let Some((_, known)) = self.passed_by_all.filter(|(known, _)| *known == dir) {
-            return known;
-        }
-        let ends = (0..=dir.len()).filter(|&end| end == 0 || end == dir.len() || dir[end] == b'/');
-        let is_open = |end: usize| match self.reading.tree.look(&dir[..end]) {
-            Ok(Some(facts)) => facts.mode & PASSED_BY_OTHERS != 0,
-            Ok(None) | Err(_) => false,
-        };
-        let passed = ends.into_iter().all(is_open);
-        self.passed_by_all = Some((dir, passed));
-        passed
     }
 
     /// Computes the digests of the first `size` bytes, and stores the bytes in `self.content` if `keeps` is

@@ -1,5 +1,6 @@
 //! Runs the stages of one run in order.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,14 @@ use crate::damaged::Damaged;
 use crate::error::IndexError;
 use crate::expected::Expected;
 use crate::hash::{Jobs, KnownRecords, Outcomes, Reading, ReadingError};
+use crate::keep_known::{KeptFiles, KnownFiles};
 use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
-use crate::publish::{now, publish, renew};
+use crate::pooling::{Kept, Pooling, unpooled};
+use crate::publish::{Published, Seal, now, publish, renew};
 use crate::report::{Problem, Progress, Report};
 use crate::scrub::{Rereads, Turn};
-use crate::settle::{Settled, settle};
+use crate::settle::{Contents, Settled, settle};
 use crate::tree::{self, Tree};
 use crate::walk::{Findings, Old, Walk};
 
@@ -31,12 +34,13 @@ use crate::walk::{Findings, Old, Walk};
 pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> Result<Report, IndexError> {
     let started = Instant::now();
     let tree = open_root(&options.root)?;
-    let store_below_root = store_below_root(options)?;
+    let below_root = below_root(options)?;
     let changed_from = checked(options.changed_from.as_deref())?;
     let store = Store::create(&options.store, &options.name)?;
     let lock = store.lock()?;
     let before = store.current()?;
     refuse_emptied(options, &tree, before.as_ref())?;
+    let pooling = Pooling::open(options, &tree, &store, before.as_ref())?;
     let with_fewer_digests;
     let damaged = match &before {
         Some(before) if options.verify_store => Damaged::find(before, options.thread_count(), stop),
@@ -47,14 +51,26 @@ pub fn index(options: &Options, progress: &dyn Progress, stop: &AtomicBool) -> R
     let report = Report { damaged: damaged.files.len() as u64, ..Report::default() };
     let rereads = Rereads::new(damaged.files, turn);
     let list_is_damaged = damaged.list;
-    let mut run = IndexRun { options, progress, stop, tree, store, lock, rereads: &rereads, list_is_damaged, report };
+    let mut run = IndexRun {
+        options,
+        progress,
+        stop,
+        tree,
+        store,
+        lock,
+        pooling,
+        below_root,
+        rereads: &rereads,
+        list_is_damaged,
+        report,
+    };
     run.report.time.open = started.elapsed();
-    if let RunEnd::CannotAddDigests = run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())? {
+    if let RunEnd::CannotAddDigests = run.go(before.as_ref(), changed_from.as_deref())? {
         let list = before.as_ref().map(Generation::list);
         let (xxh128, md5) = list.map_or((false, false), |list| (list.has_xxh128(), list.has_md5()));
         with_fewer_digests = Options { xxh128: options.xxh128 && xxh128, md5: options.md5 && md5, ..options.clone() };
         run = IndexRun { options: &with_fewer_digests, ..run };
-        run.go(before.as_ref(), store_below_root.as_deref(), changed_from.as_deref())?;
+        run.go(before.as_ref(), changed_from.as_deref())?;
         run.report.digests_postponed = true;
     }
     if let Some(turn) = turn {
@@ -71,6 +87,9 @@ struct IndexRun<'a> {
     tree: Tree,
     store: Store,
     lock: StoreLock,
+    pooling: Option<Pooling>,
+    /// The paths of the store and the pool below the root.
+    below_root: Vec<Vec<u8>>,
     rereads: &'a Rereads,
     /// Whether the compressed list in the store is damaged.
     list_is_damaged: bool,
@@ -87,12 +106,7 @@ enum RunEnd {
 }
 
 impl IndexRun<'_> {
-    fn go(
-        &mut self,
-        before: Option<&Generation>,
-        store_below_root: Option<&[u8]>,
-        changed_from: Option<&[Vec<u8>]>,
-    ) -> Result<RunEnd, IndexError> {
+    fn go(&mut self, before: Option<&Generation>, changed_from: Option<&[Vec<u8>]>) -> Result<RunEnd, IndexError> {
         let known = before.map(|before| Old {
             list: before.list(),
             local: before.local(),
@@ -104,7 +118,7 @@ impl IndexRun<'_> {
         let owners = Owners::default();
 
         let walking = Instant::now();
-        let excluded = store_below_root.map(<[u8]>::to_vec);
+        let excluded = self.below_root.clone();
         let walk = Walk::new(&self.tree, self.options, excluded, old, &owners, self.progress, self.stop);
         let findings = match (changed_from, old) {
             (Some(paths), Some(old)) => walk.with_named(paths).named_paths(old),
@@ -115,7 +129,10 @@ impl IndexRun<'_> {
         let hashing = Instant::now();
         self.report.time.walk += hashing - walking;
 
-        if findings.is_empty() && findings.lost.is_empty() && !self.list_is_damaged {
+        let must_publish = self.list_is_damaged || Pooling::is_new_for(self.pooling.as_ref(), before);
+        let missing = self.pooling.as_ref().zip(before).map(|(pooling, before)| pooling.missing(before, &findings));
+        let missing = missing.unwrap_or_default();
+        if findings.is_empty() && findings.lost.is_empty() && missing.is_empty() && !must_publish {
             self.report.unreadable = findings.unreadable;
             return self.keep_current(before);
         }
@@ -129,32 +146,69 @@ impl IndexRun<'_> {
         let draft = self.store.begin(&self.lock)?;
         let expected = old.map(|old| Expected::of(&findings, old, &self.tree, self.options)).unwrap_or_default();
         let outcomes = self.read(&findings, &expected, before, hashing, &draft)?;
+        let known = KnownFiles { tree: &self.tree, findings: &findings, outcomes: &outcomes, expected: &expected, old };
+        let (kept, filled) = self.keep(&known, before, &missing)?;
         let publishing = Instant::now();
         self.report.time.hash += publishing - hashing;
 
-        let settled = settle(findings, &outcomes, &expected, old, &owners, self.options);
-        drop(outcomes);
+        let contents = Contents { outcomes: &outcomes, expected: &expected, kept: &kept, filled: &filled };
+        let settled = settle(findings, &contents, old, &owners, self.options);
+        drop((outcomes, kept, filled));
         self.check_stop()?;
         if rebuilt.is_some_and(|known| self.would_lose_entries(known, &settled.unreadable, &settled.torn)) {
             return Ok(RunEnd::CannotAddDigests);
         }
-        if settled.is_empty() && !self.list_is_damaged {
+        if settled.is_empty() && !must_publish {
             drop(draft);
             self.report_settled(settled);
             return self.keep_current(before);
         }
         self.progress.publishing();
-        let whole = changed_from.is_none();
-        let signer = self.options.signer.as_deref();
-        let (number, counts) = publish(&self.store, draft, before, old, &settled, whole, signer)?;
+        let (is_whole, signer) = (changed_from.is_none(), self.options.signer.as_deref());
+        let seal = Seal { is_whole, signer, pooling: self.pooling.as_ref() };
+        let Published { number, counts, unpooled } = publish(&self.store, draft, before, old, &settled, &seal)?;
         let was = old.map_or(0, |old| u64::from(old.list.len()));
         let is = counts.files + counts.directories + counts.symlinks + counts.specials;
         (self.report.generation, self.report.counts, self.report.published) = (number, counts, true);
+        self.report.unpooled = unpooled;
         self.report_settled(settled);
         self.report.removed = (was + self.report.added).saturating_sub(is);
-        self.store.retain(&self.lock, self.options.retention)?;
+        self.retain()?;
         self.report.time.publish = publishing.elapsed();
         Ok(RunEnd::Done)
+    }
+
+    /// Puts the contents of files into the pool that were not put there when they were read. Returns how found files are
+    /// kept, and how those at the rows `missing` of the previous generation.
+    fn keep(
+        &self,
+        known: &KnownFiles<'_>,
+        before: Option<&Generation>,
+        missing: &[u32],
+    ) -> Result<(KeptFiles, HashMap<u32, Kept>), IndexError> {
+        let Some(pooling) = &self.pooling else { return Ok(Default::default()) };
+        let (threads, stop) = (self.options.thread_count(), self.stop);
+        let kept = known.keep(pooling, before, threads, stop)?;
+        let filled = match before {
+            Some(before) => pooling.fill(&self.tree, before, missing, threads, stop)?,
+            None => HashMap::new(),
+        };
+        self.check_stop()?;
+        Ok((kept, filled))
+    }
+
+    /// Removes old generations, and from the pool what only they refer to.
+    fn retain(&mut self) -> Result<(), IndexError> {
+        let Some(pooling) = &mut self.pooling else {
+            self.store.retain(&self.lock, self.options.retention)?;
+            return Ok(());
+        };
+        let removed = self.store.retain_with(&self.lock, self.options.retention, Some(&pooling.pool))?;
+        let (pooled, added) = pooling.take_added();
+        self.store.unpool(&self.lock, &pooling.pool, removed, added, pooling.is_unknown)?;
+        self.report.pooled = pooled;
+        self.report.refused = pooling.take_refused();
+        Ok(())
     }
 
     fn has_digests(&self, old: &Old<'_>) -> bool {
@@ -193,6 +247,7 @@ impl IndexRun<'_> {
             options: self.options,
             draft,
             known: KnownRecords::of(before),
+            pooling: self.pooling.as_ref(),
             walked,
             progress: self.progress,
             stop: self.stop,
@@ -210,12 +265,13 @@ impl IndexRun<'_> {
     fn keep_current(&mut self, before: Option<&Generation>) -> Result<RunEnd, IndexError> {
         if let Some(before) = before {
             (self.report.generation, self.report.counts) = (before.number(), before.head().counts);
+            self.report.unpooled = self.pooling.as_ref().map_or(0, |_| unpooled(before));
             if let Some(signer) = self.options.signer.as_deref().filter(|signer| signer.is_due(before, now())) {
                 self.report.generation = renew(&self.store, &self.lock, before, signer)?.generation;
                 self.report.published = true;
             }
         }
-        self.store.retain(&self.lock, self.options.retention)?;
+        self.retain()?;
         Ok(RunEnd::Done)
     }
 
@@ -269,18 +325,25 @@ fn checked(paths: Option<&[Vec<u8>]>) -> Result<Option<Vec<Vec<u8>>>, IndexError
     paths.map(|paths| paths.iter().map(check).collect()).transpose()
 }
 
-/// Returns the store's path relative to the root. `None` if the store is not below the root. Fails if it is
-/// the root.
-fn store_below_root(options: &Options) -> Result<Option<Vec<u8>>, IndexError> {
+/// Returns the paths of the store and of the pool relative to the root, if they are below it. Fails if one of them is the
+/// root, or if the root is in the pool.
+fn below_root(options: &Options) -> Result<Vec<Vec<u8>>, IndexError> {
     let root = options.root.canonicalize();
     let root = root.map_err(|source| IndexError::Root { path: options.root.clone(), source })?;
-    let store = resolved(&options.store);
-    let store = store.map_err(|source| StoreError::Io { action: "resolve", path: options.store.clone(), source })?;
-    match store.strip_prefix(&root) {
-        Ok(relative) if relative.as_os_str().is_empty() => Err(IndexError::StoreIsRoot(options.store.clone())),
-        Ok(relative) => Ok(Some(relative.as_os_str().as_bytes().to_vec())),
-        Err(_) => Ok(None),
+    let resolve = |path: &Path| {
+        resolved(path).map_err(|source| StoreError::Io { action: "resolve", path: path.to_owned(), source })
+    };
+    let store = resolve(&options.store)?;
+    if store == root {
+        return Err(IndexError::StoreIsRoot(options.store.clone()));
     }
+    let pool = options.pool.as_deref().filter(|_| options.pin).map(resolve).transpose()?;
+    if let Some(pool) = pool.as_ref().filter(|pool| root.starts_with(pool)) {
+        return Err(IndexError::RootInPool { pool: pool.clone(), root });
+    }
+    let below = [Some(store), pool].into_iter().flatten();
+    let below = below.filter_map(|path| Some(path.strip_prefix(&root).ok()?.as_os_str().as_bytes().to_vec()));
+    Ok(below.collect())
 }
 
 /// Resolves the symlinks in a path whose last components may not exist yet.

@@ -8,20 +8,24 @@
 //!    changed, it only looks at those.
 //! 2. `expected` determines which of the new and touched files have a content that is already indexed.
 //! 3. `hash` reads all other files once, for all their digests and block checksums.
+//!    With a pool, `pooling` puts the contents there, once they are known.
 //! 4. `settle` turns the differences into [`stillmirror_protocol::changes::Changes`], with link groups whole.
 //! 5. `publish` builds and writes the list, the local facts and the delta, and makes the generation current.
 #![forbid(unsafe_code)]
 // Code that handles input from a peer, a disk or a user must not panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod access;
 mod damaged;
 mod error;
 mod expected;
 mod groups;
 mod hash;
 mod index;
+mod keep_known;
 mod options;
 mod owners;
+mod pooling;
 mod publish;
 mod report;
 mod scrub;

@@ -53,6 +53,12 @@ pub struct Options {
     /// the next run continues, so that the files that were not read for the longest time are next. `None`
     /// reads none.
     pub scrub: Option<Share>,
+    /// Whether the contents that the kept generations refer to are kept too, in a pool on the tree's file system, so
+    /// that the daemon can serve a generation while files are replaced and removed.
+    pub pin: bool,
+    /// The directory of the pool. `None` for one in the store if that is on the tree's file system, and in the root
+    /// otherwise.
+    pub pool: Option<PathBuf>,
     /// Which older generations are kept.
     pub retention: Retention,
     /// The number of threads for walking and hashing. `None` for one per core.
@@ -146,6 +152,8 @@ impl Options {
             unreadable: Unreadable::default(),
             ctime: CtimeRule::default(),
             scrub: None,
+            pin: false,
+            pool: None,
             retention: Retention { count: 24, age: Some(Duration::from_secs(30 * 24 * 3600)) },
             threads: None,
             drop_cache: true,

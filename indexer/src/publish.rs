@@ -8,27 +8,41 @@ use stillmirror_protocol::changes::{Applied, ApplyError, Changes, Source, apply}
 use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head};
 use stillmirror_protocol::list::{self, ListRef};
-use stillmirror_protocol::local::{LocalTable, RecordAt};
+use stillmirror_protocol::local::{LocalTable, Pooled, RecordAt};
 use stillmirror_store::{Draft, Generation, Store, StoreLock};
 
 use crate::error::IndexError;
+use crate::pooling::Pooling;
 use crate::settle::{LocalFacts, Settled};
 use crate::signer::Signer;
 use crate::walk::Old;
 
-/// Builds and publishes the generation that follows `before`, signed if there is a signer, and returns its number and
-/// counts. `old` is
-/// what the changes apply to: the same generation, or `None` if the changes contain a whole tree. With
-/// `compact`, records of packs that are little used move to the new pack.
+/// What a generation gets besides its list and its local facts.
+pub(crate) struct Seal<'a> {
+    /// Whether the run has looked at the whole tree. Records of packs that are little used then move to the new pack.
+    pub(crate) is_whole: bool,
+    pub(crate) signer: Option<&'a Signer>,
+    pub(crate) pooling: Option<&'a Pooling>,
+}
+
+/// A generation that was published.
+pub(crate) struct Published {
+    pub(crate) number: u64,
+    pub(crate) counts: Counts,
+    /// The number of files that the pool does not have although it should.
+    pub(crate) unpooled: u64,
+}
+
+/// Builds and publishes the generation that follows `before`, signed if there is a signer. `old` is what the changes apply to: the same generation, or `None` if the changes contain a whole tree.
 pub(crate) fn publish(
     store: &Store,
     draft: Draft,
     before: Option<&Generation>,
     old: Option<Old<'_>>,
     settled: &Settled,
-    compact: bool,
-    signer: Option<&Signer>,
-) -> Result<(u64, Counts), IndexError> {
+    seal: &Seal<'_>,
+) -> Result<Published, IndexError> {
+    let Seal { is_whole, signer, pooling } = *seal;
     let previous = before.map_or(Digest::NONE, |before| before.head().list_digest);
     let built = build(before, old, settled)?;
     let encoded = built.encoded.as_deref();
@@ -40,11 +54,16 @@ pub(crate) fn publish(
             (None, None) => Ok(()),
         });
         let digest = encoded.map_or(previous, list::digest);
-        let local = write_local(&draft, before.filter(|_| compact), old, settled, &built.sources, digest);
+        let compact = before.filter(|_| is_whole);
+        let local = local_table(&draft, compact, old, settled, &built.sources, pooling.is_some());
+        let local = local.and_then(|(local, unpooled)| {
+            draft.write_local(&local.encode(digest))?;
+            Ok(unpooled)
+        });
         let list = list.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (digest, local.and(list.map_err(IndexError::from)))
+        (digest, list.map_err(IndexError::from).and(local))
     });
-    written?;
+    let unpooled = written?;
     if old.is_some() && is_worth_a_delta(&settled.changes, built.sources.len()) {
         draft.write_delta(&settled.changes.encode(previous, digest))?;
     }
@@ -64,7 +83,11 @@ pub(crate) fn publish(
         expires: signer.map(|signer| signer.expires(created)),
     };
     write_head(&draft, &head, signer)?;
-    Ok((draft.publish()?, counts))
+    if let Some(Pooling { pool, place, .. }) = pooling {
+        pool.sync()?;
+        draft.write_pool(place, before)?;
+    }
+    Ok(Published { number: draft.publish()?, counts, unpooled })
 }
 
 /// Publishes the generation of the current one's list with a head that is signed now. It replaces the current
@@ -109,36 +132,25 @@ fn build(before: Option<&Generation>, old: Option<Old<'_>>, settled: &Settled) -
     Ok(Built { encoded: Some(list.encode()), sources })
 }
 
-fn write_local(
-    draft: &Draft,
-    compact: Option<&Generation>,
-    old: Option<Old<'_>>,
-    settled: &Settled,
-    sources: &[Source],
-    digest: Digest,
-) -> Result<(), IndexError> {
-    let moved = match compact {
-        Some(before) => compacted(before, draft)?,
-        None => HashMap::new(),
-    };
-    Ok(draft.write_local(&local_table(sources, old, settled, &moved).encode(digest))?)
-}
-
 /// Returns the list in bytes that this process has encoded.
 fn list_in(encoded: &[u8]) -> Result<ListRef<'_>, IndexError> {
     let list = rkyv::access::<list::ArchivedFileList, rkyv::rancor::Error>(&encoded[list::HEADER_BYTES..]);
     Ok(ListRef::new(list.map_err(|_| ApplyError::TooLarge)?))
 }
 
-/// Builds the local facts of the new list's rows. A row's source tells where its facts are.
+/// Builds the local facts of the new list's rows, and counts the files that the pool should have and does not. A row's
+/// source tells where its facts are.
 fn local_table(
-    sources: &[Source],
+    draft: &Draft,
+    compact: Option<&Generation>,
     old: Option<Old<'_>>,
     settled: &Settled,
-    moved: &HashMap<RecordAt, RecordAt>,
-) -> LocalTable {
+    sources: &[Source],
+    has_pool: bool,
+) -> Result<(LocalTable, u64), IndexError> {
+    let moved = compact.map_or(Ok(HashMap::new()), |before| compacted(before, draft))?;
     let now_at = |record: RecordAt| moved.get(&record).copied().unwrap_or(record);
-    let mut table = LocalTable::with_capacity(sources.len(), sources.len());
+    let (mut table, mut unpooled) = (LocalTable::with_capacity(sources.len(), sources.len()), 0);
     for source in sources {
         let facts = match (*source, old) {
             (Source::Put(tag), _) => settled.put_facts[tag as usize],
@@ -152,8 +164,12 @@ fn local_table(
         if facts.is_rotten {
             table.mark_rotten();
         }
+        if has_pool {
+            table.mark_pooled(facts.pooled);
+            unpooled += u64::from(facts.pooled == Pooled::No);
+        }
     }
-    table
+    Ok((table, unpooled))
 }
 
 /// Copies the records of packs that are little used to the draft's pack. Returns the new location of each

@@ -51,6 +51,13 @@ pub struct Report {
     /// the disk has rotted. The list keeps the indexed content, and the daemon does not send these files
     /// until they have it again.
     pub rotten: Vec<Vec<u8>>,
+    /// Contents that were put into the pool.
+    pub pooled: u64,
+    /// Files of the current generation whose content the pool does not have, although it should: most are on other file
+    /// systems than the root.
+    pub unpooled: u64,
+    /// Files whose content could not be put into the pool in this run, except those on other file systems, sorted by path.
+    pub refused: Vec<Problem>,
     /// Whether the requested optional digests are still missing from the list. Every file must be read to add
     /// them, and some files whose entries must stay could not be read. The next run tries again.
     pub digests_postponed: bool,

@@ -5,14 +5,15 @@ use std::collections::{HashMap, HashSet};
 use stillmirror_protocol::changes::{Changes, Op, Put};
 use stillmirror_protocol::entry::{Digests, Entry, Kind, PERMISSIONS};
 use stillmirror_protocol::list::{FileType, Row};
-use stillmirror_protocol::local::{Identity, RecordAt};
+use stillmirror_protocol::local::{Identity, Pooled, RecordAt};
 use stillmirror_protocol::path;
 
-use crate::expected::{Expectation, Expected};
+use crate::expected::Expected;
 use crate::groups::{Member, Stays, regroup};
 use crate::hash::{Outcome, Outcomes};
 use crate::options::{Options, Unreadable};
 use crate::owners::Owners;
+use crate::pooling::Kept;
 use crate::report::Problem;
 use crate::tree::Facts;
 use crate::walk::{Findings, Found, Lost, Old};
@@ -44,27 +45,39 @@ pub(crate) struct LocalFacts {
     pub(crate) record: Option<RecordAt>,
     /// Whether the file's content was found to differ from the list.
     pub(crate) is_rotten: bool,
+    /// How the pool keeps the file's content.
+    pub(crate) pooled: Pooled,
 }
 
 impl LocalFacts {
     /// Creates local facts from what the disk says. `record` is `Some` exactly for regular files.
     pub(crate) fn of(facts: &Facts, record: Option<RecordAt>) -> Self {
-        Self { identity: facts.identity, links: Some(facts.links), record, is_rotten: false }
+        Self { identity: facts.identity, links: Some(facts.links), record, is_rotten: false, pooled: Pooled::Copy }
     }
 
     /// Returns the local facts of a row in the previous generation.
     pub(crate) fn of_row(old: Old<'_>, row: u32) -> Self {
         let Old { list, local, .. } = old;
         let record = list.row(row).file_number().map(|file| local.record(file).unwrap_or_default());
-        Self { identity: local.last_seen(row), links: local.links(row), record, is_rotten: local.is_rotten(row) }
+        let (is_rotten, pooled) = (local.is_rotten(row), local.pooled(row));
+        Self { identity: local.last_seen(row), links: local.links(row), record, is_rotten, pooled }
     }
+}
+
+/// What is known of the contents of files.
+pub(crate) struct Contents<'a> {
+    pub(crate) outcomes: &'a Outcomes,
+    pub(crate) expected: &'a Expected,
+    /// How the pool keeps found files that were not put there when they were read. `None` for files that have changed.
+    pub(crate) kept: &'a HashMap<usize, Option<Kept>>,
+    /// How the pool keeps files at rows of the previous generation. Files that are found again are also in `kept`.
+    pub(crate) filled: &'a HashMap<u32, Kept>,
 }
 
 /// Turns findings into changes.
 pub(crate) fn settle(
     findings: Findings,
-    outcomes: &Outcomes,
-    expected: &Expected,
+    contents: &Contents<'_>,
     old: Option<Old<'_>>,
     owners: &Owners,
     options: &Options,
@@ -82,10 +95,11 @@ pub(crate) fn settle(
         let tag = settling.tag(LocalFacts::of(&root.facts, None));
         settling.settled.changes.root = Some(Put { entry, tag });
     }
+    settling.add_filled(contents.filled);
     let mut at = 0;
     for (dir, differs) in findings.dirs {
         for found in differs.found {
-            settling.add_found(&dir, found, outcomes.of(at), expected.at(at));
+            settling.add_found(&dir, found, contents, at);
             at += 1;
         }
         for name in differs.removed {
@@ -129,8 +143,24 @@ enum MemberAt {
 }
 
 impl Settling<'_> {
-    fn add_found(&mut self, dir: &[u8], found: Found, outcome: Option<&Outcome>, expected: Option<Expectation>) {
+    /// Adds unchanged rows whose contents were put into the pool. What is found there later replaces this.
+    fn add_filled(&mut self, filled: &HashMap<u32, Kept>) {
+        let Some(old) = self.old else { return };
+        for (&row, Kept { pooled, after }) in filled {
+            let was = LocalFacts::of_row(old, row);
+            let mut is = LocalFacts { pooled: *pooled, ..was };
+            if let Some(after) = after {
+                (is.identity, is.links) = (after.identity, Some(after.links));
+            }
+            if is != was {
+                self.settled.row_facts.insert(row, is);
+            }
+        }
+    }
+
+    fn add_found(&mut self, dir: &[u8], found: Found, contents: &Contents<'_>, at: usize) {
         let Found { name, facts, old, target, .. } = found;
+        let (outcome, expected) = (contents.outcomes.of(at), contents.expected.at(at));
         let kind = match facts.file_type() {
             Some(FileType::Directory) => Kind::Directory,
             Some(FileType::Symlink) => Kind::Symlink { target },
@@ -139,14 +169,19 @@ impl Settling<'_> {
             Some(FileType::Fifo) => Kind::Fifo,
             Some(FileType::Socket) => Kind::Socket,
             Some(FileType::File) => {
+                let kept = match (contents.kept.get(&at), outcome) {
+                    (Some(None), _) => return self.settled.torn.push(path::join(dir, &name)),
+                    (Some(Some(kept)), _) | (None, Some(Outcome::Read { kept: Some(kept), .. })) => Some(kept),
+                    (None, _) => None,
+                };
                 return match (outcome, expected) {
-                    (None, Some(expected)) => self.add_expected(dir, name, &facts, old, expected.row, false),
+                    (None, Some(expected)) => self.add_expected(dir, name, &facts, old, expected.row, kept),
                     (Some(Outcome::Read { digests, facts: None, .. }), Some(expected))
                         if expected.is_certain && self.has_other_content(expected.row, digests) =>
                     {
                         self.add_rotten(dir, name, &facts, old, expected.row);
                     }
-                    (outcome, _) => self.add_outcome(dir, name, &facts, old, outcome),
+                    (outcome, _) => self.add_outcome(dir, name, &facts, old, outcome, kept),
                 };
             }
             None => return,
@@ -156,12 +191,23 @@ impl Settling<'_> {
     }
 
     /// Adds a file by the outcome of reading it.
-    fn add_outcome(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, outcome: Option<&Outcome>) {
+    fn add_outcome(
+        &mut self,
+        dir: &[u8],
+        name: Vec<u8>,
+        facts: &Facts,
+        old: Option<u32>,
+        outcome: Option<&Outcome>,
+        kept: Option<&Kept>,
+    ) {
         let leave_out = self.options.unreadable == Unreadable::LeaveOut;
         match outcome {
-            Some(Outcome::Read { digests, record, facts: newer }) => {
-                let facts = newer.as_deref().unwrap_or(facts);
-                self.add_file(dir, name, facts, old, digests, LocalFacts::of(facts, Some(*record)));
+            Some(Outcome::Read { digests, record, facts: newer, .. }) => {
+                let after = kept.and_then(|kept| kept.after.as_deref());
+                let facts = after.or(newer.as_deref()).unwrap_or(facts);
+                let pooled = kept.map_or(Pooled::Copy, |kept| kept.pooled);
+                let local = LocalFacts { pooled, ..LocalFacts::of(facts, Some(*record)) };
+                self.add_file(dir, name, facts, old, digests, local);
             }
             Some(Outcome::Unreadable(error)) => {
                 let path = path::join(dir, &name);
@@ -187,15 +233,40 @@ impl Settling<'_> {
         if facts.links > 1 {
             self.rotten_inodes.insert(facts.inode());
         }
-        self.add_expected(dir, name, facts, old, row, true);
+        self.add_content_of(row, dir, name, old, facts, |local| LocalFacts { is_rotten: true, ..local });
+    }
+
+    /// Adds a file that has the content of `row`.
+    fn add_expected(
+        &mut self,
+        dir: &[u8],
+        name: Vec<u8>,
+        facts: &Facts,
+        old: Option<u32>,
+        row: u32,
+        kept: Option<&Kept>,
+    ) {
+        let facts = kept.and_then(|kept| kept.after.as_deref()).unwrap_or(facts);
+        self.add_content_of(row, dir, name, old, facts, |local| match kept {
+            Some(kept) => LocalFacts { pooled: kept.pooled, ..local },
+            None => local,
+        });
     }
 
     /// Adds a file with the content of `row`, which it has, or should have if it is rotten.
-    fn add_expected(&mut self, dir: &[u8], name: Vec<u8>, facts: &Facts, old: Option<u32>, row: u32, is_rotten: bool) {
+    fn add_content_of(
+        &mut self,
+        row: u32,
+        dir: &[u8],
+        name: Vec<u8>,
+        old: Option<u32>,
+        facts: &Facts,
+        local: impl Fn(LocalFacts) -> LocalFacts,
+    ) {
         let Some(last) = self.old else { return };
-        let record = LocalFacts::of_row(last, row).record;
+        let LocalFacts { record, pooled, .. } = LocalFacts::of_row(last, row);
         if let Kind::File { digests, .. } = last.list.row(row).to_entry().kind {
-            let local = LocalFacts { is_rotten, ..LocalFacts::of(facts, record) };
+            let local = local(LocalFacts { pooled, ..LocalFacts::of(facts, record) });
             self.add_file(dir, name, facts, old, &digests, local);
         }
     }

@@ -56,6 +56,18 @@ impl Facts {
         self.is_file() && other.is_file() && self.content_key() == other.content_key()
     }
 
+    /// Returns the facts that a file had in another state, as far as they matter for its content.
+    pub(crate) fn in_state(self, identity: Identity, size: u64, mtime: Time) -> Self {
+        Self { identity, size, mtime, ..self }
+    }
+
+    /// Returns whether a file must have the same content in both states, if the ctime was set by something else than a
+    /// write to it.
+    pub(crate) fn same_except_ctime(&self, other: &Self) -> bool {
+        let identity = Identity { ctime: other.identity.ctime, ..self.identity };
+        Self { identity, ..*self }.same_content(other)
+    }
+
     fn content_key(&self) -> (u64, Time, Identity) {
         (self.size, self.mtime, self.identity)
     }
@@ -99,6 +111,11 @@ impl Tree {
         let root = rustix::fs::open(root, flags, Mode::empty())?;
         let device = rustix::fs::fstat(&root)?.st_dev;
         Ok(Self { root, device })
+    }
+
+    /// The root's device number.
+    pub(crate) fn device(&self) -> u64 {
+        self.device
     }
 
     /// Opens a directory for listing. The empty path is the root.

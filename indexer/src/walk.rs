@@ -13,8 +13,9 @@ use std::sync::atomic::AtomicBool;
 use rustix::io::Errno;
 use stillmirror_protocol::entry::Time;
 use stillmirror_protocol::list::{FileType, ListRef, Row};
-use stillmirror_protocol::local::LocalRef;
+use stillmirror_protocol::local::{LocalRef, Pooled};
 use stillmirror_protocol::path;
+use stillmirror_store::POOL_IN_TREE;
 
 use crate::options::{Options, STAGING, Specials, Unreadable};
 use crate::owners::Owners;
@@ -68,13 +69,14 @@ impl<'a> Walk<'a> {
     pub(crate) fn new(
         tree: &'a Tree,
         options: &'a Options,
-        store_below_root: Option<Vec<u8>>,
+        below_root: Vec<Vec<u8>>,
         old: Option<Old<'a>>,
         owners: &Owners,
         progress: &'a dyn Progress,
         stop: &'a AtomicBool,
     ) -> Self {
-        let excluded = std::iter::once(STAGING.as_bytes().to_vec()).chain(store_below_root).collect();
+        let own = [STAGING, POOL_IN_TREE].map(|name| name.as_bytes().to_vec());
+        let excluded = own.into_iter().chain(below_root).collect();
         let old_owners = old.map_or_else(Vec::new, |old| owners.of_list(old.list));
         Self { tree, options, excluded, old, named: HashSet::new(), old_owners, progress, stop }
     }
@@ -164,7 +166,9 @@ impl<'a> Walk<'a> {
                 findings.local_only.push((row.number(), *facts));
             }
             if same_inode || local_only {
-                if !facts.is_dir() && (facts.links > 1 || row.link_leader().is_some()) {
+                // The facts are those of the index, so the pool still has the link that it had then.
+                let in_pool = u32::from(old.local.pooled(row.number()) == Pooled::Link);
+                if !facts.is_dir() && (facts.links > 1 + in_pool || row.link_leader().is_some()) {
                     findings.linked.push((row.number(), *facts));
                 }
                 return Ok(());

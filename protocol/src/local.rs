@@ -65,13 +65,28 @@ impl Identity {
     }
 }
 
-/// One element of the column `standing`: the entry's device, the number of names of its inode, and whether it is rotten.
+/// How the pool of a generation keeps a file's content. It is of no significance in a generation without a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Pooled {
+    /// As a copy that shares its blocks with the file, by the content's digest.
+    #[default]
+    Copy,
+    /// As a hard link to the file, by its inode and its state. The link counts among the inode's names.
+    Link,
+    /// Not at all, although it should.
+    No,
+}
+
+/// One element of the column `standing`: the entry's device, the number of names of its inode, whether it is rotten, and
+/// how the pool keeps it.
 #[derive(Debug, Clone, Copy)]
 struct Standing(u64);
 
 impl Standing {
     const ANOTHER_DEVICE: u64 = 1 << 32;
     const ROTTEN: u64 = 1 << 33;
+    const LINKED: u64 = 1 << 34;
+    const UNPOOLED: u64 = 1 << 35;
 
     fn of(device: RelativeDevice, links: Option<u32>) -> Self {
         let device = if device == RelativeDevice::Another { Self::ANOTHER_DEVICE } else { 0 };
@@ -84,6 +99,14 @@ impl Standing {
 
     fn is_rotten(self) -> bool {
         self.0 & Self::ROTTEN != 0
+    }
+
+    fn pooled(self) -> Pooled {
+        match (self.0 & Self::LINKED != 0, self.0 & Self::UNPOOLED != 0) {
+            (_, true) => Pooled::No,
+            (true, false) => Pooled::Link,
+            (false, false) => Pooled::Copy,
+        }
     }
 
     fn links(self) -> Option<u32> {
@@ -233,6 +256,17 @@ impl LocalTable {
         }
     }
 
+    /// Sets how the pool keeps the row that was appended last.
+    pub fn mark_pooled(&mut self, pooled: Pooled) {
+        if let Some(last) = self.standing.last_mut() {
+            *last |= match pooled {
+                Pooled::Copy => 0,
+                Pooled::Link => Standing::LINKED,
+                Pooled::No => Standing::UNPOOLED,
+            };
+        }
+    }
+
     /// Encodes the table for the list with this digest.
     pub fn encode(&self, list_digest: Digest) -> AlignedVec {
         let mut out = AlignedVec::with_capacity(28 * self.inode.len() + 24 * self.record_pack.len() + 1024);
@@ -305,6 +339,11 @@ impl<'a> LocalRef<'a> {
     /// different content than the list says.
     pub fn is_rotten(&self, row: u32) -> bool {
         self.standing(row).is_rotten()
+    }
+
+    /// Returns how the pool keeps the file at `row`.
+    pub fn pooled(&self, row: u32) -> Pooled {
+        self.standing(row).pooled()
     }
 
     /// Returns the identity that the entry at `row` has as long as it is the indexed one. It is
@@ -388,6 +427,23 @@ mod tests {
         assert_eq!((facts.is_rotten(0), facts.identity(0)), (true, Identity::UNKNOWN));
         assert_eq!((facts.last_seen(0), facts.links(0)), (identity(2, 1), Some(5)));
         assert_eq!((facts.is_rotten(1), facts.identity(1)), (false, identity(1, 1)));
+    }
+
+    #[test]
+    fn how_the_pool_keeps_a_file_survives_encoding_and_changes_nothing_else() {
+        let mut table = LocalTable::default();
+        let all = [Pooled::Copy, Pooled::Link, Pooled::No];
+        for pooled in all {
+            table.push(identity(2, 1), Some(5), None);
+            table.mark_rotten();
+            table.mark_pooled(pooled);
+        }
+        let encoded = table.encode(Digest::NONE);
+        let facts = open_body(&encoded[HEADER_BYTES..], VERSION, 3, 0).unwrap();
+        for (row, pooled) in (0..).zip(all) {
+            assert_eq!((facts.pooled(row), facts.is_rotten(row)), (pooled, true));
+            assert_eq!((facts.last_seen(row), facts.links(row)), (identity(2, 1), Some(5)));
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::generation::{Generation, LIST_ZSTD_LEVEL, pack_uses};
 use crate::kill_point;
 use crate::layout::{Layout, names, sync_dir};
 use crate::packs::{self, PackWriter, Record};
-use crate::part::{ORIGIN_SIGNATURE, SIGNATURE, read_head};
+use crate::part::{DROPPED, ORIGIN_SIGNATURE, POOL, SIGNATURE, read_head};
 
 /// Files of this many bytes or more are synced as soon as they are written. Smaller ones are synced together
 /// at the end.
@@ -116,6 +116,11 @@ impl Draft {
     pub fn link_all(&self, from: &Generation) -> Result<(), StoreError> {
         self.link_list(from)?;
         self.link("local", from)?;
+        for name in [POOL, DROPPED] {
+            if from.dir().join(name).exists() {
+                self.link(name, from)?;
+            }
+        }
         if from.delta().is_some() { self.link("delta", from) } else { Ok(()) }
     }
 
@@ -197,7 +202,12 @@ impl Draft {
         Ok(())
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Returns the path of a file of the draft.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.dir.join(name);
         let mut file = File::create(&path).at("create", &path)?;
         file.write_all(bytes).at("write", &path)?;

@@ -56,6 +56,23 @@ pub enum StoreError {
         number: u64,
     },
 
+    /// The directory of a pool contains other files.
+    #[error("{} is neither empty nor a pool: let `pool` name a new or empty directory", .0.display())]
+    NotAPool(PathBuf),
+    /// The pool belongs to another repository or store.
+    #[error("{} is the pool of {found}, not of {wanted}: let `pool` name another directory, or remove this one if the store was moved", .dir.display())]
+    OtherPool {
+        /// The pool.
+        dir: PathBuf,
+        /// What it belongs to.
+        found: String,
+        /// What should use it.
+        wanted: String,
+    },
+    /// The file system of the pool can keep no contents.
+    #[error("the file system of the pool {} has neither reflinks nor hard links: `pin` does not work there", .0.display())]
+    NoPoolMethod(PathBuf),
+
     // Caused by the disk or by another program.
     /// A file is damaged, truncated, missing, or was written by another version of this program.
     #[error("{}: {damage}; {remedy}", .path.display())]

@@ -17,6 +17,7 @@ use stillmirror_protocol::head::Head;
 use stillmirror_protocol::list::{self, ArchivedFileList, ListError, ListRef};
 use stillmirror_protocol::local::{self, ArchivedLocalTable, CHECK_BYTES, LocalError, LocalRef, RecordAt};
 
+use crate::content_pool::PoolPlace;
 use crate::delta::Delta;
 use crate::error::{At, Damage, StoreError};
 use crate::map::{Archived, checksum};
@@ -40,6 +41,7 @@ pub struct Generation {
     list_zst: RecheckedMap,
     local: Local,
     delta: Option<Arc<Delta>>,
+    pool: Option<PoolPlace>,
     origin: Option<OriginParts>,
     /// The directory of the packs.
     sums: PathBuf,
@@ -55,11 +57,18 @@ struct OriginParts {
     list: Option<Archived<ArchivedFileList>>,
 }
 
+/// The local facts, mapped and checked.
 #[derive(Debug)]
-struct Local {
+pub(crate) struct Local {
     table: Archived<ArchivedLocalTable>,
     /// The root's device number. `None` if the table has no device numbers.
     root_device: Option<u64>,
+}
+
+impl Local {
+    pub(crate) fn get(&self) -> LocalRef<'_> {
+        LocalRef::new(self.table.get(), self.root_device)
+    }
 }
 
 /// The origin's generation of which a pulled generation is a part.
@@ -99,8 +108,23 @@ impl Generation {
         let packs = uses.iter().filter_map(|uses| Some((uses.pack, packs::open(sums, uses.pack)?))).collect();
         let list_zst = RecheckedMap::of(map(&dir.join("list.zst"))?);
         let delta = Delta::open(&dir, &head)?.map(Arc::new);
-        let sums = sums.to_owned();
-        Ok(Self { number, dir, head, head_bytes, signature, list, list_zst, local, delta, origin, sums, uses, packs })
+        let (pool, sums) = (PoolPlace::read(&dir)?, sums.to_owned());
+        Ok(Self {
+            number,
+            dir,
+            head,
+            head_bytes,
+            signature,
+            list,
+            list_zst,
+            local,
+            delta,
+            pool,
+            origin,
+            sums,
+            uses,
+            packs,
+        })
     }
 
     /// The store's own sequence number. At the origin it equals the head's generation number.
@@ -168,9 +192,14 @@ impl Generation {
         self.delta.as_ref()
     }
 
+    /// Where the pool with the contents of this generation is. `None` if its contents are not kept.
+    pub fn pool(&self) -> Option<&PoolPlace> {
+        self.pool.as_ref()
+    }
+
     /// The local facts: what only this host knows about the list's entries.
     pub fn local(&self) -> LocalRef<'_> {
-        LocalRef::new(self.local.table.get(), self.local.root_device)
+        self.local.get()
     }
 
     /// Returns the block checksums of a regular file by its file number
@@ -311,7 +340,8 @@ pub(crate) fn read_uses(dir: &Path) -> Result<Vec<PackUse>, StoreError> {
     packs::decode_uses(&bytes).map_err(|damage| damaged(&path, damage))
 }
 
-fn open_list(path: &Path, head: &Head) -> Result<Archived<ArchivedFileList>, StoreError> {
+/// Maps and checks the file list of a generation with this head.
+pub(crate) fn open_list(path: &Path, head: &Head) -> Result<Archived<ArchivedFileList>, StoreError> {
     let file = File::open(path).at("open", path)?;
     let found = file.metadata().at("stat", path)?.len();
     let bad = |error: ListError| damaged(path, error);
@@ -333,7 +363,8 @@ fn open_list(path: &Path, head: &Head) -> Result<Archived<ArchivedFileList>, Sto
     Ok(mapped)
 }
 
-fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Local, StoreError> {
+/// Maps and checks the local facts of a generation with this head and this many entries and regular files.
+pub(crate) fn open_local(path: &Path, head: &Head, entries: u32, files: u32) -> Result<Local, StoreError> {
     let file = File::open(path).at("open", path)?;
     let found = file.metadata().at("stat", path)?.len();
     let bad = |error: LocalError| damaged(path, error);

@@ -18,12 +18,19 @@ pub const KILL_POINTS: &[&str] = &[
     "after-retention",
 ];
 
+/// The names of the kill points that only a run with a pool passes, in their order.
+pub const POOL_KILL_POINTS: &[&str] =
+    &["pool-marked", "pool-copied", "before-pool-sync", "before-unpooling", "before-pool-settled"];
+
 /// Kills the process with SIGKILL if the environment variable `STILLMIRROR_KILL_AT` names this point. Does
 /// nothing in release builds without the feature `kill-points`.
 pub fn kill_point(name: &str) {
     #[cfg(any(debug_assertions, feature = "kill-points"))]
     {
-        debug_assert!(KILL_POINTS.contains(&name), "{name} is not among the kill points");
+        debug_assert!(
+            KILL_POINTS.contains(&name) || POOL_KILL_POINTS.contains(&name),
+            "{name} is not among the kill points"
+        );
         if std::env::var_os("STILLMIRROR_KILL_AT").is_some_and(|at| at == name) {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }

@@ -6,7 +6,9 @@
 //! <store>/current                    symlink to generations/<number>: the only name that is ever replaced
 //! <store>/generations/<number>/      head, list, list.zst, local, packs; where needed head.minisig, delta, origin-head,
 //!                                    origin-head.minisig, origin-list
+//!                                    for the pool, pool and dropped
 //! <store>/sums/<number>.pack         records first written for that generation
+//! <store>/pool/                      contents that generations refer to, unless the pool is elsewhere
 //! <store>/lists/                     file lists encoded for stock clients; nothing depends on them
 //! ```
 //!
@@ -23,8 +25,10 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod beneath;
+mod content_pool;
 mod delta;
 mod draft;
+mod dropped;
 mod error;
 mod flock;
 mod generation;
@@ -38,14 +42,16 @@ mod part;
 mod records;
 mod retain;
 mod store;
+mod unpool;
 
 pub use beneath::{open_beneath, open_beneath_at_once};
+pub use content_pool::{ContentPool, POOL_IN_TREE, PoolDraft, PoolName, PoolPlace, Put, has_packed};
 pub use delta::Delta;
 pub use draft::Draft;
 pub use error::{Damage, StoreError};
 pub use flock::Flock;
 pub use generation::{Generation, Origin};
-pub use kill::{KILL_POINTS, kill_point};
+pub use kill::{KILL_POINTS, POOL_KILL_POINTS, kill_point};
 pub use layout::CURRENT;
 pub use marker::is_store;
 pub use packs::{KEEP_CONTENTS, Pack, PackUse, Record};

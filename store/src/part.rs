@@ -44,6 +44,11 @@ pub(crate) const SIGNATURE: &str = "head.minisig";
 /// The file with the signature of the origin's head, in a generation that is only a part of its origin's.
 pub(crate) const ORIGIN_SIGNATURE: &str = "origin-head.minisig";
 
+/// The file of a generation that says where its pool is.
+pub(crate) const POOL: &str = "pool";
+/// The file of a generation with the contents that the generation before it refers to and it does not.
+pub(crate) const DROPPED: &str = "dropped";
+
 /// Reads the signature of a head. `None` if the head is not signed. Who made the signature, and whether it is right, is
 /// not checked.
 pub(crate) fn read_signature(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {

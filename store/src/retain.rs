@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
+use crate::content_pool::{ContentPool, PoolName};
+use crate::dropped;
 use crate::error::{At, StoreError};
 use crate::generation::read_uses;
 use crate::kill_point;
@@ -28,12 +30,26 @@ pub struct Retained {
     pub generations: Vec<u64>,
     /// Numbers of the removed packs.
     pub packs: Vec<u32>,
+    /// What of a pool may no longer be needed: what the removed generations and the oldest one left have dropped.
+    pub dropped: Vec<PoolName>,
+    /// Whether it is not known what that is, because a table is damaged.
+    pub is_damaged: bool,
 }
 
 impl Store {
     /// Removes the generations that `keep` does not keep, then the packs that no remaining generation refers
     /// to. Processes that have a removed generation open can still read it.
-    pub fn retain(&self, _lock: &StoreLock, keep: Retention) -> Result<Retained, StoreError> {
+    pub fn retain(&self, lock: &StoreLock, keep: Retention) -> Result<Retained, StoreError> {
+        self.retain_with(lock, keep, None)
+    }
+
+    /// Like [`Self::retain`], and notes in the pool before the first removal that it may have superfluous contents.
+    pub fn retain_with(
+        &self,
+        _lock: &StoreLock,
+        keep: Retention,
+        pool: Option<&ContentPool>,
+    ) -> Result<Retained, StoreError> {
         kill_point("before-retention");
         let kept = self.generations()?;
         let Some((current, older)) = kept.split_last() else { return Ok(Retained::default()) };
@@ -41,6 +57,8 @@ impl Store {
         let mut uses: HashSet<u32> = self.packs_of(*current)?;
         for (newer, &number) in older.iter().rev().enumerate() {
             if newer as u64 + 2 > u64::from(keep.count) || self.is_older(number, keep.age)? {
+                pool.map_or(Ok(()), ContentPool::mark)?;
+                self.note_dropped(number, &mut removed);
                 self.remove_generation(number)?;
                 removed.generations.push(number);
             } else {
@@ -48,6 +66,8 @@ impl Store {
             }
         }
         if !removed.generations.is_empty() {
+            let oldest = kept.iter().find(|number| !removed.generations.contains(number));
+            oldest.iter().for_each(|&&number| self.note_dropped(number, &mut removed));
             sync_dir(&self.layout.generations_dir())?;
         }
         for name in names(&self.layout.sums_dir())? {
@@ -61,6 +81,13 @@ impl Store {
         removed.packs.sort_unstable();
         kill_point("after-retention");
         Ok(removed)
+    }
+
+    fn note_dropped(&self, number: u64, removed: &mut Retained) {
+        match dropped::read(&self.layout.generation_dir(number)) {
+            Ok(names) => removed.dropped.extend(names.into_iter().flatten()),
+            Err(_) => removed.is_damaged = true,
+        }
     }
 
     fn packs_of(&self, number: u64) -> Result<HashSet<u32>, StoreError> {

@@ -72,6 +72,12 @@ impl Site {
         Store::open(&options.store).unwrap().current().unwrap().unwrap().list_bytes().to_vec()
     }
 
+    /// Like [`Self::fresh_list`], without a pool, which would make hard links to the files.
+    pub(crate) fn fresh_list_without_pool(&self) -> Vec<u8> {
+        let options = Options { pin: false, ..self.options.clone() };
+        Self { dir: tempfile::tempdir().unwrap(), options }.fresh_list()
+    }
+
     /// Asserts that the current list is the one that a new store gets for the tree.
     pub(crate) fn assert_same_as_fresh(&self, what: &str) {
         assert!(self.current().list_bytes() == self.fresh_list(), "{what}: {:#?}", self.paths());

@@ -1,0 +1,423 @@
+//! Keeps the contents that the generations of a repository refer to, so that they can be sent after the files in the
+//! tree were replaced or removed.
+//!
+//! ```text
+//! <pool>/pool                       format version and the repository, with its store if the pool is not in it
+//! <pool>/dirty                      there may be contents that no generation refers to
+//! <pool>/public/<2 hex>/<name>      contents that everybody on the host may read
+//! <pool>/private/<2 hex>/<name>     all others; only the user of the indexer may enter
+//! <pool>/tmp/                       copies that are being made
+//! ```
+//!
+//! A content is a copy that shares its blocks with the file in the tree, where the file system can do that, and otherwise
+//! a hard link. Whoever changes the pool creates `dirty` before, makes contents durable before the generation that needs
+//! them is published, and removes them only after the last generation that needs them is gone. So a crash can leave
+//! contents too many, which the next run removes because of `dirty`, but none too few.
+
+mod name;
+mod place;
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::beneath::open_beneath;
+use crate::error::{At, StoreError};
+use crate::kill_point;
+use crate::layout::sync_dir;
+use crate::packs::read_small;
+
+pub(crate) use name::for_each_name;
+pub use name::{PoolName, has_packed};
+pub use place::{POOL_IN_TREE, PoolPlace};
+
+/// The file that makes a directory a pool, and its first line.
+const MARKER: &str = "pool";
+const FORMAT: &str = "stillmirror pool 1";
+const DIRTY: &str = "dirty";
+const DRAFTS: &str = "tmp";
+/// What a directory may contain that is about to become a pool.
+const PARTS: [&str; 4] = ["public", "private", DRAFTS, "pool.tmp"];
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// The contents of one repository.
+#[derive(Debug)]
+pub struct ContentPool {
+    dir: OwnedFd,
+    path: PathBuf,
+    /// The number of the next draft.
+    next: AtomicU64,
+    /// Whether `dirty` exists, once that is known.
+    is_dirty: OnceLock<()>,
+    /// What the file system can do. Only known to writers.
+    can: Abilities,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Abilities {
+    copy: bool,
+    link: bool,
+}
+
+/// How a content was put into the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// By a copy.
+    Copied,
+    /// By a hard link.
+    Linked,
+    /// It was there before.
+    Present,
+}
+
+/// A copy that is not yet in the pool. Dropping it removes it.
+#[derive(Debug)]
+pub struct PoolDraft<'a> {
+    pool: &'a ContentPool,
+    drafts: OwnedFd,
+    name: String,
+    file: File,
+}
+
+impl ContentPool {
+    /// Opens the pool at `path` for reading. Fails if there is none.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let dir = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::fs::statat(&dir, MARKER, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Self::of(dir, path, Abilities::default()))
+    }
+
+    /// Opens the pool at `path` for writing, or makes it for `owner`, which is one line of text. Returns whether it is new.
+    /// Fails if it belongs to another owner, if the directory contains other files, or if its file system has neither reflinks nor hard links.
+    pub fn create(path: &Path, owner: &str) -> Result<(Self, bool), StoreError> {
+        let opened = Self::open_dir(path);
+        let is_new = match &opened {
+            Ok(dir) => !Self::belongs_to(dir, path, owner)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(_) => false,
+        };
+        if is_new {
+            Self::make(path, owner)?;
+        }
+        let dir = if is_new { Self::open_dir(path) } else { opened }.at("open the pool", path)?;
+        let can = Self::probe(&dir, path)?;
+        Ok((Self::of(dir, path, can), is_new))
+    }
+
+    fn of(dir: OwnedFd, path: &Path, can: Abilities) -> Self {
+        Self { dir, path: path.to_owned(), next: AtomicU64::new(0), is_dirty: OnceLock::new(), can }
+    }
+
+    fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+        let flags = DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+    }
+
+    /// Returns whether the directory is the pool of `owner`. `false` if it may become one.
+    fn belongs_to(dir: &OwnedFd, path: &Path, owner: &str) -> Result<bool, StoreError> {
+        match read_small(&path.join(MARKER), 4096) {
+            Ok(text) => {
+                let name = std::str::from_utf8(&text).ok().and_then(|text| text.split_once('\n'));
+                match name.map(|(format, name)| (format, name.trim_end())) {
+                    Some((FORMAT, name)) if name == owner => Ok(true),
+                    Some((FORMAT, name)) => Err(StoreError::OtherPool {
+                        dir: path.to_owned(),
+                        found: name.to_owned(),
+                        wanted: owner.to_owned(),
+                    }),
+                    _ => Err(StoreError::NotAPool(path.to_owned())),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_other = |name: &Vec<u8>| !PARTS.iter().any(|part| part.as_bytes() == name);
+                let has_others = list(dir).at("read", path)?.iter().any(is_other);
+                if has_others { Err(StoreError::NotAPool(path.to_owned())) } else { Ok(false) }
+            }
+            Err(error) => Err(error).at("read", &path.join(MARKER)),
+        }
+    }
+
+    fn make(path: &Path, owner: &str) -> Result<(), StoreError> {
+        let make = |path: &Path, mode| match fs::DirBuilder::new().mode(mode).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            // The mode does not depend on the umask.
+            _ => fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)),
+        };
+        path.parent().map_or(Ok(()), fs::create_dir_all).at("create the pool", path)?;
+        for (part, mode) in [("", 0o755), ("public", 0o755), ("private", 0o700), (DRAFTS, 0o700)] {
+            let part = path.join(part);
+            make(&part, mode).at("create", &part)?;
+        }
+        // This file makes the directory a pool, so it comes last.
+        let (marker, draft) = (path.join(MARKER), path.join("pool.tmp"));
+        let written = File::create(&draft).and_then(|mut file| {
+            file.write_all(format!("{FORMAT}\n{owner}\n").as_bytes())?;
+            file.sync_all()
+        });
+        written.and_then(|()| fs::rename(&draft, &marker)).at("write", &marker)?;
+        sync_dir(path)
+    }
+
+    /// Finds out what the file system can do.
+    fn probe(dir: &OwnedFd, path: &Path) -> Result<Abilities, StoreError> {
+        let drafts = open_beneath(dir, DRAFTS.as_bytes(), DIRECTORY).at("open", &path.join(DRAFTS))?;
+        let names = ["probe", "probe-copy", "probe-link"];
+        let clear = || {
+            for name in names {
+                let _ = rustix::fs::unlinkat(&drafts, name, AtFlags::empty());
+            }
+        };
+        clear();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let open = |name| rustix::fs::openat(&drafts, name, flags, Mode::RUSR | Mode::WUSR);
+        let (file, copy) = (open(names[0]), open(names[1]));
+        let file = File::from(file.at("write to the pool", path)?);
+        (&file).write_all(b"probe").at("write to the pool", path)?;
+        let can = Abilities {
+            copy: copy.is_ok_and(|copy| rustix::fs::ioctl_ficlone(copy, &file).is_ok()),
+            link: rustix::fs::linkat(&drafts, names[0], &drafts, names[2], AtFlags::empty()).is_ok(),
+        };
+        clear();
+        if can.copy || can.link { Ok(can) } else { Err(StoreError::NoPoolMethod(path.to_owned())) }
+    }
+
+    /// The pool's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether there may be contents that no generation refers to.
+    pub fn is_dirty(&self) -> bool {
+        rustix::fs::statat(&self.dir, DIRTY, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Opens a content. With [`OFlags::PATH`], to look at its state only.
+    pub fn content(&self, name: &PoolName, flags: OFlags) -> Result<OwnedFd, Errno> {
+        open_beneath(&self.dir, name.path().as_bytes(), flags | OFlags::NOFOLLOW)
+    }
+
+    /// Returns whether the pool has a copy of this name.
+    pub fn has_copy(&self, name: &PoolName, size: u64) -> bool {
+        let stat = self.content(name, OFlags::PATH).and_then(rustix::fs::fstat);
+        stat.is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size.cast_unsigned() == size
+        })
+    }
+
+    /// Copies a file without copying its blocks. `Err` within `Ok` says why this file cannot be copied in this way.
+    pub fn copy(&self, source: &File) -> Result<Result<PoolDraft<'_>, Errno>, StoreError> {
+        if !self.can.copy {
+            return Ok(Err(Errno::OPNOTSUPP));
+        }
+        self.mark()?;
+        let name = format!("{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
+        let drafts = open_beneath(&self.dir, DRAFTS.as_bytes(), DIRECTORY).at("open", &self.path.join(DRAFTS))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&drafts, &name, flags, Mode::RUSR | Mode::WUSR);
+        let file = File::from(file.at("create a copy in", &self.path)?);
+        let draft = PoolDraft { pool: self, drafts, name, file };
+        match rustix::fs::ioctl_ficlone(&draft.file, source) {
+            Ok(()) => Ok(Ok(draft)),
+            Err(error) if is_of_the_file(error) => Ok(Err(error)),
+            Err(error) => Err(error).at("copy a file to", &self.path),
+        }
+    }
+
+    /// Makes a hard link to an open file. `Err` within `Ok` says why there can be none to this file.
+    pub fn link(&self, source: &File, name: &PoolName) -> Result<Result<Put, Errno>, StoreError> {
+        if !self.can.link {
+            return Ok(Err(Errno::OPNOTSUPP));
+        }
+        self.mark()?;
+        let shown = || self.path.join(name.path());
+        let (shard, last) = self.shard(name)?;
+        let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(source));
+        for _ in 0..2 {
+            match rustix::fs::linkat(CWD, &from, &shard, &last, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => return Ok(Ok(Put::Linked)),
+                Err(Errno::EXIST) => {}
+                Err(error) if is_of_the_file(error) => return Ok(Err(error)),
+                Err(error) => return Err(error).at("make a hard link", &shown()),
+            }
+            let there = rustix::fs::statat(&shard, &last, AtFlags::SYMLINK_NOFOLLOW).at("stat", &shown())?;
+            let wanted = rustix::fs::fstat(source).at("stat a file for", &self.path)?;
+            if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino) {
+                return Ok(Ok(Put::Present));
+            }
+            // The number was that of another file, which is gone.
+            rustix::fs::unlinkat(&shard, &last, AtFlags::empty()).at("remove", &shown())?;
+        }
+        Ok(Err(Errno::EXIST))
+    }
+
+    /// Opens the directory that a name lies in, and makes it if there is none. Returns the last component, too.
+    fn shard(&self, name: &PoolName) -> Result<(OwnedFd, String), StoreError> {
+        let path = name.path();
+        let (shard, last) = path.rsplit_once('/').unwrap_or(("", &path));
+        let open = || open_beneath(&self.dir, shard.as_bytes(), DIRECTORY);
+        let opened = match open() {
+            Err(Errno::NOENT) => {
+                let (class, shard) = shard.split_once('/').unwrap_or((shard, ""));
+                let class = open_beneath(&self.dir, class.as_bytes(), DIRECTORY);
+                class.and_then(|class| match rustix::fs::mkdirat(&class, shard, Mode::from_raw_mode(0o755)) {
+                    Err(Errno::EXIST) => open(),
+                    Err(error) => Err(error),
+                    Ok(()) => {
+                        let shard = open()?;
+                        rustix::fs::fchmod(&shard, Mode::from_raw_mode(0o755))?;
+                        Ok(shard)
+                    }
+                })
+            }
+            opened => opened,
+        };
+        Ok((opened.at("open", &self.path.join(shard))?, last.to_owned()))
+    }
+
+    /// Removes a content, if it is there.
+    pub fn remove(&self, name: &PoolName) -> Result<(), StoreError> {
+        self.mark()?;
+        let path = name.path();
+        let (shard, last) = path.rsplit_once('/').unwrap_or(("", &path));
+        let removed = open_beneath(&self.dir, shard.as_bytes(), DIRECTORY)
+            .and_then(|shard| rustix::fs::unlinkat(shard, last, AtFlags::empty()));
+        match removed {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).at("remove", &self.path.join(&path)),
+        }
+    }
+
+    /// Removes all contents for which `is_needed` is false, and everything that is being made.
+    pub fn sweep(&self, is_needed: impl Fn(&PoolName) -> bool) -> Result<(), StoreError> {
+        self.mark()?;
+        for (class, is_public) in name::CLASSES {
+            let open = open_beneath(&self.dir, class.as_bytes(), DIRECTORY).at("open", &self.path.join(class))?;
+            for shard in list(&open).at("read", &self.path.join(class))? {
+                let path = self.path.join(class).join(String::from_utf8_lossy(&shard).as_ref());
+                let dir = match open_beneath(&open, &shard, DIRECTORY) {
+                    Err(Errno::NOTDIR | Errno::LOOP) => continue,
+                    opened => opened.at("open", &path)?,
+                };
+                for name in list(&dir).at("read", &path)? {
+                    let parsed = std::str::from_utf8(&name).ok().and_then(|name| PoolName::parse(name, is_public));
+                    if parsed.is_some_and(|name| !is_needed(&name)) {
+                        rustix::fs::unlinkat(&dir, &name[..], AtFlags::empty()).at("remove a content in", &path)?;
+                    }
+                }
+            }
+        }
+        let drafts = open_beneath(&self.dir, DRAFTS.as_bytes(), DIRECTORY).at("open", &self.path.join(DRAFTS))?;
+        for name in list(&drafts).at("read", &self.path.join(DRAFTS))? {
+            let _ = rustix::fs::unlinkat(&drafts, &name[..], AtFlags::empty());
+        }
+        Ok(())
+    }
+
+    /// Notes that there may be contents that no generation refers to. To be called before generations are removed; all
+    /// other changes do it by themselves.
+    pub fn mark(&self) -> Result<(), StoreError> {
+        if self.is_dirty.get().is_some() {
+            return Ok(());
+        }
+        let path = self.path.join(DIRTY);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, DIRTY, flags, Mode::RUSR | Mode::WUSR).at("create", &path)?;
+        rustix::fs::fsync(file).at("sync", &path)?;
+        rustix::fs::fsync(&self.dir).at("sync", &self.path)?;
+        let _ = self.is_dirty.set(());
+        kill_point("pool-marked");
+        Ok(())
+    }
+
+    /// Makes all contents durable. To be called before a generation that needs them is published.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        if self.is_dirty.get().is_none() {
+            return Ok(());
+        }
+        kill_point("before-pool-sync");
+        rustix::fs::syncfs(&self.dir).at("sync", &self.path)
+    }
+
+    /// Notes that all contents are referred to.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        kill_point("before-pool-settled");
+        match rustix::fs::unlinkat(&self.dir, DIRTY, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).at("remove", &self.path.join(DIRTY)),
+        }
+    }
+
+    /// Removes the pool of `owner` at `path` and everything in it. Does nothing if it is not there, or is another's.
+    pub fn destroy(path: &Path, owner: &str) -> Result<(), StoreError> {
+        let Ok(dir) = Self::open_dir(path) else { return Ok(()) };
+        match Self::belongs_to(&dir, path, owner) {
+            Err(StoreError::OtherPool { .. } | StoreError::NotAPool(_)) => return Ok(()),
+            belongs => drop(belongs?),
+        }
+        // The marker goes last, so that an interrupted removal can be continued.
+        for part in PARTS {
+            match fs::remove_dir_all(path.join(part)) {
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    return Err(error).at("remove", &path.join(part));
+                }
+                _ => {}
+            }
+        }
+        fs::remove_dir_all(path).at("remove", path)
+    }
+}
+
+impl PoolDraft<'_> {
+    /// Puts the copy into the pool.
+    pub fn keep(self, name: &PoolName) -> Result<(), StoreError> {
+        let mode = if name.path().starts_with("public") { 0o444 } else { 0o400 };
+        let path = || self.pool.path.join(name.path());
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode)).at("set the mode of", &path())?;
+        let (shard, last) = self.pool.shard(name)?;
+        rustix::fs::renameat(&self.drafts, &self.name, shard, last).at("create", &path())?;
+        kill_point("pool-copied");
+        Ok(())
+    }
+}
+
+impl Drop for PoolDraft<'_> {
+    fn drop(&mut self) {
+        // If it was renamed, there is nothing of that name.
+        let _ = rustix::fs::unlinkat(&self.drafts, &self.name, AtFlags::empty());
+    }
+}
+
+/// Returns whether an error only means that this one file cannot be kept in this way.
+fn is_of_the_file(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::OPNOTSUPP
+            | Errno::INVAL
+            | Errno::XDEV
+            | Errno::PERM
+            | Errno::ACCESS
+            | Errno::TXTBSY
+            | Errno::MLINK
+            | Errno::NOTTY
+            | Errno::NOENT
+    )
+}
+
+/// Returns the names in a directory.
+fn list(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if !matches!(&name[..], b"." | b"..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
