@@ -215,6 +215,10 @@ pub(crate) struct Repository {
     pub(crate) direct: Direct,
     #[serde(default)]
     pub(crate) ctime: Ctime,
+    #[serde(default)]
+    pub(crate) pin: bool,
+    #[serde(default)]
+    pub(crate) pool: Option<PathBuf>,
     #[serde(default = "Bytes::none")]
     pub(crate) bandwidth: Bytes,
     #[serde(default = "yes")]
@@ -265,6 +269,8 @@ impl Repository {
             comment: String::new(),
             direct: Direct::default(),
             ctime: Ctime::default(),
+            pin: false,
+            pool: None,
             bandwidth: Bytes::none(),
             list: true,
             hosts_allow: Words::default(),
@@ -297,6 +303,9 @@ impl Repository {
         }
         if self.secrets_file.is_none() && !self.auth_users.0.is_empty() {
             bail!("repository.auth_users: '{}' has no secrets_file", self.name);
+        }
+        if let Some(pool) = self.pool.as_ref().filter(|_| !self.pin) {
+            bail!("repository.pool: {} is not used without `pin = true`", pool.display());
         }
         Ok(())
     }
@@ -346,9 +355,8 @@ impl Config {
             below(&mut repository.index.sign_key);
             repository.root = base.join(&repository.root);
             repository.store = base.join(&repository.store);
-            for file in [&mut repository.secrets_file, &mut repository.include_from, &mut repository.exclude_from] {
-                below(file);
-            }
+            let files = [&mut repository.secrets_file, &mut repository.include_from, &mut repository.exclude_from];
+            files.into_iter().chain([&mut repository.pool]).for_each(below);
         }
         below(&mut config.daemon.lists);
         below(&mut config.daemon.motd_file);
@@ -385,6 +393,11 @@ impl Config {
             }
             if before.iter().any(|other| other.store == repository.store) {
                 bail!("repository.store: {} is the store of two repositories", repository.store.display());
+            }
+            if let Some(pool) = &repository.pool
+                && before.iter().any(|other| other.pool.as_ref() == Some(pool))
+            {
+                bail!("repository.pool: {} is the pool of two repositories", pool.display());
             }
         }
         Ok(())
@@ -526,6 +539,18 @@ mod tests {
     fn relative_paths_are_relative_to_the_file() {
         let config = parse(SMALLEST, &[]).unwrap();
         assert_eq!(config.repository[0].store, Path::new("/etc/stillmirror/stores/debian"));
+    }
+
+    #[test]
+    fn a_pool_needs_pin_and_belongs_to_one_repository() {
+        let pool = "pin = true\npool = 'pool'\n";
+        let config = parse(&format!("{SMALLEST}{pool}"), &[]).unwrap();
+        assert_eq!(config.repository[0].pool.as_deref(), Some(Path::new("/etc/stillmirror/pool")));
+        let other = SMALLEST.replace("debian", "other");
+        for text in [format!("{SMALLEST}pool = 'pool'\n"), format!("{SMALLEST}{pool}{other}{pool}")] {
+            let error = parse(&text, &[]).unwrap_err();
+            assert!(format!("{error:#}").contains("repository.pool: /etc/stillmirror/pool"), "{error:#}");
+        }
     }
 
     #[test]

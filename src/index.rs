@@ -67,6 +67,14 @@ pub(crate) struct Arguments {
     /// What to do with a file of which only the ctime differs [default: explained]
     #[arg(long)]
     ctime: Option<Ctime>,
+    /// Keep the contents of all kept generations, so that `serve` sends them whole while files are replaced and removed;
+    /// needs a file system with reflinks (XFS, btrfs) or hard links. A run without it removes them
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pin: Option<bool>,
+    /// Where --pin keeps them, on the file system of the root [default: `pool` in the store if that is there, else
+    /// `.stillmirror-pool` in the root]
+    #[arg(long, value_name = "DIR", value_parser = path_args::local())]
+    pool: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
@@ -188,13 +196,27 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
 /// Returns what to index, from the configuration file or the command line.
 fn options(arguments: &Arguments) -> Result<Vec<Options>> {
     let flags = Index::from(arguments.overrides.clone());
+    let with_pool = |mut options: Options, pin: bool, pool: Option<&PathBuf>| {
+        options.pin = arguments.pin.unwrap_or(pin);
+        options.pool = arguments.pool.as_ref().or(pool).cloned();
+        match &options.pool {
+            Some(_) if arguments.pool.is_some() && !options.pin => {
+                Err(UsageError("--pool is of no use without --pin".to_owned()).into())
+            }
+            _ => Ok(options),
+        }
+    };
     if let Some(path) = &arguments.config {
         let config = Config::load(path)?;
         let selected = config.select(&arguments.names)?;
+        if arguments.pool.is_some() && selected.len() != 1 {
+            return Err(UsageError("--pool works on one repository: name it".to_owned()).into());
+        }
         let resolve = |repository: &&crate::config::Repository| {
             let settings = flags.clone().over(&repository.index.clone().over(&config.index));
             let ctime = arguments.ctime.unwrap_or(repository.ctime);
-            repository_options(&repository.root, &repository.store, &repository.name, ctime, &settings)
+            let options = repository_options(&repository.root, &repository.store, &repository.name, ctime, &settings)?;
+            with_pool(options, repository.pin, repository.pool.as_ref())
         };
         return selected.iter().map(resolve).collect();
     }
@@ -206,7 +228,7 @@ fn options(arguments: &Arguments) -> Result<Vec<Options>> {
         None => default_name(root, store)?,
     };
     let ctime = arguments.ctime.unwrap_or_default();
-    Ok(vec![repository_options(root, store, &name, ctime, &flags)?])
+    Ok(vec![with_pool(repository_options(root, store, &name, ctime, &flags)?, false, None)?])
 }
 
 fn default_name(root: &Path, store: &Path) -> Result<String> {
@@ -319,6 +341,9 @@ fn print(name: &str, report: &Report, output: &OutputArgs) -> Exit {
     for path in &report.torn {
         eprintln!("stillmirror: {name}: {} kept changing while it was read", Escaped(path));
     }
+    for problem in &report.refused {
+        eprintln!("stillmirror: {name}: cannot keep the content of {}: {}", Escaped(&problem.path), problem.error);
+    }
     if report.digests_postponed {
         eprintln!("stillmirror: {name}: the new digests are postponed to a run in which every file can be read");
     }
@@ -346,8 +371,16 @@ fn print(name: &str, report: &Report, output: &OutputArgs) -> Exit {
             bytes(report.hashed_bytes),
             report.time.total.as_secs_f64()
         );
+        if report.pooled > 0 || report.unpooled > 0 {
+            line!(
+                "{name}: {} put into the pool; {} not kept there (on other file systems, or refused)",
+                count(report.pooled, "content"),
+                count(report.unpooled, "file")
+            );
+        }
     }
-    match (report.unreadable.is_empty() && report.rotten.is_empty(), report.torn.is_empty()) {
+    let is_whole = report.unreadable.is_empty() && report.rotten.is_empty() && report.refused.is_empty();
+    match (is_whole, report.torn.is_empty()) {
         (true, true) => Exit::Done,
         (false, _) => Exit::Partial,
         (true, false) => Exit::Vanished,
@@ -375,6 +408,9 @@ fn to_json(name: &str, report: &Report) -> Value {
         "unreadable": report.unreadable.iter().map(|problem| Escaped(&problem.path).to_string()).collect::<Vec<_>>(),
         "rotten": report.rotten.iter().map(|path| Escaped(path).to_string()).collect::<Vec<_>>(),
         "digests_postponed": report.digests_postponed,
+        "pooled": report.pooled,
+        "unpooled": report.unpooled,
+        "refused": report.refused.iter().map(|problem| Escaped(&problem.path).to_string()).collect::<Vec<_>>(),
         "torn": report.torn.iter().map(|path| Escaped(path).to_string()).collect::<Vec<_>>(),
         "seconds": time.total.as_secs_f64(),
         "seconds_by_phase": {

@@ -11,13 +11,13 @@ use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
 use stillmirror_protocol::rsync::rules::is_listed_to_others;
 use stillmirror_protocol::rsync::selection::Selection;
 use stillmirror_protocol::wire::{Capabilities, ListForm, SIGNED_HEADS, fingerprint};
-use stillmirror_store::{Generation, Mark, Store};
+use stillmirror_store::{ContentPool, Generation, Mark, Store};
 
 use crate::choosing::Choosing;
 use crate::damage::DamageLog;
 use crate::extents::READS;
 use crate::fair::Pot;
-use crate::file::Tree;
+use crate::file::{Pooled, Tree};
 use crate::gate::Gate;
 use crate::list_forms::ListForms;
 use crate::mounted::is_unmounted;
@@ -35,6 +35,8 @@ pub(crate) struct Edition {
     /// Tells followers whether they know this generation's head.
     pub(crate) fingerprint: Digest,
     pub(crate) tree: Arc<Tree>,
+    /// The contents of the generation's files, if they are kept.
+    pool: Option<Arc<ContentPool>>,
     /// All work that may block goes through these.
     pub(crate) gates: Gates,
     /// The forms in which the list is sent to receivers.
@@ -137,11 +139,29 @@ impl Edition {
             generation,
             store_dir,
             tree,
+            pool: None,
             gates,
             sub_lists: OnceLock::new(),
             no_op_rules: NoOpRules::default(),
             damage_log: DamageLog::default(),
         }
+    }
+
+    /// Sets the pool with the contents of the generation's files.
+    pub(crate) fn with_pool(mut self, pool: Option<ContentPool>) -> Self {
+        self.pool = pool.map(Arc::new);
+        self
+    }
+
+    /// Returns whether the contents of the generation's files are kept, so that they are sent whatever happens to the files
+    /// in the tree.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.generation.pool().is_some()
+    }
+
+    /// Returns where the content of the regular file at `row` is in the pool. `None` if it is not there.
+    pub(crate) fn pooled(&self, row: u32) -> Option<Pooled> {
+        Pooled::of(self.pool.as_ref()?, &self.generation, row)
     }
 
     /// Returns whether no path will ever lead to this edition again, because its tree was removed, or the

@@ -8,6 +8,7 @@
 mod batch;
 mod look;
 mod open;
+mod pooled;
 mod stored;
 mod touched;
 
@@ -35,6 +36,7 @@ use crate::mounted::is_unmounted;
 use crate::pool::EXTENT;
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
+pub(crate) use pooled::Pooled;
 pub(crate) use stored::Stored;
 use touched::Touched;
 
@@ -179,10 +181,20 @@ impl Tree {
         rustix::fs::fstat(&self.root).is_ok_and(|stat| stat.st_nlink == 0) || is_unmounted(&self.root)
     }
 
-    /// Opens the file at `path` if it is in the indexed state.
-    pub(crate) fn open_file(self: &Arc<Self>, path: &[u8], indexed: FileState) -> Result<OpenFile, ItemFailure> {
-        let (file, device) = self.checked(path, indexed, self.open_waiting(path, OFlags::empty()))?;
-        Ok(OpenFile::new(Arc::clone(self), path, indexed, file, device))
+    /// Opens the file at `path` if it is in the indexed state, or else its content in the pool.
+    pub(crate) fn open_file(
+        self: &Arc<Self>,
+        path: &[u8],
+        indexed: FileState,
+        pooled: Option<Pooled>,
+    ) -> Result<OpenFile, ItemFailure> {
+        match (self.checked(path, indexed, self.open_waiting(path, OFlags::empty())), pooled) {
+            (Ok((file, device)), pooled) => {
+                Ok(OpenFile::new(Arc::clone(self), path, indexed, file, device).with_pooled(pooled))
+            }
+            (Err(reason), Some(pooled)) => OpenFile::of_pool(self, path, indexed, &pooled).ok_or(reason),
+            (Err(reason), None) => Err(reason),
+        }
     }
 
     /// Returns a file that was just opened, and its device number. Fails unless it is in the indexed state.
@@ -506,7 +518,7 @@ pub(crate) mod tests {
             ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 8),
         ) {
             let (_dir, tree, indexed, content) = tree(DirectPolicy::Always, size);
-            let file = tree.open_file(b"file", indexed).unwrap();
+            let file = tree.open_file(b"file", indexed, None).unwrap();
             for (start, end) in ranges {
                 let (start, end) = (start.index(size + 1), end.index(size + 1));
                 let (start, end) = (start.min(end), start.max(end));
@@ -522,7 +534,7 @@ pub(crate) mod tests {
         let file = std::fs::File::open(dir.path().join("file")).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-        let open = tree.open_file(b"file", indexed).unwrap();
+        let open = tree.open_file(b"file", indexed, None).unwrap();
         assert!(read(&open, 0, content.len()).as_deref() == Ok(&content));
         if open.reads_directly() {
             assert!(!direct::is_cached(&file, 0, 4096));
@@ -533,14 +545,14 @@ pub(crate) mod tests {
     fn files_are_read_through_the_cache_if_direct_reads_are_refused() {
         let (_dir, tree, indexed, content) = tree(DirectPolicy::Always, 10_001);
         tree.learn(tree.directory.device, None);
-        let file = tree.open_file(b"file", indexed).unwrap();
+        let file = tree.open_file(b"file", indexed, None).unwrap();
         assert_eq!(read(&file, 5_000, 5_001).as_deref(), Ok(&content[5_000..]));
     }
 
     #[test]
     fn a_file_that_changed_after_it_was_opened_is_not_read() {
         let (dir, tree, indexed, _) = tree(DirectPolicy::Auto, 10_000);
-        let file = tree.open_file(b"file", indexed).unwrap();
+        let file = tree.open_file(b"file", indexed, None).unwrap();
         let mut other = std::fs::OpenOptions::new().append(true).open(dir.path().join("file")).unwrap();
         other.write_all(b"x").unwrap();
         assert_eq!(read(&file, 0, 100), Err(ItemFailure::Stale));
@@ -558,7 +570,7 @@ pub(crate) mod tests {
             let room = &mut buffer[..room(offset, len)];
             Wanted { row, indexed: states[row as usize], offset, len, room }
         });
-        let outcomes = tree.read_batch(|row| row.to_string().into_bytes(), &mut wanted.collect::<Vec<_>>());
+        let outcomes = tree.read_batch(|row| row.to_string().into_bytes(), |_| None, &mut wanted.collect::<Vec<_>>());
         let bytes = outcomes.into_iter().zip(&buffers);
         bytes.map(|(outcome, buffer)| outcome.map(|range| buffer[range].to_vec())).collect()
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use stillmirror_protocol::rsync::rules::{ModuleRules, ModuleTexts};
-use stillmirror_store::{Generation, Mark, Store, StoreError};
+use stillmirror_store::{ContentPool, Generation, Mark, Store, StoreError};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -274,7 +274,24 @@ impl Repository {
             (Err(error), _) => return Err(error),
         };
         let store_dir = store.open_dir()?;
-        Ok(Edition::new(candidate.generation, generation, store, store_dir, tree, gates, self.is_public_only))
+        let pool = self.open_pool(&generation);
+        let edition =
+            Edition::new(candidate.generation, generation, store, store_dir, tree, gates, self.is_public_only);
+        Ok(edition.with_pool(pool))
+    }
+
+    /// Opens the pool of a generation. `None` if it has none, or if that fails.
+    fn open_pool(&self, generation: &Generation) -> Option<ContentPool> {
+        let path = generation.pool()?.path(&self.store_dir, &self.root);
+        let pool = ContentPool::open(&path).inspect_err(|error| {
+            tracing::error!(
+                repository = self.name,
+                pool = %path.display(),
+                %error,
+                "cannot open the pool: files that are replaced or removed during a session are not sent"
+            );
+        });
+        pool.ok()
     }
 
     fn put(&self, edition: Edition) {

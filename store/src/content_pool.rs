@@ -241,7 +241,10 @@ impl ContentPool {
         let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(source));
         for _ in 0..2 {
             match rustix::fs::linkat(CWD, &from, &shard, &last, AtFlags::SYMLINK_FOLLOW) {
-                Ok(()) => return Ok(Ok(Put::Linked)),
+                Ok(()) => {
+                    kill_point("pool-content-added");
+                    return Ok(Ok(Put::Linked));
+                }
                 Err(Errno::EXIST) => {}
                 Err(error) if is_of_the_file(error) => return Ok(Err(error)),
                 Err(error) => return Err(error).at("make a hard link", &shown()),
@@ -382,7 +385,7 @@ impl PoolDraft<'_> {
         rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode)).at("set the mode of", &path())?;
         let (shard, last) = self.pool.shard(name)?;
         rustix::fs::renameat(&self.drafts, &self.name, shard, last).at("create", &path())?;
-        kill_point("pool-copied");
+        kill_point("pool-content-added");
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ pub const KILL_POINTS: &[&str] = &[
 
 /// The names of the kill points that only a run with a pool passes, in their order.
 pub const POOL_KILL_POINTS: &[&str] =
-    &["pool-marked", "pool-copied", "before-pool-sync", "before-unpooling", "before-pool-settled"];
+    &["pool-marked", "pool-content-added", "before-pool-sync", "before-unpooling", "before-pool-settled"];
 
 /// Kills the process with SIGKILL if the environment variable `STILLMIRROR_KILL_AT` names this point. Does
 /// nothing in release builds without the feature `kill-points`.

@@ -4,7 +4,8 @@
 //! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors),
 //! `senders` (several daemons, behind connections that fail), `signing` (signed heads, with the real minisign as the judge),
 //! `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
-//! at any moment), `shortage` (few file descriptors). `support` creates trees and runs commands.
+//! at any moment), `shortage` (few file descriptors), `pinned` (contents that outlive the files). `support` creates trees
+//! and runs commands.
 
 mod bad_input;
 mod deletions;
@@ -13,6 +14,7 @@ mod guards;
 mod hierarchy;
 mod index;
 mod kills;
+mod pinned;
 mod pull;
 mod rsync;
 mod senders;

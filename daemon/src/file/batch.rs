@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 
-use super::{FileState, Tree, Way, is_shortage, read_aligned, read_full};
+use super::{FileState, Pooled, Tree, Way, is_shortage, read_aligned, read_full};
 use crate::direct::batch::{Read, read_all};
 
 /// A range of the regular file at `row`, and the buffer for it. The buffer is aligned to
@@ -35,17 +35,24 @@ struct Opened {
 
 impl Tree {
     /// Reads ranges, and returns for each one where in its buffer it is. A range fails unless its file is in
-    /// the indexed state before and after the read. Consecutive ranges of one file share a descriptor. `path`
-    /// returns the path of a row.
+    /// the indexed state before and after the read, or the pool has its content. Consecutive ranges of one file share a
+    /// descriptor. `path` returns the path of a row, and `pooled` where its content is in the pool.
     pub(crate) fn read_batch(
         &self,
         path: impl Fn(u32) -> Vec<u8>,
+        pooled: impl Fn(u32) -> Option<Pooled>,
         wanted: &mut [Wanted<'_>],
     ) -> Vec<Result<Range<usize>, ItemFailure>> {
         let mut outcomes = Vec::with_capacity(wanted.len());
         while outcomes.len() < wanted.len() {
             let done = outcomes.len();
             outcomes.extend(self.read_some(&path, &mut wanted[done..]));
+        }
+        for (wanted, outcome) in wanted.iter_mut().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_err()) {
+            let pooled = pooled(wanted.row);
+            if let Some(range) = pooled.and_then(|pooled| self.read_pooled(&path(wanted.row), &pooled, wanted)) {
+                *outcome = Ok(range);
+            }
         }
         outcomes
     }

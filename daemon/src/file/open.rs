@@ -8,6 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 
+use super::pooled::{OpenContent, Pooled};
 use super::{FileState, Tree, Way, read_aligned, read_full};
 use crate::pipe::{Part, Pipe};
 
@@ -21,18 +22,51 @@ pub(crate) struct OpenFile {
     device: u64,
     /// A descriptor for direct reads, opened when it is first needed. `None` where direct reads are refused.
     direct: OnceLock<Option<OwnedFd>>,
+    /// Set if the file is a content of the pool.
+    content: Option<Pooled>,
+    /// Where its content is in the pool, if the file is in the tree.
+    pooled: Option<Pooled>,
+    /// The content from the pool, opened when the file in the tree turns out to have changed. `None` if that failed.
+    instead: OnceLock<Option<Box<OpenFile>>>,
 }
 
 impl OpenFile {
     /// `plain` must be open for reading, and must have been found in the indexed state.
     pub(super) fn new(tree: Arc<Tree>, path: &[u8], indexed: FileState, plain: OwnedFd, device: u64) -> Self {
-        Self { tree, path: path.into(), indexed, plain, device, direct: OnceLock::new() }
+        let (direct, instead) = (OnceLock::new(), OnceLock::new());
+        Self { tree, path: path.into(), indexed, plain, device, direct, content: None, pooled: None, instead }
+    }
+
+    /// Sets where the content is in the pool.
+    pub(super) fn with_pooled(self, pooled: Option<Pooled>) -> Self {
+        Self { pooled, ..self }
+    }
+
+    /// Opens a content of the pool. `None` if that fails.
+    pub(super) fn of_pool(tree: &Arc<Tree>, path: &[u8], indexed: FileState, pooled: &Pooled) -> Option<Self> {
+        let OpenContent { file, device, state } = tree.open_pooled(path, indexed, pooled).ok()?;
+        let open = Self::new(Arc::clone(tree), path, state, file, device);
+        Some(Self { content: Some(pooled.clone()), ..open })
+    }
+
+    /// Returns the file that is read: this one, or the content from the pool if the tree's file has changed.
+    fn source(&self) -> &Self {
+        self.instead.get().and_then(Option::as_deref).unwrap_or(self)
     }
 
     /// Reads `len` bytes at `offset`, and returns where in `buffer` they are. `buffer` must be aligned to
     /// [`crate::direct::ALIGNMENT`] and as large as [`super::room`] says. Fails unless the file is in its
-    /// indexed state before and after the read.
+    /// indexed state before and after the read, or its content is in the pool.
     pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
+        let source = self.source();
+        source.read_here(offset, len, buffer).or_else(|reason| {
+            let pooled = source.pooled.as_ref().ok_or(reason)?;
+            let open = || Self::of_pool(&self.tree, &self.path, self.indexed, pooled).map(Box::new);
+            self.instead.get_or_init(open).as_deref().ok_or(reason)?.read_here(offset, len, buffer)
+        })
+    }
+
+    fn read_here(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
         let range = match self.tree.way(&self.plain, self.device, offset, len) {
             Way::Directly(alignment) => match self.read_directly(offset, len, buffer, alignment) {
                 Some(result) => result,
@@ -57,8 +91,8 @@ impl OpenFile {
 
     /// Returns whether a range is best taken from the page cache.
     pub(crate) fn is_in_page_cache(&self, range: &Range<u64>) -> bool {
-        let len = (range.end - range.start) as usize;
-        self.tree.way(&self.plain, self.device, range.start, len) == Way::ThroughCache
+        let (len, source) = ((range.end - range.start) as usize, self.source());
+        self.tree.way(&source.plain, source.device, range.start, len) == Way::ThroughCache
     }
 
     /// Puts protocol bytes and ranges of the file into a pipe. Fails unless the file is in its indexed state
@@ -69,8 +103,9 @@ impl OpenFile {
         protocol: &[u8],
         parts: impl Iterator<Item = Part>,
     ) -> Result<(), ItemFailure> {
-        pipe.fill(protocol, &self.plain, parts).map_err(|_| ItemFailure::Unreadable)?;
-        self.tree.check_at_once(&self.path, self.indexed, &self.plain)
+        let source = self.source();
+        pipe.fill(protocol, &source.plain, parts).map_err(|_| ItemFailure::Unreadable)?;
+        self.tree.check_at_once(&self.path, source.indexed, &source.plain)
     }
 
     /// Reads with direct I/O. `None` if direct reads turn out to be refused.
@@ -95,7 +130,11 @@ impl OpenFile {
     }
 
     fn open_directly(&self) -> Option<OwnedFd> {
-        match self.tree.open_waiting(&self.path, OFlags::DIRECT) {
+        let opened = match &self.content {
+            Some(content) => content.open(OFlags::DIRECT),
+            None => self.tree.open_waiting(&self.path, OFlags::DIRECT),
+        };
+        match opened {
             Ok(file) => self.tree.check(&self.path, self.indexed, &file).is_ok().then_some(file),
             Err(Errno::INVAL) => {
                 self.tree.learn(self.device, None);

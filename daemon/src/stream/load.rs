@@ -206,7 +206,10 @@ pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> 
     if !layout.runs().iter().all(is_cached) {
         return None;
     }
-    let mut states = tree.look_at_once(generation, &stored_rows(parts))?.into_iter();
+    let rows = stored_rows(parts);
+    let is_pinned = pinned.edition.is_pinned();
+    let states = if is_pinned { vec![Ok(()); rows.len()] } else { tree.look_at_once(generation, &rows)? };
+    let mut states = states.into_iter();
     let mut loaded = Loaded::nothing(parts, Ok(0..0));
     let bytes = generation.pack(pack)?.bytes();
     for (part, got) in parts.iter().zip(&mut loaded.parts) {
@@ -249,7 +252,8 @@ fn stored_rows(parts: &[Part]) -> Vec<u32> {
 fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut [u8], got: &mut [PartResult]) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
-    let states = edition.tree.look(generation, &stored_rows(parts));
+    let rows = stored_rows(parts);
+    let states = if edition.is_pinned() { vec![Ok(()); rows.len()] } else { edition.tree.look(generation, &rows) };
     let mut is_read = Vec::with_capacity(runs.len());
     for run in runs {
         let (room, rest) = std::mem::take(&mut free).split_at_mut(run.room());
@@ -339,7 +343,7 @@ fn read_tree(
         }
     }
     let list = pinned.edition.generation.list();
-    let outcomes = pinned.edition.tree.read_batch(|row| list.path(row), &mut wanted);
+    let outcomes = pinned.edition.tree.read_batch(|row| list.path(row), |row| pinned.edition.pooled(row), &mut wanted);
     for (&(at, start), outcome) in missing.iter().zip(outcomes) {
         got[at].bytes = outcome.map(|range| start + range.start..start + range.end);
     }
@@ -380,8 +384,9 @@ impl LargeFile {
     }
 
     fn open(&self) -> Result<&OpenFile, ItemFailure> {
-        let path = || self.pinned.edition.generation.list().path(self.row);
-        let open = || self.pinned.edition.tree.open_file(&path(), self.state);
+        let edition = &self.pinned.edition;
+        let path = || edition.generation.list().path(self.row);
+        let open = || edition.tree.open_file(&path(), self.state, edition.pooled(self.row));
         self.open.get_or_init(open).as_ref().map_err(|reason| *reason)
     }
 }

@@ -13,13 +13,13 @@ use stillmirror_daemon::{Config, Daemon, DaemonError, Listeners, Reload, Reposit
 use stillmirror_protocol::changes::{self, Changes, Source};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
-use stillmirror_protocol::local::{Identity, LocalTable, RelativeDevice};
+use stillmirror_protocol::local::{Identity, LocalTable, Pooled, RelativeDevice};
 use stillmirror_protocol::wire::{
     ClientHello, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, Item, ItemFailure, ListForm, Reply, Request,
     ServerHello, frame, kind,
 };
 use stillmirror_protocol::{limits, list, path};
-use stillmirror_store::{Generation, Record, Store};
+use stillmirror_store::{ContentPool, Generation, PoolName, PoolPlace, Record, Store};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -137,7 +137,7 @@ pub(crate) fn index_changing(
     kept: impl Fn(Vec<u8>) -> Vec<u8>,
     change: &dyn Fn(&[u8], &mut Entry),
 ) -> u64 {
-    index_all("repo", root, store, keep, kept, change)
+    index_all("repo", root, store, keep, kept, change, None)
 }
 
 /// Like [`index_keeping`], for a repository of that name.
@@ -148,7 +148,49 @@ pub(crate) fn index_as(
     keep: u64,
     kept: impl Fn(Vec<u8>) -> Vec<u8>,
 ) -> u64 {
-    index_all(repository, root, store, keep, kept, &|_, _| {})
+    index_all(repository, root, store, keep, kept, &|_, _| {}, None)
+}
+
+/// Like [`index`], and puts the contents of all files into a pool: as copies or as hard links. Hard links work everywhere,
+/// and copies only where [`has_reflinks`].
+pub(crate) fn index_pinned(root: &Path, store: &Path, keep: u64, pooled: Pooled) -> u64 {
+    // The links in the pool are no names in the tree.
+    index_all("repo", root, store, keep, |content| content, &|_, entry| entry.link = None, Some(pooled))
+}
+
+/// Returns whether the file system of temporary directories shares blocks between files.
+pub(crate) fn has_reflinks() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a"), "a").unwrap();
+    let from = std::fs::File::open(dir.path().join("a")).unwrap();
+    rustix::fs::ioctl_ficlone(std::fs::File::create(dir.path().join("b")).unwrap(), from).is_ok()
+}
+
+/// Puts the contents of all files below a directory into the pool of a store.
+fn fill_pool(dir: &Path, pool: &ContentPool, pooled: Pooled) {
+    for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            fill_pool(&path, pool, pooled);
+            continue;
+        }
+        let (file, meta) = (std::fs::File::open(&path).unwrap(), path.metadata().unwrap());
+        let mtime = Time { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 };
+        // As for the list: the root is a directory that not everybody may enter, or that everybody may.
+        for is_public in [false, true] {
+            match pooled {
+                Pooled::Copy => {
+                    let digest = list::digest(&std::fs::read(&path).unwrap());
+                    let draft = pool.copy(&file).unwrap().expect("reflinks");
+                    draft.keep(&PoolName::of_copy(digest, is_public)).unwrap();
+                }
+                Pooled::Link => {
+                    let name = PoolName::of_link(meta.ino(), mtime, meta.size(), is_public);
+                    pool.link(&file, &name).unwrap().expect("hard links");
+                }
+                Pooled::No => {}
+            }
+        }
+    }
 }
 
 fn index_all(
@@ -158,7 +200,13 @@ fn index_all(
     keep: u64,
     kept: impl Fn(Vec<u8>) -> Vec<u8>,
     change: &dyn Fn(&[u8], &mut Entry),
+    pooled: Option<Pooled>,
 ) -> u64 {
+    let store = Store::create(store, repository).unwrap();
+    if let Some(pooled) = pooled {
+        let path = PoolPlace::Store.path(store.dir(), root);
+        fill_pool(root, &ContentPool::create(&path, repository).unwrap().0, pooled);
+    }
     let mut changes = Changes::default();
     let mut facts = HashMap::new();
     walk(root, b"", &mut changes, &mut facts, change);
@@ -167,7 +215,6 @@ fn index_all(
     let encoded = new.list.encode();
     let list = list::open(&encoded).unwrap();
 
-    let store = Store::create(store, repository).unwrap();
     let lock = store.lock().unwrap();
     let draft = store.begin(&lock).unwrap();
     let mut local = LocalTable::default();
@@ -179,6 +226,7 @@ fn index_all(
         let append = || draft.append(row.sha256(), Record { sums: &path, content: &content }).unwrap();
         let record = row.is_file().then(append);
         local.push(facts[&path], None, record);
+        local.mark_pooled(pooled.unwrap_or_default());
     }
     let digest = list::digest(&encoded);
     let before = store.current().unwrap();
@@ -199,6 +247,9 @@ fn index_all(
         expires: None,
     };
     draft.write_head(&head.encode()).unwrap();
+    if pooled.is_some() {
+        draft.write_pool(&PoolPlace::Store, before.as_ref()).unwrap();
+    }
     draft.publish().unwrap()
 }
 

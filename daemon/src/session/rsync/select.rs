@@ -342,7 +342,8 @@ impl NameFile {
         }
         let is_usable = |row: &Row<'_>| row.is_file() && row.size() <= MAX_NAMES_FILE && pinned.may_send(row.number());
         let row = generation.list().find(&path).filter(is_usable).ok_or_else(refused)?;
-        let file = pinned.edition.tree.open_file(&path, pinned.edition.tree.indexed(generation, row.number()));
+        let (tree, pooled) = (&pinned.edition.tree, pinned.edition.pooled(row.number()));
+        let file = tree.open_file(&path, tree.indexed(generation, row.number()), pooled);
         Ok(Self { file: file.map_err(|_| refused())?, size: row.size(), read: 0, pending: Vec::new() })
     }
 
