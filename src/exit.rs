@@ -30,7 +30,7 @@ pub(crate) enum Exit {
     Partial = 23,
     /// Some files vanished or changed while they were read. The next run picks them up.
     Vanished = 24,
-    /// More deletions than `--max-delete` allows. Nothing was deleted.
+    /// More deletions than `--max-delete` allows, or a sender that has only a slice now. Nothing was deleted.
     DeleteLimit = 25,
     /// The peer was silent for too long.
     Timeout = 30,
@@ -132,7 +132,7 @@ fn of_pull(error: &PullError) -> Exit {
     match error {
         PullError::Usage(_) | PullError::Busy { .. } => Exit::Usage,
         PullError::Interrupted => Exit::Interrupted,
-        PullError::DeleteLimit { .. } => Exit::DeleteLimit,
+        PullError::DeleteLimit { .. } | PullError::TurnedSlice { .. } => Exit::DeleteLimit,
         PullError::Connect { .. } | PullError::Socket { .. } => Exit::Socket,
         PullError::Timeout { .. } => Exit::Timeout,
         PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
@@ -177,7 +177,7 @@ Exit codes:
   20  ended by SIGINT or SIGTERM
   23  some files were not transferred, not indexed, or did not verify
   24  some files vanished or changed while they were read; the next run picks them up
-  25  more deletions than --max-delete allows; nothing was deleted
+  25  more deletions than --max-delete allows, or a sender that has only a slice now; nothing was deleted
   30  the peer was silent for too long
   40  the command of --before failed; nothing was pulled
   41  the pull is done, but the command of --after failed";

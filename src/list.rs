@@ -125,6 +125,9 @@ fn summary(head: &Head) -> serde_json::Map<String, serde_json::Value> {
         "created": time(head.created),
         "expires": head.expires.map(time),
         "list_digest": head.list_digest.to_string(),
+        "slice": head.slice.as_ref().map(|slice| {
+            serde_json::json!({ "of": slice.of.to_string(), "selected": slice.selected })
+        }),
         "files": counts.files,
         "directories": counts.directories,
         "symlinks": counts.symlinks,

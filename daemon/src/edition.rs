@@ -10,7 +10,7 @@ use stillmirror_protocol::list;
 use stillmirror_protocol::rsync::flist::{Numbers, SubLists};
 use stillmirror_protocol::rsync::rules::is_listed_to_others;
 use stillmirror_protocol::rsync::selection::Selection;
-use stillmirror_protocol::wire::{Capabilities, ListForm, SIGNED_HEADS, fingerprint};
+use stillmirror_protocol::wire::{Capabilities, ListForm, SIGNED_HEADS, SLICE_HEADS, fingerprint};
 use stillmirror_store::{ContentPool, Generation, Mark, Store};
 
 use crate::choosing::Choosing;
@@ -178,14 +178,16 @@ impl Edition {
         Numbers::computed(list, selection, sub_lists)
     }
 
-    /// Returns the head for a receiver with these capabilities: as it is stored, or without its expiry, which older
-    /// receivers do not read.
+    /// Returns the head for a receiver with these capabilities: as it is stored, or without its expiry and the mark of a
+    /// slice, which older receivers do not read.
     pub(crate) fn head_for(&self, capabilities: Capabilities) -> Vec<u8> {
         let head = self.generation.head();
-        if head.expires.is_none() || capabilities & SIGNED_HEADS != 0 {
+        let expires = head.expires.filter(|_| capabilities & SIGNED_HEADS != 0);
+        let slice = head.slice.clone().filter(|_| capabilities & SLICE_HEADS != 0);
+        if expires == head.expires && slice == head.slice {
             return self.generation.head_bytes().to_vec();
         }
-        Head { expires: None, ..head.clone() }.encode()
+        Head { expires, slice, ..head.clone() }.encode()
     }
 
     /// Returns the form in which the list is sent to a receiver that has the list with digest `have`. Reads

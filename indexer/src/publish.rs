@@ -81,6 +81,7 @@ pub(crate) fn publish(
         previous,
         counts,
         expires: signer.map(|signer| signer.expires(created)),
+        slice: None,
     };
     write_head(&draft, &head, signer)?;
     if let Some(Pooling { pool, place, .. }) = pooling {

@@ -14,6 +14,10 @@ const MAGIC: [u8; 8] = *b"SMHEAD\r\n";
 const VERSION: u16 = 1;
 /// The format of a head that expires.
 const VERSION_EXPIRING: u16 = 2;
+/// The format of a head of a slice.
+const VERSION_SLICE: u16 = 3;
+/// In format 3: the head expires.
+const EXPIRES: u8 = 1;
 const CHECKSUM_BYTES: usize = 16;
 
 /// The description of a generation, without its list.
@@ -35,7 +39,33 @@ pub struct Head {
     pub counts: Counts,
     /// The time until which the head's signature is accepted. Signed heads have one, others have none.
     pub expires: Option<Time>,
+    /// What the list is a slice of. `None` if the generation is whole.
+    pub slice: Option<SliceMark>,
 }
+
+/// The mark of a generation that has a selected part of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceMark {
+    /// The digest of the list that the part was selected from.
+    pub of: Digest,
+    /// What was selected, for people.
+    pub selected: String,
+}
+
+impl SliceMark {
+    /// Creates a mark. Of a text that is longer than [`limits::SLICE_TEXT`], the beginning is kept.
+    pub fn new(of: Digest, selected: &str) -> Self {
+        let mut kept: String = selected.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        if kept.len() > limits::SLICE_TEXT {
+            kept.truncate(kept.floor_char_boundary(limits::SLICE_TEXT - CUT.len_utf8()));
+            kept.push(CUT);
+        }
+        Self { of, selected: kept }
+    }
+}
+
+/// The end of a text of which only the beginning is kept.
+const CUT: char = '…';
 
 /// Totals over a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -81,7 +111,7 @@ pub enum HeadError {
     #[error("not a generation's head (wrong magic)")]
     Magic,
     /// The head has another version of the format.
-    #[error("generation head format {found}; this program reads formats {VERSION} and {VERSION_EXPIRING}")]
+    #[error("generation head format {found}; this program reads formats {VERSION} to {VERSION_SLICE}")]
     Version {
         /// The version found.
         found: u16,
@@ -95,11 +125,16 @@ pub enum HeadError {
 }
 
 impl Head {
-    /// Encodes the head to at most [`limits::HEAD`] bytes. The format is 2 if the head expires, and 1 otherwise.
+    /// Encodes the head to at most [`limits::HEAD`] bytes. The format is 3 for a slice, 2 for another head that expires, and
+    /// 1 otherwise.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&MAGIC);
-        let version = if self.expires.is_some() { VERSION_EXPIRING } else { VERSION };
+        let version = match (&self.slice, self.expires) {
+            (Some(_), _) => VERSION_SLICE,
+            (None, Some(_)) => VERSION_EXPIRING,
+            (None, None) => VERSION,
+        };
         out.extend_from_slice(&version.to_le_bytes());
         put_bytes(&mut out, self.repository.as_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
@@ -111,7 +146,14 @@ impl Head {
         for count in [files, directories, symlinks, specials, bytes] {
             out.extend_from_slice(&count.to_le_bytes());
         }
+        if self.slice.is_some() {
+            out.push(if self.expires.is_some() { EXPIRES } else { 0 });
+        }
         self.expires.into_iter().for_each(|expires| put_time(&mut out, expires));
+        if let Some(SliceMark { of, selected }) = &self.slice {
+            out.extend_from_slice(&of.0);
+            put_bytes(&mut out, selected.as_bytes());
+        }
         let checksum = XxHash3_128::oneshot(&out);
         out.extend_from_slice(&checksum.to_le_bytes());
         out
@@ -124,7 +166,7 @@ impl Head {
             return Err(HeadError::Magic);
         }
         let found = reader.u16("version")?;
-        if ![VERSION, VERSION_EXPIRING].contains(&found) {
+        if ![VERSION, VERSION_EXPIRING, VERSION_SLICE].contains(&found) {
             return Err(HeadError::Version { found });
         }
         let Some((fields, checksum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
@@ -135,7 +177,7 @@ impl Head {
         }
         let repository = reader.text("repository", limits::REPOSITORY_NAME)?;
         check_repository_name(repository).map_err(|_| DecodeError::Invalid("repository"))?;
-        let head = Self {
+        let mut head = Self {
             repository: repository.to_owned(),
             generation: reader.u64("generation")?,
             created: time(&mut reader, "created")?,
@@ -149,8 +191,29 @@ impl Head {
                 specials: reader.u64("specials")?,
                 bytes: reader.u64("bytes")?,
             },
-            expires: (found == VERSION_EXPIRING).then(|| time(&mut reader, "expires")).transpose()?,
+            expires: None,
+            slice: None,
         };
+        let expires = match found {
+            VERSION => false,
+            VERSION_EXPIRING => true,
+            _ => match reader.u8("flags")? {
+                0 => false,
+                EXPIRES => true,
+                _ => return Err(DecodeError::Invalid("flags").into()),
+            },
+        };
+        if expires {
+            head.expires = Some(time(&mut reader, "expires")?);
+        }
+        if found == VERSION_SLICE {
+            let of = Digest(reader.array("slice of")?);
+            let selected = reader.text("slice", limits::SLICE_TEXT)?;
+            if selected.is_empty() || selected.contains(char::is_control) {
+                return Err(DecodeError::Invalid("slice").into());
+            }
+            head.slice = Some(SliceMark { of, selected: selected.to_owned() });
+        }
         reader.take("checksum", CHECKSUM_BYTES)?;
         reader.finish("generation head")?;
         if head.list_len > limits::LIST_BYTES {
@@ -169,6 +232,56 @@ fn put_time(out: &mut Vec<u8>, time: Time) {
 fn time(reader: &mut Reader<'_>, field: &'static str) -> Result<Time, DecodeError> {
     let time = Time { sec: reader.u64(field)?.cast_signed(), nsec: reader.u32(field)? };
     if time.nsec > 999_999_999 { Err(DecodeError::Invalid(field)) } else { Ok(time) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn head(repository: &str, slice: SliceMark) -> Head {
+        let time = Time { sec: i64::MAX, nsec: 999_999_999 };
+        Head {
+            repository: repository.to_owned(),
+            generation: u64::MAX,
+            created: time,
+            list_digest: Digest([1; 32]),
+            list_len: 1,
+            previous: Digest([2; 32]),
+            counts: Counts::default(),
+            expires: Some(time),
+            slice: Some(slice),
+        }
+    }
+
+    fn with_checksum(fields: &[u8]) -> Vec<u8> {
+        [fields, &XxHash3_128::oneshot(fields).to_le_bytes()].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn the_mark_of_a_slice_fits_into_a_head_whatever_its_text(text in "\\PC{1,400}|[a-z\n\u{1b}é…]{1,400}") {
+            let mark = SliceMark::new(Digest([3; 32]), &text);
+            let encoded = head(&"r".repeat(limits::REPOSITORY_NAME), mark.clone()).encode();
+            prop_assert!(encoded.len() <= limits::HEAD);
+            prop_assert_eq!(Head::decode(&encoded).unwrap().slice, Some(mark));
+        }
+    }
+
+    #[test]
+    fn a_mark_that_no_program_writes_is_refused() {
+        let right = head("r", SliceMark { of: Digest([3; 32]), selected: "text".to_owned() }).encode();
+        let fields = &right[..right.len() - CHECKSUM_BYTES];
+        let flags = fields.len() - 4 - 1 - 32 - 12 - 1;
+        assert_eq!(fields[flags], EXPIRES);
+        for (at, byte) in [(flags, 3), (flags, 0), (fields.len() - 1, 0x1b), (fields.len() - 5, 0)] {
+            let mut wrong = fields.to_vec();
+            wrong[at] = byte;
+            assert!(matches!(Head::decode(&with_checksum(&wrong)), Err(HeadError::Decode(_))), "{at}: {byte}");
+        }
+        assert_eq!(Head::decode(&with_checksum(fields)).unwrap().encode(), right);
+    }
 }
 
 /// The error for an invalid repository name.

@@ -39,8 +39,10 @@ pub const LIST_BYTES: u64 = 24 << 30;
 pub const DELTA_BYTES: u64 = 1 << 30;
 /// Deltas in one reply. A receiver that is further behind fetches the whole list.
 pub const DELTAS: usize = 64;
-/// Bytes in an encoded `head`: fixed fields and a repository's name.
+/// Bytes in an encoded `head`: fixed fields, a repository's name, and what a slice has.
 pub const HEAD: usize = 512;
+/// Bytes of the text in a head that says what a slice has. As long as fits into the head.
+pub const SLICE_TEXT: usize = 160;
 /// Bytes in the signature file of a head: two signatures in base64 and two comments of one line.
 pub const SIGNATURE: usize = 2048;
 /// Bytes in a file with a public key: a comment and the key in base64. Equals the limit of minisign for a comment.

@@ -22,7 +22,9 @@ use crate::list;
 
 pub use answers::{Repository, decode_dir, encode_child};
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, frame, kind};
-pub use hello::{Capabilities, ClientHello, FOLLOWING, HELLO_BYTES, MAGIC, SIGNED_HEADS, ServerHello, VERSION};
+pub use hello::{
+    Capabilities, ClientHello, FOLLOWING, HELLO_BYTES, MAGIC, SIGNED_HEADS, SLICE_HEADS, ServerHello, VERSION,
+};
 pub use reply::{ErrorCode, ItemFailure, ListForm, Reply};
 pub use request::{Item, Request, items_that_fit};
 

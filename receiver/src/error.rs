@@ -130,6 +130,18 @@ pub enum PullError {
         /// The number of the sender's generation that the last pull took.
         held: u64,
     },
+    /// The sender has only a slice of the repository, and the last pull found it whole. See
+    /// [`Options::allow_slice`](crate::Options::allow_slice).
+    #[error(
+        "the sender has only a slice of '{repository}' now ({selected}), and had all of it at the last pull: nothing was \
+         changed; give --allow-slice if that is intended"
+    )]
+    TurnedSlice {
+        /// The repository.
+        repository: String,
+        /// What the slice has.
+        selected: String,
+    },
     /// The head is not trusted. Nothing was changed. See [`Options::trust`](crate::Options::trust).
     #[error("the head of '{repository}' is not trusted: {reason}")]
     Untrusted {
@@ -215,6 +227,7 @@ impl PullError {
                 | Self::Handshake { .. }
                 | Self::Refused { .. }
                 | Self::Untrusted { .. }
+                | Self::TurnedSlice { .. }
                 | Self::Protocol(_)
         )
     }

@@ -46,6 +46,17 @@ pub(crate) fn refused_deletions(
     Ok((!allowed).then_some(TooMany { wanted, total }))
 }
 
+/// Fails if the sender has only a slice, and the last pull found it whole: with `--delete`, everything else would go, here and
+/// at every mirror that pulls from here. Without it, the clients of this mirror would lose it all the same.
+pub(crate) fn refuse_slice(options: &Options, store: Option<&Store>, head: &Head) -> Result<(), PullError> {
+    let Some(slice) = head.slice.as_ref().filter(|_| !options.allow_slice) else { return Ok(()) };
+    let Some(current) = store.map(Store::current_head).transpose()?.flatten() else { return Ok(()) };
+    if current.origin.unwrap_or(current.head).slice.is_some() {
+        return Ok(());
+    }
+    Err(PullError::TurnedSlice { repository: head.repository.clone(), selected: slice.selected.clone() })
+}
+
 /// Fails if the sender's generation is older than the one that the last pull took: by its number and by its time. A sender
 /// whose store was made anew counts from 1 again, but its generations are newer by their times.
 pub(crate) fn refuse_older(options: &Options, store: Option<&Store>, head: &Head) -> Result<(), PullError> {

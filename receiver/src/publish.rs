@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use rkyv::util::AlignedVec;
 use stillmirror_protocol::changes::{self, Source as RowSource};
 use stillmirror_protocol::entry::Digest;
-use stillmirror_protocol::head::{Counts, Head};
+use stillmirror_protocol::head::{Counts, Head, SliceMark};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::local::{Identity, LocalTable, RecordAt};
 use stillmirror_store::{Draft, Generation};
@@ -79,6 +79,7 @@ impl Publisher<'_> {
                 *origin.head == self.pinned.head
                     && origin.signature == signature
                     && held.head().list_digest == list::digest(&own.encoded)
+                    && held.head().slice == self.slice_mark()
                     && self.knows_files(held, |row| self.identity_of(&own, row))
             }
             _ => false,
@@ -93,6 +94,19 @@ impl Publisher<'_> {
             return false;
         }
         (0..list.len()).filter(|&row| list.row(row).is_file()).all(|row| identity(row) == local.identity(row))
+    }
+
+    /// Returns the mark of the tree's own list, if it has only a part of the sender's.
+    fn slice_mark(&self) -> Option<SliceMark> {
+        let head = &self.pinned.head;
+        if self.selection.is_whole() {
+            return head.slice.clone();
+        }
+        let mut selected = self.options.selected();
+        if let Some(slice) = &head.slice {
+            selected = format!("{selected}, of: {}", slice.selected);
+        }
+        Some(SliceMark::new(head.list_digest, &selected))
     }
 
     /// Returns the list of what the tree has. `None` if it has everything in the sender's list and nothing
@@ -167,6 +181,7 @@ impl Publisher<'_> {
             counts: Counts::of(list),
             // The origin's signature is not one of this head.
             expires: None,
+            slice: self.slice_mark(),
         };
         match (same, self.held) {
             (Some(held), _) => {

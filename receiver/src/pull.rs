@@ -145,6 +145,7 @@ impl Pull<'_> {
         let store = destination.store.as_ref().map(|(store, _)| store);
         let accepted = trust::check_with_store(&pinned, &self.options.trust, store, self.began)?;
         guard::refuse_older(self.options, store, &pinned.head)?;
+        guard::refuse_slice(self.options, store, &pinned.head)?;
         self.create_missing(&mut destination)?;
         if let (Some(accepted), Some((store, Some(_)))) = (accepted, &destination.store) {
             accepted.save(store)?;

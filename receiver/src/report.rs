@@ -6,6 +6,7 @@ use std::time::Duration;
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::list::FileType;
+use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::signature::PublicKey;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
@@ -78,6 +79,8 @@ pub struct Options {
     pub allow_empty: bool,
     /// Whether to pull a generation that is older than the one that the last pull took.
     pub allow_older: bool,
+    /// Whether to pull from a sender that has only a slice, although the last pull found it whole.
+    pub allow_slice: bool,
     /// How long to wait for another pull that has the tree or the store. `None` does not wait.
     pub wait: Option<Duration>,
     /// The filter, for paths relative to [`Options::path`].
@@ -145,6 +148,7 @@ impl Options {
             max_delete: MaxDelete::Any,
             allow_empty: false,
             allow_older: false,
+            allow_slice: false,
             wait: None,
             filter: Filter::default(),
             names: None,
@@ -171,6 +175,22 @@ impl Options {
 }
 
 impl Options {
+    /// Says what is pulled of the repository, if it is not all of it.
+    pub(crate) fn selected(&self) -> String {
+        let mut parts = Vec::new();
+        if !self.path.is_empty() {
+            parts.push(format!("directory {}", Escaped(&self.path)));
+        }
+        if self.names.is_some() {
+            parts.push("names from a file".to_owned());
+        }
+        if !self.filter.is_empty() {
+            parts.push("filtered".to_owned());
+        }
+        // The staging directory of the origin, for example.
+        if parts.is_empty() { "not everything".to_owned() } else { parts.join("; ") }
+    }
+
     /// Returns whether entries of a type are pulled.
     pub(crate) fn takes(&self, kind: FileType) -> bool {
         match kind {

@@ -29,11 +29,12 @@ pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
     for repository in repositories {
         let state = match Head::decode(&repository.head) {
             Ok(head) => format!(
-                "generation {} of {}, {}, {}",
+                "generation {} of {}, {}, {}{}",
                 head.generation,
                 time(head.created),
                 count(head.counts.files, "file"),
-                bytes(head.counts.bytes)
+                bytes(head.counts.bytes),
+                slice(&head)
             ),
             Err(_) => "not indexed yet, or not available to this client".to_owned(),
         };
@@ -42,11 +43,19 @@ pub(super) fn repositories(repositories: &[Repository], as_json: bool) {
     }
 }
 
+/// Says that a generation is a slice.
+fn slice(head: &Head) -> String {
+    head.slice.as_ref().map_or(String::new(), |slice| format!(", only a slice: {}", slice.selected))
+}
+
 /// Prints entries of a generation in the given order, without collecting them first.
 pub(super) fn entries(head: &Head, entries: impl Iterator<Item = (Vec<u8>, Entry)>, as_json: bool) {
     let mut out = BufWriter::new(io::stdout().lock());
     // A reader that is gone (`| head`) is not an error.
     let _ = if as_json { entries_json(&mut out, head, entries) } else { entries_text(&mut out, entries) };
+    if let (false, Some(slice)) = (as_json, &head.slice) {
+        eprintln!("stillmirror: '{}' is only a slice here: {}", head.repository, slice.selected);
+    }
     let _ = out.flush();
 }
 

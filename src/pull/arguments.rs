@@ -85,6 +85,9 @@ pub(crate) struct Arguments {
     /// Pull the sender's generation although it is older than the one that the last pull took
     #[arg(long)]
     allow_older: bool,
+    /// Pull from a sender that has only a slice of the repository now, and had all of it at the last pull
+    #[arg(long)]
+    allow_slice: bool,
     /// Stay connected after the pull, and pull again whenever the sender has another generation, until SIGTERM or SIGINT; what
     /// fails is repeated
     #[arg(long, conflicts_with = "dry_run")]
@@ -224,6 +227,7 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.delete_grace = arguments.delete_grace.map(Seconds::duration);
     options.allow_empty = arguments.allow_empty;
     options.allow_older = arguments.allow_older;
+    options.allow_slice = arguments.allow_slice;
     options.max_delete = arguments.max_delete.unwrap_or(MaxDelete::Usual);
     options.wait = arguments.wait.map(|time| time.map_or(Duration::MAX, Seconds::duration));
     options.filter = arguments.filter.0.clone();

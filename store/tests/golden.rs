@@ -8,7 +8,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::store;
-use stillmirror_protocol::{entry::Time, head::Head, list, local};
+use stillmirror_protocol::{
+    entry::Time,
+    head::{Head, SliceMark},
+    list, local,
+};
 
 #[test]
 fn a_generation_is_written_as_by_earlier_builds() {
@@ -34,6 +38,21 @@ fn a_head_that_expires_is_written_and_read_as_by_earlier_builds() {
     let written = fs::read(golden("head-2")).unwrap();
     assert_eq!(expiring.encode(), written);
     assert_eq!(Head::decode(&written), Ok(expiring));
+}
+
+#[test]
+fn the_head_of_a_slice_is_written_and_read_as_by_earlier_builds() {
+    let head = Head::decode(&fs::read(golden("head")).unwrap()).unwrap();
+    let slice = SliceMark::new(head.previous, "suite stable; architecture amd64");
+    for (name, expires) in [("head-3", None), ("head-3-expiring", Some(Time { sec: 1_800_000_000, nsec: 0 }))] {
+        let sliced = Head { expires, slice: Some(slice.clone()), ..head.clone() };
+        if std::env::var_os("STILLMIRROR_BLESS").is_some() {
+            fs::write(golden(name), sliced.encode()).unwrap();
+        }
+        let written = fs::read(golden(name)).unwrap();
+        assert_eq!(sliced.encode(), written);
+        assert_eq!(Head::decode(&written), Ok(sliced));
+    }
 }
 
 #[test]

@@ -38,6 +38,40 @@ fn a_filtered_pull_is_served_with_the_pulled_files_only() {
     assert_same_tree(&world.dest(), &world.path("third"));
 }
 
+#[test]
+fn a_leaf_keeps_everything_when_its_upstream_takes_only_a_slice_by_mistake() {
+    let world = World::with_tree();
+    world.index();
+    let origin = world.serve();
+    world.pull(&origin);
+    let middle = Server::start(&world.dest(), &world.path("dest-store"));
+    let leaf = |arguments: &[&str]| {
+        let mut command = stillmirror(&["pull", "--json", "--delete", "--max-delete", "100%", &middle.url("repo")]);
+        command.arg(world.path("leaf")).arg("--store").arg(world.path("leaf-store")).args(arguments).output().unwrap()
+    };
+    json(&leaf(&[]));
+    json(
+        &world.pull_command(&origin).args(["--delete", "--max-delete", "100%", "--exclude", "/pool"]).output().unwrap(),
+    );
+    let wait = || std::thread::sleep(std::time::Duration::from_millis(50));
+    let listed =
+        || json(&stillmirror(&["list", "--json", &middle.url("")]).output().unwrap())["repositories"][0].clone();
+    while listed()["slice"].is_null() {
+        wait();
+    }
+    assert_fails(&leaf(&[]), 25, &["only a slice of 'repo'", "filtered", "nothing was changed", "--allow-slice"]);
+    assert_same_tree(&world.src(), &world.path("leaf"));
+    let shown = stillmirror(&["list", &middle.url("")]).output().unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("only a slice: filtered"));
+    json(&leaf(&["--allow-slice"]));
+    assert!(!world.path("leaf/pool").exists());
+    assert!(json(&leaf(&[]))["unchanged"].as_bool().unwrap());
+    // The mark travels on, as the middle tier wrote it.
+    let stored = json(&stillmirror(&["list", "--json", "--store"]).arg(world.path("leaf-store")).output().unwrap());
+    let origins = json(&stillmirror(&["list", "--json", "--store"]).arg(world.path("store")).output().unwrap());
+    assert_eq!((&stored["slice"], &stored["slice"]["of"]), (&listed()["slice"], &origins["list_digest"]));
+}
+
 /// Pulls with `rsync` until `until` returns true. Returns the exit codes.
 fn pull_with_rsync(address: &str, dest: &Path, mut until: impl FnMut() -> bool) -> Vec<i32> {
     let mut codes = Vec::new();

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{
-    Capabilities, ClientHello, ErrorCode, FOLLOWING, FrameHeader, Reply, SIGNED_HEADS, ServerHello, kind,
+    Capabilities, ClientHello, ErrorCode, FOLLOWING, FrameHeader, Reply, SIGNED_HEADS, SLICE_HEADS, ServerHello, kind,
 };
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
@@ -29,6 +29,9 @@ use crate::shared::ServerState;
 use crate::stream::Writer;
 use tally::Tally;
 
+/// What this daemon can do.
+const CAPABILITIES: Capabilities = SIGNED_HEADS | SLICE_HEADS;
+
 /// The idle timeout is divided by this number while other clients wait for a slot.
 const IN_DEMAND_DIVISOR: u32 = 4;
 
@@ -42,7 +45,7 @@ struct InFlight {
 pub(crate) fn answer_hello(shared: &ServerState, version: u16) -> ServerHello {
     let requests = limits::REQUESTS_UNDER_WAY as u16;
     let following = if shared.limits.followers > 0 { FOLLOWING } else { 0 };
-    ServerHello { version, requests, capabilities: SIGNED_HEADS | following, reply_payload: EXTENT as u32 }
+    ServerHello { version, requests, capabilities: CAPABILITIES | following, reply_payload: EXTENT as u32 }
 }
 
 /// The state that the parts of a session share.
@@ -68,7 +71,7 @@ pub(crate) async fn serve(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
-        capabilities: hello.capabilities & SIGNED_HEADS,
+        capabilities: hello.capabilities & CAPABILITIES,
         writer: Arc::new(Mutex::new(Writer::new(output, shared))),
         request_permits: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         tally: std::sync::Mutex::new(Tally::new(peer)),

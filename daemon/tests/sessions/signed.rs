@@ -1,8 +1,8 @@
 //! Signed heads, and clients that do not read them.
 
-use stillmirror_protocol::entry::Time;
-use stillmirror_protocol::head::Head;
-use stillmirror_protocol::wire::{ClientHello, Repository, Request};
+use stillmirror_protocol::entry::{Digest, Time};
+use stillmirror_protocol::head::{Head, SliceMark};
+use stillmirror_protocol::wire::{ClientHello, Repository, Request, SIGNED_HEADS};
 use stillmirror_store::Store;
 
 use crate::support::*;
@@ -52,6 +52,32 @@ async fn an_older_client_gets_a_head_that_it_reads_and_no_signature() {
     assert_eq!(soon(client.data(handle, vec![fixture.whole("a")])).await.bytes, b"content");
     let announced = soon(client.ask(&Request::Repositories)).await.bytes;
     assert_eq!(Repository::decode_all(&announced).unwrap()[0].head, bytes);
+}
+
+#[tokio::test]
+async fn an_older_client_gets_the_head_of_a_slice_as_if_it_were_whole() {
+    let fixture = Fixture::with(&[("a", b"content")]);
+    fixture.index();
+    let store = Store::open(&fixture.store()).unwrap();
+    let current = store.current().unwrap().unwrap();
+    let lock = store.lock().unwrap();
+    let draft = store.begin(&lock).unwrap();
+    draft.link_all(&current).unwrap();
+    let slice = Some(SliceMark::new(Digest([7; 32]), "suite stable"));
+    let head = Head { generation: draft.number(), slice, ..current.head().clone() };
+    draft.write_head(&head.encode()).unwrap();
+    draft.publish().unwrap();
+    drop(lock);
+    let server = fixture.serve().await;
+    let ours = ClientHello::OURS.capabilities;
+    for (capabilities, format, slice) in [(ours, 3, head.slice.clone()), (SIGNED_HEADS, 1, None), (0, 1, None)] {
+        let hello = ClientHello { capabilities, ..ClientHello::OURS };
+        let mut client = Client::connect_as(server.addr, hello).await;
+        let (_, bytes) = soon(client.ask(&Request::Head { repository: "repo".to_owned() })).await.pinned.unwrap();
+        assert_eq!((bytes[8], Head::decode(&bytes).unwrap()), (format, Head { slice, ..head.clone() }));
+        let announced = soon(client.ask(&Request::Repositories)).await.bytes;
+        assert_eq!(Repository::decode_all(&announced).unwrap()[0].head, bytes);
+    }
 }
 
 #[tokio::test]

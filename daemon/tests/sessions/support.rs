@@ -245,6 +245,7 @@ fn index_all(
         previous,
         counts: Counts::of(list),
         expires: None,
+        slice: None,
     };
     draft.write_head(&head.encode()).unwrap();
     if pooled.is_some() {

@@ -17,6 +17,8 @@ pub const SIGNED_HEADS: Capabilities = 1;
 /// The sender tells followers what becomes current. The receiver sets it, together with [`SIGNED_HEADS`], on a connection
 /// that only follows: each of its requests is a [`Request::Follow`](super::Request::Follow).
 pub const FOLLOWING: Capabilities = 2;
+/// The receiver reads heads of format 3. Otherwise the sender sends the heads of slices in format 1, as if they were whole.
+pub const SLICE_HEADS: Capabilities = 4;
 
 /// The receiver's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +33,10 @@ pub struct ClientHello {
 
 impl ClientHello {
     /// This program's hello.
-    pub const OURS: Self = Self { min_version: VERSION, max_version: VERSION, capabilities: SIGNED_HEADS };
+    pub const OURS: Self =
+        Self { min_version: VERSION, max_version: VERSION, capabilities: SIGNED_HEADS | SLICE_HEADS };
     /// This program's hello on a connection that only follows.
-    pub const FOLLOWER: Self = Self { capabilities: SIGNED_HEADS | FOLLOWING, ..Self::OURS };
+    pub const FOLLOWER: Self = Self { capabilities: Self::OURS.capabilities | FOLLOWING, ..Self::OURS };
 
     /// Encodes the hello.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {

@@ -1,6 +1,9 @@
 use std::fs;
 
+use stillmirror_protocol::entry::Digest;
+use stillmirror_protocol::head::{Head, SliceMark};
 use stillmirror_receiver::{Check, Failure, MaxDelete, Options, PullError};
+use stillmirror_store::Store;
 
 use crate::sender::Sender;
 use crate::tree::{Tree, assert_same};
@@ -74,4 +77,98 @@ fn the_usual_limit_lets_small_changes_pass_and_stops_at_an_empty_repository() {
     sender.publish(&Tree::default());
     assert!(matches!(run(options), Err(PullError::DeleteLimit { wanted: 1, total: 1, .. })));
     assert!(place.file("a").exists());
+}
+
+/// Publishes a tree as a slice of another one.
+fn publish_slice(sender: &Sender, tree: &Tree) {
+    sender.publish(tree);
+    sender.amend(|last| last.head.slice = Some(SliceMark::new(Digest([9; 32]), "suite stable")));
+}
+
+fn head_of(place: &Place) -> Head {
+    Store::open(&place.store()).unwrap().current_head().unwrap().unwrap().head
+}
+
+#[test]
+fn a_sender_that_has_only_a_slice_now_is_refused_unless_that_is_allowed() {
+    let named = |names: &str, dir: &str| {
+        names.chars().fold(Tree::default(), |tree, name| tree.file(&format!("{dir}{name}"), name.to_string()))
+    };
+    for check in CHECKS {
+        // All of the sender's tree, and a part of it.
+        for dir in ["", "d/"] {
+            let (sender, place) = (Sender::of(&named("abc", dir)), Place::new());
+            let names = || {
+                let read =
+                    fs::read_dir(place.dest()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+                std::collections::BTreeSet::from_iter(read).into_iter().collect::<String>()
+            };
+            let options = Options { check, path: dir.trim_end_matches('/').into(), ..place.mirror(&sender) };
+            run(options.clone()).unwrap();
+            publish_slice(&sender, &named("ab", dir));
+            for dry_run in [false, true] {
+                let error = run(Options { dry_run, ..options.clone() }).unwrap_err();
+                assert!(
+                    matches!(&error, PullError::TurnedSlice { selected, .. } if selected == "suite stable"),
+                    "{error}"
+                );
+                assert!(error.to_string().contains("--allow-slice"));
+            }
+            assert_eq!(names(), "abc");
+            run(Options { allow_slice: true, ..options.clone() }).unwrap();
+            assert_eq!(names(), "ab");
+            assert!(head_of(&place).slice.is_some());
+            // From then on the store knows.
+            publish_slice(&sender, &named("a", dir));
+            run(options.clone()).unwrap();
+            assert!(!place.file("b").exists());
+            sender.publish(&named("abc", dir));
+            run(options).unwrap();
+            assert_eq!(names(), "abc");
+        }
+    }
+}
+
+#[test]
+fn a_first_pull_takes_a_slice_and_another_sender_that_is_whole_is_preferred() {
+    let whole = Tree::default().file("a", "a").file("b", "b");
+    let (sender, other, place) = (Sender::of(&whole), Sender::of(&whole), Place::new());
+    run(place.mirror(&sender)).unwrap();
+    publish_slice(&sender, &Tree::default().file("a", "a"));
+    let first = Place::new();
+    run(first.mirror(&sender)).unwrap();
+    assert_eq!(head_of(&first), sender.current().head);
+    other.publish(&whole);
+    let options = Options { alternatives: vec![other.address.clone()], ..place.mirror(&sender) };
+    let report = run(options).unwrap();
+    assert!(report.senders[0].failure.as_ref().unwrap().contains("only a slice"), "{:?}", report.senders);
+    assert_same(&place.dest(), &whole);
+}
+
+#[test]
+fn a_generation_of_a_part_says_of_what_it_is_a_part() {
+    let (sender, place) = (Sender::of(&Tree::default().file("d/a", "a").file("e", "e")), Place::new());
+    let options = Options { path: b"d".to_vec(), ..place.mirror(&sender) };
+    run(options.clone()).unwrap();
+    let mark = head_of(&place).slice.unwrap();
+    assert_eq!((mark.of, &mark.selected[..]), (sender.current().head.list_digest, "directory d"));
+    assert!(run(options.clone()).unwrap().unchanged);
+    // A slice of a slice.
+    publish_slice(&sender, &Tree::default().file("d/a", "a"));
+    run(Options { allow_slice: true, ..options.clone() }).unwrap();
+    assert_eq!(head_of(&place).slice.unwrap().selected, "directory d, of: suite stable");
+    // The same files, selected in another way.
+    let mut options = Options { names: Some(stillmirror_receiver::Names::parse(b"a", false).unwrap()), ..options };
+    options.filter.exclude(b"x").unwrap();
+    run(options).unwrap();
+    assert_eq!(head_of(&place).slice.unwrap().selected, "directory d; names from a file; filtered, of: suite stable");
+}
+
+#[test]
+fn a_whole_pull_of_which_a_part_failed_is_no_slice() {
+    let (sender, place) = (Sender::of(&Tree::default()), Place::new());
+    let tree = Tree::default().file("a", "a").file("b", "b");
+    sender.publish_failing(&tree, &[("b", stillmirror_protocol::wire::ItemFailure::Unreadable)]);
+    assert!(!run(place.mirror(&sender)).unwrap().failed.is_empty());
+    assert_eq!(head_of(&place).slice, None);
 }

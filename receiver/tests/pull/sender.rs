@@ -16,7 +16,7 @@ use stillmirror_protocol::list;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder, SumsPolicy};
 use stillmirror_protocol::wire::{
     ErrorCode, FOLLOWING, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ItemFailure, ListForm, Reply, Request,
-    SIGNED_HEADS, ServerHello, fingerprint, frame, kind,
+    SIGNED_HEADS, SLICE_HEADS, ServerHello, fingerprint, frame, kind,
 };
 
 use crate::tree::Tree;
@@ -112,6 +112,7 @@ impl Sender {
             previous: before.map_or(Digest::NONE, |before| before.head.list_digest),
             counts: counts(&encoded),
             expires: None,
+            slice: None,
         };
         let delta = before.and_then(|before| {
             let (old, new) = (list::open(&before.encoded).ok()?, list::open(&encoded).ok()?);
@@ -223,8 +224,8 @@ fn serve(mut socket: TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()
         requests: limits::REQUESTS_UNDER_WAY as u16,
         capabilities: match (behaviour.is_old, behaviour.tells_nobody) {
             (true, _) => 0,
-            (false, true) => SIGNED_HEADS,
-            (false, false) => SIGNED_HEADS | FOLLOWING,
+            (false, true) => SIGNED_HEADS | SLICE_HEADS,
+            (false, false) => SIGNED_HEADS | SLICE_HEADS | FOLLOWING,
         },
         reply_payload: limits::REPLY_PAYLOAD as u32,
     };
@@ -320,7 +321,7 @@ fn answer(generations: &[Arc<Generation>], number: u32, request: &Request, is_ol
     let mut frames = match request {
         Request::Head { repository } if repository == REPOSITORY => {
             if is_old {
-                let head = Head { expires: None, ..current.head.clone() }.encode();
+                let head = Head { expires: None, slice: None, ..current.head.clone() }.encode();
                 vec![Reply::Pinned { handle: 3, head }.frame(number)]
             } else {
                 let signature = current.signature.iter().map(|bytes| Reply::Signature(bytes.clone()).frame(number));

@@ -78,6 +78,7 @@ pub(crate) fn fill_with(draft: &Draft, before: Option<&Generation>, changes: &Ch
         previous,
         counts,
         expires: None,
+        slice: None,
     };
     draft.write_head(&head.encode())
 }
