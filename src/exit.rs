@@ -136,7 +136,9 @@ fn of_pull(error: &PullError) -> Exit {
         PullError::Connect { .. } | PullError::Socket { .. } => Exit::Socket,
         PullError::Timeout { .. } => Exit::Timeout,
         PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
-        PullError::Older { .. } | PullError::Protocol(_) | PullError::Untrusted { .. } => Exit::Protocol,
+        PullError::Older { .. } | PullError::Protocol(_) | PullError::Untrusted { .. } | PullError::Index { .. } => {
+            Exit::Protocol
+        }
         PullError::EmptyDestination { .. }
         | PullError::NoSpace { .. }
         | PullError::NoInodes { .. }
@@ -173,7 +175,8 @@ Exit codes:
    5  the peer refused, or speaks another protocol or version
   10  the connection could not be opened, or it broke
   11  file I/O on this host (permission, space, a damaged or busy store)
-  12  the peer broke the protocol, its data does not match its digests, its head went back, or --trust refuses it
+  12  the peer broke the protocol, its data does not match its digests, its head went back, its package indices cannot be
+      read, or --trust refuses it
   20  ended by SIGINT or SIGTERM
   23  some files were not transferred, not indexed, or did not verify
   24  some files vanished or changed while they were read; the next run picks them up

@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::distrust::TrustError;
 use crate::limit::MaxDelete;
 use crate::report::Report;
+use crate::slice::IndexFault;
 
 /// The reason why a pull ends early.
 ///
@@ -149,6 +150,14 @@ pub enum PullError {
         repository: String,
         /// Why it is not trusted.
         reason: TrustError,
+    },
+    /// An index of a package repository cannot be read, so it is not known what belongs to a slice. Nothing was changed.
+    #[error("the index '{}' cannot be read: {reason}", Escaped(.path))]
+    Index {
+        /// Its path in the repository.
+        path: Vec<u8>,
+        /// What is wrong with it.
+        reason: IndexFault,
     },
     /// The sender violates the protocol, or its data does not match its own digests.
     #[error("the sender broke the protocol: {0}")]

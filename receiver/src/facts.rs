@@ -42,7 +42,7 @@ pub(crate) struct Facts {
     pub(crate) root: Option<Fact>,
     /// One element for each of [`Selection::rows`]. `None` if the name does not exist.
     pub(crate) rows: Vec<Option<Fact>>,
-    /// Names that the list does not have, in directories that it has.
+    /// Names that the list does not have or the slice leaves out, in directories that are wanted.
     pub(crate) extra: Vec<Extra>,
     /// Files below those of the extra names that are directories.
     pub(crate) below: Vec<LocalFile>,
@@ -136,9 +136,11 @@ impl Inspector<'_> {
                 match pair {
                     Pair::Old(name, row) => self.note_extra(&mut facts.extra, place, name, row),
                     Pair::New(..) => {}
-                    Pair::Both(_, old, new) => {
+                    Pair::Both(name, old, new) => {
                         if let Some(index) = self.selection.index(new.number()) {
                             facts.rows[index] = Some(self.assume_row(held, old, new));
+                        } else if self.selection.leaves_out(new.number()) {
+                            self.note_extra(&mut facts.extra, place, name, old);
                         }
                     }
                 }
@@ -221,7 +223,8 @@ impl Inspector<'_> {
         let Some((index, row)) = row else {
             let is_dir = stat.kind == FileType::Directory;
             let file = (stat.kind == FileType::File).then_some((stat.size, stat.mtime));
-            let owned = place.dir.child(name).is_none() && self.selection.owns(&path, is_dir);
+            let is_free = place.dir.child(name).is_none_or(|row| self.selection.leaves_out(row.number()));
+            let owned = is_free && self.selection.owns(&path, is_dir);
             let fate = Fate::default();
             return Ok(owned.then_some(Inspected::Extra(Extra { path, is_dir, file, fate })));
         };

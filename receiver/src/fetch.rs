@@ -52,6 +52,10 @@ pub(crate) struct Fetcher<'a> {
     /// Whether an earlier connection of this pull broke. The contents of the staging directory are then
     /// counted already.
     pub(crate) resumed: bool,
+    /// Contents of the staging directory that this pull has counted already.
+    pub(crate) counted: &'a HashSet<Digest>,
+    /// Whether this pull fetches more later, so that other contents of the staging directory are kept.
+    pub(crate) more_follow: bool,
     pub(crate) roots: Roots<'a>,
     pub(crate) stage: &'a Stage,
     /// The block checksums that were received.
@@ -131,7 +135,7 @@ impl Fetcher<'_> {
     fn survey(&self, fetches: &[Fetch], pending: &[usize], staged: &Staged) -> Result<Leftovers, PullError> {
         let rows = pending.iter().map(|&number| self.selection.list.row(fetches[number].row));
         let sizes = rows.map(|row| (row.sha256(), row.size())).collect();
-        self.stage.survey(&sizes, &staged.files.iter().map(|file| &file.name[..]).collect())
+        self.stage.survey(&sizes, &staged.files.iter().map(|file| &file.name[..]).collect(), self.more_follow)
     }
 
     /// Fetches what the sender does not have under one name by the other names of the same content: a publisher replaces

@@ -8,6 +8,7 @@
 //! | wait for other pulls | `turn` |
 //! | ask the sender for its current generation | [`source`], `listing`, on top of `answer` |
 //! | decide whether its head is trusted | `trust` |
+//! | find the part of a package repository that is wanted | `slice` |
 //! | look at the local tree | `selection` on top of `names`; `facts` on top of `local` |
 //! | decide which deletions wait, and which directories are stores | `grace`, on top of `journal`; `stores` |
 //! | refuse what is probably a mistake of the sender's | `guard`, on top of `limit` |
@@ -52,6 +53,7 @@ mod rank;
 mod report;
 mod roots;
 mod selection;
+mod slice;
 mod snapshots;
 pub mod source;
 mod space;
@@ -70,6 +72,7 @@ pub use limit::{MaxDelete, MinFree, USUAL_LEAST, USUAL_PERCENT};
 pub use names::{Names, NamesError};
 pub use pull::{pull, pull_from};
 pub use report::{Action, Check, Failed, Failure, Notice, Options, Owners, Phase, Progress, Report, Served, Silent};
+pub use slice::{IndexFault, IndexKind, Slice, SliceNameError, read_index};
 pub use source::{Accept, NativeSource, Pinned, Renewing, SeveralSources, Source, SourceOptions};
 pub use trace_host::{TraceHost, TraceHostError};
 pub use verify::{Problem, VerifyReport, verify};

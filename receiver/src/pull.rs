@@ -3,8 +3,10 @@
 mod contents;
 mod prepared;
 mod rounds;
+mod slicing;
 mod update;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use crate::mark;
 use crate::report::{Check, Failed, Failure, Options, Phase, Progress, Report};
 use crate::roots;
 use crate::selection::Selection;
+use crate::slice::Missing;
 use crate::snapshots::{self, Snapshots};
 use crate::source::{self, Pinned, Source};
 use crate::stage::Stage;
@@ -41,6 +44,7 @@ use crate::trust;
 use crate::turn::Turn;
 
 use prepared::Wanted;
+use slicing::{Found, Indexed};
 use update::Update;
 
 /// Brings the local tree to the state of the sender's current generation.
@@ -305,9 +309,10 @@ impl Pull<'_> {
         pinned: &Pinned,
         grace: &Grace,
     ) -> Result<Option<u64>, PullError> {
-        let Options { check, path, filter, names, trace, specials, .. } = self.options;
+        let Options { check, path, filter, names, slice, trace, specials, .. } = self.options;
         let (Some((store, _)), Some(tree)) = (&destination.store, &destination.tree) else { return Ok(None) };
-        if *check != Check::None || !path.is_empty() || !filter.is_empty() || names.is_some() || !specials {
+        let is_whole = path.is_empty() && filter.is_empty() && names.is_none() && slice.is_none();
+        if *check != Check::None || !is_whole || !specials {
             return Ok(None);
         }
         if Stage::is_left(tree)? {
@@ -353,15 +358,26 @@ impl Pull<'_> {
             (None, None) => return Err(PullError::protocol("the sender sent no list")),
         };
         check_counts(list, &pinned.head)?;
-        let selection = self.select(list)?;
+        let (pool, bases) = (self.pool()?, roots::open_bases(&self.options.bases));
+        let indexed = Indexed { pinned, held: held.as_ref(), list, pool: &pool, bases: &bases };
+        let (rows, staged, unlisted) = match &self.options.slice {
+            None => (None, HashSet::new(), Missing::default()),
+            Some(slice) => match self.find_slice(slice, destination, &indexed, report)? {
+                Some(Found { sliced, staged }) => (Some(sliced.rows), staged, sliced.missing),
+                // The indices can come later, or from another sender.
+                None => return Ok(()),
+            },
+        };
         let wanted = Wanted {
             pinned,
             held: held.as_ref(),
             listing: listing.as_ref(),
-            selection,
+            selection: self.select(list, rows.as_ref())?,
             attributes: Attributes::new(list, self.options.owners, self.options.setid),
-            pool: self.pool()?,
-            bases: roots::open_bases(&self.options.bases),
+            pool: &pool,
+            bases: &bases,
+            staged,
+            are_indices: false,
         };
         let mut prepared = self.prepare(destination, &wanted, grace)?;
         if !self.options.dry_run {
@@ -371,13 +387,14 @@ impl Pull<'_> {
             && !prepared.plan.is_empty()
         {
             drop(prepared);
-            self.begin_snapshot(destination, snapshots, &wanted.pool)?;
+            self.begin_snapshot(destination, snapshots, &pool)?;
             prepared = self.prepare(destination, &wanted, grace)?;
         }
         prepared.report(report);
         self.count_refused(&wanted.selection, &wanted.attributes, report);
         let refused = prepared.refused;
-        let missing = wanted.selection.missing().into_iter().map(|path| Failed { path, why: Failure::Missing });
+        let missing = wanted.selection.missing().into_iter().chain(unlisted.first);
+        let missing = missing.map(|path| Failed { path, why: Failure::Missing });
         if self.options.dry_run {
             report.planned = prepared.plan.actions(&wanted.selection);
             report.planned_bytes = prepared.plan.bytes_to_fetch(list);
@@ -387,6 +404,7 @@ impl Pull<'_> {
             destination.store.iter().for_each(|(store, _)| answer::forget(store));
         }
         report.failed.extend(missing);
+        report.unlisted = unlisted.count;
         match refused {
             Some(TooMany { wanted, total }) => {
                 let allowed = self.options.max_delete;

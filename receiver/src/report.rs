@@ -13,6 +13,7 @@ use stillmirror_store::Retention;
 
 use crate::limit::{MaxDelete, MinFree};
 use crate::names::Names;
+use crate::slice::Slice;
 use crate::trace_host::TraceHost;
 
 /// How a pull finds out what the local tree holds.
@@ -88,6 +89,9 @@ pub struct Options {
     /// The only names to pull, relative to [`Options::path`]. `None` pulls all. Only what is below a named directory is
     /// deleted.
     pub names: Option<Names>,
+    /// The suites, architectures and components of package repositories below [`Options::path`] to pull. Their indices say
+    /// which files belong to them. [`Options::names`] are pulled in addition. Everything else is deleted.
+    pub slice: Option<Slice>,
     /// How much space must remain free.
     pub min_free: MinFree,
     /// The name of this mirror in the trace files below the tree. `None` writes none.
@@ -152,6 +156,7 @@ impl Options {
             wait: None,
             filter: Filter::default(),
             names: None,
+            slice: None,
             min_free: MinFree::default(),
             trace: None,
             dry_run: false,
@@ -177,7 +182,7 @@ impl Options {
 impl Options {
     /// Says what is pulled of the repository, if it is not all of it.
     pub(crate) fn selected(&self) -> String {
-        let mut parts = Vec::new();
+        let mut parts: Vec<String> = self.slice.iter().map(Slice::to_string).filter(|text| !text.is_empty()).collect();
         if !self.path.is_empty() {
             parts.push(format!("directory {}", Escaped(&self.path)));
         }
@@ -328,6 +333,9 @@ pub struct Report {
     pub seconds: f64,
     /// Files that could not be brought.
     pub failed: Vec<Failed>,
+    /// Number of names that the indices of a slice have, and the sender's list does not. The first of them are among
+    /// [`Report::failed`], as [`Failure::Missing`].
+    pub unlisted: u64,
     /// For a dry run: the actions that a pull would take, in order.
     pub planned: Vec<(Action, Vec<u8>)>,
     /// For a dry run: the maximum number of bytes of file data to fetch. What deltas save is not known in

@@ -8,10 +8,21 @@ use stillmirror_protocol::path;
 
 use crate::error::PullError;
 use crate::names::{Child, Names};
+use crate::slice::Rows;
 
 /// The name of the staging directory in the local tree. If a repository has an entry of this name, the entry
 /// is not pulled.
 pub(crate) const STAGE: &[u8] = b".stillmirror-stage";
+
+/// What is wanted of a directory of a list.
+#[derive(Clone, Copy)]
+pub(crate) enum Scope<'a> {
+    All,
+    /// What is at and below these paths. Only what is below them is the mirror's to delete.
+    Names(&'a Names),
+    /// These rows. Everything else in the local tree is the mirror's to delete.
+    Rows(&'a Rows),
+}
 
 /// The wanted part of a list: a directory, or one file of it, without what the filter excludes.
 #[derive(Clone)]
@@ -24,6 +35,8 @@ pub(crate) struct Selection<'a> {
     filter: &'a Filter,
     /// The only wanted paths. `None` if all are wanted.
     names: Option<&'a Names>,
+    /// The only wanted rows. `None` if all are wanted.
+    slice: Option<&'a Rows>,
     /// Local paths that are this mirror's own.
     own: Vec<Vec<u8>>,
     /// Wanted directories. The root is first, and each directory precedes those below it.
@@ -43,18 +56,23 @@ pub(crate) struct WantedDir<'a> {
 impl<'a> Selection<'a> {
     /// Selects the rows at and below `at`. Fails if the list has no such path.
     pub(crate) fn new(list: ListRef<'a>, at: &[u8], filter: &'a Filter) -> Result<Self, PullError> {
-        Self::of(list, at, filter, None, Vec::new())
+        Self::of(list, at, filter, Scope::All, Vec::new())
     }
 
-    /// Like [`Selection::new`], for a pull. Of the rows at and below `at`, only those at and below `names` are wanted, and
-    /// the directories that lead to them. `own` are local paths that are this mirror's own.
+    /// Like [`Selection::new`], for a pull. Of the rows at and below `at`, only those in `scope` are wanted, and the
+    /// directories that lead to them. `own` are local paths that are this mirror's own.
     pub(crate) fn of(
         list: ListRef<'a>,
         at: &[u8],
         filter: &'a Filter,
-        names: Option<&'a Names>,
+        scope: Scope<'a>,
         own: Vec<Vec<u8>>,
     ) -> Result<Self, PullError> {
+        let (names, slice) = match scope {
+            Scope::All => (None, None),
+            Scope::Names(names) => (Some(names), None),
+            Scope::Rows(rows) => (None, Some(rows)),
+        };
         let missing = || PullError::usage(format!("the repository has no '{}'", path::Escaped(at)));
         let found = list.find(at).ok_or_else(missing)?;
         let (root, only) = match found.dir_number() {
@@ -67,7 +85,7 @@ impl<'a> Selection<'a> {
                 path::Escaped(at)
             )));
         }
-        let mut selection = Self { list, root, only, filter, names, own, dirs: Vec::new(), rows: Vec::new() };
+        let mut selection = Self { list, root, only, filter, names, slice, own, dirs: Vec::new(), rows: Vec::new() };
         selection.walk();
         Ok(selection)
     }
@@ -85,13 +103,13 @@ impl<'a> Selection<'a> {
                 continue;
             }
             for row in dir.files() {
-                if self.includes(&path, dir.name_of(row), false) {
+                if !self.leaves_out(row) && self.includes(&path, dir.name_of(row), false) {
                     self.rows.push(row);
                 }
             }
             for row in dir.subdirs() {
                 let name = dir.name_of(row);
-                if self.includes(&path, name, true) {
+                if !self.leaves_out(row) && self.includes(&path, name, true) {
                     self.rows.push(row);
                     let number = self.list.row(row).dir_number().unwrap_or_default();
                     self.dirs.push(WantedDir { dir: self.list.dir(number), path: path::join(&path, name) });
@@ -127,6 +145,11 @@ impl<'a> Selection<'a> {
             self.list.find(&if name.is_empty() { root.clone() } else { path::join(&root, name) }).is_none()
         };
         self.names.into_iter().flat_map(Names::iter).filter(is_missing).map(<[u8]>::to_vec).collect()
+    }
+
+    /// Returns whether a row is left out because others are wanted. If it is in the tree, it is the mirror's to delete.
+    pub(crate) fn leaves_out(&self, row: u32) -> bool {
+        self.slice.is_some_and(|rows| !rows.contains(row))
     }
 
     fn includes(&self, dir: &[u8], name: &[u8], is_dir: bool) -> bool {

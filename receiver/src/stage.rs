@@ -99,8 +99,14 @@ impl Stage {
     }
 
     /// Keeps the beginnings of wanted contents that an earlier pull left, and removes everything else except
-    /// the names in `done`, which this pull staged.
-    pub(crate) fn survey(&self, wanted: &HashMap<Digest, u64>, done: &HashSet<&[u8]>) -> Result<Leftovers, PullError> {
+    /// the names in `done`, which this pull staged. With `keep_others`, names that have nothing to do with these contents
+    /// remain, too.
+    pub(crate) fn survey(
+        &self,
+        wanted: &HashMap<Digest, u64>,
+        done: &HashSet<&[u8]>,
+        keep_others: bool,
+    ) -> Result<Leftovers, PullError> {
         let mut names: Vec<Vec<u8>> =
             local::names(self.dir.as_fd()).at("read", &self.path)?.into_iter().map(|(name, _)| name).collect();
         names.retain(|name| !done.contains(&name[..]) && name != SUMS);
@@ -137,6 +143,7 @@ impl Stage {
                     }
                     parts.insert(digest, stat.size);
                 }
+                None if keep_others && known.is_none() => {}
                 None => drop(local::remove_all(self.fd(), &name, b"", &|_, _| false).at("remove", self.shown(&name))?),
             }
         }
@@ -345,7 +352,7 @@ mod tests {
                 stage.create(&name).unwrap().write_all(&vec![0; len]).unwrap();
             }
         }
-        let parts = stage.survey(&digests.map(|digest| (digest, 9)).into(), &HashSet::new()).unwrap();
+        let parts = stage.survey(&digests.map(|digest| (digest, 9)).into(), &HashSet::new(), false).unwrap();
         assert_eq!(parts.parts, HashMap::from(digests.map(|digest| (digest, 9))));
         for digest in digests {
             assert_eq!(local::stat(stage.fd(), &part_name(digest)).unwrap().size, 9);

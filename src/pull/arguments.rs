@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, ValueEnum};
 use stillmirror_protocol::limits;
 use stillmirror_protocol::signature::PublicKey;
-use stillmirror_receiver::{self as receiver, MaxDelete, MinFree, Names, Options, TraceHost};
+use stillmirror_receiver::{self as receiver, MaxDelete, MinFree, Names, Options, Slice, TraceHost};
 
 use crate::config::{self, Bytes, Seconds};
 use crate::exit::UsageError;
@@ -34,6 +34,7 @@ Examples:
   stillmirror pull stillmirror://mirror.example/debian mirror --store mirror-store --delete
   stillmirror pull stillmirror://mirror.example/debian /srv/debian --delete-grace 1h --switch
   stillmirror pull stillmirror://mirror.example/debian/dists/stable stable --exclude '*.tar'
+  stillmirror pull stillmirror://mirror.example/debian /srv/debian --suite bookworm,bookworm-updates --arch amd64
 
 `stillmirror --help` lists the exit codes.";
 
@@ -101,12 +102,23 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     filter: FilterArgs,
     /// Pull only the names in this file (`-`: standard input), one a line, and what is below them; --delete deletes only
-    /// below them
+    /// below them. With --suite, --arch or --component, pull them in addition
     #[arg(long, value_name = "FILE", value_parser = path_args::local())]
     files_from: Option<PathBuf>,
     /// The names of --files-from end with a NUL
     #[arg(long, requires = "files_from")]
     from0: bool,
+    /// Pull only this suite of Debian archives (bookworm), or rpm repositories below this directory, with all packages that
+    /// its indices name; may be repeated, or a list with commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    suite: Vec<String>,
+    /// Pull only packages of this architecture (amd64, x86_64, source) and those for all; may be repeated, or a list with
+    /// commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    arch: Vec<String>,
+    /// Pull only this component of Debian archives (main); may be repeated, or a list with commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    component: Vec<String>,
     /// Pull nothing if less than this would remain free on a file system that is written to (50GiB, 5%); `off` pulls even
     /// what does not seem to fit
     #[arg(long, value_name = "SIZE|PERCENT", value_parser = min_free)]
@@ -232,6 +244,12 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     options.wait = arguments.wait.map(|time| time.map_or(Duration::MAX, Seconds::duration));
     options.filter = arguments.filter.0.clone();
     options.names = arguments.files_from.as_deref().map(|file| names(file, arguments.from0)).transpose()?;
+    let (suites, architectures) = (arguments.suite.clone(), arguments.arch.clone());
+    let components = arguments.component.clone();
+    if !(suites.is_empty() && architectures.is_empty() && components.is_empty()) {
+        let slice = Slice::new(suites, architectures, components).map_err(|error| UsageError(error.to_string()))?;
+        options.slice = Some(slice);
+    }
     options.min_free = arguments.min_free.unwrap_or_default();
     options.trace = arguments.trace.clone();
     options.dry_run = arguments.dry_run;

@@ -24,6 +24,10 @@ pub(super) fn print(report: &Report, arguments: &Arguments) -> Exit {
         };
         eprintln!("stillmirror: {}: {why}", Escaped(&failed.path));
     }
+    let named = report.failed.iter().filter(|failed| failed.why == Failure::Missing).count() as u64;
+    if report.unlisted > named {
+        eprintln!("stillmirror: {} of the slice are not in the repository", count(report.unlisted, "name"));
+    }
     if report.deletes_held > 0 && !report.failed.is_empty() {
         let held = count(report.deletes_held, "deletion");
         eprintln!("stillmirror: not everything could be fetched: {held} held back until a pull fetches everything");
@@ -145,6 +149,7 @@ pub(super) fn to_json(report: &Report) -> serde_json::Value {
         "deletes_held": report.deletes_held,
         "deletes_waiting": report.deletes_waiting,
         "files_linked": report.files_linked,
+        "unlisted": report.unlisted,
         "links_copied": report.links_copied,
         "devices_skipped": report.devices_skipped,
         "setid_cleared": report.setid_cleared,

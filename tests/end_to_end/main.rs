@@ -2,6 +2,7 @@
 //!
 //! One test binary with a module per topic: `pull` (downstream mirrors), `deletions` (what their pulls delete), `guards`
 //! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors),
+//! `slices` (suites and architectures of package repositories),
 //! `senders` (several daemons, behind connections that fail), `signing` (signed heads, with the real minisign as the judge),
 //! `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
 //! at any moment), `shortage` (few file descriptors), `pinned` (contents that outlive the files). `support` creates trees
@@ -20,5 +21,6 @@ mod rsync;
 mod senders;
 mod shortage;
 mod signing;
+mod slices;
 mod support;
 mod terminal;

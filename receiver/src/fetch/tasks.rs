@@ -120,7 +120,9 @@ impl<'a> Tasks<'a> {
 
     /// Returns the number of bytes of a complete content of an earlier pull that count as local.
     pub(super) fn kept(&self, number: usize) -> u64 {
-        if self.fetcher.resumed { 0 } else { self.part(number) }
+        let sha256 = self.fetcher.selection.list.row(self.fetches[number].row).sha256();
+        let is_counted = self.fetcher.resumed || self.fetcher.counted.contains(&sha256);
+        if is_counted { 0 } else { self.part(number) }
     }
 
     fn candidate(&self, number: usize) -> Candidate {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use stillmirror_protocol::changes::Changes;
 use stillmirror_protocol::entry::Entry;
-use stillmirror_protocol::list::Row;
+use stillmirror_protocol::list::{Dir, Row};
 use stillmirror_protocol::local::{Identity, RelativeDevice};
 use stillmirror_protocol::path;
 
@@ -133,6 +133,12 @@ impl Publisher<'_> {
         let mut rows = vec![(local.to_vec(), row)];
         while let Some((local, row)) = rows.pop() {
             if let (true, Some(number)) = (self.put_current(differences, &local, row, inodes)?, row.dir_number()) {
+                // What the sender has there is not in the tree, if the directory is left out of a slice.
+                let senders = self.selection.list.find(&path::join(&self.selection.root.path(), &local));
+                let senders = senders.and_then(|row| row.dir_number()).map(|number| self.selection.list.dir(number));
+                for (name, _) in senders.into_iter().flat_map(Dir::children) {
+                    differences.changes.remove(&local, name);
+                }
                 rows.extend(held.dir(number).children().map(|(name, row)| (path::join(&local, name), row)));
             }
         }

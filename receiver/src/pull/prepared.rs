@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use rayon::ThreadPool;
+use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::list::ListRef;
 use stillmirror_store::Generation;
 
@@ -18,7 +19,8 @@ use crate::local::Tree;
 use crate::mark;
 use crate::plan::{Inputs, Plan, plan};
 use crate::report::{Check, Options, Phase, Report};
-use crate::selection::Selection;
+use crate::selection::{Scope, Selection};
+use crate::slice::Rows;
 use crate::source::Pinned;
 use crate::space::Space;
 use crate::stage::Stage;
@@ -35,9 +37,13 @@ pub(super) struct Wanted<'a> {
     pub(super) listing: Option<&'a Listing>,
     pub(super) selection: Selection<'a>,
     pub(super) attributes: Attributes,
-    pub(super) pool: ThreadPool,
+    pub(super) pool: &'a ThreadPool,
     /// Directories in which contents are looked for besides the tree.
-    pub(super) bases: Vec<Tree>,
+    pub(super) bases: &'a [Tree],
+    /// Contents that this pull has staged already: the indices of a slice.
+    pub(super) staged: HashSet<Digest>,
+    /// Whether these are only the indices of a slice, of which more is fetched later.
+    pub(super) are_indices: bool,
 }
 
 /// What the tree has, and what is to be done.
@@ -66,16 +72,17 @@ impl Prepared<'_> {
 }
 
 impl Pull<'_> {
-    /// Selects what the options want of a list.
-    pub(super) fn select<'a>(&'a self, list: ListRef<'a>) -> Result<Selection<'a>, PullError> {
+    /// Selects what the options want of a list. `slice` are the rows of the wanted slice, if there is one.
+    pub(super) fn select<'a>(&'a self, list: ListRef<'a>, slice: Option<&'a Rows>) -> Result<Selection<'a>, PullError> {
         let Options { path, filter, names, trace, .. } = self.options;
-        let selection = Selection::of(list, path, filter, names.as_ref(), self.own_names())?;
+        let scope = slice.map(Scope::Rows).or_else(|| names.as_ref().map(Scope::Names)).unwrap_or(Scope::All);
+        let selection = Selection::of(list, path, filter, scope, self.own_names())?;
         trace.iter().try_for_each(|host| trace::refuse_taken(host, &selection))?;
         Ok(selection)
     }
 
     /// Returns the local paths that are this mirror's own.
-    fn own_names(&self) -> Vec<Vec<u8>> {
+    pub(super) fn own_names(&self) -> Vec<Vec<u8>> {
         self.options.trace.as_ref().map(TraceHost::paths).unwrap_or_default()
     }
 
@@ -123,7 +130,7 @@ impl Pull<'_> {
         let waited = journal.len();
         grace.decide(&mut journal, &mut facts, destination.tree.as_ref(), &stores)?;
         facts.add_below(destination.tree.as_ref(), held.map(Generation::list), selection);
-        wanted.pool.install(|| facts.add_elsewhere(&wanted.bases, selection));
+        wanted.pool.install(|| facts.add_elsewhere(wanted.bases, selection));
         let refused = guard::refused_deletions(self.options, selection, &facts, &stores)?;
         let delete = self.options.delete && refused.is_none();
         let inputs = Inputs {
@@ -147,7 +154,7 @@ impl Pull<'_> {
     fn facts(&self, destination: &Destination, wanted: &Wanted<'_>, journal: &mut Journal) -> Result<Facts, PullError> {
         let Wanted { held, selection, attributes, .. } = wanted;
         self.progress.phase(Phase::Check, selection.rows.len() as u64, 0);
-        let trusted = self.may_trust(destination, *held, journal)?;
+        let trusted = self.may_trust(destination, wanted, journal)?;
         let held = held.map(|held| Held { list: held.list(), local: held.local() });
         let inspector = Inspector {
             selection,
@@ -168,16 +175,11 @@ impl Pull<'_> {
     }
 
     /// Returns whether the generation that the last pull left is trusted to describe the tree.
-    fn may_trust(
-        &self,
-        destination: &Destination,
-        held: Option<&Generation>,
-        journal: &Journal,
-    ) -> Result<bool, PullError> {
-        let (Some(held), Some(tree), Check::None) = (held, &destination.tree, self.options.check) else {
+    fn may_trust(&self, destination: &Destination, wanted: &Wanted<'_>, journal: &Journal) -> Result<bool, PullError> {
+        let (Some(held), Some(tree), Check::None) = (wanted.held, &destination.tree, self.options.check) else {
             return Ok(false);
         };
-        let why = if Stage::is_left(tree)? {
+        let why = if wanted.staged.is_empty() && Stage::is_left(tree)? {
             "the last pull did not end; checking the tree"
         } else if journal.is_damaged {
             "the tree shows what waits to be deleted; checking it"

@@ -181,7 +181,7 @@ impl Update<'_> {
             stores: &self.prepared.stores,
             may_delete: self.prepared.delete && staged.failed.is_empty(),
             sync: self.pull.options.sync,
-            pool: &self.wanted.pool,
+            pool: self.wanted.pool,
             progress: self.pull.progress,
             cancel: self.pull.cancel,
         };

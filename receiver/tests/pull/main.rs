@@ -14,6 +14,7 @@
 //! - `unprivileged`: pulls by a user without root, for whom permissions matter
 //! - `guards`: senders whose current generation is probably a mistake
 //! - `names`: pulls of named parts
+//! - `slices`: pulls of suites and architectures
 //! - `space`: file systems that are too small
 //! - `trace`: trace files
 //! - `hostile`: senders that violate the protocol
@@ -37,6 +38,7 @@ mod resume;
 mod saving;
 mod sender;
 mod senders;
+mod slices;
 mod space;
 mod store;
 mod switch;
