@@ -336,7 +336,7 @@ impl Config {
     }
 
     /// Like [`Config::load`], for the text of a file. Relative paths in it are relative to `base`.
-    fn parse(text: &str, environment: impl Iterator<Item = (String, String)>, base: &Path) -> Result<Self> {
+    pub(crate) fn parse(text: &str, environment: impl Iterator<Item = (String, String)>, base: &Path) -> Result<Self> {
         let _: Config = toml::from_str(text)?;
         let overlay = config::Environment::default()
             .prefix("STILLMIRROR")

@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod exit;
 mod filter_args;
+mod import_rsyncd;
 mod index;
 mod keygen;
 mod list;
@@ -53,6 +54,8 @@ enum Command {
     List(list::Arguments),
     /// Check every file of a tree against the digests in its store
     Verify(verify::Arguments),
+    /// Write a mirror.toml for the modules of an rsyncd.conf
+    ImportRsyncd(import_rsyncd::Arguments),
     /// Show index, serve and pull on a small real tree, on loopback; leaves nothing behind
     Demo(demo::Arguments),
 }
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Pull(arguments) => pull::run(arguments),
         Command::List(arguments) => list::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::ImportRsyncd(arguments) => import_rsyncd::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
     };
     match result {

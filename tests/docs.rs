@@ -123,7 +123,9 @@ impl Facts {
         collect_files(root(), &mut files);
         let main = help(&[]);
         let listed = main.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-        let names = listed.filter(|line| line.starts_with("  ")).filter_map(|line| line.split_whitespace().next());
+        let names = listed
+            .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+            .filter_map(|line| line.split_whitespace().next());
         let commands: BTreeMap<_, BTreeSet<_>> = names
             .filter(|name| *name != "help")
             .map(|name| (name.to_owned(), flags(&help(&[name])).into_iter().collect()))
