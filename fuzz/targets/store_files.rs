@@ -1,4 +1,4 @@
-//! Modified files of a store: encoded lists, packs, and the table of packs. They are refused, or they can be read without
+//! Modified files of a store: encoded lists, packs, the table of packs, and those about the pool. They are refused, or they can be read without
 //! a panic. Data with its own check is never returned with wrong bytes.
 #![no_main]
 
@@ -11,7 +11,7 @@ use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::rsync::flist::{Class, ListWriter, RowTable as _};
 use stillmirror_protocol::rsync::selection::{Everything, Selection, Wanted};
 use stillmirror_protocol::rsync::version::Version;
-use stillmirror_store::Store;
+use stillmirror_store::{PoolPlace, Store};
 use stillmirror_store::list_cache::{Key, Limits, ListCache, Shelf};
 use twox_hash::XxHash3_128;
 
@@ -28,6 +28,10 @@ struct Intact {
     pack: Vec<u8>,
     /// The table of packs.
     uses: Vec<u8>,
+    /// The place of the pool.
+    pool: Vec<u8>,
+    /// The table of dropped contents.
+    dropped: Vec<u8>,
     /// The record of each file: block checksums and content.
     records: Vec<Option<(Vec<u8>, Vec<u8>)>>,
 }
@@ -42,9 +46,17 @@ fuzz_target!(|input: (u8, bool, u16, Vec<(u16, u8)>)| {
         bytes.truncate(bytes.len().saturating_sub(usize::from(cut % 64)));
         bytes
     };
-    match what % 3 {
+    match what % 5 {
         0 => kept_list(edit(&INTACT.kept), checked),
         1 => generation(&INTACT.pack_path(), &edit(&INTACT.pack), &INTACT.pack),
+        2 => generation(&INTACT.dir.join("generations/2/pool"), &edit(&INTACT.pool), &INTACT.pool),
+        3 => {
+            let mut bytes = edit(&INTACT.dropped);
+            if let (true, Some((fields, checksum))) = (checked, bytes.split_last_chunk_mut::<16>()) {
+                *checksum = XxHash3_128::oneshot(fields).to_le_bytes();
+            }
+            dropped(&bytes);
+        }
         _ => {
             let mut bytes = edit(&INTACT.uses);
             if let (true, Some((fields, checksum))) = (checked, bytes.split_last_chunk_mut::<16>()) {
@@ -86,6 +98,15 @@ fn generation(path: &Path, bytes: &[u8], intact: &[u8]) {
     replace(path, intact);
 }
 
+fn dropped(bytes: &[u8]) {
+    let path = INTACT.dir.join("generations/2/dropped");
+    replace(&path, bytes);
+    if let Ok(Some(names)) = Store::open(&INTACT.dir).expect("a store").dropped(2) {
+        assert!(names.len() <= bytes.len() / 29);
+    }
+    replace(&path, &INTACT.dropped);
+}
+
 /// Replaces the file at `path` by a new one. The old file may be mapped, so it is not written to.
 fn replace(path: &Path, bytes: &[u8]) {
     drop(fs::remove_file(path));
@@ -102,7 +123,15 @@ fn key() -> Key {
 
 impl Intact {
     fn make() -> Self {
-        let store = common::store(&own_dir(), 1);
+        let store = common::store(&own_dir(), 0);
+        for _ in 0..2 {
+            let lock = store.lock().expect("nobody else writes");
+            let before = store.current().expect("a store");
+            let draft = store.begin(&lock).expect("a draft");
+            common::fill(&draft, before.as_ref()).expect("a draft");
+            draft.write_pool(&PoolPlace::Store, before.as_ref()).expect("a draft");
+            draft.publish().expect("a generation");
+        }
         let generation = store.current().expect("a store").expect("a generation");
         let record = |file| {
             let record = generation.record(file).expect("an intact record");
@@ -114,6 +143,8 @@ impl Intact {
             kept: Vec::new(),
             pack: Vec::new(),
             uses: Vec::new(),
+            pool: Vec::new(),
+            dropped: Vec::new(),
             records: (0..generation.list().files()).map(record).collect(),
         };
         let list = generation.list();
@@ -126,6 +157,8 @@ impl Intact {
         intact.kept = fs::read(&intact.kept_path).expect("it is built");
         intact.pack = fs::read(intact.pack_path()).expect("a pack");
         intact.uses = fs::read(intact.uses_path()).expect("a table of packs");
+        let read = |name: &str| fs::read(intact.dir.join("generations/2").join(name)).expect("a file of the pool");
+        (intact.pool, intact.dropped) = (read("pool"), read("dropped"));
         intact
     }
 
@@ -134,11 +167,11 @@ impl Intact {
     }
 
     fn pack_path(&self) -> PathBuf {
-        self.dir.join("sums/1.pack")
+        self.dir.join("sums/2.pack")
     }
 
     fn uses_path(&self) -> PathBuf {
-        self.dir.join("generations/1/packs")
+        self.dir.join("generations/2/packs")
     }
 }
 

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use md5::Md5;
@@ -19,11 +18,12 @@ use stillmirror_protocol::entry::{Digest, Digests};
 use stillmirror_protocol::local::RecordAt;
 use stillmirror_protocol::path;
 use stillmirror_protocol::sums::{Scheme, SumsBuilder};
-use stillmirror_store::{Draft, Generation, Record, StoreError, has_packed};
+use stillmirror_store::{Draft, StoreError, has_packed};
 use twox_hash::XxHash3_128;
 
 use crate::access::Access;
 use crate::expected::Expected;
+use crate::known_records::KnownRecords;
 use crate::options::Options;
 use crate::pooling::{Content, Kept, Pooling};
 use crate::report::Progress;
@@ -263,7 +263,8 @@ impl<'a> Worker<'a> {
         if !self.reading.tree.facts_of(&file)?.same_content(&before) {
             return Ok(None);
         }
-        let record = self.reading.known.put(digests.sha256, self.reading.draft, sums, &self.content)?;
+        let record = self.reading.known.put(digests.sha256, self.reading.draft, sums, &self.content);
+        let record = record.map_err(|error| FileError::All(ReadingError::Store(error)))?;
         let kept = match self.reading.pooling.filter(|_| !name.is_checked) {
             Some(pooling) => match self.keep(pooling, path, &file, &before, digests.sha256, record, names)? {
                 Some(kept) => Some(kept),
@@ -299,7 +300,7 @@ impl<'a> Worker<'a> {
         }
         let old = names.iter().find_map(|name| name.old);
         let content = Content { path, facts, digest, classes: &classes, old };
-        let kept = pooling.keep(self.reading.tree, file, &content, self.reading.known.old);
+        let kept = pooling.keep(self.reading.tree, file, &content, self.reading.known.generation());
         kept.map_err(|error| FileError::All(ReadingError::Store(error)))
     }
 
@@ -393,71 +394,6 @@ impl<'a> Worker<'a> {
             self.reported = (self.files, self.bytes);
         }
     }
-}
-
-/// The records in the store by content, so that equal files share one.
-pub(crate) struct KnownRecords<'a> {
-    old: Option<&'a Generation>,
-    /// The rows of the old list that have a record, by the first bytes of the digest. Filled at the first use.
-    old_rows: OnceLock<HashMap<[u8; 8], u32>>,
-    new: Mutex<HashMap<Digest, RecordAt>>,
-}
-
-impl<'a> KnownRecords<'a> {
-    pub(crate) fn of(old: Option<&'a Generation>) -> Self {
-        Self { old, old_rows: OnceLock::new(), new: Mutex::default() }
-    }
-
-    /// Returns the location of a record for the file with this digest. Appends one to the draft's pack,
-    /// unless there is a record that has block checksums and content where these are given.
-    fn put(
-        &self,
-        digest: Digest,
-        draft: &Draft,
-        sums: Option<SumsBuilder>,
-        content: &[u8],
-    ) -> Result<RecordAt, FileError> {
-        if sums.is_none() && content.is_empty() {
-            return Ok(RecordAt::default());
-        }
-        let suffices = |at: &RecordAt| (sums.is_none() || at.sums > 0) && (content.is_empty() || at.content > 0);
-        if let Some(at) = self.in_old(digest).filter(suffices) {
-            return Ok(at);
-        }
-        // The lock is held until the record is written, because another thread may have just read the same
-        // content.
-        let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = new.get(&digest).filter(|at| suffices(at)) {
-            return Ok(*at);
-        }
-        let sums = sums.map_or_else(Vec::new, SumsBuilder::finish);
-        let written = draft.append(digest, Record { sums: &sums, content });
-        let at = written.map_err(|error| FileError::All(ReadingError::Store(error)))?;
-        new.insert(digest, at);
-        Ok(at)
-    }
-
-    /// Returns the location of an undamaged record in the old generation.
-    fn in_old(&self, digest: Digest) -> Option<RecordAt> {
-        let generation = self.old?;
-        let (list, local) = (generation.list(), generation.local());
-        let record = |row: u32| local.record(list.row(row).file_number()?);
-        let rows = self.old_rows.get_or_init(|| {
-            let with_record = (0..list.len()).filter(|&row| record(row).is_some());
-            with_record.map(|row| (first_bytes(list.row(row).sha256()), row)).collect()
-        });
-        let row = *rows.get(&first_bytes(digest))?;
-        let is_right = |_: &RecordAt| {
-            let file = list.row(row).file_number().filter(|_| list.row(row).sha256() == digest);
-            file.is_some_and(|file| generation.record(file).is_ok())
-        };
-        record(row).filter(is_right)
-    }
-}
-
-fn first_bytes(digest: Digest) -> [u8; 8] {
-    let [a, b, c, d, e, f, g, h, ..] = digest.0;
-    [a, b, c, d, e, f, g, h]
 }
 
 /// Bytes per read. This is large enough that the cost of system calls does not matter, and small enough for

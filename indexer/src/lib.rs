@@ -23,6 +23,7 @@ mod groups;
 mod hash;
 mod index;
 mod keep_known;
+mod known_records;
 mod options;
 mod owners;
 mod pooling;

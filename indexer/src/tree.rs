@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use stillmirror_protocol::entry::{Device, Time};
 use stillmirror_protocol::list::FileType;
 use stillmirror_protocol::local::{Identity, RelativeDevice};
-use stillmirror_store::open_beneath;
+use stillmirror_store::{POOL_IN_TREE, open_beneath};
 
 /// What `statx` tells about one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,13 +123,15 @@ impl Tree {
         open_beneath(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
-    /// Returns whether the root has no entries.
+    /// Returns whether the root has no entries except a pool.
     pub(crate) fn is_empty(&self) -> Result<bool, Errno> {
         let root = self.open_dir(b"")?;
         let mut buffer = [MaybeUninit::uninit(); 4 << 10];
         let mut entries = RawDir::new(root, &mut buffer);
         while let Some(entry) = entries.next() {
-            if !is_dots(entry?.file_name().to_bytes()) {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if !is_dots(name) && name != POOL_IN_TREE.as_bytes() {
                 return Ok(false);
             }
         }

@@ -246,6 +246,9 @@ fn the_pool_is_in_the_tree_if_the_store_is_on_another_file_system_and_nobody_see
     assert_eq!(site.current().pool(), Some(&PoolPlace::Root));
     assert_eq!((site.paths(), site.index().published), (vec!["a".to_owned()], false));
     assert_eq!(contents(&site.path(".stillmirror-pool")), set(&["one"]));
+    site.remove("a");
+    assert!(matches!(site.try_index(), Err(IndexError::EmptyRoot { .. })), "the pool alone is no tree");
+    site.write("a", "one");
     site.options.pool = Some(elsewhere.path().join("pool"));
     let error = site.try_index().unwrap_err();
     assert!(matches!(error, IndexError::PoolElsewhere { .. }) && error.to_string().contains("`pool`"), "{error}");

@@ -14,38 +14,30 @@
 //! them is published, and removes them only after the last generation that needs them is gone. So a crash can leave
 //! contents too many, which the next run removes because of `dirty`, but none too few.
 
+mod make;
 mod name;
 mod place;
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath::open_beneath;
 use crate::error::{At, StoreError};
 use crate::kill_point;
-use crate::layout::sync_dir;
-use crate::packs::read_small;
 
+use make::{Abilities, DIRECTORY, DRAFTS, MARKER, PARTS, list};
 pub(crate) use name::for_each_name;
 pub use name::{PoolName, has_packed};
 pub use place::{POOL_IN_TREE, PoolPlace};
 
-/// The file that makes a directory a pool, and its first line.
-const MARKER: &str = "pool";
-const FORMAT: &str = "stillmirror pool 1";
 const DIRTY: &str = "dirty";
-const DRAFTS: &str = "tmp";
-/// What a directory may contain that is about to become a pool.
-const PARTS: [&str; 4] = ["public", "private", DRAFTS, "pool.tmp"];
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
 /// The contents of one repository.
 #[derive(Debug)]
@@ -58,12 +50,6 @@ pub struct ContentPool {
     is_dirty: OnceLock<()>,
     /// What the file system can do. Only known to writers.
     can: Abilities,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Abilities {
-    copy: bool,
-    link: bool,
 }
 
 /// How a content was put into the pool.
@@ -99,15 +85,15 @@ impl ContentPool {
     pub fn create(path: &Path, owner: &str) -> Result<(Self, bool), StoreError> {
         let opened = Self::open_dir(path);
         let is_new = match &opened {
-            Ok(dir) => !Self::belongs_to(dir, path, owner)?,
+            Ok(dir) => !make::belongs_to(dir, path, owner)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
             Err(_) => false,
         };
         if is_new {
-            Self::make(path, owner)?;
+            make::make(path, owner)?;
         }
         let dir = if is_new { Self::open_dir(path) } else { opened }.at("open the pool", path)?;
-        let can = Self::probe(&dir, path)?;
+        let can = make::probe(&dir, path)?;
         Ok((Self::of(dir, path, can), is_new))
     }
 
@@ -118,74 +104,6 @@ impl ContentPool {
     fn open_dir(path: &Path) -> io::Result<OwnedFd> {
         let flags = DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
-    }
-
-    /// Returns whether the directory is the pool of `owner`. `false` if it may become one.
-    fn belongs_to(dir: &OwnedFd, path: &Path, owner: &str) -> Result<bool, StoreError> {
-        match read_small(&path.join(MARKER), 4096) {
-            Ok(text) => {
-                let name = std::str::from_utf8(&text).ok().and_then(|text| text.split_once('\n'));
-                match name.map(|(format, name)| (format, name.trim_end())) {
-                    Some((FORMAT, name)) if name == owner => Ok(true),
-                    Some((FORMAT, name)) => Err(StoreError::OtherPool {
-                        dir: path.to_owned(),
-                        found: name.to_owned(),
-                        wanted: owner.to_owned(),
-                    }),
-                    _ => Err(StoreError::NotAPool(path.to_owned())),
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let is_other = |name: &Vec<u8>| !PARTS.iter().any(|part| part.as_bytes() == name);
-                let has_others = list(dir).at("read", path)?.iter().any(is_other);
-                if has_others { Err(StoreError::NotAPool(path.to_owned())) } else { Ok(false) }
-            }
-            Err(error) => Err(error).at("read", &path.join(MARKER)),
-        }
-    }
-
-    fn make(path: &Path, owner: &str) -> Result<(), StoreError> {
-        let make = |path: &Path, mode| match fs::DirBuilder::new().mode(mode).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            // The mode does not depend on the umask.
-            _ => fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)),
-        };
-        path.parent().map_or(Ok(()), fs::create_dir_all).at("create the pool", path)?;
-        for (part, mode) in [("", 0o755), ("public", 0o755), ("private", 0o700), (DRAFTS, 0o700)] {
-            let part = path.join(part);
-            make(&part, mode).at("create", &part)?;
-        }
-        // This file makes the directory a pool, so it comes last.
-        let (marker, draft) = (path.join(MARKER), path.join("pool.tmp"));
-        let written = File::create(&draft).and_then(|mut file| {
-            file.write_all(format!("{FORMAT}\n{owner}\n").as_bytes())?;
-            file.sync_all()
-        });
-        written.and_then(|()| fs::rename(&draft, &marker)).at("write", &marker)?;
-        sync_dir(path)
-    }
-
-    /// Finds out what the file system can do.
-    fn probe(dir: &OwnedFd, path: &Path) -> Result<Abilities, StoreError> {
-        let drafts = open_beneath(dir, DRAFTS.as_bytes(), DIRECTORY).at("open", &path.join(DRAFTS))?;
-        let names = ["probe", "probe-copy", "probe-link"];
-        let clear = || {
-            for name in names {
-                let _ = rustix::fs::unlinkat(&drafts, name, AtFlags::empty());
-            }
-        };
-        clear();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let open = |name| rustix::fs::openat(&drafts, name, flags, Mode::RUSR | Mode::WUSR);
-        let (file, copy) = (open(names[0]), open(names[1]));
-        let file = File::from(file.at("write to the pool", path)?);
-        (&file).write_all(b"probe").at("write to the pool", path)?;
-        let can = Abilities {
-            copy: copy.is_ok_and(|copy| rustix::fs::ioctl_ficlone(copy, &file).is_ok()),
-            link: rustix::fs::linkat(&drafts, names[0], &drafts, names[2], AtFlags::empty()).is_ok(),
-        };
-        clear();
-        if can.copy || can.link { Ok(can) } else { Err(StoreError::NoPoolMethod(path.to_owned())) }
     }
 
     /// The pool's directory.
@@ -360,7 +278,7 @@ impl ContentPool {
     /// Removes the pool of `owner` at `path` and everything in it. Does nothing if it is not there, or is another's.
     pub fn destroy(path: &Path, owner: &str) -> Result<(), StoreError> {
         let Ok(dir) = Self::open_dir(path) else { return Ok(()) };
-        match Self::belongs_to(&dir, path, owner) {
+        match make::belongs_to(&dir, path, owner) {
             Err(StoreError::OtherPool { .. } | StoreError::NotAPool(_)) => return Ok(()),
             belongs => drop(belongs?),
         }
@@ -411,16 +329,4 @@ fn is_of_the_file(error: Errno) -> bool {
             | Errno::NOTTY
             | Errno::NOENT
     )
-}
-
-/// Returns the names in a directory.
-fn list(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if !matches!(&name[..], b"." | b"..") {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }

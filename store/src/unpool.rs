@@ -99,6 +99,12 @@ impl Store {
         pool.settle()
     }
 
+    /// Returns what the generation with this number has dropped of the one before it. `None` if that is not known, because
+    /// the two are not in the same pool.
+    pub fn dropped(&self, number: u64) -> Result<Option<Vec<PoolName>>, StoreError> {
+        dropped::read(&self.layout.generation_dir(number))
+    }
+
     /// Returns the names of all contents that a generation refers to.
     fn names(&self, _lock: &StoreLock) -> Result<Names, StoreError> {
         let mut names = Names::default();
@@ -106,8 +112,7 @@ impl Store {
             names.add(current.list(), current.local());
         }
         for number in self.generations()?.into_iter().skip(1) {
-            let dropped = dropped::read(&self.layout.generation_dir(number))?;
-            names.0.extend(dropped.iter().flatten().map(PoolName::fingerprint));
+            names.0.extend(self.dropped(number)?.iter().flatten().map(PoolName::fingerprint));
         }
         Ok(names)
     }
