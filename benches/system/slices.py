@@ -88,7 +88,7 @@ class Archive:
     """A Debian archive. `owners` says for each path to which suite and architecture it belongs."""
 
     def __init__(self, b, root):
-        self.b, self.root, self.owners = b, root, collections.defaultdict(set)
+        self.b, self.root, self.owners, self.plain = b, root, collections.defaultdict(set), []
         self.gnupg = b.work / 'gnupg'
         self.gnupg.mkdir(mode=0o700)
         self.gpg('--quick-generate-key', 'bench', 'ed25519', 'sign', 'never')
@@ -150,11 +150,17 @@ class Archive:
         options = {'Suite': suite, 'Codename': suite, 'Components': ' '.join(COMPONENTS), 'Architectures': ' '.join(ARCHITECTURES), 'Acquire-By-Hash': 'yes'}
         words = [word for name, value in options.items() for word in ('-o', f'APT::FTPArchive::Release::{name}={value}')]
         release = quietly('apt-ftparchive', *words, 'release', folder)
+        # As in Debian: listed, and there only in the compressed forms.
+        for path in self.plain:
+            path.unlink()
+        self.plain.clear()
         for name, content in (('Release', release), ('InRelease', self.gpg('--clearsign', text=release)), ('Release.gpg', self.gpg('--armor', '--detach-sign', text=release))):
             put(folder / name, content)
             self.owners[f'dists/{suite}/{name}'].add((suite, ''))
 
     def put_index(self, suite, path, text, architecture, ends=('.xz', '.gz')):
+        self.plain.append(self.root / 'dists' / suite / path)
+        put(self.plain[-1], text)
         for end in ends:
             path_of_form = self.root / 'dists' / suite / f'{path}{end}'
             content = lzma.compress(text, preset=1) if end == '.xz' else gzip.compress(text, mtime=0)
