@@ -15,50 +15,51 @@ const BASE: usize = 64;
 const REPOSITORY: usize = 4 + READS;
 /// Descriptors of a connection: its socket, and a large file that is open twice, for direct reads and for
 /// reads through the page cache.
-const CONNECTION: usize = 3;
+pub(crate) const CONNECTION: u32 = 3;
+/// Descriptors of a follower, which opens no file.
+pub(crate) const FOLLOWER: u32 = 1;
 
-/// The part of the limit that followers take at most, as a divisor.
-const FOLLOWERS_DIVISOR: usize = 8;
-
-/// How many connections of each kind there are descriptors for.
+/// The descriptors that connections share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shares {
-    /// Connections that do not follow.
-    pub(crate) connections: usize,
+    /// Descriptors for connections of all kinds.
+    pub(crate) descriptors: usize,
+    /// How many followers there may be.
     pub(crate) followers: usize,
 }
 
-/// Returns how many connections there are descriptors for. Batches of small files adapt: a batch opens as
+/// Returns how many descriptors there are for connections. Batches of small files adapt: a batch opens as
 /// many files as there are descriptors left, and at least one.
 pub(crate) fn shares(config: &Config) -> Shares {
     let limit = getrlimit(Resource::Nofile).current;
     let shares = share(limit, config.repositories.len(), config.limits.followers);
-    let room = shares.connections;
     let wanted = config.limits.connections.saturating_add(config.limits.queue);
+    let connections = (shares.descriptors - shares.followers) / CONNECTION as usize;
     if shares.followers < config.limits.followers {
         tracing::warn!(
             limit,
             followers = shares.followers,
-            "the limit on open files is low: fewer followers are accepted"
+            "the limit on open files is low: fewer followers are accepted than `followers` allows"
         );
     }
-    if room < wanted {
+    if connections < wanted {
         tracing::warn!(
             limit,
-            connections = room,
-            "the limit on open files is low: fewer connections are accepted than `connections` and `queue` allow"
+            connections,
+            "the limit on open files is low: beside all followers, fewer connections are accepted than `connections` \
+             and `queue` allow"
         );
     }
     shares
 }
 
-/// Divides a limit on open files: at least two connections, one for each port. A follower has only its socket.
+/// Divides a limit on open files. There are at least two connections, one for each port, and followers leave a third of the
+/// descriptors.
 fn share(limit: Option<u64>, repositories: usize, followers: usize) -> Shares {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let followers = followers.min(limit / FOLLOWERS_DIVISOR);
     let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + PIPES * DESCRIPTORS);
-    let connections = (limit.saturating_sub(others).saturating_sub(followers) / CONNECTION).max(2);
-    Shares { connections, followers }
+    let descriptors = limit.saturating_sub(others).max(2 * CONNECTION as usize);
+    Shares { descriptors, followers: followers.min(descriptors / 3 * 2) }
 }
 
 #[cfg(test)]
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn connections_leave_descriptors_for_the_files_that_they_request() {
-        let connections = |limit, repositories| share(limit, repositories, 0).connections;
+        let connections = |limit, repositories| share(limit, repositories, 0).descriptors / CONNECTION as usize;
         assert_eq!(connections(Some(1024), 1), 276);
         assert_eq!(connections(Some(65_536), 20), 21_552);
         assert_eq!(connections(Some(40), 1), 2);
@@ -76,9 +77,11 @@ mod tests {
     }
 
     #[test]
-    fn followers_leave_most_descriptors_to_others() {
-        assert_eq!(share(Some(1024), 1, 10_000), Shares { connections: 233, followers: 128 });
-        assert_eq!(share(Some(65_536), 20, 8000), Shares { connections: 18_885, followers: 8000 });
-        assert_eq!(share(None, 1, 10_000).followers, 10_000);
+    fn followers_leave_descriptors_to_others() {
+        let followers = |limit| share(limit, 1, 10_000).followers;
+        assert_eq!(followers(Some(1024)), 552);
+        assert_eq!(followers(Some(20_000)), 10_000);
+        assert_eq!(followers(Some(40)), 4);
+        assert_eq!(followers(None), 10_000);
     }
 }

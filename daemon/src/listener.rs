@@ -9,9 +9,11 @@ use stillmirror_protocol::rsync::version::Version;
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+use crate::descriptors;
 use crate::error::DaemonError;
 use crate::networks::Connection;
 use crate::session;
@@ -35,17 +37,18 @@ pub(crate) async fn accept(
 ) -> Result<(), DaemonError> {
     listener.local_addr().map_err(DaemonError::Listener)?;
     loop {
-        let place = Arc::clone(&shared.sockets).acquire_owned().await;
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&shared.sockets).acquire_many_owned(descriptors::CONNECTION).await else { continue };
         match listener.accept().await {
             Ok((socket, peer)) => {
                 let Some(entered) = shared.networks.enter(peer.ip()) else { continue };
                 let (shared, stranger) = (Arc::clone(shared), shared.strangers.add(entered.network));
                 let tasks = sessions.clone();
                 sessions.spawn(async move {
-                    let _place = place;
+                    let held = Held { entered, place };
                     tokio::select! {
                         () = grace_period_over(&shared) => {}
-                        () = connection(&shared, &tasks, socket, peer, port, entered, stranger) => {}
+                        () = connection(&shared, &tasks, socket, peer, port, held, stranger) => {}
                     }
                 });
             }
@@ -61,6 +64,13 @@ pub(crate) async fn accept(
 async fn grace_period_over(shared: &ServerState) {
     shared.ending.cancelled().await;
     sleep(session::FRAME_GRACE + LINGER).await;
+}
+
+/// What a connection holds until it ends.
+struct Held {
+    entered: Connection,
+    /// Its descriptors.
+    place: OwnedSemaphorePermit,
 }
 
 /// The kind of a listening socket.
@@ -93,7 +103,7 @@ async fn connection(
     mut socket: TcpStream,
     peer: SocketAddr,
     port: Port,
-    entered: Connection,
+    mut held: Held,
     stranger: Stranger,
 ) {
     let dialect = tokio::select! {
@@ -102,12 +112,13 @@ async fn connection(
         () = shared.stopping.cancelled() => return,
     };
     match dialect {
-        Ok(Ok(dialect)) if entered.is_over() => {
+        Ok(Ok(dialect)) if held.entered.is_over() => {
             let _ = socket.write_all(&too_many(shared, &dialect)).await;
         }
         Ok(Ok(Dialect::Native(hello))) if session::follow::is_wanted(shared, &hello) => {
-            // In a task of its own, because this one has room for any session. It gives its place back.
-            tasks.spawn(follow(Arc::clone(shared), socket, peer, hello, entered));
+            // It needs fewer descriptors, and a task of its own: this one has room for any session.
+            let Some(place) = held.place.split(descriptors::FOLLOWER as usize) else { return };
+            tasks.spawn(follow(Arc::clone(shared), socket, peer, hello, Held { place, ..held }));
             return;
         }
         Ok(Ok(Dialect::Native(hello))) => {
@@ -136,13 +147,7 @@ async fn connection(
 }
 
 /// Serves a follower.
-async fn follow(
-    shared: Arc<ServerState>,
-    mut socket: TcpStream,
-    peer: SocketAddr,
-    hello: ClientHello,
-    _entered: Connection,
-) {
+async fn follow(shared: Arc<ServerState>, mut socket: TcpStream, peer: SocketAddr, hello: ClientHello, _held: Held) {
     session::follow::serve(&shared, &mut socket, peer, hello).await;
     drain(socket).await;
 }

@@ -35,7 +35,7 @@ pub(crate) struct ServerState {
     pub(crate) convoys: Arc<Convoys>,
     pub(crate) pipes: Arc<Pipes>,
     pub(crate) admission: Arc<Admission>,
-    /// Permits for connections of every kind: as many as there are descriptors for.
+    /// Permits for connections of every kind, one for each descriptor that they may need.
     pub(crate) sockets: Arc<Semaphore>,
     pub(crate) strangers: Arc<Strangers>,
     /// Permits for followers.
@@ -77,7 +77,7 @@ impl ServerState {
             pipes: Pipes::new(PIPES),
             extents,
             admission: Admission::new(config.limits.connections, config.limits.queue),
-            sockets: permits(shares.connections),
+            sockets: permits(shares.descriptors),
             followers: permits(shares.followers),
             strangers: Arc::default(),
             list_memory: ListMemory::new(config.memory.lists),

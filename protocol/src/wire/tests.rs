@@ -103,3 +103,16 @@ fn a_head_that_is_only_signed_again_has_another_fingerprint() {
     assert_ne!(unsigned, fingerprint(b"head", Some(b"one")));
     assert_ne!(fingerprint(b"head", Some(b"one")), fingerprint(b"head", Some(b"two")));
 }
+
+#[test]
+fn the_bytes_of_following_are_those_of_the_document() {
+    let hello = ClientHello::FOLLOWER.encode();
+    assert_eq!((&hello[..8], &hello[8..16]), (&MAGIC[..], &[1, 0, 1, 0, 3, 0, 0, 0][..]));
+    let request = Request::Follow { repository: "debian".to_owned(), known: Digest([7; 32]) };
+    let encoded = [&b"\x06debian"[..], &[7; 32]].concat();
+    assert_eq!((request.kind(), request.encode()), (7, encoded));
+    let longest = Request::Follow { repository: "a".repeat(limits::REPOSITORY_NAME), known: Digest::NONE };
+    assert_eq!(longest.encode().len(), limits::FOLLOW_PAYLOAD);
+    let news = Reply::News { spread: 300, head: b"head".to_vec() };
+    assert_eq!(news.frame(5), *b"\x06\0\0\0\x05\0\0\0\x88\0\0\0\xac\x02head");
+}
