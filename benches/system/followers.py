@@ -126,7 +126,7 @@ class Crowd:
         try:
             async with self.gate:
                 reader, writer = await self.connect(number, SIGNED_HEADS | FOLLOWING)
-                capabilities = HELLO.unpack(await reader.readexactly(HELLO.size))[3]
+                capabilities = HELLO.unpack(await hello(reader))[3]
                 assert capabilities & FOLLOWING, 'the daemon tells nobody'
             while True:
                 name = bench.NAME.encode()
@@ -154,7 +154,7 @@ class Crowd:
             reader, writer = await self.connect(number, SIGNED_HEADS)
             name = bench.NAME.encode()
             writer.write(FRAME.pack(1 + len(name), 1, HEAD) + bytes([len(name)]) + name)
-            await reader.readexactly(HELLO.size)
+            await hello(reader)
             assert PINNED in await answer(reader)
             writer.close()
         except (OSError, EOFError, AssertionError):
@@ -174,6 +174,15 @@ class Crowd:
         for task in self.tasks:
             self.loop.call_soon_threadsafe(task.cancel)
         self.thread.join(30)
+
+
+async def hello(reader):
+    """Read the daemon's hello. A connection that was silent for a second gets a greeting for rsync clients first."""
+    first = await reader.readexactly(HELLO.size)
+    if first.startswith(b'@RSYNCD:'):
+        rest = first.partition(b'\n')[2] if b'\n' in first else (await reader.readuntil(b'\n'))[:0]
+        first = rest + await reader.readexactly(HELLO.size - len(rest))
+    return first
 
 
 async def answer(reader):
