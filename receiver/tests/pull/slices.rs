@@ -355,6 +355,42 @@ fn an_index_that_cannot_be_brought_is_reported_and_the_next_pull_brings_only_wha
 }
 
 #[test]
+fn an_index_that_was_replaced_comes_by_its_digest_or_with_the_newest_generation() {
+    let (first, next, place) = (Archive::new(1), Archive::new(2), Place::new());
+    let sender = Sender::of(&first.tree);
+    let of = |archive: &Archive| archive.files(&["bookworm"], &[], &["amd64"]);
+    let options = Options {
+        slice: slice(&["bookworm"], &[], &["amd64"]),
+        patience: Duration::from_secs(30),
+        ..place.mirror(&sender)
+    };
+    let index = "dists/bookworm/main/binary-amd64/";
+    let fail = |archive: &Archive, is_replaced: &dyn Fn(&str) -> bool| {
+        let names = of(archive);
+        let names = names.iter().filter(|path| path.starts_with(index) && is_replaced(path));
+        sender.fail(&names.map(|path| (path.as_str(), ItemFailure::Stale)).collect::<Vec<_>>());
+    };
+    fail(&first, &|path| path.contains("/Packages."));
+    assert!(run(options.clone()).unwrap().failed.is_empty());
+    assert_eq!(files(&place.dest()), of(&first));
+    let third = Archive::new(3);
+    sender.publish(&third.tree);
+    fail(&third, &|path| !path.ends_with("older"));
+    let publisher = std::thread::spawn({
+        let (sender, tree) = (sender.clone(), next.tree.clone());
+        move || {
+            std::thread::sleep(Duration::from_millis(300));
+            sender.publish(&tree);
+        }
+    });
+    let report = run(options).unwrap();
+    publisher.join().unwrap();
+    assert_eq!((report.failed.len(), report.generation), (0, 3));
+    assert_eq!(files(&place.dest()), of(&next));
+    assert!(staging_directory_is_removed(&place.dest()));
+}
+
+#[test]
 fn a_pull_that_ends_between_the_indices_and_the_packages_fetches_nothing_twice() {
     for check in CHECKS {
         let (archive, place) = (Archive::new(1), Place::new());
