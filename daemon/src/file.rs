@@ -257,7 +257,7 @@ impl Tree {
         }
     }
 
-    /// Returns the SHA-256 of an open file. `None` if it does not stay in `state` meanwhile.
+    /// Like [`Self::digest`], for a file in the tree: says once that files were touched.
     fn hash(&self, file: &OwnedFd, state: OnDisk, device: u64) -> Result<Option<Digest>, Errno> {
         if !self.touch_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -266,6 +266,11 @@ impl Tree {
                  `stillmirror index` to avoid that"
             );
         }
+        self.digest(file, state, device)
+    }
+
+    /// Returns the SHA-256 of an open file. `None` if it does not stay in `state` meanwhile.
+    fn digest(&self, file: &OwnedFd, state: OnDisk, device: u64) -> Result<Option<Digest>, Errno> {
         // Aligned, since the file may be open for direct reads, and no larger than the file: most are small.
         let len = (state.size.min(EXTENT as u64) as usize).next_multiple_of(ALIGNMENT);
         let mut memory = vec![0; len + ALIGNMENT];

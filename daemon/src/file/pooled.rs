@@ -44,7 +44,8 @@ pub(super) struct OpenContent {
 
 impl Tree {
     /// Opens the content of a file whose indexed state is `indexed`. A copy may have any state, because only the indexer
-    /// writes to it. A hard link must be in the indexed state, because whoever writes to the file writes to the link.
+    /// writes to it. A hard link must be in the indexed state, because whoever writes to the file writes to the link. Its
+    /// ctime usually differs, because its name in the tree was removed; so it is read once.
     pub(super) fn open_pooled(
         &self,
         path: &[u8],
@@ -53,10 +54,19 @@ impl Tree {
     ) -> Result<OpenContent, ItemFailure> {
         let opened = pooled.open(OFlags::RDONLY).and_then(|file| Ok((rustix::fs::fstat(&file)?, file)));
         let (stat, file) = opened.map_err(|errno| self.failure(path, errno))?;
-        let state = match OnDisk::of(&stat, self.directory) {
-            Some(state) if !pooled.name.is_link() && state.size == indexed.size() => FileState { state, ..indexed },
-            _ => indexed,
+        let found = OnDisk::of(&stat, self.directory).ok_or(ItemFailure::Stale)?;
+        let is_right = if !pooled.name.is_link() {
+            found.size == indexed.size()
+        } else if found.is_same_except_ctime(&indexed.state) && !found.is_same(&indexed.state) {
+            let content = self.touched.content(found, || self.digest(&file, found, stat.st_dev));
+            content.map_err(|errno| self.failure(path, errno))? == Some(indexed.content)
+        } else {
+            found.is_same(&indexed.state)
         };
+        if !is_right {
+            return Err(ItemFailure::Stale);
+        }
+        let state = FileState { state: found, ..indexed };
         let device = self.check(path, state, &file)?;
         Ok(OpenContent { file, device, state })
     }

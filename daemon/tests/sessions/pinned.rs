@@ -47,7 +47,11 @@ async fn a_session_gets_its_generation_whole_although_all_files_are_replaced_or_
     for pooled in ways() {
         for direct in [DirectPolicy::Auto, DirectPolicy::Always, DirectPolicy::Never] {
             let (fixture, items, expected) = fixture(pooled);
-            let server = Server::start(fixture.config(|config| config.repositories[0].direct = direct)).await;
+            let server = Server::start(fixture.config(|config| {
+                config.repositories[0].direct = direct;
+                config.repositories[0].strict_ctime = direct == DirectPolicy::Never;
+            }))
+            .await;
             let mut client = server.client().await;
             let (handle, _) = client.pin().await;
             let request = client.send(&Request::Data { handle, items: items.clone() }).await;
