@@ -430,6 +430,8 @@ mod tests {
         let all: String = EXAMPLE
             .lines()
             .map(|line| match line.strip_prefix("#") {
+                // `pool` needs it.
+                Some("pin = false") => "pin = true",
                 Some(key) if key.starts_with(|first: char| first.is_ascii_lowercase()) && key.contains(" = ") => key,
                 _ => line,
             })
