@@ -125,7 +125,13 @@ impl Fetcher<'_> {
         let wanted: HashSet<Digest> = pending.iter().map(|&number| self.row_of(&fetches[number]).1).collect();
         let found = files.filter(|row| wanted.contains(&row.sha256())).map(|row| (row.sha256(), row.number()));
         let found: HashMap<Digest, u32> = found.collect();
-        let asking = |&number: &usize| Some(fetches[number].asking(*found.get(&self.row_of(&fetches[number]).1)?));
+        // Of what was received whole, nothing has to be requested.
+        let is_whole = |digest, size| left.parts.get(&digest) == Some(&size);
+        let asking = |&number: &usize| {
+            let (fetch, row) = (&fetches[number], self.selection.list.row(fetches[number].row));
+            let found = found.get(&row.sha256()).map(|&row| fetch.asking(row));
+            found.or_else(|| is_whole(row.sha256(), row.size()).then(|| fetch.clone()))
+        };
         let asked: Vec<Fetch> = pending.iter().filter_map(asking).collect();
         let all: Vec<usize> = (0..asked.len()).collect();
         self.fetch_part(&asked, &all, &mut left, staged, report)

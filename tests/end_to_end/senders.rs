@@ -99,20 +99,18 @@ fn pull_past(faults: [Fault; 3]) -> (Value, Vec<String>, u64) {
 
 #[test]
 fn of_three_daemons_one_dies_one_stalls_and_one_flips_some_bits_and_the_pull_completes() {
-    let (report, bad, older) = pull_past([Fault::Cut(1_000_000), Fault::Stall(800_000), Fault::Flip(150_000)]);
+    let (report, bad, _) = pull_past([Fault::Cut(1_000_000), Fault::Stall(800_000), Fault::Flip(150_000)]);
     for address in &bad[..2] {
         assert!(served(&report, address)["failure"].is_string(), "{report}");
     }
-    // The third has everything, in the end.
-    assert!(older < 5_000, "{report}");
 }
 
 #[test]
 fn what_three_failing_daemons_do_not_deliver_comes_from_one_of_an_older_generation() {
-    let (report, bad, older) = pull_past([Fault::Cut(1_000_000), Fault::Stall(800_000), Fault::Flip(20_000)]);
+    let (report, bad, older) = pull_past([Fault::Cut(600_000), Fault::Stall(500_000), Fault::Cut(400_000)]);
     for address in &bad {
         assert!(served(&report, address)["failure"].is_string(), "{report}");
     }
-    // Only what is wrong in the contents that the third sent.
-    assert!((50_000..3_000_000).contains(&older), "{report}");
+    // After three failures, a daemon is not asked again. So they sent at most 4.5 of the 12 MB.
+    assert!((7_000_000..11_900_000).contains(&older), "{report}");
 }

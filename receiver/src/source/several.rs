@@ -171,12 +171,11 @@ impl Senders {
     /// not chosen may deliver this one.
     fn older(&self, generation: u64) -> Option<usize> {
         let chosen = self.chosen.load(Ordering::Relaxed);
-        let others = (0..self.all.len()).filter(|&number| number != chosen && self.all[number].is_usable());
-        let others: Vec<usize> = others.collect();
-        if others.iter().any(|&number| self.all[number].may_complete(Some(generation))) {
+        let usable: Vec<usize> = (0..self.all.len()).filter(|&number| self.all[number].is_usable()).collect();
+        if usable.iter().any(|&number| number != chosen && self.all[number].may_complete(Some(generation))) {
             return None;
         }
-        let known = others.into_iter().filter_map(|number| Some((self.all[number].state().generation?, number)));
+        let known = usable.into_iter().filter_map(|number| Some((self.all[number].state().generation?, number)));
         known.filter(|(older, _)| *older < generation).max_by_key(|&(older, _)| older).map(|(_, number)| number)
     }
 
