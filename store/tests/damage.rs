@@ -121,7 +121,7 @@ fn a_newer_format_is_distinguished_from_damage() {
     let store = store(dir.path(), 1);
     for (name, version, what) in [
         ("list", 2, "format 2"),
-        ("head", 3, "format 3"),
+        ("head", 4, "format 4"),
         ("local", 2, "format 4"),
         ("packs", 2, "another format version"),
     ] {

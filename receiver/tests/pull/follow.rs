@@ -94,6 +94,18 @@ impl Following {
         while !self.notices.recv_timeout(Duration::from_secs(60)).expect("a notice").contains(word) {}
     }
 
+    /// Disconnects the follower until it notices: it may not be connected yet.
+    fn notices_disconnections_by(&self, sender: &Sender) {
+        loop {
+            sender.disconnect_followers();
+            while let Ok(notice) = self.notices.recv_timeout(Duration::from_millis(100)) {
+                if notice.contains("CannotFollow") {
+                    return;
+                }
+            }
+        }
+    }
+
     fn has_pulled(&self) -> bool {
         self.pulls.try_recv().is_ok()
     }
@@ -158,10 +170,7 @@ fn a_follower_that_loses_its_connection_makes_another_and_misses_nothing() {
     let following = Following::begin(place.mirror(&sender), PATIENT);
     following.next().unwrap();
     for version in 2..4 {
-        sender.wait_for(is_follow);
-        sender.requests();
-        sender.disconnect_followers();
-        following.noticed("CannotFollow");
+        following.notices_disconnections_by(&sender);
         sender.publish(&tree(version));
         assert_eq!(following.next().unwrap().generation, u64::from(version));
         following.noticed("FollowsAgain");
