@@ -107,7 +107,7 @@ fn a_head_that_is_only_signed_again_has_another_fingerprint() {
 #[test]
 fn the_bytes_of_following_are_those_of_the_document() {
     let hello = ClientHello::FOLLOWER.encode();
-    assert_eq!((&hello[..8], &hello[8..16]), (&MAGIC[..], &[1, 0, 1, 0, 3, 0, 0, 0][..]));
+    assert_eq!((&hello[..8], &hello[8..16]), (&MAGIC[..], &[1, 0, 1, 0, 7, 0, 0, 0][..]));
     let request = Request::Follow { repository: "debian".to_owned(), known: Digest([7; 32]) };
     let encoded = [&b"\x06debian"[..], &[7; 32]].concat();
     assert_eq!((request.kind(), request.encode()), (7, encoded));
