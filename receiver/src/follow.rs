@@ -200,6 +200,8 @@ impl Sender {
             match self.connect_and_listen(held, progress, &mut failures).await {
                 Ok(Some(heard)) => return heard,
                 Ok(None) => sleep(varied(self.pauses.ask)).await,
+                // Whoever waits for this ends, too.
+                Err(PullError::Interrupted) => std::future::pending().await,
                 Err(error) => {
                     self.note_failure(&error, progress);
                     sleep(growing(self.pauses.reconnect, self.pauses.max_reconnect, failures)).await;

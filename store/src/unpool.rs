@@ -74,9 +74,10 @@ impl Draft {
 }
 
 impl Store {
-    /// Removes from the pool of the current generation what no generation refers to any more: of what the removed
-    /// generations and the oldest one left have dropped, and of `others`. If the pool is dirty from an earlier run or
-    /// `is_unknown` is set, everything in it is looked at.
+    /// Removes contents from the pool of the current generation to which no generation refers any more.
+    ///
+    /// Two sets of contents are looked at: those that the removed generations and the oldest remaining one have dropped, and
+    /// `others`. The whole pool is looked at if `is_unknown` is set, or if an earlier run left the pool dirty.
     pub fn unpool(
         &self,
         lock: &StoreLock,

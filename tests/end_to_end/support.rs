@@ -150,15 +150,20 @@ impl Server {
 
     /// Waits for the daemon to end. Returns its exit code, or `None` after 20 seconds.
     pub(crate) fn wait(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        None
+        wait_for(&mut self.child)
     }
+}
+
+/// Waits for a process to end. Returns its exit code, or `None` after 20 seconds.
+pub(crate) fn wait_for(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
 }
 
 impl Drop for Server {
