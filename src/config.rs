@@ -7,11 +7,12 @@
 mod values;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use stillmirror_daemon::HostPattern;
+use stillmirror_daemon::{HostPattern, Port};
 
 use crate::exit::UsageError;
 
@@ -35,7 +36,7 @@ pub(crate) struct Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Daemon {
-    pub(crate) listen: Listen,
+    pub(crate) listen: Words<Listen>,
     pub(crate) connections: usize,
     pub(crate) queue: usize,
     pub(crate) followers: usize,
@@ -57,7 +58,7 @@ pub(crate) struct Daemon {
     pub(crate) group: Option<String>,
     pub(crate) serve_private: bool,
     pub(crate) rsync: bool,
-    pub(crate) rsync_listen: Option<Listen>,
+    pub(crate) rsync_listen: Words<Listen>,
     pub(crate) motd_file: Option<PathBuf>,
     pub(crate) cached_lists: Bytes,
     pub(crate) lists: Option<PathBuf>,
@@ -69,7 +70,7 @@ pub(crate) struct Daemon {
 impl Default for Daemon {
     fn default() -> Self {
         Self {
-            listen: Listen::default(),
+            listen: Words(vec![Listen::everywhere()]),
             connections: 1000,
             queue: 1000,
             followers: 10_000,
@@ -91,7 +92,7 @@ impl Default for Daemon {
             group: None,
             serve_private: false,
             rsync: true,
-            rsync_listen: None,
+            rsync_listen: Words::default(),
             motd_file: None,
             cached_lists: Bytes(1 << 30),
             lists: None,
@@ -99,6 +100,16 @@ impl Default for Daemon {
             filter_bytes: Bytes(1 << 20),
             compression: Compression::default(),
         }
+    }
+}
+
+impl Daemon {
+    /// Returns all addresses to listen on, each with its kind of clients.
+    pub(crate) fn sockets(&self) -> Vec<(SocketAddr, Port)> {
+        let all =
+            |listen: &Words<Listen>, port| listen.0.iter().map(move |listen| (listen.0, port)).collect::<Vec<_>>();
+        let rsync = if self.rsync { all(&self.rsync_listen, Port::Rsync) } else { Vec::new() };
+        [all(&self.listen, Port::All), rsync].concat()
     }
 }
 
@@ -382,6 +393,9 @@ impl Config {
         if self.daemon.group.is_some() && self.daemon.user.is_none() {
             bail!("daemon.group: daemon.user is missing");
         }
+        if self.daemon.sockets().is_empty() {
+            bail!("daemon.listen: there is no address to listen on");
+        }
         check_bandwidth("daemon.bandwidth", self.daemon.bandwidth, LEAST_BANDWIDTH)?;
         let per_connection = self.daemon.bandwidth_per_connection;
         check_bandwidth("daemon.bandwidth_per_connection", per_connection, LEAST_BANDWIDTH)?;
@@ -488,6 +502,24 @@ mod tests {
             let text = format!("{error:#}");
             assert!(text.contains("line 2") && text.contains(wanted), "{text}");
         }
+    }
+
+    #[test]
+    fn one_address_or_several_are_listened_on() {
+        let sockets = |lines: &str, environment: &[(&str, &str)]| {
+            let config = parse(&format!("[daemon]\n{lines}\n{SMALLEST}"), environment)?;
+            Ok::<_, anyhow::Error>(
+                config.daemon.sockets().into_iter().map(|(address, _)| address.to_string()).collect(),
+            )
+        };
+        let several: Vec<String> = sockets("listen = ['192.0.2.1:8730', '[2001:db8::1]:8730', 873]", &[]).unwrap();
+        assert_eq!(several, ["192.0.2.1:8730", "[2001:db8::1]:8730", "[::]:873"]);
+        let several: Vec<String> = sockets("listen = 8730\nrsync_listen = ['[::]:873']", &[]).unwrap();
+        assert_eq!(several, ["[::]:8730", "[::]:873"]);
+        let others = [("STILLMIRROR_DAEMON__LISTEN", "192.0.2.1:1, 192.0.2.1:2")];
+        assert_eq!(sockets("", &others).unwrap(), ["192.0.2.1:1", "192.0.2.1:2"]);
+        let error = sockets("listen = []", &[]).unwrap_err();
+        assert!(format!("{error:#}").contains("daemon.listen: there is no address to listen on"), "{error:#}");
     }
 
     #[test]

@@ -1,23 +1,18 @@
 //! `stillmirror serve`.
 
-use std::io;
-use std::net::SocketAddr;
+mod sockets;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillmirror_daemon as daemon;
-use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository};
+use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository, Words};
 use crate::exit::Exit;
 use crate::{path_args, privileges, signals};
-
-/// The number of connections that the kernel queues until they are accepted.
-const BACKLOG: i32 = 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,10 +37,10 @@ pub(crate) struct Arguments {
     /// The tree's name in URLs [default: the store's name]
     #[arg(long, requires = "root")]
     name: Option<String>,
-    /// Where to listen: a port, on all addresses, or one address and port; port 0 is any free port [default: 8730, or the
-    /// configuration file's]
+    /// Where to listen: a port, on all addresses, or one address and port; port 0 is any free port; may be repeated
+    /// [default: 8730, or the configuration file's]
     #[arg(long, value_name = "[ADDR:]PORT")]
-    listen: Option<Listen>,
+    listen: Vec<Listen>,
     /// How to read files [default: auto, or the configuration file's]
     #[arg(long)]
     direct: Option<Direct>,
@@ -70,8 +65,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     start_log(arguments.log);
     raise_open_files();
     let mut config = config(&arguments)?;
-    if let Some(listen) = arguments.listen {
-        config.daemon.listen = listen;
+    if !arguments.listen.is_empty() {
+        config.daemon.listen = Words(arguments.listen);
     }
     if let Some(direct) = arguments.direct {
         config.repository.iter_mut().for_each(|repository| repository.direct = direct);
@@ -80,11 +75,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         config.repository.iter_mut().for_each(|repository| repository.ctime = ctime);
     }
     config.daemon.serve_private |= arguments.serve_private;
-    let address = config.daemon.listen.0;
-    let rsync_address = config.daemon.rsync_listen.map(|listen| listen.0).filter(|_| config.daemon.rsync);
     // Ports below 1024 need root, so bind first. Then change the user, before there is any other thread.
-    let all = bind(address)?;
-    let rsync = rsync_address.map(bind).transpose()?;
+    let sockets = sockets::bind(&config.daemon.sockets())?;
     if let Some(user) = &config.daemon.user {
         privileges::become_user(user, config.daemon.group.as_deref())?;
     }
@@ -97,9 +89,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         let reload = daemon::Reload::default();
         let requested = reload.clone();
         signals::on_hangup(move || requested.reload())?;
-        let all = listen(all, "listening on")?;
-        let rsync = rsync.map(|listener| listen(listener, "listening for rsync clients on")).transpose()?;
-        daemon::run(daemon::Listeners { all, rsync }, resolve(config), reload, shutdown).await?;
+        daemon::run(sockets::listen(sockets)?, resolve(config), reload, shutdown).await?;
         Ok(Exit::Done)
     });
     // Do not wait for blocking threads: the disk of one may hang forever.
@@ -114,27 +104,6 @@ fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
-}
-
-/// Registers a socket with the runtime.
-fn listen(listener: std::net::TcpListener, what: &str) -> Result<TcpListener> {
-    tracing::info!("{what} {}", listener.local_addr().context("cannot get the address of the socket")?);
-    TcpListener::from_std(listener).context("cannot listen")
-}
-
-/// Opens a listening socket. Needs no runtime.
-fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
-    open_socket(address).with_context(|| format!("cannot listen on {address}"))
-}
-
-fn open_socket(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// Returns the configuration of the file, or one of a single repository from the options.

@@ -53,7 +53,7 @@ pub(crate) fn shares(config: &Config) -> Shares {
     shares
 }
 
-/// Divides a limit on open files. There are at least two connections, one for each port, and followers leave a third of the
+/// Divides a limit on open files. There are at least two connections, and followers leave a third of the
 /// descriptors.
 fn share(limit: Option<u64>, repositories: usize, followers: usize) -> Shares {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));

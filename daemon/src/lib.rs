@@ -79,7 +79,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -90,11 +89,11 @@ pub use config::{
     Compression, Config, DirectPolicy, Limits, Memory, ModuleConfig, ModuleRules, RepositoryConfig, RsyncConfig,
 };
 pub use error::DaemonError;
+pub use listener::{Listeners, Port};
 pub use stillmirror_protocol::rsync::chmod::Chmod;
 pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
 use edition::Gates;
-use listener::Port;
 use registry::Registry;
 use repository::{Look, OpenError, Repository};
 use shared::ServerState;
@@ -130,21 +129,6 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
     };
     daemon.run(listeners, shutdown).await
-}
-
-/// The sockets that a daemon listens on.
-#[derive(Debug)]
-pub struct Listeners {
-    /// The socket for clients of every kind.
-    pub all: TcpListener,
-    /// An optional socket for stock rsync clients only.
-    pub rsync: Option<TcpListener>,
-}
-
-impl From<TcpListener> for Listeners {
-    fn from(all: TcpListener) -> Self {
-        Self { all, rsync: None }
-    }
 }
 
 /// A daemon that is ready to serve.
@@ -184,7 +168,6 @@ impl Daemon {
         listeners: impl Into<Listeners>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), DaemonError> {
-        let Listeners { all, rsync } = listeners.into();
         let sessions = TaskTracker::new();
         let mut watchers = JoinSet::new();
         let (store_watch, events) = StoreWatch::new();
@@ -198,8 +181,7 @@ impl Daemon {
             watchers.spawn(watch(shared, repository, Arc::clone(&store_watch), self.reload.0.subscribe(), interval));
         }
         let result = tokio::select! {
-            result = listener::accept(all, Port::Any, &self.shared, &sessions) => result,
-            result = accept_rsync(rsync, &self.shared, &sessions) => result,
+            result = listener::accept(listeners.into(), &self.shared, &sessions) => result,
             () = shutdown => Ok(()),
         };
         self.shared.stopping.cancel();
@@ -213,17 +195,6 @@ impl Daemon {
             }
         }
         result
-    }
-}
-
-async fn accept_rsync(
-    listener: Option<TcpListener>,
-    shared: &Arc<ServerState>,
-    sessions: &TaskTracker,
-) -> Result<(), DaemonError> {
-    match listener {
-        Some(listener) => listener::accept(listener, Port::Rsync, shared, sessions).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -1,7 +1,10 @@
 //! Accepts connections, detects which protocol the client speaks, and starts its session.
 
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use stillmirror_protocol::rsync::greeting;
@@ -28,19 +31,74 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to read its last frame.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// What the clients of a listening socket are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Clients of every dialect.
+    All,
+    /// Stock rsync clients only. The server greets them without waiting for their first bytes.
+    Rsync,
+}
+
+/// The sockets that a daemon listens on, each with its kind of clients.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    all: Vec<(TcpListener, Port)>,
+    /// The socket whose turn it is.
+    turn: usize,
+}
+
+impl Listeners {
+    /// Adds a socket.
+    pub fn add(&mut self, socket: TcpListener, port: Port) {
+        self.all.push((socket, port));
+    }
+
+    /// Accepts the next connection. The sockets take turns.
+    async fn accept(&mut self) -> io::Result<Accepted> {
+        poll_fn(|context| self.poll_accept(context)).await
+    }
+
+    fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        for number in (self.turn..self.all.len()).chain(0..self.turn) {
+            let (socket, port) = &self.all[number];
+            if let Poll::Ready(accepted) = socket.poll_accept(context) {
+                self.turn = number + 1;
+                return Poll::Ready(accepted.map(|(socket, peer)| Accepted { socket, peer, port: *port }));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(socket: TcpListener) -> Self {
+        Self { all: vec![(socket, Port::All)], turn: 0 }
+    }
+}
+
+/// A connection that was accepted.
+struct Accepted {
+    socket: TcpStream,
+    peer: SocketAddr,
+    /// The kind of the socket that it came through.
+    port: Port,
+}
+
 /// Accepts connections until dropped.
 pub(crate) async fn accept(
-    listener: TcpListener,
-    port: Port,
+    mut listeners: Listeners,
     shared: &Arc<ServerState>,
     sessions: &TaskTracker,
 ) -> Result<(), DaemonError> {
-    listener.local_addr().map_err(DaemonError::Listener)?;
+    for (socket, _) in &listeners.all {
+        socket.local_addr().map_err(DaemonError::Listener)?;
+    }
     loop {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&shared.sockets).acquire_many_owned(descriptors::CONNECTION).await else { continue };
-        match listener.accept().await {
-            Ok((socket, peer)) => {
+        match listeners.accept().await {
+            Ok(Accepted { socket, peer, port }) => {
                 let Some(entered) = shared.networks.enter(peer.ip()) else { continue };
                 let (shared, stranger) = (Arc::clone(shared), shared.strangers.add(entered.network));
                 let tasks = sessions.clone();
@@ -71,15 +129,6 @@ struct Held {
     entered: Connection,
     /// Its descriptors.
     place: OwnedSemaphorePermit,
-}
-
-/// The kind of a listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Port {
-    /// For every dialect.
-    Any,
-    /// For stock rsync only: the server need not wait for the client's first bytes.
-    Rsync,
 }
 
 /// The protocol that a client speaks.

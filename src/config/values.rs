@@ -98,8 +98,9 @@ impl<const LIMIT: u8> FromStr for Prefix<LIMIT> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listen(pub(crate) SocketAddr);
 
-impl Default for Listen {
-    fn default() -> Self {
+impl Listen {
+    /// All addresses of this host, with the default port.
+    pub(crate) fn everywhere() -> Self {
         Self(SocketAddr::from(([0; 8], 8730)))
     }
 }
@@ -116,7 +117,7 @@ impl FromStr for Listen {
     }
 }
 
-/// Words: an array, or one string with white space or commas between the words, as in rsyncd.conf.
+/// Words: an array, or one string with white space or commas between the words, as in rsyncd.conf. A number is a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Words<T = String>(pub(crate) Vec<T>);
 
@@ -150,9 +151,13 @@ where
                 words.map(|word| word.parse().map_err(E::custom)).collect::<Result<_, E>>().map(Words)
             }
 
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Words<T>, E> {
+                self.visit_str(&number.to_string())
+            }
+
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut array: A) -> Result<Words<T>, A::Error> {
                 let mut words = Vec::new();
-                while let Some(word) = array.next_element::<String>()? {
+                while let Some(Word(word)) = array.next_element()? {
                     words.push(word.parse().map_err(A::Error::custom)?);
                 }
                 Ok(Words(words))
@@ -160,6 +165,17 @@ where
         }
 
         deserializer.deserialize_any(WordsVisitor(std::marker::PhantomData))
+    }
+}
+
+/// An element of an array of words.
+struct Word(String);
+
+impl FromStr for Word {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -272,7 +288,7 @@ deserialize_from_text! {
     Seconds: "a duration such as 30, \"30s\" or \"5m\"",
     Prefix<32>: "a prefix length, 0 to 32",
     Prefix<128>: "a prefix length, 0 to 128",
-    Listen: "an address and a port such as \"127.0.0.1:8730\", or a port",
+    Word: "a word",
     Part: "a share such as \"1/30\" or \"2.5%\"",
     Permissions: "permission changes such as \"D755,Fgo-w\"",
     Pattern: "a name pattern"

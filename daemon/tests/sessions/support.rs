@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stillmirror_daemon::{Config, Daemon, DaemonError, Listeners, Reload, RepositoryConfig};
+use stillmirror_daemon::{Config, Daemon, DaemonError, Listeners, Port, Reload, RepositoryConfig};
 use stillmirror_protocol::changes::{self, Changes, Source};
 use stillmirror_protocol::entry::{Digest, Digests, Entry, Kind, Owner, Time};
 use stillmirror_protocol::head::{Counts, Head};
@@ -307,8 +307,8 @@ fn walk(
 /// A running daemon.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
-    /// The address of the port for rsync clients only, if there is one.
-    pub(crate) rsync_addr: Option<SocketAddr>,
+    /// The addresses of all ports, of which `addr` is the first.
+    pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) reload: Reload,
     stop: Option<oneshot::Sender<()>>,
     pub(crate) running: JoinHandle<Result<(), DaemonError>>,
@@ -316,25 +316,22 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(config: Config) -> Self {
-        let all = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::run(config, Listeners::from(all)).await
+        Self::start_on(config, &[Port::All]).await
     }
 
-    /// Starts a daemon with a second port, for rsync clients only.
-    pub(crate) async fn start_with_rsync_port(config: Config) -> Self {
-        let all = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let rsync = Some(TcpListener::bind("127.0.0.1:0").await.unwrap());
-        Self::run(config, Listeners { all, rsync }).await
-    }
-
-    async fn run(config: Config, listeners: Listeners) -> Self {
-        let addr = listeners.all.local_addr().unwrap();
-        let rsync_addr = listeners.rsync.as_ref().map(|listener| listener.local_addr().unwrap());
+    /// Starts a daemon with these ports.
+    pub(crate) async fn start_on(config: Config, ports: &[Port]) -> Self {
+        let (mut listeners, mut addrs) = (Listeners::default(), Vec::new());
+        for port in ports {
+            let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            addrs.push(socket.local_addr().unwrap());
+            listeners.add(socket, *port);
+        }
         let daemon = Daemon::open(config).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let reload = daemon.reload_handle();
         let running = tokio::spawn(daemon.run(listeners, async move { drop(stopped.await) }));
-        Self { addr, rsync_addr, reload, stop: Some(stop), running }
+        Self { addr: addrs[0], addrs, reload, stop: Some(stop), running }
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use stillmirror_daemon::{Config, Hosts, ModuleRules, Users};
+use stillmirror_daemon::{Config, Hosts, ModuleRules, Port, Users};
 use stillmirror_protocol::wire::{self, ClientHello, ErrorCode, HELLO_BYTES, Request, ServerHello};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -63,9 +63,10 @@ async fn a_client_that_waits_for_the_greeting_gets_it_once_on_every_port() {
     let fixture = Fixture::with(&[("a", b"x")]);
     let motd = fixture.dir.path().join("motd");
     std::fs::write(&motd, "welcome\n").unwrap();
-    let server = Server::start_with_rsync_port(fixture.config(|config| config.rsync.motd = Some(motd))).await;
-    for addr in [server.addr, server.rsync_addr.unwrap()] {
-        let (mut socket, line) = greeted(addr).await;
+    let config = fixture.config(|config| config.rsync.motd = Some(motd));
+    let server = Server::start_on(config, &[Port::All, Port::Rsync]).await;
+    for addr in &server.addrs {
+        let (mut socket, line) = greeted(*addr).await;
         assert_eq!(line, b"@RSYNCD: 32.0 sha512 sha256 sha1 md5 md4\n");
         socket.write_all(b"@RSYNCD: 31.0\n#list\n").await.unwrap();
         let mut rest = String::new();

@@ -1,5 +1,6 @@
 use std::os::unix::fs::symlink;
 
+use stillmirror_daemon::Port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -227,10 +228,10 @@ async fn changed_files_are_reported_as_vanished() {
 #[tokio::test]
 async fn a_separate_rsync_port_serves_clients_that_wait_for_the_greeting() {
     let fixture = fixture();
-    let server = Server::start_with_rsync_port(fixture.config(|_| {})).await;
+    let server = Server::start_on(fixture.config(|_| {}), &[Port::All, Port::Rsync]).await;
     let dest = dest(&fixture);
     rsync_with(&server, &["-aH"], "repo/", Some(&dest), |_| {}).await.exits(0);
-    let mut socket = tokio::net::TcpStream::connect(server.rsync_addr.unwrap()).await.unwrap();
+    let mut socket = tokio::net::TcpStream::connect(server.addrs[1]).await.unwrap();
     let mut greeting = [0; 8];
     soon(tokio::io::AsyncReadExt::read_exact(&mut socket, &mut greeting)).await.unwrap();
     assert_eq!(&greeting, b"@RSYNCD:");
