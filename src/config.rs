@@ -59,6 +59,8 @@ pub(crate) struct Daemon {
     pub(crate) serve_private: bool,
     pub(crate) rsync: bool,
     pub(crate) rsync_listen: Words<Listen>,
+    pub(crate) metrics_listen: Words<Listen>,
+    pub(crate) status_socket: Option<PathBuf>,
     pub(crate) motd_file: Option<PathBuf>,
     pub(crate) cached_lists: Bytes,
     pub(crate) lists: Option<PathBuf>,
@@ -93,6 +95,8 @@ impl Default for Daemon {
             serve_private: false,
             rsync: true,
             rsync_listen: Words::default(),
+            metrics_listen: Words::default(),
+            status_socket: None,
             motd_file: None,
             cached_lists: Bytes(1 << 30),
             lists: None,
@@ -371,6 +375,7 @@ impl Config {
         }
         below(&mut config.daemon.lists);
         below(&mut config.daemon.motd_file);
+        below(&mut config.daemon.status_socket);
         config.check()?;
         Ok(config)
     }

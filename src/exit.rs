@@ -8,6 +8,8 @@ use stillmirror_indexer::{IndexError, SignError};
 use stillmirror_receiver::PullError;
 use stillmirror_store::StoreError;
 
+use crate::status::StatusError;
+
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -91,6 +93,9 @@ pub(crate) fn of(error: &anyhow::Error) -> Exit {
     if let Some(error) = error.downcast_ref::<PullError>() {
         return of_pull(error);
     }
+    if let Some(error) = error.downcast_ref::<StatusError>() {
+        return of_status(error);
+    }
     match error.downcast_ref::<HookError>() {
         Some(HookError::Before(_)) => return Exit::Before,
         Some(HookError::After(_)) => return Exit::After,
@@ -109,6 +114,14 @@ pub(crate) fn of(error: &anyhow::Error) -> Exit {
         return of_store(error);
     }
     Exit::FileIo
+}
+
+fn of_status(error: &StatusError) -> Exit {
+    match error {
+        StatusError::Connect { .. } | StatusError::Http { .. } => Exit::Socket,
+        StatusError::Timeout { .. } => Exit::Timeout,
+        StatusError::Answer { .. } => Exit::Handshake,
+    }
 }
 
 fn of_index(error: &IndexError) -> Exit {

@@ -20,6 +20,7 @@ mod pull;
 mod serve;
 mod sign;
 mod signals;
+mod status;
 mod url;
 mod verify;
 
@@ -54,6 +55,8 @@ enum Command {
     List(list::Arguments),
     /// Check every file of a tree against the digests in its store
     Verify(verify::Arguments),
+    /// Show what a running daemon on this host serves and does
+    Status(status::Arguments),
     /// Write a mirror.toml for the modules of an rsyncd.conf
     ImportRsyncd(import_rsyncd::Arguments),
     /// Show index, serve and pull on a small real tree, on loopback; leaves nothing behind
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Pull(arguments) => pull::run(arguments),
         Command::List(arguments) => list::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
         Command::ImportRsyncd(arguments) => import_rsyncd::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
     };

@@ -67,6 +67,7 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     let plural = match noun {
         "directory" => "directories".to_owned(),
         "entry" => "entries".to_owned(),
+        "address" => "addresses".to_owned(),
         noun => format!("{noun}s"),
     };
     format!("{} {}", grouped(number), if number == 1 { noun } else { &plural })

@@ -27,6 +27,13 @@ pub(crate) fn become_user(user: &str, group: Option<&str>) -> Result<()> {
     account.assume().with_context(|| format!("daemon.user: cannot change to '{user}'"))
 }
 
+/// Returns the user and group that [`become_user`] would change to, if the process is root and there is a user to change to.
+pub(crate) fn owner(user: Option<&str>, group: Option<&str>) -> Result<Option<(u32, u32)>> {
+    let Some(user) = user.filter(|_| unistd::geteuid().is_root()) else { return Ok(None) };
+    let account = Account::find(user, group)?;
+    Ok(Some((account.uid.as_raw(), account.gid.as_raw())))
+}
+
 impl Account {
     fn find(user: &str, group: Option<&str>) -> Result<Self> {
         let number = user.parse().map(Uid::from_raw).ok();

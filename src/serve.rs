@@ -1,5 +1,6 @@
 //! `stillmirror serve`.
 
+mod observed;
 mod sockets;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository, Words};
 use crate::exit::Exit;
 use crate::{path_args, privileges, signals};
+use observed::Observed;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,6 +79,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     config.daemon.serve_private |= arguments.serve_private;
     // Ports below 1024 need root, so bind first. Then change the user, before there is any other thread.
     let sockets = sockets::bind(&config.daemon.sockets())?;
+    let owner = privileges::owner(config.daemon.user.as_deref(), config.daemon.group.as_deref())?;
+    let metrics: Vec<_> = config.daemon.metrics_listen.0.iter().map(|listen| listen.0).collect();
+    let observed = Observed::bind(&metrics, config.daemon.status_socket.as_deref(), owner)?;
     if let Some(user) = &config.daemon.user {
         privileges::become_user(user, config.daemon.group.as_deref())?;
     }
@@ -89,7 +94,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         let reload = daemon::Reload::default();
         let requested = reload.clone();
         signals::on_hangup(move || requested.reload())?;
-        daemon::run(sockets::listen(sockets)?, resolve(config), reload, shutdown).await?;
+        let mut listeners = sockets::listen(sockets)?;
+        let _file = observed.listen(&mut listeners)?;
+        daemon::run(listeners, resolve(config), reload, shutdown).await?;
         Ok(Exit::Done)
     });
     // Do not wait for blocking threads: the disk of one may hang forever.

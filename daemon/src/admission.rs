@@ -39,6 +39,16 @@ impl Admission {
         Arc::new(Self { sessions: Pot::new(sessions.max(1) as u64), queue_limit: queue })
     }
 
+    /// Returns how many slots there are, and how many of them are taken.
+    pub(crate) fn slots(&self) -> (u64, u64) {
+        (self.sessions.units(), self.sessions.used())
+    }
+
+    /// Returns how many clients wait for a slot.
+    pub(crate) fn waiting(&self) -> usize {
+        self.sessions.waiting()
+    }
+
     /// Asks for a session slot.
     pub(crate) fn arrive(&self, network: Network) -> Arrival {
         if let Some(grant) = self.sessions.try_take(network, 1) {

@@ -84,10 +84,25 @@ impl DamageLog {
         }
     }
 
+    /// Returns how often damage was found in each part of the store.
+    pub(crate) fn in_store(&self) -> [(&'static str, u64); 4] {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("contents", load(&self.contents)),
+            ("block_checksums", load(&self.sums)),
+            ("list", load(&self.lists)),
+            ("delta", load(&self.deltas)),
+        ]
+    }
+
+    /// Returns the number of files in the tree that were found to be rotten.
+    pub(crate) fn rotten_files(&self) -> usize {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Logs how often damage was found in the store, if it was.
     pub(crate) fn report(&self, generation: &Generation) {
-        let [contents, sums, lists, deltas] =
-            [&self.contents, &self.sums, &self.lists, &self.deltas].map(|counter| counter.load(Ordering::Relaxed));
+        let [contents, sums, lists, deltas] = self.in_store().map(|(_, count)| count);
         if contents + sums + lists + deltas > 0 {
             let (repository, generation) = (&generation.head().repository, generation.number());
             tracing::warn!(

@@ -9,6 +9,8 @@ use stillmirror_protocol::rsync::rules::RuleError;
 use stillmirror_protocol::wire::WireError;
 use thiserror::Error;
 
+use crate::cause::Cause;
+
 /// The reason why a session ends early.
 #[derive(Debug, Error)]
 pub(crate) enum Ended {
@@ -29,14 +31,16 @@ pub(crate) enum Ended {
     Idle,
     #[error("the client did not finish a request in time")]
     HalfRequest,
+    #[error("too many connections have not named a repository yet, and this one is the oldest")]
+    Evicted,
     #[error("the client reads too slowly")]
     TooSlow,
     #[error("the client ended{}", .0.map(|code| format!(" with exit code {code}")).unwrap_or_default())]
     ClientExit(Option<i32>),
 
     // Caused by the server.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{1}")]
+    Refused(Cause, String),
     #[error("the daemon is going down")]
     Stopping,
     #[error("the daemon is going down, in the middle of a message to the client")]
@@ -59,7 +63,7 @@ impl Ended {
     pub(crate) fn is_told_in_frames(&self) -> bool {
         match self {
             Self::Fault(fault) => fault.farewell() == Farewell::Frames,
-            Self::Rule(_) | Self::RulesTooCostly | Self::ListTooLong | Self::NoListMemory | Self::Refused(_) => true,
+            Self::Rule(_) | Self::RulesTooCostly | Self::ListTooLong | Self::NoListMemory | Self::Refused(..) => true,
             _ => false,
         }
     }
@@ -71,11 +75,36 @@ impl Ended {
             Self::Rule(error) => error.exit(),
             Self::RulesTooCostly | Self::ListTooLong => Exit::Syntax,
             Self::NoListMemory => Exit::Memory,
-            Self::Refused(_) => Exit::Startup,
-            Self::Idle | Self::HalfRequest | Self::TooSlow => Exit::Timeout,
+            Self::Refused(..) => Exit::Startup,
+            Self::Idle | Self::HalfRequest | Self::Evicted | Self::TooSlow => Exit::Timeout,
             Self::Stopping | Self::CutOff => Exit::Signal,
             Self::Malformed(_) | Self::Torn | Self::DamagedList | Self::RottenIndex | Self::Panicked => Exit::Stream,
             Self::ClientExit(_) | Self::Broken(_) => Exit::Socket,
+        }
+    }
+
+    /// Returns the cause, as logs and metrics name it.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Malformed(_) => Cause::Malformed,
+            Self::Fault(fault) => of_fault(fault),
+            Self::Rule(_) => Cause::RulesInvalid,
+            Self::RulesTooCostly => Cause::RulesTooCostly,
+            Self::ListTooLong => Cause::ListTooLong,
+            Self::NoListMemory => Cause::ListMemory,
+            Self::Idle => Cause::Idle,
+            Self::HalfRequest => Cause::RequestTimeout,
+            Self::Evicted => Cause::Evicted,
+            Self::TooSlow => Cause::TooSlow,
+            Self::ClientExit(_) => Cause::ClientExit,
+            Self::Refused(cause, _) => *cause,
+            Self::Stopping => Cause::Shutdown,
+            Self::CutOff => Cause::CutOff,
+            Self::Torn => Cause::FileChanged,
+            Self::DamagedList => Cause::CachedListDamaged,
+            Self::RottenIndex => Cause::IndexDamaged,
+            Self::Panicked => Cause::Internal,
+            Self::Broken(_) => Cause::Disconnected,
         }
     }
 
@@ -85,5 +114,25 @@ impl Ended {
             Self::ClientExit(Some(code)) => *code,
             other => other.exit() as i32,
         }
+    }
+}
+
+/// Returns the cause of a stock client's fault: what it asks for is refused, or it breaks the protocol.
+fn of_fault(fault: &Fault) -> Cause {
+    match fault {
+        Fault::ReadOnly
+        | Fault::WritingOption(_)
+        | Fault::Refused(_)
+        | Fault::Rejected
+        | Fault::UnknownOption(_)
+        | Fault::OptionValue { .. }
+        | Fault::OptionVersion { .. }
+        | Fault::TooManyPaths
+        | Fault::NoPath
+        | Fault::Choice { .. }
+        | Fault::NothingInCommon { .. }
+        | Fault::ArgumentsTooLong => Cause::OptionRefused,
+        Fault::RulesTooMany(_) | Fault::RulesTooLong(_) => Cause::RulesInvalid,
+        _ => Cause::Malformed,
     }
 }

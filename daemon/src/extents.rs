@@ -12,7 +12,9 @@ use stillmirror_protocol::wire::ItemFailure;
 use tokio::sync::watch;
 
 use crate::file::FileState;
+use crate::file::InMemory;
 use crate::pool::{Buffer, EXTENT, Pool};
+use crate::source::Source;
 use shelf::Shelf;
 
 /// Maximum number of reads of one repository's files in flight, over all sessions: enough to keep many disks
@@ -39,6 +41,20 @@ pub(crate) struct Key {
 pub(crate) struct Extent {
     buffer: Arc<Buffer>,
     range: Range<usize>,
+    /// Where it came from for whoever holds it.
+    source: Source,
+}
+
+impl Extent {
+    /// Returns where the bytes came from: the cache, unless the holder has read them itself.
+    pub(crate) fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Returns the extent for a holder who did not read it.
+    fn shared(&self) -> Self {
+        Self { source: Source::Cache, ..self.clone() }
+    }
 }
 
 impl Deref for Extent {
@@ -82,8 +98,12 @@ enum Slot {
 pub(crate) enum PendingExtent {
     /// It is cached.
     Ready(Extent),
-    /// Another session is reading it.
-    Reading(watch::Receiver<Option<Outcome>>),
+    /// It is being read.
+    Reading {
+        outcome: watch::Receiver<Option<Outcome>>,
+        /// Whether this session reads it, rather than another one.
+        is_own: bool,
+    },
 }
 
 /// The result of asking for an extent.
@@ -104,16 +124,17 @@ pub(crate) struct ReadTask {
 impl ReadTask {
     /// Returns a handle that waits for the extent.
     pub(crate) fn pending(&self) -> PendingExtent {
-        PendingExtent::Reading(self.outcome.subscribe())
+        PendingExtent::Reading { outcome: self.outcome.subscribe(), is_own: true }
     }
 
     /// Reads the extent: `read` fills the buffer and returns where in it the extent lies. Waiting sessions
     /// get the extent in any case; `keep` says whether it is cached for later ones.
     pub(crate) fn read<F>(self, mut buffer: Buffer, keep: bool, read: F) -> Outcome
     where
-        F: FnOnce(&mut [u8]) -> Result<Range<usize>, ItemFailure>,
+        F: FnOnce(&mut [u8]) -> Result<InMemory, ItemFailure>,
     {
-        let outcome = read(&mut buffer).map(|range| Extent { buffer: Arc::new(buffer), range });
+        let outcome =
+            read(&mut buffer).map(|InMemory { range, source }| Extent { buffer: Arc::new(buffer), range, source });
         self.extents.settle(self.key, outcome.as_ref().ok().filter(|_| keep));
         self.outcome.send_replace(Some(outcome.clone()));
         outcome
@@ -125,9 +146,10 @@ impl PendingExtent {
     pub(crate) async fn wait(self) -> Outcome {
         match self {
             Self::Ready(extent) => Ok(extent),
-            Self::Reading(mut outcome) => {
+            Self::Reading { mut outcome, is_own } => {
                 let outcome = outcome.wait_for(Option::is_some).await;
-                outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(ItemFailure::Unreadable))
+                let outcome = outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(ItemFailure::Unreadable));
+                if is_own { outcome } else { outcome.map(|extent| extent.shared()) }
             }
         }
     }
@@ -148,6 +170,13 @@ impl Extents {
     /// Returns whether a file of `size` bytes is kept although nobody else wants it yet.
     pub(crate) fn keeps(&self, size: u64) -> bool {
         size <= (self.capacity / KEPT * EXTENT) as u64
+    }
+
+    /// Returns how many bytes the cache may hold, and how many it holds.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        let slots = self.lock();
+        let buffers = slots.ready.len() + slots.shelves.len();
+        ((self.capacity * EXTENT) as u64, (buffers * EXTENT) as u64)
     }
 
     /// Returns an extent that is cached or already being read.
@@ -217,10 +246,10 @@ impl Extents {
 impl Slots {
     fn find(&self, key: Key) -> Option<PendingExtent> {
         match self.by_key.get(&key)? {
-            Slot::Ready(extent) => Some(PendingExtent::Ready(extent.clone())),
+            Slot::Ready(extent) => Some(PendingExtent::Ready(extent.shared())),
             // A reader that panicked or gave up leaves no outcome and no sender.
             Slot::Reading(outcome) if outcome.has_changed().is_err() && outcome.borrow().is_none() => None,
-            Slot::Reading(outcome) => Some(PendingExtent::Reading(outcome.clone())),
+            Slot::Reading(outcome) => Some(PendingExtent::Reading { outcome: outcome.clone(), is_own: false }),
         }
     }
 

@@ -109,6 +109,7 @@ impl<T> Rotation<T> {
 
 /// The units of a limited resource, and the queue for them.
 pub(crate) struct Pot {
+    units: u64,
     /// Maximum number of units that one network may hold.
     network_limit: u64,
     state: Mutex<State>,
@@ -146,7 +147,22 @@ impl Pot {
     /// Creates a pot of `units` units, of which one network may hold at most `network_limit`.
     pub(crate) fn with_limit(units: u64, network_limit: u64) -> Arc<Self> {
         let state = State { free: units, held: HashMap::new(), claims: Rotation::default() };
-        Arc::new(Self { network_limit, state: Mutex::new(state), waiting: watch::Sender::new(0) })
+        Arc::new(Self { units, network_limit, state: Mutex::new(state), waiting: watch::Sender::new(0) })
+    }
+
+    /// Returns how many units there are.
+    pub(crate) fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// Returns how many units are held.
+    pub(crate) fn used(&self) -> u64 {
+        self.units - self.lock().free
+    }
+
+    /// Returns how many claims wait for units.
+    pub(crate) fn waiting(&self) -> usize {
+        *self.waiting.borrow()
     }
 
     /// Takes units if enough are free and nobody waits for any.

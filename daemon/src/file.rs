@@ -14,6 +14,7 @@ mod touched;
 
 use std::io;
 use std::num::NonZero;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,7 @@ use crate::config::DirectPolicy;
 use crate::direct::{self, ALIGNMENT};
 use crate::mounted::is_unmounted;
 use crate::pool::EXTENT;
+use crate::source::Source;
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
 pub(crate) use pooled::Pooled;
@@ -396,6 +398,26 @@ enum Way {
     ThroughCacheAndOut,
 }
 
+impl Way {
+    /// Returns where the bytes then come from.
+    fn source(self) -> Source {
+        match self {
+            Self::Directly(_) => Source::Direct,
+            Self::ThroughCache => Source::PageCache,
+            Self::ThroughCacheAndOut => Source::Buffered,
+        }
+    }
+}
+
+/// A range of a file in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InMemory {
+    /// Where in the buffer it is.
+    pub(crate) range: Range<usize>,
+    /// Where it was read from.
+    pub(crate) source: Source,
+}
+
 /// Returns the size of the buffer that reading a range needs, in bytes. The buffer must be aligned to
 /// [`ALIGNMENT`].
 pub(crate) fn room(offset: u64, len: usize) -> usize {
@@ -510,8 +532,8 @@ pub(crate) mod tests {
 
     fn read(file: &OpenFile, offset: u64, len: usize) -> Result<Vec<u8>, ItemFailure> {
         let mut buffer = AlignedBytes::slab(2 << 20).remove(0);
-        let range = file.read(offset, len, &mut buffer[..room(offset, len)])?;
-        Ok(buffer[range].to_vec())
+        let read = file.read(offset, len, &mut buffer[..room(offset, len)])?;
+        Ok(buffer[read.range].to_vec())
     }
 
     proptest! {
@@ -577,7 +599,7 @@ pub(crate) mod tests {
         });
         let outcomes = tree.read_batch(|row| row.to_string().into_bytes(), |_| None, &mut wanted.collect::<Vec<_>>());
         let bytes = outcomes.into_iter().zip(&buffers);
-        bytes.map(|(outcome, buffer)| outcome.map(|range| buffer[range].to_vec())).collect()
+        bytes.map(|(outcome, buffer)| outcome.map(|read| buffer[read.range].to_vec())).collect()
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! registry    the repositories that are served
 //! repository  access rules of one repository, and its edition, which is replaced while sessions run
 //! store_watch notices at once that a store has a new generation
+//! cause       why sessions end, as logs and metrics name it
 //! edition     a generation and its tree, opened together, with the gates for work on them
 //! visible     the repositories as one client sees them
 //! logins      failed logins, and the delay that they impose on the next one
@@ -24,10 +25,13 @@
 //! background  blocking threads of low priority, for clients' own rules
 //! pace        cooperative yielding for tasks that always find something to do
 //! gate        blocking work, on its own threads
+//! source      where the bytes of a file come from
 //! extents     cached parts of files, read once for all sessions that want them
 //! convoy      keeps sessions together that stream the same file
 //! file, pool  opening beneath the root, direct reads, and the bounded buffers for them
 //! pipe        pages on their way from the page cache to a socket
+//! metrics     counters of what is done for clients
+//! status      what the daemon tells about itself: metrics, a page, JSON, over HTTP
 //! bandwidth   rate limits: per connection, per repository, overall
 //! direct      the one module with `unsafe`: aligned memory, and system calls for direct I/O
 //! ```
@@ -41,11 +45,13 @@ mod access;
 mod admission;
 mod background;
 mod bandwidth;
+mod cause;
 mod choosing;
 mod config;
 mod convoy;
 mod damage;
 mod descriptors;
+mod dialect;
 mod direct;
 mod edition;
 mod ended;
@@ -59,6 +65,7 @@ mod list_memory;
 mod listener;
 mod lists;
 mod logins;
+mod metrics;
 mod mounted;
 mod networks;
 mod operator_file;
@@ -70,6 +77,8 @@ mod registry;
 mod repository;
 mod session;
 mod shared;
+mod source;
+mod status;
 mod store_watch;
 mod strangers;
 mod stream;
@@ -90,6 +99,7 @@ pub use config::{
 };
 pub use error::DaemonError;
 pub use listener::{Listeners, Port};
+pub use status::{Budget, ByClient, MirrorReport, MirrorStatus, Ports, Report, Traffic};
 pub use stillmirror_protocol::rsync::chmod::Chmod;
 pub use stillmirror_protocol::rsync::requests::RuleLimits;
 
@@ -168,6 +178,10 @@ impl Daemon {
         listeners: impl Into<Listeners>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), DaemonError> {
+        let mut listeners: Listeners = listeners.into();
+        let _ = self.shared.ports.set(listeners.ports());
+        // They answer until the last session has ended.
+        let _observers = status::serve(listeners.take_observed(), &self.shared);
         let sessions = TaskTracker::new();
         let mut watchers = JoinSet::new();
         let (store_watch, events) = StoreWatch::new();
@@ -181,7 +195,7 @@ impl Daemon {
             watchers.spawn(watch(shared, repository, Arc::clone(&store_watch), self.reload.0.subscribe(), interval));
         }
         let result = tokio::select! {
-            result = listener::accept(listeners.into(), &self.shared, &sessions) => result,
+            result = listener::accept(listeners, &self.shared, &sessions) => result,
             () = shutdown => Ok(()),
         };
         self.shared.stopping.cancel();

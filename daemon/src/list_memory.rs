@@ -48,6 +48,11 @@ impl ListMemory {
         Arc::new(Self { pot, network_limit, max_wait })
     }
 
+    /// Returns the budget, and the bytes of it that sessions hold.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.pot.units(), self.pot.used())
+    }
+
     /// Returns an empty share for a session of `network`.
     pub(crate) fn share(self: &Arc<Self>, network: Network) -> Share {
         Share { memory: Arc::clone(self), network, grant: None, base: 0 }

@@ -11,16 +11,19 @@ use stillmirror_protocol::rsync::greeting;
 use stillmirror_protocol::rsync::version::Version;
 use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+use crate::cause::Cause;
 use crate::descriptors;
+use crate::dialect;
 use crate::error::DaemonError;
 use crate::networks::Connection;
 use crate::session;
 use crate::shared::ServerState;
+use crate::status::{Observed, Ports};
 use crate::strangers::Stranger;
 
 /// The pause after a failed accept. What is short then (descriptors, memory) becomes free with time.
@@ -44,6 +47,7 @@ pub enum Port {
 #[derive(Debug, Default)]
 pub struct Listeners {
     all: Vec<(TcpListener, Port)>,
+    observed: Observed,
     /// The socket whose turn it is.
     turn: usize,
 }
@@ -52,6 +56,31 @@ impl Listeners {
     /// Adds a socket.
     pub fn add(&mut self, socket: TcpListener, port: Port) {
         self.all.push((socket, port));
+    }
+
+    /// Adds a socket for metrics and status, over HTTP. Whoever can connect to it sees the listed repositories, and all
+    /// metrics.
+    pub fn add_metrics(&mut self, socket: TcpListener) {
+        self.observed.metrics.push(socket);
+    }
+
+    /// Adds a socket for the operator, over HTTP, too. Its status has unlisted repositories, and errors.
+    pub fn add_status(&mut self, socket: UnixListener) {
+        self.observed.status.push(socket);
+    }
+
+    /// Takes the sockets for metrics and status.
+    pub(crate) fn take_observed(&mut self) -> Observed {
+        std::mem::take(&mut self.observed)
+    }
+
+    /// Returns the ports for clients.
+    pub(crate) fn ports(&self) -> Ports {
+        let of = |kind| {
+            let (socket, _) = self.all.iter().find(|(_, port)| *port == kind)?;
+            socket.local_addr().ok().map(|address| address.port())
+        };
+        Ports { native: of(Port::All), rsync: of(Port::Rsync) }
     }
 
     /// Accepts the next connection. The sockets take turns.
@@ -73,7 +102,9 @@ impl Listeners {
 
 impl From<TcpListener> for Listeners {
     fn from(socket: TcpListener) -> Self {
-        Self { all: vec![(socket, Port::All)], turn: 0 }
+        let mut listeners = Self::default();
+        listeners.add(socket, Port::All);
+        listeners
     }
 }
 
@@ -99,7 +130,10 @@ pub(crate) async fn accept(
         let Ok(place) = Arc::clone(&shared.sockets).acquire_many_owned(descriptors::CONNECTION).await else { continue };
         match listeners.accept().await {
             Ok(Accepted { socket, peer, port }) => {
-                let Some(entered) = shared.networks.enter(peer.ip()) else { continue };
+                let Some(entered) = shared.networks.enter(peer.ip()) else {
+                    shared.metrics.count(dialect::Dialect::Unknown, Cause::AddressLimit);
+                    continue;
+                };
                 let (shared, stranger) = (Arc::clone(shared), shared.strangers.add(entered.network));
                 let tasks = sessions.clone();
                 sessions.spawn(async move {
@@ -146,6 +180,17 @@ enum Dialect {
     Unknown,
 }
 
+impl Dialect {
+    /// Returns the name for metrics.
+    fn kind(&self) -> dialect::Dialect {
+        match self {
+            Self::Native(_) => dialect::Dialect::Native,
+            Self::Rsync { .. } => dialect::Dialect::Rsync,
+            Self::Unknown => dialect::Dialect::Unknown,
+        }
+    }
+}
+
 async fn connection(
     shared: &Arc<ServerState>,
     tasks: &TaskTracker,
@@ -155,13 +200,15 @@ async fn connection(
     mut held: Held,
     stranger: Stranger,
 ) {
+    let count = |kind, cause| shared.metrics.count(kind, cause);
     let dialect = tokio::select! {
-        dialect = timeout(shared.limits.handshake, dialect(shared, &mut socket, port)) => dialect,
-        () = stranger.evicted() => return,
-        () = shared.stopping.cancelled() => return,
+        dialect = timeout(shared.limits.handshake, detect(shared, &mut socket, port)) => dialect,
+        () = stranger.evicted() => return count(dialect::Dialect::Unknown, Cause::Evicted),
+        () = shared.stopping.cancelled() => return count(dialect::Dialect::Unknown, Cause::Shutdown),
     };
     match dialect {
         Ok(Ok(dialect)) if held.entered.is_over() => {
+            count(dialect.kind(), Cause::AddressLimit);
             let _ = socket.write_all(&too_many(shared, &dialect)).await;
         }
         Ok(Ok(Dialect::Native(hello))) if session::follow::is_wanted(shared, &hello) => {
@@ -180,16 +227,24 @@ async fn connection(
             return drain(input).await;
         }
         Ok(Ok(Dialect::Rsync { .. })) => {
+            count(dialect::Dialect::Rsync, Cause::UnknownProtocol);
             let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
         }
         Ok(Ok(Dialect::Unknown)) => {
             tracing::debug!(%peer, "the peer speaks no known protocol");
+            count(dialect::Dialect::Unknown, Cause::UnknownProtocol);
             let message = "expected the hello of the native protocol".to_owned();
             let reply = Reply::Error { code: ErrorCode::Malformed, message };
             let _ = socket.write_all(&reply.frame(0)).await;
         }
-        Ok(Err(error)) => return tracing::debug!(%peer, %error, "the peer disconnected before its hello"),
-        Err(_) => return tracing::debug!(%peer, "the peer sent no hello in time"),
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "the peer disconnected before its hello");
+            return count(dialect::Dialect::Unknown, Cause::Disconnected);
+        }
+        Err(_) => {
+            tracing::debug!(%peer, "the peer sent no hello in time");
+            return count(dialect::Dialect::Unknown, Cause::RequestTimeout);
+        }
     }
     let _ = socket.shutdown().await;
     drain(socket).await;
@@ -219,7 +274,7 @@ fn too_many(shared: &ServerState, dialect: &Dialect) -> Vec<u8> {
     }
 }
 
-async fn dialect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
+async fn detect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
     if port == Port::Rsync {
         return Ok(Dialect::Rsync { begun: Vec::new(), greeted: false });
     }

@@ -126,6 +126,11 @@ impl Lists {
         }
     }
 
+    /// Returns the bytes of encoded lists on the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.cache.as_ref().map_or(0, ListCache::taken)
+    }
+
     /// Returns an encoded list if there is one. Reads a file the first time.
     pub(crate) fn find(&self, pinned: &Pinned, query: &Query) -> Option<Arc<CachedList>> {
         self.shelf(&pinned.repository)?.open(&query.key).unwrap_or_else(|error| {

@@ -65,6 +65,12 @@ impl Networks {
         self.limit
     }
 
+    /// Returns the number of open connections, and of networks that have any.
+    pub(crate) fn open(&self) -> (usize, usize) {
+        let open = self.lock();
+        (open.values().map(|open| open.connections).sum(), open.len())
+    }
+
     /// Counts a connection from `address`. `None` if it must be closed without an error message.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Connection> {
         let network = self.of(address);

@@ -31,6 +31,7 @@ const PROTOCOL_FILE_BYTES: u64 = 64 << 10;
 
 /// The pool of pipes. They are created when they are first needed, and then kept.
 pub(crate) struct Pipes {
+    limit: usize,
     /// One permit for each pipe that no session holds.
     permits: Semaphore,
     free: Mutex<Vec<Ends>>,
@@ -71,7 +72,7 @@ impl Pipes {
     /// Creates an empty pool of up to `limit` pipes.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         let permits = Semaphore::new(limit);
-        Arc::new(Self { permits, free: Mutex::default(), is_short: AtomicBool::new(false) })
+        Arc::new(Self { limit, permits, free: Mutex::default(), is_short: AtomicBool::new(false) })
     }
 
     /// Takes an empty pipe. `None` if all are in use, or the system cannot create more.
@@ -84,6 +85,11 @@ impl Pipes {
         let ends = free.map_or_else(Ends::open, Ok).ok()?;
         permit.forget();
         Some(Pipe { pipes: Arc::clone(self), ends: Some(ends), held: 0 })
+    }
+
+    /// Returns the number of pipes that sessions hold.
+    pub(crate) fn used(&self) -> usize {
+        self.limit.saturating_sub(self.permits.available_permits())
     }
 
     /// Returns whether a session needs a pipe and found none.

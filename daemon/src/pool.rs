@@ -14,6 +14,8 @@ pub(crate) const EXTENT: usize = 1 << 20;
 
 /// A pool of buffers of [`EXTENT`] bytes. Memory is allocated at first use and then kept.
 pub(crate) struct Pool {
+    /// How many buffers there may be.
+    count: usize,
     /// One permit for each buffer that is not in use.
     permits: Semaphore,
     free: Mutex<Vec<AlignedBytes>>,
@@ -24,7 +26,7 @@ impl Pool {
     /// Creates a pool of up to `bytes` bytes, but at least one buffer.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let count = (bytes / EXTENT).clamp(1, Semaphore::MAX_PERMITS);
-        Arc::new(Self { permits: Semaphore::new(count), free: Mutex::default(), waiting: AtomicUsize::new(0) })
+        Arc::new(Self { count, permits: Semaphore::new(count), free: Mutex::default(), waiting: AtomicUsize::new(0) })
     }
 
     /// Waits for a buffer. Callers are served in order. To avoid deadlocks, the caller must hold no buffer
@@ -57,6 +59,12 @@ impl Pool {
             free.extend(AlignedBytes::slab(EXTENT));
         }
         Buffer { bytes: free.pop(), pool: Arc::clone(self) }
+    }
+
+    /// Returns how many bytes the buffers may take, and how many are in use.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        let used = self.count.saturating_sub(self.permits.available_permits());
+        ((self.count * EXTENT) as u64, (used * EXTENT) as u64)
     }
 
     #[cfg(test)]

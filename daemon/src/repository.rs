@@ -181,6 +181,14 @@ impl Repository {
         }
     }
 
+    /// Returns whether the last check failed for another reason than a missing store or generation, and the error, unless
+    /// another check runs.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let is_failed = self.is_unavailable.load(Ordering::Relaxed);
+        let error = || self.failed.try_lock().ok()?.as_ref().map(|failure| failure.text.clone());
+        is_failed.then(|| error().unwrap_or_else(|| self.absence().to_owned()))
+    }
+
     /// Makes new sessions use what the store and the root's path lead to now, and returns whether the edition
     /// changed. If it did not, this costs one `readlink` and two `stat` calls.
     ///

@@ -1,8 +1,8 @@
 //! Sessions: the code that both dialects share.
 
-pub(crate) mod counts;
 pub(crate) mod follow;
 pub(crate) mod native;
+pub(crate) mod record;
 pub(crate) mod rsync;
 
 use std::time::Duration;

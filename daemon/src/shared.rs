@@ -1,6 +1,7 @@
 //! The state that all sessions share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +18,12 @@ use crate::gate::Gate;
 use crate::list_memory::ListMemory;
 use crate::lists::Lists;
 use crate::logins::Logins;
+use crate::metrics::Metrics;
 use crate::networks::Networks;
 use crate::pipe::{PIPES, Pipes};
 use crate::pool::Pool;
 use crate::registry::Registry;
+use crate::status::Ports;
 use crate::strangers::Strangers;
 
 /// Maximum number of concurrent reads of the message of the day.
@@ -29,6 +32,11 @@ const MESSAGES: usize = 4;
 /// The state that all sessions share.
 pub(crate) struct ServerState {
     pub(crate) registry: Registry,
+    pub(crate) metrics: Arc<Metrics>,
+    /// When the daemon was started.
+    pub(crate) started: SystemTime,
+    /// The ports that clients connect to, once they are known.
+    pub(crate) ports: OnceLock<Ports>,
     pub(crate) limits: Limits,
     pub(crate) pool: Arc<Pool>,
     pub(crate) extents: Arc<Extents>,
@@ -70,6 +78,9 @@ impl ServerState {
         let permits = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
         Self {
             registry,
+            metrics: Arc::new(Metrics::new()),
+            started: SystemTime::now(),
+            ports: OnceLock::new(),
             limits: config.limits.clone(),
             // The cache takes its buffers from the pool, which leaves `buffers` bytes for the sessions.
             pool: Pool::new(config.memory.cache.saturating_add(config.memory.buffers)),

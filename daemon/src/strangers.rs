@@ -40,6 +40,11 @@ impl Default for Strangers {
 }
 
 impl Strangers {
+    /// Returns how many strangers there may be, and how many there are.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        (self.limit, self.known.lock().unwrap_or_else(PoisonError::into_inner).by_number.len())
+    }
+
     /// Adds a stranger, and evicts one if there are too many.
     pub(crate) fn add(self: &Arc<Self>, network: Network) -> Stranger {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -34,11 +34,14 @@ use std::time::Instant;
 use stillmirror_protocol::wire::ItemFailure;
 use tokio::sync::Mutex;
 
+use crate::dialect::Dialect;
 use crate::ended::Ended;
+use crate::metrics::Meter;
 use crate::networks::Network;
 use crate::pace::Pace;
 use crate::pinned::Pinned;
 use crate::shared::ServerState;
+use crate::source::BySource;
 pub(crate) use frames::Frames;
 use load::{LargeFile, Load, Loaded, Reading, read_batch};
 use plan::{Piece, Plan};
@@ -86,6 +89,9 @@ pub(crate) trait Framing: Send + 'static {
     /// The dialect's state after a piece. It comes from `frames` and takes effect in `commit`, once the piece is sent.
     type NextState: Send;
 
+    /// The dialect's name in metrics.
+    const DIALECT: Dialect;
+
     /// Returns the next order. Without `wait`, returns only an order that is available already. `None` if there is
     /// none.
     fn next_order(&mut self, wait: bool) -> impl Future<Output = Result<Option<Self::Order>, Ended>> + Send;
@@ -123,6 +129,8 @@ pub(crate) struct Lane<F: Framing> {
     file: Option<Arc<LargeFile>>,
     /// The client's network.
     network: Network,
+    /// The counters of the repository that the last piece belonged to.
+    meter: Arc<Meter>,
     pace: Pace,
 }
 
@@ -139,7 +147,8 @@ impl<F: Framing> Lane<F> {
     /// Creates a lane that sends through `writer`.
     pub(crate) fn new(shared: Arc<ServerState>, writer: Arc<Mutex<Writer>>, network: Network, framing: F) -> Self {
         let (plans, ahead) = (VecDeque::new(), VecDeque::new());
-        Self { shared, writer, framing, plans, ahead, failed: None, file: None, network, pace: Pace::new() }
+        let meter = shared.metrics.nameless(F::DIALECT);
+        Self { shared, writer, framing, plans, ahead, failed: None, file: None, network, meter, pace: Pace::new() }
     }
 
     /// Answers one order after the other until the framing has no more.
@@ -235,7 +244,8 @@ impl<F: Framing> Lane<F> {
                     move || {
                         let _turn = turn;
                         let mapped = if is_scattered { load::map_batch(&pinned, &parts) } else { None };
-                        mapped.unwrap_or_else(|| read_batch(&shared, &pinned, &parts, buffer))
+                        let read = || shared.metrics.time_read(|| read_batch(&shared, &pinned, &parts, buffer));
+                        mapped.unwrap_or_else(read)
                     }
                 };
                 Some(Reading::Batch(pass.run(read)))
@@ -277,7 +287,7 @@ impl<F: Framing> Lane<F> {
             }
             (frames, next_state) = (new_frames, new_state);
         }
-        self.commit(&load, &frames, next_state);
+        self.commit(&load, &frames, next_state, loaded.sources);
         Ok(())
     }
 
@@ -310,7 +320,12 @@ impl<F: Framing> Lane<F> {
         self.framing.frames(&load.order, &parts, loaded.bytes(), load.is_last)
     }
 
-    fn commit(&mut self, load: &Load<F::Order>, frames: &Frames, next_state: F::NextState) {
+    fn commit(&mut self, load: &Load<F::Order>, frames: &Frames, next_state: F::NextState, sources: BySource) {
+        let repository = &load.order.pinned().repository.name;
+        if self.meter.repository() != repository {
+            self.meter = self.shared.metrics.meter(F::DIALECT, repository);
+        }
+        self.meter.add_contents(sources);
         for &(item, _) in frames.failures() {
             self.failed = Some(item);
             if let Some(plan) = self.plans.front_mut().filter(|plan| Arc::ptr_eq(plan.order(), &load.order)) {

@@ -38,7 +38,8 @@ fn serves_ipv4(address: SocketAddr, all: &[(SocketAddr, Port)]) -> bool {
     address.port() == 0 || !all.iter().any(|(other, _)| other.is_ipv4() && other.port() == address.port())
 }
 
-fn open(address: SocketAddr, serves_ipv4: bool) -> io::Result<TcpListener> {
+/// Opens a listening socket. `serves_ipv4` tells whether one for all IPv6 addresses serves IPv4 clients, too.
+pub(super) fn open(address: SocketAddr, serves_ipv4: bool) -> io::Result<TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;

@@ -53,6 +53,13 @@ pub struct Mark {
     renamed: (i64, i64),
 }
 
+impl Mark {
+    /// Returns when the generation was published in this store, in seconds since 1970.
+    pub fn published(&self) -> i64 {
+        self.renamed.0
+    }
+}
+
 /// The exclusive right to write to a store, released on drop.
 #[derive(Debug)]
 pub struct StoreLock {

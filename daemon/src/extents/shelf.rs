@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Extent, Key};
 use crate::pool::Buffer;
+use crate::source::Source;
 
 /// Maximum number of files on one shelf. The bookkeeping takes memory too, some 160 bytes for each file.
 const FILES: usize = 1024;
@@ -64,7 +65,8 @@ impl Shelf {
     pub(super) fn replace(&mut self, buffer: Buffer) -> impl Iterator<Item = (Key, Extent)> + use<> {
         let full = self.buffer.replace(buffer).map(Arc::new);
         self.used = 0;
-        let extent = move |(key, range)| full.clone().map(|buffer| (key, Extent { buffer, range }));
+        let extent =
+            move |(key, range)| full.clone().map(|buffer| (key, Extent { buffer, range, source: Source::Cache }));
         std::mem::take(&mut self.files).into_iter().filter_map(extent)
     }
 }

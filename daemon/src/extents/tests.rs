@@ -2,6 +2,9 @@ use super::*;
 use crate::file::tests::state;
 use crate::pool::Pool;
 
+/// The first byte of a buffer, read from the disk.
+const ONE_BYTE: InMemory = InMemory { range: 0..1, source: Source::Direct };
+
 #[tokio::test]
 async fn one_read_serves_all_sessions_that_want_an_extent() {
     let (extents, pool) = (Extents::new(4 * EXTENT), Pool::new(8 * EXTENT));
@@ -11,14 +14,19 @@ async fn one_read_serves_all_sessions_that_want_an_extent() {
     let buffer = pool.take().await;
     let read = |buffer: &mut [u8]| {
         buffer[10..15].copy_from_slice(b"bytes");
-        Ok(10..15)
+        Ok(InMemory { range: 10..15, source: Source::Direct })
     };
-    assert_eq!(&*task.read(buffer, true, read).unwrap(), b"bytes");
+    let own = task.pending();
+    let read = task.read(buffer, true, read).unwrap();
+    assert_eq!((&*read, read.source()), (&b"bytes"[..], Source::Direct));
+    assert_eq!(own.wait().await.unwrap().source(), Source::Direct);
     for begun in waiting {
         let Begun::Found(pending) = begun else { panic!("read twice") };
-        assert_eq!(&*pending.wait().await.unwrap(), b"bytes");
+        let found = pending.wait().await.unwrap();
+        assert_eq!((&*found, found.source()), (&b"bytes"[..], Source::Cache));
     }
-    assert!(matches!(extents.begin(key), Begun::Found(PendingExtent::Ready(_))));
+    let Begun::Found(PendingExtent::Ready(cached)) = extents.begin(key) else { panic!("it is cached") };
+    assert_eq!(cached.source(), Source::Cache);
 }
 
 #[tokio::test]
@@ -27,7 +35,7 @@ async fn the_oldest_extents_are_evicted_first_and_return_their_buffers() {
     let key = |number| Key { file: state(1), number };
     for number in 0..5 {
         let Begun::Mine(task) = extents.begin(key(number)) else { panic!("nobody else reads") };
-        task.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
+        task.read(pool.take().await, true, |_| Ok(ONE_BYTE)).unwrap();
     }
     let there: Vec<_> = (0..5).filter(|&number| extents.find(key(number)).is_some()).collect();
     assert_eq!((there, pool.available()), (vec![3, 4], 6));
@@ -99,7 +107,7 @@ async fn small_and_large_files_leave_each_other_their_share() {
     assert_eq!(shelves(0..40), 7.0, "beside the open one, with nothing else in the cache");
     for number in 0..20 {
         let Begun::Mine(task) = extents.begin(large(number)) else { panic!("nobody else reads") };
-        task.read(pool.take().await, true, |_| Ok(0..1)).unwrap();
+        task.read(pool.take().await, true, |_| Ok(ONE_BYTE)).unwrap();
     }
     assert_eq!((shelves(0..40), larges()), (1.0, (14..20).collect()));
     read_twice(40..80);

@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 
-use super::{FileState, Pooled, Tree, Way, is_shortage, read_aligned, read_full};
+use super::{FileState, InMemory, Pooled, Tree, Way, is_shortage, read_aligned, read_full};
 use crate::direct::batch::{Read, read_all};
 
 /// A range of the regular file at `row`, and the buffer for it. The buffer is aligned to
@@ -42,7 +42,7 @@ impl Tree {
         path: impl Fn(u32) -> Vec<u8>,
         pooled: impl Fn(u32) -> Option<Pooled>,
         wanted: &mut [Wanted<'_>],
-    ) -> Vec<Result<Range<usize>, ItemFailure>> {
+    ) -> Vec<Result<InMemory, ItemFailure>> {
         let mut outcomes = Vec::with_capacity(wanted.len());
         while outcomes.len() < wanted.len() {
             let done = outcomes.len();
@@ -50,8 +50,8 @@ impl Tree {
         }
         for (wanted, outcome) in wanted.iter_mut().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_err()) {
             let pooled = pooled(wanted.row);
-            if let Some(range) = pooled.and_then(|pooled| self.read_pooled(&path(wanted.row), &pooled, wanted)) {
-                *outcome = Ok(range);
+            if let Some(read) = pooled.and_then(|pooled| self.read_pooled(&path(wanted.row), &pooled, wanted)) {
+                *outcome = Ok(read);
             }
         }
         outcomes
@@ -62,7 +62,7 @@ impl Tree {
         &self,
         path: impl Fn(u32) -> Vec<u8>,
         wanted: &mut [Wanted<'_>],
-    ) -> Vec<Result<Range<usize>, ItemFailure>> {
+    ) -> Vec<Result<InMemory, ItemFailure>> {
         let mut files: Vec<(usize, Result<Opened, ItemFailure>)> = Vec::with_capacity(wanted.len());
         for run in wanted.chunk_by(|one, next| one.row == next.row) {
             let path = path(run[0].row);
@@ -78,14 +78,14 @@ impl Tree {
         for (at, (Wanted { offset, len, room, .. }, opened)) in wanted.iter_mut().zip(owners).enumerate() {
             outcomes.push(match opened {
                 Err(reason) => Err(*reason),
-                Ok(_) if *len == 0 => Ok(0..0),
+                Ok(opened) if *len == 0 => Ok(InMemory { range: 0..0, source: opened.way.source() }),
                 Ok(opened) => match opened.way {
                     Way::Directly(alignment) => {
                         let skip = (*offset % alignment as u64) as usize;
                         let room = &mut room[..(skip + *len).next_multiple_of(alignment)];
                         reads.push(Read { file: opened.file.as_fd(), offset: *offset - skip as u64, room });
                         direct.push((at, opened, alignment));
-                        Ok(skip..skip + *len)
+                        Ok(InMemory { range: skip..skip + *len, source: opened.way.source() })
                     }
                     way => self.outcome(opened, read_full(&opened.file, *offset, &mut room[..*len], way), 0..*len),
                 },
@@ -93,7 +93,7 @@ impl Tree {
         }
         let results = read_all(&mut reads);
         for (((at, opened, alignment), read), result) in direct.into_iter().zip(reads).zip(results) {
-            if let Ok(range) = outcomes[at].clone() {
+            if let Ok(InMemory { range, .. }) = outcomes[at].clone() {
                 let result = self.complete(opened, read, result, range.end, alignment);
                 outcomes[at] = self.outcome(opened, result, range);
             }
@@ -152,9 +152,9 @@ impl Tree {
         opened: &Opened,
         filled: Result<usize, Errno>,
         range: Range<usize>,
-    ) -> Result<Range<usize>, ItemFailure> {
+    ) -> Result<InMemory, ItemFailure> {
         match filled.map_err(|errno| self.failure(&opened.path, errno))? {
-            filled if filled >= range.end => Ok(range),
+            filled if filled >= range.end => Ok(InMemory { range, source: opened.way.source() }),
             // The file ends before its indexed size. If `fstat` still reports that size, its disk contradicts
             // itself.
             _ => Err(ItemFailure::Unreadable),

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 
 use super::pooled::{OpenContent, Pooled};
-use super::{FileState, Tree, Way, read_aligned, read_full};
+use super::{FileState, InMemory, Tree, Way, read_aligned, read_full};
 use crate::pipe::{Part, Pipe};
 
 /// A file that was in its indexed state when it was opened.
@@ -57,7 +57,7 @@ impl OpenFile {
     /// Reads `len` bytes at `offset`, and returns where in `buffer` they are. `buffer` must be aligned to
     /// [`crate::direct::ALIGNMENT`] and as large as [`super::room`] says. Fails unless the file is in its
     /// indexed state before and after the read, or its content is in the pool.
-    pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
+    pub(crate) fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<InMemory, ItemFailure> {
         let source = self.source();
         source.read_here(offset, len, buffer).or_else(|reason| {
             let pooled = source.pooled.as_ref().ok_or(reason)?;
@@ -66,14 +66,18 @@ impl OpenFile {
         })
     }
 
-    fn read_here(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
-        let range = match self.tree.way(&self.plain, self.device, offset, len) {
-            Way::Directly(alignment) => match self.read_directly(offset, len, buffer, alignment) {
-                Some(result) => result,
-                None => self.read_through_cache(offset, len, buffer, Way::ThroughCacheAndOut),
-            },
-            way => self.read_through_cache(offset, len, buffer, way),
+    fn read_here(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Result<InMemory, ItemFailure> {
+        let mut way = self.tree.way(&self.plain, self.device, offset, len);
+        let directly = match way {
+            Way::Directly(alignment) => self.read_directly(offset, len, buffer, alignment),
+            Way::ThroughCache | Way::ThroughCacheAndOut => None,
         };
+        let range = directly.unwrap_or_else(|| {
+            if matches!(way, Way::Directly(_)) {
+                way = Way::ThroughCacheAndOut;
+            }
+            self.read_through_cache(offset, len, buffer, way)
+        });
         let range = range.map_err(|errno| self.tree.failure(&self.path, errno))?;
         self.tree.check(&self.path, self.indexed, &self.plain)?;
         if range.len() < len {
@@ -81,7 +85,7 @@ impl OpenFile {
             // itself.
             return Err(ItemFailure::Unreadable);
         }
-        Ok(range)
+        Ok(InMemory { range, source: way.source() })
     }
 
     /// Returns whether its file system needs no other host or process to answer.

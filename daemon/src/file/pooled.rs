@@ -1,7 +1,6 @@
 //! Contents in the pool of a generation. They are sent in place of files that the tree no longer has in their indexed
 //! state.
 
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use rustix::io::Errno;
 use stillmirror_protocol::wire::ItemFailure;
 use stillmirror_store::{ContentPool, Generation, PoolName};
 
-use super::{FileState, OnDisk, Tree, Wanted, Way, read_full, wait_for_descriptor};
+use super::{FileState, InMemory, OnDisk, Tree, Wanted, Way, read_full, wait_for_descriptor};
 
 /// The place of a file's content in the pool.
 #[derive(Clone)]
@@ -72,7 +71,7 @@ impl Tree {
     }
 
     /// Reads a range from the pool, and returns where in its buffer it is. `None` if that fails.
-    pub(super) fn read_pooled(&self, path: &[u8], pooled: &Pooled, wanted: &mut Wanted<'_>) -> Option<Range<usize>> {
+    pub(super) fn read_pooled(&self, path: &[u8], pooled: &Pooled, wanted: &mut Wanted<'_>) -> Option<InMemory> {
         let content = self.open_pooled(path, wanted.indexed, pooled).ok()?;
         let way = match self.way(&content.file, content.device, wanted.offset, wanted.len) {
             Way::Directly(_) => Way::ThroughCacheAndOut,
@@ -80,6 +79,6 @@ impl Tree {
         };
         let filled = read_full(&content.file, wanted.offset, &mut wanted.room[..wanted.len], way).ok()?;
         let is_right = filled == wanted.len && self.check(path, content.state, &content.file).is_ok();
-        is_right.then_some(0..wanted.len)
+        is_right.then(|| InMemory { range: 0..wanted.len, source: way.source() })
     }
 }

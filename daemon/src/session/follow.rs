@@ -4,6 +4,7 @@
 //! after [`Limits::follow`](crate::Limits::follow) at the latest, so that both ends notice if the other is gone.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use stillmirror_protocol::codec::DecodeError;
@@ -17,7 +18,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::native;
+use crate::cause::Cause;
+use crate::dialect::Dialect;
 use crate::ended::Ended;
+use crate::metrics::Meter;
 use crate::repository::Repository;
 use crate::shared::ServerState;
 use crate::visible::Visible;
@@ -35,13 +39,15 @@ pub(crate) fn is_wanted(shared: &ServerState, hello: &ClientHello) -> bool {
 /// Serves a follower whose hello has arrived. Closes the sending half of the connection at the end.
 pub(crate) async fn serve(shared: &ServerState, socket: &mut TcpStream, peer: SocketAddr, hello: ClientHello) {
     let _ = socket.set_nodelay(true);
-    let mut follower = Follower { shared, socket, peer };
+    let meter = shared.metrics.nameless(Dialect::Follower);
+    let mut follower = Follower { shared, socket, peer, meter };
     match follower.run(hello).await {
-        Ok(()) => {}
+        Ok(()) => shared.metrics.count(Dialect::Follower, Cause::Done),
         Err(ended) => {
+            shared.metrics.count(Dialect::Follower, ended.cause());
             let code = match ended {
                 Ended::Malformed(_) => Some(ErrorCode::Malformed),
-                Ended::Idle | Ended::HalfRequest | Ended::Refused(_) => Some(ErrorCode::Refused),
+                Ended::Idle | Ended::HalfRequest | Ended::Refused(..) => Some(ErrorCode::Refused),
                 Ended::Stopping => Some(ErrorCode::ShuttingDown),
                 _ => None,
             };
@@ -59,6 +65,7 @@ struct Follower<'a> {
     shared: &'a ServerState,
     socket: &'a mut TcpStream,
     peer: SocketAddr,
+    meter: Arc<Meter>,
 }
 
 /// A request of a follower.
@@ -75,8 +82,10 @@ impl Follower<'_> {
         self.send(&ours.encode()).await?;
         version?;
         let Ok(_place) = self.shared.followers.try_acquire() else {
-            return Err(Ended::Refused("too many followers: ask for the head from time to time instead".to_owned()));
+            let text = "too many followers: ask for the head from time to time instead".to_owned();
+            return Err(Ended::Refused(Cause::FollowersFull, text));
         };
+        let _running = self.meter.run();
         while let Some(question) = self.read().await? {
             let answer = self.answer(&question).await?;
             self.send(&answer).await?;
@@ -151,7 +160,9 @@ impl Follower<'_> {
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Ended> {
         let sent = timeout(self.shared.limits.handshake, self.socket.write_all(bytes)).await;
-        sent.map_err(|_| Ended::TooSlow)?.map_err(Ended::from)
+        sent.map_err(|_| Ended::TooSlow)??;
+        self.meter.sent.inc_by(bytes.len() as u64);
+        Ok(())
     }
 }
 

@@ -6,28 +6,31 @@
 mod control;
 mod data;
 mod reader;
-mod tally;
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{
-    Capabilities, ClientHello, ErrorCode, FOLLOWING, FrameHeader, Reply, SIGNED_HEADS, SLICE_HEADS, ServerHello, kind,
+    Capabilities, ClientHello, ErrorCode, FOLLOWING, FrameHeader, HELLO_BYTES, Reply, SIGNED_HEADS, SLICE_HEADS,
+    ServerHello, kind,
 };
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::admission::{Arrival, IdleTimeout, Slot, Ticket, Turn};
+use crate::cause::Cause;
+use crate::dialect::Dialect;
 use crate::ended::Ended;
 use crate::networks::Network;
 use crate::pool::EXTENT;
 use crate::session::forced_shutdown;
+use crate::session::record::Record;
 use crate::shared::ServerState;
 use crate::stream::Writer;
-use tally::Tally;
 
 /// What this daemon can do.
 const CAPABILITIES: Capabilities = SIGNED_HEADS | SLICE_HEADS;
@@ -56,7 +59,7 @@ struct Session {
     capabilities: Capabilities,
     writer: Arc<Mutex<Writer>>,
     request_permits: Arc<Semaphore>,
-    tally: std::sync::Mutex<Tally>,
+    record: std::sync::Mutex<Record>,
 }
 
 /// Serves a client whose hello has arrived. Returns the reading half of the connection; the other half is closed.
@@ -72,25 +75,27 @@ pub(crate) async fn serve(
         shared: Arc::clone(shared),
         peer,
         capabilities: hello.capabilities & CAPABILITIES,
-        writer: Arc::new(Mutex::new(Writer::new(output, shared))),
+        writer: Arc::new(Mutex::new(Writer::new(output, shared, Dialect::Native))),
         request_permits: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
-        tally: std::sync::Mutex::new(Tally::new(peer)),
+        record: std::sync::Mutex::new(Record::new(&shared.metrics, Dialect::Native, peer)),
     });
     let result = session.run(&mut input, hello).await;
     let mut writer = session.writer.lock().await;
     writer.close().await;
-    session.tally().report(writer.sent(), result.as_ref().err());
+    session.record().finish(writer.sent(), result.as_ref().err());
     input
 }
 
 impl Session {
     async fn run(self: &Arc<Self>, input: &mut OwnedReadHalf, hello: ClientHello) -> Result<(), Ended> {
         let version = hello.negotiate();
+        self.record().received += HELLO_BYTES as u64;
+        self.record().protocol = u32::from(version.as_ref().copied().unwrap_or(0));
         let ours = answer_hello(&self.shared, version.as_ref().copied().unwrap_or(0));
         self.writer.lock().await.send_bytes(&ours.encode()).await?;
         version?;
-        let Some(_place) = self.admit().await? else { return Ok(()) };
-        self.tally().begin();
+        let _place = self.admit().await?;
+        self.record().admit();
         let (to_control, control) = mpsc::channel(limits::REQUESTS_UNDER_WAY);
         let (to_data, data) = mpsc::channel(limits::REQUESTS_UNDER_WAY);
         let lanes = reader::Lanes { control: to_control, data: to_data };
@@ -102,23 +107,34 @@ impl Session {
             ended = forced_shutdown(&self.shared, &self.writer) => Err(ended),
         };
         if self.shared.stopping.is_cancelled() && matches!(ended, Ok(()) | Err(Ended::Stopping)) {
-            self.end_with(ErrorCode::ShuttingDown, "the daemon is shutting down").await?;
+            self.shut_down().await?;
+            return Err(Ended::Stopping);
         }
         ended
     }
 
-    /// Waits for a slot. `None` if the client was told that it does not get one.
-    async fn admit(&self) -> Result<Option<Slot>, Ended> {
-        match self.shared.admission.arrive(self.network()) {
-            Arrival::Admitted(place) => Ok(Some(place)),
-            Arrival::Queued(ticket) => self.queue(ticket).await,
-            Arrival::Refused => self.turn_away().await,
-        }
+    /// Waits for a slot. A client that does not get one is told why.
+    async fn admit(&self) -> Result<Slot, Ended> {
+        let since = Instant::now();
+        let place = match self.shared.admission.arrive(self.network()) {
+            Arrival::Admitted(place) => place,
+            Arrival::Queued(ticket) => self.queue(ticket).await?,
+            Arrival::Refused => return Err(self.turn_away().await?),
+        };
+        self.shared.metrics.waited(Dialect::Native, since);
+        Ok(place)
     }
 
-    async fn turn_away(&self) -> Result<Option<Slot>, Ended> {
-        self.end_with(ErrorCode::Refused, "too many connections, and the queue is full").await?;
-        Ok(None)
+    /// Tells the client that the queue is full. Returns why its session ends.
+    async fn turn_away(&self) -> Result<Ended, Ended> {
+        let text = "too many connections, and the queue is full";
+        self.end_with(ErrorCode::Refused, text).await?;
+        Ok(Ended::Refused(Cause::QueueFull, text.to_owned()))
+    }
+
+    /// Tells the client that the daemon shuts down.
+    async fn shut_down(&self) -> Result<(), Ended> {
+        self.end_with(ErrorCode::ShuttingDown, "the daemon is shutting down").await
     }
 
     fn network(&self) -> Network {
@@ -131,15 +147,15 @@ impl Session {
         IdleTimeout { max: most, in_demand: most / IN_DEMAND_DIVISOR, admission: Arc::clone(&self.shared.admission) }
     }
 
-    async fn queue(&self, mut ticket: Ticket) -> Result<Option<Slot>, Ended> {
+    async fn queue(&self, mut ticket: Ticket) -> Result<Slot, Ended> {
         loop {
             match ticket.turn(&self.shared.stopping).await {
-                Turn::Admitted(place) => return Ok(Some(place)),
-                Turn::Displaced => return self.turn_away().await,
+                Turn::Admitted(place) => return Ok(place),
+                Turn::Displaced => return Err(self.turn_away().await?),
                 Turn::Waiting(place) => self.reply(0, &Reply::Queued { place }).await?,
                 Turn::Stopping => {
-                    self.end_with(ErrorCode::ShuttingDown, "the daemon is shutting down").await?;
-                    return Ok(None);
+                    self.shut_down().await?;
+                    return Err(Ended::Stopping);
                 }
             }
         }
@@ -165,7 +181,7 @@ impl Session {
         self.reply(0, &Reply::Error { code, message: message.to_owned() }).await
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

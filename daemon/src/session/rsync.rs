@@ -10,7 +10,6 @@
 //! input    reads and parses what the client sends
 //! window   how far the list is sent ahead of the client
 //! refuse   options that the operator refuses
-//! tally    the log line
 //! ```
 //!
 //! The session reads the client's half of the connection while it writes its own, so the two never wait for each other
@@ -22,7 +21,6 @@ mod input;
 mod list;
 mod refuse;
 mod select;
-mod tally;
 mod window;
 
 use std::future::{Future, pending};
@@ -47,10 +45,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::forced_shutdown;
+use super::record::Record;
 use crate::admission::IdleTimeout;
 use crate::bandwidth::Bucket;
 use crate::choosing::Effort;
 use crate::config::Limits;
+use crate::dialect::Dialect;
 use crate::edition::Edition;
 use crate::ended::Ended;
 use crate::gate::Gate;
@@ -63,7 +63,6 @@ use crate::stream::{Lane, Writer};
 use answers::Answers;
 use greet::Welcome;
 use input::{Input, LaneState};
-use tally::Tally;
 
 /// How long a client older than rsync 3.1 may be silent. It cannot be told about a timeout, and may well be comparing a
 /// million files with its own. While others wait for its slot, the ordinary idle timeout applies.
@@ -87,7 +86,7 @@ struct Session {
     charged: AtomicU64,
     /// Cancelled when the session is over.
     closed: CancellationToken,
-    tally: std::sync::Mutex<Tally>,
+    record: std::sync::Mutex<Record>,
 }
 
 /// The parameters of a session, which are fixed once the setup is over.
@@ -114,19 +113,22 @@ pub(crate) async fn serve(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
-        writer: Arc::new(Mutex::new(Writer::new(output, shared))),
+        writer: Arc::new(Mutex::new(Writer::new(output, shared, Dialect::Rsync))),
         received: input.received(),
         lane: LaneState::default(),
         list_memory: Mutex::new(shared.list_memory.share(shared.networks.of(peer.ip()))),
         charged: AtomicU64::new(0),
         closed: CancellationToken::new(),
-        tally: std::sync::Mutex::new(Tally::new(peer)),
+        record: std::sync::Mutex::new(Record::new(&shared.metrics, Dialect::Rsync, peer)),
     });
     let result = session.run(&mut input, stranger, greeted).await;
     session.closed.cancel();
     let mut writer = session.writer.lock().await;
     writer.close().await;
-    session.tally().report(writer.sent(), session.received.load(Ordering::Relaxed), result.as_ref().err());
+    let mut record = session.record();
+    record.received = session.received.load(Ordering::Relaxed);
+    record.finish(writer.sent(), result.as_ref().err());
+    drop(record);
     input.into_socket()
 }
 
@@ -142,7 +144,7 @@ impl Session {
             }
             Ok(None) => Ok(()),
             // The refusal was sent as a line, and the client sends nothing before it has read that.
-            Err(refused @ Ended::Refused(_)) => return Err(refused),
+            Err(refused @ Ended::Refused(..)) => return Err(refused),
             Err(ended) => Err(ended),
         };
         if result.as_ref().is_err_and(Ended::is_told_in_frames) {
@@ -162,7 +164,7 @@ impl Session {
         options: Box<Options>,
     ) -> Result<(), Ended> {
         let version = options.version;
-        self.tally().protocol = version.number();
+        self.record().protocol = version.number();
         let limit = ClientLimit::of(options.bwlimit, &self.shared.limits);
         self.writer.lock().await.draw_on(Bucket::new(limit.rate).as_ref());
         let setup = match self.set_up(input, &pinned, &options).await {
@@ -332,8 +334,8 @@ impl Session {
         self.shared.networks.of(self.peer.ip())
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -17,12 +17,13 @@ use crate::convoy::Member;
 use crate::damage;
 use crate::ended::Ended;
 use crate::extents::{Begun, Extent, Key, Outcome, PendingExtent};
-use crate::file::{FileState, OpenFile, Wanted, room};
+use crate::file::{FileState, InMemory, OpenFile, Wanted, room};
 use crate::gate::Pass;
 use crate::pinned::Pinned;
 use crate::pipe::Pipe;
 use crate::pool::Buffer;
 use crate::shared::ServerState;
+use crate::source::{BySource, Source};
 
 /// A planned piece that is being loaded.
 pub(super) struct Load<O> {
@@ -45,12 +46,17 @@ pub(super) enum Reading {
 }
 
 /// A piece in memory.
+#[derive(Default)]
 pub(super) struct Loaded {
     memory: Memory,
     pub(super) parts: Vec<PartResult>,
+    /// The bytes of its parts, by where they come from.
+    pub(super) sources: BySource,
 }
 
+#[derive(Default)]
 enum Memory {
+    #[default]
     Nothing,
     Own(Buffer),
     Shared(Extent),
@@ -75,7 +81,7 @@ impl Reading {
                 Err(_) => Loaded::nothing(parts, Err(ItemFailure::Unreadable)),
             },
             (_, Piece::Batch(parts)) => Loaded::nothing(parts, Ok(0..0)),
-            (_, Piece::Extent(_)) => Loaded { memory: Memory::Nothing, parts: Vec::new() },
+            (_, Piece::Extent(_)) => Loaded::default(),
         }
     }
 }
@@ -83,17 +89,20 @@ impl Reading {
 impl Loaded {
     pub(super) fn extent(piece: &Piece, outcome: Outcome) -> Self {
         let Piece::Extent(extent) = piece else {
-            return Self { memory: Memory::Nothing, parts: Vec::new() };
+            return Self::default();
         };
         let bytes = outcome.as_ref().map(|_| extent.within.clone()).map_err(|reason| *reason);
         let got = PartResult { item: extent.item, before: extent.before, bytes };
-        Self { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts: vec![got] }
+        let sources =
+            outcome.as_ref().map_or(BySource::default(), |read| BySource::of(read.source(), extent.within.len()));
+        Self { memory: outcome.map_or(Memory::Nothing, Memory::Shared), parts: vec![got], sources }
     }
 
     /// Returns a piece that is to be sent from the page cache through a pipe, without being read.
     fn unread(extent: &ExtentPiece) -> Self {
         let got = PartResult { item: extent.item, before: extent.before, bytes: Ok(extent.within.clone()) };
-        Self { memory: Memory::Nothing, parts: vec![got] }
+        let sources = BySource::of(Source::PageCache, extent.within.len());
+        Self { memory: Memory::Nothing, parts: vec![got], sources }
     }
 
     /// Puts the frames of the piece into a pipe. Returns false if they do not fit, or on any error. The piece must then
@@ -146,7 +155,7 @@ impl Loaded {
             };
             PartResult { item: part.item, before: part.before, bytes }
         };
-        Self { memory: Memory::Nothing, parts: parts.iter().map(got).collect() }
+        Self { parts: parts.iter().map(got).collect(), ..Self::default() }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -186,7 +195,10 @@ pub(super) async fn start_extent(
         Begun::Found(pending) => pending,
         Begun::Mine(task) => {
             let (span, number, pending) = (extent.span.clone(), extent.key.number, task.pending());
-            let read = move || task.read(buffer, file.is_kept(number), |buffer| file.read(&span, buffer));
+            let metrics = Arc::clone(&shared.metrics);
+            let read = move || {
+                task.read(buffer, file.is_kept(number), |buffer| metrics.time_read(|| file.read(&span, buffer)))
+            };
             drop(pass.run(read));
             pending
         }
@@ -221,6 +233,7 @@ pub(super) fn map_batch(pinned: &Arc<Pinned>, parts: &[Part]) -> Option<Loaded> 
             return None;
         }
         got.bytes = state.map(|()| part.within(place.start));
+        loaded.sources.add(Source::Pack, got.bytes.as_ref().map_or(0, Range::len));
     }
     loaded.memory = Memory::Mapped(Arc::clone(pinned), pack);
     Some(loaded)
@@ -231,14 +244,14 @@ pub(super) fn read_batch(shared: &ServerState, pinned: &Pinned, parts: &[Part], 
     let mut loaded = Loaded::nothing(parts, Ok(0..0));
     let layout = Layout::of(parts);
     let (stored, rest) = buffer.split_at_mut(layout.stored());
-    read_stored(pinned, parts, layout.runs(), stored, &mut loaded.parts);
-    let missing = read_tree(shared, pinned, parts, rest, layout.stored(), &mut loaded.parts);
+    read_stored(pinned, parts, layout.runs(), stored, &mut loaded);
+    let missing = read_tree(shared, pinned, parts, rest, layout.stored(), &mut loaded);
     let read = missing.iter().filter_map(|&at| {
         let bytes = loaded.parts[at].bytes.clone().ok()?;
         Some((parts[at].small_file()?, &buffer[bytes]))
     });
     shared.extents.shelve(read, &shared.pool);
-    Loaded { memory: Memory::Own(buffer), parts: loaded.parts }
+    Loaded { memory: Memory::Own(buffer), ..loaded }
 }
 
 /// Returns the rows of the parts that come from the store.
@@ -249,9 +262,10 @@ fn stored_rows(parts: &[Part]) -> Vec<u32> {
 
 /// Reads the runs of stored contents to the beginning of the buffer, and checks them. A content that cannot be read, or
 /// is damaged, is read from the tree instead.
-fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut [u8], got: &mut [PartResult]) {
+fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut [u8], loaded: &mut Loaded) {
     let Pinned { repository, edition } = pinned;
     let (generation, mut free) = (&edition.generation, &mut *memory);
+    let Loaded { parts: got, sources, .. } = loaded;
     let rows = stored_rows(parts);
     let states = if edition.is_pinned() { vec![Ok(()); rows.len()] } else { edition.tree.look(generation, &rows) };
     let mut is_read = Vec::with_capacity(runs.len());
@@ -278,10 +292,12 @@ fn read_stored(pinned: &Pinned, parts: &[Part], runs: &[PackRange], memory: &mut
             got[at].bytes = Err(ItemFailure::Unreadable);
         } else {
             got[at].bytes = state.map(|()| part.within(place.start));
+            sources.add(Source::Pack, got[at].bytes.as_ref().map_or(0, Range::len));
         }
     }
     for (at, row, place) in damaged {
         got[at].bytes = read_instead(pinned, row, parts[at].offset, place, memory, got);
+        sources.add(Source::PageCache, got[at].bytes.as_ref().map_or(0, Range::len));
     }
 }
 
@@ -318,8 +334,9 @@ fn read_tree(
     parts: &[Part],
     mut free: &mut [u8],
     start: usize,
-    got: &mut [PartResult],
+    loaded: &mut Loaded,
 ) -> Vec<usize> {
+    let Loaded { parts: got, sources, .. } = loaded;
     let keys = parts.iter().filter_map(Part::place).map(|(key, _)| key);
     let mut cached = shared.extents.ready(keys).into_iter();
     let mut used = start;
@@ -335,6 +352,7 @@ fn read_tree(
             Some(bytes) if !bytes.is_empty() => {
                 room[..part.len].copy_from_slice(bytes);
                 got[at].bytes = Ok(start..start + part.len);
+                sources.add(Source::Cache, part.len);
             }
             _ => {
                 missing.push((at, start));
@@ -345,7 +363,10 @@ fn read_tree(
     let list = pinned.edition.generation.list();
     let outcomes = pinned.edition.tree.read_batch(|row| list.path(row), |row| pinned.edition.pooled(row), &mut wanted);
     for (&(at, start), outcome) in missing.iter().zip(outcomes) {
-        got[at].bytes = outcome.map(|range| start + range.start..start + range.end);
+        got[at].bytes = outcome.map(|InMemory { range, source }| {
+            sources.add(source, range.len());
+            start + range.start..start + range.end
+        });
     }
     missing.into_iter().map(|(at, _)| at).collect()
 }
@@ -379,7 +400,7 @@ impl LargeFile {
         matches!(self.open.get(), Some(Ok(file)) if file.is_local())
     }
 
-    pub(super) fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<Range<usize>, ItemFailure> {
+    pub(super) fn read(&self, span: &Range<u64>, buffer: &mut [u8]) -> Result<InMemory, ItemFailure> {
         self.open()?.read(span.start, (span.end - span.start) as usize, buffer)
     }
 

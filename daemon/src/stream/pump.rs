@@ -93,7 +93,7 @@ impl<F: Framing> Lane<F> {
             if unsent.sent < unsent.frames.len() {
                 return Ok(Some(unsent));
             }
-            self.commit(&unsent.load, &unsent.frames, unsent.next_state);
+            self.commit(&unsent.load, &unsent.frames, unsent.next_state, unsent.loaded.sources);
         }
         Ok(None)
     }
@@ -112,7 +112,10 @@ impl<F: Framing> Lane<F> {
             return None;
         };
         let outcome = match shared.extents.begin(key) {
-            Begun::Mine(task) => task.read(free, file.is_kept(key.number), |buffer| file.read(span, buffer)),
+            Begun::Mine(task) => {
+                let read = |buffer: &mut [u8]| shared.metrics.time_read(|| file.read(span, buffer));
+                task.read(free, file.is_kept(key.number), read)
+            }
             Begun::Found(pending) => {
                 *buffer = Some(free);
                 match pending {

@@ -11,8 +11,10 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::bandwidth::{Allowance, Bucket};
+use crate::dialect::Dialect;
 use crate::direct::unacknowledged;
 use crate::ended::Ended;
+use crate::metrics::Meter;
 use crate::pipe::Pipe;
 use crate::shared::ServerState;
 
@@ -29,6 +31,8 @@ pub(crate) struct Writer {
     window: Duration,
     allowance: Allowance,
     sent: u64,
+    /// Counts what is sent.
+    meter: Arc<Meter>,
     /// Time spent waiting for the peer in the current window.
     waited: Duration,
     /// Bytes that the peer had taken when the current window began.
@@ -82,7 +86,7 @@ impl Source for Pipe {
 
 impl Writer {
     /// Creates a writer that keeps to the bandwidth limits of one connection and of all connections together.
-    pub(crate) fn new(socket: OwnedWriteHalf, shared: &ServerState) -> Self {
+    pub(crate) fn new(socket: OwnedWriteHalf, shared: &ServerState, dialect: Dialect) -> Self {
         let limits = &shared.limits;
         let mut writer = Self {
             socket,
@@ -90,6 +94,7 @@ impl Writer {
             window: limits.rate_window,
             allowance: Allowance::default(),
             sent: 0,
+            meter: shared.metrics.nameless(dialect),
             waited: Duration::ZERO,
             taken_before: 0,
         };
@@ -103,6 +108,11 @@ impl Writer {
         if let Some(bucket) = limit {
             self.allowance.draw_on(bucket);
         }
+    }
+
+    /// Counts what is sent from now on for another repository.
+    pub(crate) fn count_for(&mut self, meter: Arc<Meter>) {
+        self.meter = meter;
     }
 
     /// Returns whether the peer has closed its sending half. Fails if the peer does not receive any more either.
@@ -160,6 +170,7 @@ impl Writer {
                     sent += written;
                     self.allowance.spend(written);
                     self.sent += written as u64;
+                    self.meter.sent.inc_by(written as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -258,7 +269,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (_input, output) = listener.accept().await.unwrap().0.into_split();
-        let mut writer = Writer::new(output, &daemon.shared);
+        let mut writer = Writer::new(output, &daemon.shared, Dialect::Rsync);
         assert!(!writer.has_peer_left().unwrap());
         peer.shutdown().await.unwrap();
         while !writer.has_peer_left().unwrap() {

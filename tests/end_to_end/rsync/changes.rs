@@ -27,7 +27,7 @@ fn a_changed_file_is_reported_as_vanished_and_the_others_are_sent() {
         let pulled =
             pull(&pair.ours.address, &["-aH", "--delete", &format!("--protocol={protocol}"), "{M}/", "{D}/"], &dest);
         assert_eq!(pulled.code, Some(code), "at {protocol}: {}", pulled.errors);
-        let logged = pair.ours.logged("rsync session");
+        let logged = pair.ours.logged("dialect=rsync");
         assert!(logged.contains(&format!("exit={code}")), "at {protocol}: {logged}");
         for gone in ["README", "sizes/1"] {
             assert!(!pulled.tree.contains_key(std::path::Path::new(gone)), "{gone} was sent at {protocol}");

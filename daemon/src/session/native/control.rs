@@ -11,6 +11,7 @@ use tokio::task::yield_now;
 
 use super::{InFlight, Session};
 use crate::damage;
+use crate::dialect::Dialect;
 use crate::ended::Ended;
 use crate::pinned::Pinned;
 use crate::session::touch;
@@ -78,6 +79,7 @@ impl Session {
         }
         let mut writer = self.writer.lock().await;
         writer.draw_on(pinned.repository.bandwidth.as_ref());
+        writer.count_for(self.shared.metrics.meter(Dialect::Native, &pinned.repository.name));
         writer.send_bytes(&frames).await?;
         Ok(None)
     }

@@ -6,6 +6,7 @@ use stillmirror_protocol::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Ite
 use tokio::sync::mpsc;
 
 use super::{InFlight, Session};
+use crate::dialect::Dialect;
 use crate::ended::Ended;
 use crate::file::Stored;
 use crate::pinned::Pinned;
@@ -61,6 +62,8 @@ impl Framing for Data {
     type Order = DataOrder;
     type NextState = ();
 
+    const DIALECT: Dialect = Dialect::Native;
+
     async fn next_order(&mut self, wait: bool) -> Result<Option<DataOrder>, Ended> {
         loop {
             let job = if wait { self.jobs.recv().await } else { self.jobs.try_recv().ok() };
@@ -86,7 +89,7 @@ impl Framing for Data {
         let changes = || rows.clone().zip(rows.skip(1)).filter(|(one, next)| one != next).count();
         let files = if is_last { changes() as u64 + 1 } else { 0 };
         let path = |item: u32| order.pinned.edition.generation.list().path(order.items[item as usize].row);
-        self.session.tally().counts.add(frames, files, path);
+        self.session.record().add(frames, files, path);
     }
 }
 

@@ -44,7 +44,6 @@ impl Session {
                 Ok(arrived) => arrived,
                 Err(ended) => return Err(self.explain(ended).await),
             };
-            self.tally().requests += 1;
             let request = self.resolve(&mut pins, request, payload);
             let in_flight = InFlight { number, _permit: permit };
             // If a lane is gone, it has ended the session already.
@@ -91,6 +90,7 @@ impl Session {
             Ok::<_, Ended>((header, payload))
         };
         let (header, payload) = timeout(self.shared.limits.handshake, read).await.map_err(|_| Ended::HalfRequest)??;
+        self.record().count_request((FRAME_HEADER_BYTES + payload.len()) as u64);
         if header.request == 0 {
             return Err(WireError::from(DecodeError::Invalid("request number")).into());
         }
@@ -137,7 +137,11 @@ impl Session {
         let edition = repository.current().ok_or_else(|| {
             Answer::Refusal(ErrorCode::NotIndexed, format!("the repository '{name}' {}", repository.absence()))
         })?;
-        self.tally().pinned(name, edition.generation.head().generation);
+        {
+            let mut record = self.record();
+            record.enter(name, None);
+            record.pin(edition.generation.head().generation);
+        }
         let pinned = Pinned { repository: Arc::clone(repository), edition };
         let (handle, pinned) = pins.add(pinned)?;
         Ok(Answer::Head(handle, pinned))

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::input::ClientInput;
 use super::window::Position;
 use super::{Session, Settled};
+use crate::dialect::Dialect;
 use crate::ended::Ended;
 use crate::pinned::Pinned;
 use crate::stream::{Frames, Framing, ItemContent, Order, PartResult};
@@ -138,6 +139,8 @@ pub(super) struct Answers {
     hasher: Option<Hasher>,
     /// Errors with files, as bits of [`stillmirror_protocol::rsync::exit::io_error`].
     io_error: i32,
+    /// Requests of the client so far.
+    answered: u64,
     /// Bytes sent, including the list.
     pub(super) sent: u64,
 }
@@ -177,6 +180,7 @@ impl Answers {
             ended: false,
             hasher: None,
             io_error: 0,
+            answered: 0,
             sent: 0,
         }
     }
@@ -300,6 +304,7 @@ impl Answers {
     }
 
     fn answer_request(&mut self, request: Request) -> Result<Answer, Ended> {
+        self.answered += 1;
         let ndx = request.ndx;
         self.client.index = self.client.index.max(u32::try_from(ndx).unwrap_or(0));
         let row = u32::try_from(ndx).ok().and_then(|ndx| self.numbers.row(self.list(), ndx));
@@ -343,6 +348,8 @@ impl Answers {
 impl Framing for Answers {
     type Order = AnswerOrder;
     type NextState = NextState;
+
+    const DIALECT: Dialect = Dialect::Rsync;
 
     async fn next_order(&mut self, wait: bool) -> Result<Option<AnswerOrder>, Ended> {
         let mut items = Vec::new();
@@ -392,10 +399,11 @@ impl Framing for Answers {
             Answer::File(file) => self.list().path(file.row),
             _ => Vec::new(),
         };
-        let mut tally = self.session.tally();
-        tally.counts.add(frames, next_state.files, path);
-        tally.io_error |= next_state.io_error;
-        drop(tally);
+        let mut record = self.session.record();
+        record.add(frames, next_state.files, path);
+        record.io_error |= next_state.io_error;
+        record.requests = self.answered;
+        drop(record);
         (self.replies, self.hasher, self.io_error) = (next_state.replies, next_state.hasher, next_state.io_error);
     }
 }

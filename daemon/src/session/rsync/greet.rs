@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stillmirror_protocol::path;
 use stillmirror_protocol::rsync::arguments::Options;
 use stillmirror_protocol::rsync::auth::{self, CHALLENGE_BYTES, Proof};
 use stillmirror_protocol::rsync::fault::{Farewell, Fault};
@@ -14,6 +15,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{Input, Session};
 use crate::admission::{Admission, Arrival, Slot, Turn};
+use crate::cause::Cause;
+use crate::dialect::Dialect;
 use crate::ended::Ended;
 use crate::logins::MAX_DELAY;
 use crate::operator_file;
@@ -60,7 +63,7 @@ impl Session {
             let limit = timeout(self.shared.limits.handshake, self.event(&mut greeting, input));
             tokio::select! {
                 event = limit => event.map_err(|_| Ended::HalfRequest)??,
-                () = stranger.evicted() => return Err(Ended::HalfRequest),
+                () = stranger.evicted() => return Err(Ended::Evicted),
                 () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
             }
         };
@@ -77,7 +80,7 @@ impl Session {
                 Ok(Some(Welcome { options, pinned, places }))
             }
             Err(ended) => {
-                if matches!(ended, Ended::Refused(_) | Ended::Stopping) {
+                if matches!(ended, Ended::Refused(..) | Ended::Stopping) {
                     greeting.refuse(&ended.to_string());
                     self.send_output(&mut greeting).await?;
                 }
@@ -93,6 +96,7 @@ impl Session {
         name: &[u8],
         stranger: Stranger,
     ) -> Result<(Arc<Pinned>, [Option<Slot>; 2], Box<Options>), Ended> {
+        self.record().name(&path::Escaped(name).to_string());
         let visible = Visible::new(&self.shared.registry, self.peer.ip());
         let login = async {
             let repository = match visible.find_module(name) {
@@ -106,18 +110,20 @@ impl Session {
             known = timeout(LOGIN_TIMEOUT.max(self.shared.limits.handshake) + MAX_DELAY, login) => {
                 known.map_err(|_| Ended::HalfRequest)??
             }
-            () = stranger.evicted() => return Err(Ended::HalfRequest),
+            () = stranger.evicted() => return Err(Ended::Evicted),
             () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
         };
         drop(stranger);
-        self.tally().begin(&repository.name, user);
+        let meter = self.record().enter(&repository.name, user);
+        self.writer.lock().await.count_for(meter);
         let places = self.wait_for_turn(&repository).await?;
+        self.record().admit();
         self.writer.lock().await.draw_on(repository.bandwidth.as_ref());
         // The edition is chosen only now, because it may have changed while the client waited.
-        let edition = repository
-            .current()
-            .ok_or_else(|| Ended::Refused(format!("module '{}' {}", repository.name, repository.absence())))?;
-        self.tally().pinned(edition.generation.head().generation);
+        let edition = repository.current().ok_or_else(|| {
+            Ended::Refused(Cause::Unavailable, format!("module '{}' {}", repository.name, repository.absence()))
+        })?;
+        self.record().pin(edition.generation.head().generation);
         greeting.accept();
         let event = timeout(self.shared.limits.handshake, self.event(greeting, input));
         match event.await.map_err(|_| Ended::HalfRequest)?? {
@@ -139,10 +145,11 @@ impl Session {
         let shown = String::from_utf8_lossy(name);
         if why == Unavailable::Denied {
             let address = self.peer.ip().to_canonical();
-            return Ok(Ended::Refused(format!("access denied to {shown} from {address} ({address})")));
+            let text = format!("access denied to {shown} from {address} ({address})");
+            return Ok(Ended::Refused(Cause::AccessDenied, text));
         }
         let Some(unlisted) = visible.unlisted_with_users() else {
-            return Ok(Ended::Refused(format!("Unknown module '{shown}'")));
+            return Ok(Ended::Refused(Cause::UnknownRepository, format!("Unknown module '{shown}'")));
         };
         let Credentials { user, proof } = self.ask_for_user(greeting, input).await?;
         self.is_known(unlisted, &user, proof).await?;
@@ -177,8 +184,9 @@ impl Session {
             return Err(Ended::HalfRequest);
         };
         let Some(wait) = self.shared.logins.begin(self.network(), Instant::now()) else {
-            tracing::warn!(peer = %self.peer, user = %user.escape_ascii(), "login refused: too many earlier ones failed");
-            return Err(Ended::Refused("too many failed logins from your address -- try again later".to_owned()));
+            tracing::warn!(address = %self.peer.ip().to_canonical(), user = %user.escape_ascii(), "login refused: too many earlier ones failed");
+            let text = "too many failed logins from your address -- try again later".to_owned();
+            return Err(Ended::Refused(Cause::LoginFailed, text));
         };
         tokio::select! {
             () = sleep(wait) => Ok(Credentials { user, proof }),
@@ -188,8 +196,8 @@ impl Session {
 
     fn login_failed(&self, module: &str, user: &[u8]) -> Ended {
         self.shared.logins.failed(self.network(), Instant::now());
-        tracing::warn!(peer = %self.peer, module, user = %user.escape_ascii(), "login failed");
-        Ended::Refused(format!("auth failed on module {module}"))
+        tracing::warn!(address = %self.peer.ip().to_canonical(), repository = module, user = %user.escape_ascii(), "login failed");
+        Ended::Refused(Cause::LoginFailed, format!("auth failed on module {module}"))
     }
 
     async fn is_known(&self, repository: &Arc<Repository>, user: &[u8], proof: Proof) -> Result<bool, Ended> {
@@ -211,11 +219,14 @@ impl Session {
 
     /// Waits for a slot in the module, and then for one in the daemon.
     async fn wait_for_turn(&self, repository: &Repository) -> Result<[Option<Slot>; 2], Ended> {
+        let since = Instant::now();
         let own = match &repository.admission {
             Some(admission) => Some(self.wait_for_place(admission).await?),
             None => None,
         };
-        Ok([own, Some(self.wait_for_place(&self.shared.admission).await?)])
+        let place = self.wait_for_place(&self.shared.admission).await?;
+        self.shared.metrics.waited(Dialect::Rsync, since);
+        Ok([own, Some(place)])
     }
 
     /// Waits for a slot. Any byte keeps a client's timeout from expiring, but clients only show whole lines. So between
@@ -296,7 +307,8 @@ impl Session {
 }
 
 fn too_many() -> Ended {
-    Ended::Refused("max connections reached, and the queue is full -- try again later".to_owned())
+    let text = "max connections reached, and the queue is full -- try again later";
+    Ended::Refused(Cause::QueueFull, text.to_owned())
 }
 
 fn read_motd(path: &Path) -> Vec<u8> {

@@ -58,12 +58,12 @@ impl Session {
         selected: Selected,
     ) -> Result<Lane<Answers>, Ended> {
         let io_error = selected.selection.io_error();
-        self.tally().io_error |= io_error;
+        self.record().io_error |= io_error;
         if io_error != 0 && !selected.class.carries_errors() {
             lane.framing.replies.io_error(io_error);
         }
         let found = self.find_list(settled, selected).await?;
-        self.tally().cached = found.cached.is_some();
+        self.record().cached = found.cached.is_some();
         lane.framing.set_numbers(found.numbers);
         match found.cached {
             Some(cached) => {
@@ -159,7 +159,7 @@ impl Session {
                 (lane, room) = answer_between_pieces(lane, &mut window).await?;
             }
         }
-        self.tally().listed = u64::from(cached.entries());
+        self.record().listed = u64::from(cached.entries());
         Ok(lane)
     }
 
@@ -212,7 +212,7 @@ impl Session {
                 self.prepare_next(settled, &rules, query);
             }
         }
-        self.tally().listed = u64::from(step.writer.entries());
+        self.record().listed = u64::from(step.writer.entries());
         Ok(lane)
     }
 
@@ -227,7 +227,7 @@ impl Session {
                 .for_each(|text| replies.message(severity, text));
         }
         if !lost.is_empty() {
-            self.tally().io_error |= writer.io_error();
+            self.record().io_error |= writer.io_error();
             if !class.carries_errors() {
                 replies.io_error(writer.io_error());
             }

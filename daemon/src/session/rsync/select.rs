@@ -14,6 +14,7 @@ use stillmirror_protocol::rsync::selection::{self, Hides, Missing, Selecting, Se
 use stillmirror_protocol::{limits, path};
 
 use super::{Input, Session, Settled};
+use crate::cause::Cause;
 use crate::choosing::Effort;
 use crate::ended::Ended;
 use crate::file::OpenFile;
@@ -334,7 +335,8 @@ impl NameFile {
     /// Opens a file of names. Fails if the file is not the indexed one, is too large, or must not be sent. A path that
     /// the module's rules hide fails in the same way whether the file exists or not.
     fn open(pinned: &Pinned, path: &[u8]) -> Result<Self, Ended> {
-        let refused = || Ended::Refused(format!("failed to open files-from file {}", path::Escaped(path)));
+        let text = || format!("failed to open files-from file {}", path::Escaped(path));
+        let refused = || Ended::Refused(Cause::NamesUnreadable, text());
         let generation = &pinned.edition.generation;
         let path = selection::tidy(path);
         if pinned.repository.rules.hides_file(&path) {
@@ -360,8 +362,9 @@ impl NameFile {
         let ends = |byte: &u8| if from0 { *byte == 0 } else { matches!(byte, b'\n' | b'\r') };
         if self.read < self.size && !self.pending.iter().any(ends) {
             let len = (self.size - self.read).min(NAMES_CHUNK) as usize;
-            let range = self.file.read(self.read, len, buffer);
-            let range = range.map_err(|_| Ended::Refused("failed to read the files-from file".to_owned()))?;
+            let read = self.file.read(self.read, len, buffer);
+            let refused = || Ended::Refused(Cause::NamesUnreadable, "failed to read the files-from file".to_owned());
+            let range = read.map_err(|_| refused())?.range;
             self.read += len as u64;
             self.pending.extend_from_slice(&buffer[range]);
         }
