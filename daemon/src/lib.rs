@@ -99,7 +99,7 @@ pub use config::{
 };
 pub use error::DaemonError;
 pub use listener::{Listeners, Port};
-pub use status::{Budget, ByClient, MirrorReport, MirrorStatus, Ports, Report, Traffic};
+pub use status::{Budget, ByClient, MirrorReport, MirrorStatus, Ports, Report, SenderReport, Traffic};
 pub use stillmirror_protocol::rsync::chmod::Chmod;
 pub use stillmirror_protocol::rsync::requests::RuleLimits;
 

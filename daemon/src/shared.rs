@@ -23,7 +23,7 @@ use crate::networks::Networks;
 use crate::pipe::{PIPES, Pipes};
 use crate::pool::Pool;
 use crate::registry::Registry;
-use crate::status::Ports;
+use crate::status::{Ports, Senders};
 use crate::strangers::Strangers;
 
 /// Maximum number of concurrent reads of the message of the day.
@@ -33,6 +33,8 @@ const MESSAGES: usize = 4;
 pub(crate) struct ServerState {
     pub(crate) registry: Registry,
     pub(crate) metrics: Arc<Metrics>,
+    /// What is known of the senders of pulled repositories.
+    pub(crate) senders: Arc<Senders>,
     /// When the daemon was started.
     pub(crate) started: SystemTime,
     /// The ports that clients connect to, once they are known.
@@ -79,6 +81,7 @@ impl ServerState {
         Self {
             registry,
             metrics: Arc::new(Metrics::new()),
+            senders: Arc::default(),
             started: SystemTime::now(),
             ports: OnceLock::new(),
             limits: config.limits.clone(),

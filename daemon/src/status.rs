@@ -5,6 +5,7 @@
 //! report      the state at one moment; every other form is made from it, so all of them agree
 //! exposition  metrics in the text formats of Prometheus
 //! process     what the kernel knows about the process
+//! senders     what the senders of pulled repositories have
 //! server      the listener: bounded connections, and answers to GET requests
 //! page.html   the page, which shows the JSON
 //! ```
@@ -12,9 +13,11 @@
 mod exposition;
 mod process;
 mod report;
+mod senders;
 mod server;
 
-pub use report::{Budget, ByClient, MirrorReport, MirrorStatus, Ports, Report, Traffic};
+pub use report::{Budget, ByClient, MirrorReport, MirrorStatus, Ports, Report, SenderReport, Traffic};
+pub(crate) use senders::Senders;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +26,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::repository::Repository;
 use crate::shared::ServerState;
 use report::{Audience, sample_traffic};
 
-/// How often the bytes sent are added to the traffic of the last hours.
-const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the bytes sent are added to the traffic of the last hours, and stores are read.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The sockets for metrics and status.
 #[derive(Debug, Default)]
@@ -38,7 +42,7 @@ pub(crate) struct Observed {
     pub(crate) status: Vec<UnixListener>,
 }
 
-/// Answers requests on these sockets, and keeps the traffic of the last hours up to date, until the result is dropped.
+/// Answers requests on these sockets, and keeps what they tell up to date, until the result is dropped.
 pub(crate) fn serve(sockets: Observed, shared: &Arc<ServerState>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for listener in sockets.metrics {
@@ -51,7 +55,9 @@ pub(crate) fn serve(sockets: Observed, shared: &Arc<ServerState>) -> JoinSet<()>
     tasks.spawn(async move {
         loop {
             sample_traffic(&shared);
-            sleep(TRAFFIC_INTERVAL).await;
+            let store = |repository: &Arc<Repository>| (repository.name.clone(), repository.store_dir().to_owned());
+            shared.senders.refresh(shared.registry.all().iter().map(store).collect());
+            sleep(INTERVAL).await;
         }
     });
     tasks

@@ -5,12 +5,13 @@
 //! asked on a connection of its own. One that does not tell (an older one, or one with too many followers) is asked for
 //! its head from time to time.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stillmirror_protocol::entry::Digest;
 use stillmirror_protocol::wire::ErrorCode;
-use stillmirror_store::StoreError;
+use stillmirror_store::{SenderSeen, StoreError};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::PullError;
 use crate::report::{Notice, Options, Phase, Progress, Report};
 use crate::source::{self, NativeSource, SourceOptions};
+use crate::trust;
 
 /// Decides when to pull again.
 pub struct Follower {
@@ -99,6 +101,8 @@ struct Sender {
     pauses: Pauses,
     /// Whether there is no other.
     is_alone: bool,
+    /// The receiver's store.
+    store: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -128,6 +132,7 @@ impl Follower {
                 options: connection.clone(),
                 pauses,
                 is_alone: options.alternatives.is_empty(),
+                store: options.store.clone(),
                 state: Mutex::default(),
             })
         };
@@ -233,7 +238,10 @@ impl Sender {
             };
             *failures = 0;
             self.note_success(false, progress);
-            let Some(news) = news else { continue };
+            let Some(news) = news else {
+                self.note_no_news();
+                continue;
+            };
             if news.fingerprint == known {
                 return Err(PullError::protocol("news of the head that is known already"));
             }
@@ -257,6 +265,9 @@ impl Sender {
         self.note_success(true, progress);
         let generation = pinned.head.generation;
         let is_new = self.is_new(generation, pinned.fingerprint(), held);
+        if !is_new {
+            self.note_no_news();
+        }
         Ok(is_new.then_some(Heard { generation, spread: Duration::ZERO }))
     }
 
@@ -266,6 +277,16 @@ impl Sender {
         let before = self.state().told.replace(fingerprint);
         let is_newer = self.is_alone || generation >= held.generation;
         before != Some(fingerprint) && fingerprint != held.fingerprint && is_newer
+    }
+
+    /// Leaves in the store that the sender was asked now, and has what the last pull found.
+    fn note_no_news(&self) {
+        let Some(store) = self.store.clone().filter(|_| self.is_alone) else { return };
+        tokio::task::spawn_blocking(move || {
+            let seen = SenderSeen::read(&store).map(|seen| SenderSeen { asked: trust::now().sec, ..seen });
+            // It is only a hint.
+            seen.map(|seen| seen.write(&store))
+        });
     }
 
     fn note_failure(&self, error: &PullError, progress: &dyn Progress) {

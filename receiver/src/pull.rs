@@ -18,7 +18,7 @@ use stillmirror_protocol::entry::{Digest, Time};
 use stillmirror_protocol::head::{Counts, Head, check_repository_name};
 use stillmirror_protocol::list::{self, ListRef};
 use stillmirror_protocol::path;
-use stillmirror_store::{Generation, Store, StoreError, StoreLock};
+use stillmirror_store::{Generation, SenderSeen, Store, StoreError, StoreLock};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -154,6 +154,9 @@ impl Pull<'_> {
         if let (Some(accepted), Some((store, Some(_)))) = (accepted, &destination.store) {
             accepted.save(store)?;
         }
+        if let Some((store, Some(_))) = &destination.store {
+            self.note_sender(store, &pinned.head);
+        }
         let switched = destination.switched;
         let (generation, head) = (pinned.head.generation, pinned.fingerprint());
         let mut report = Report { generation, head, switched, ..Report::default() };
@@ -184,6 +187,15 @@ impl Pull<'_> {
                 Err(PullError::DeleteLimit { wanted, total, allowed, report: Box::new(report) })
             }
             result => result.map(|()| report),
+        }
+    }
+
+    /// Leaves in the store what the sender has, for the daemon that serves the store. Nothing depends on that.
+    fn note_sender(&self, store: &Store, head: &Head) {
+        let (generation, created) = (head.generation, head.created.sec);
+        let seen = SenderSeen { generation, created, asked: trust::now().sec };
+        if let Err(error) = seen.write(store.dir()) {
+            tracing::debug!(%error, "cannot leave what the sender has in the store");
         }
     }
 

@@ -98,6 +98,9 @@ fn troubles(mirror: &MirrorReport) -> Vec<String> {
     }
     let damaged = mirror.damage.iter().filter(|(_, number)| **number > 0);
     troubles.extend(damaged.map(|(part, number)| format!("damage in the store: {part}, {number} times")));
+    if let Some(lag) = mirror.lag.filter(|lag| *lag > 0) {
+        troubles.push(format!("{} behind its sender", duration(lag)));
+    }
     troubles
 }
 

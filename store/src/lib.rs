@@ -41,6 +41,7 @@ mod packs;
 mod part;
 mod records;
 mod retain;
+mod sender;
 mod store;
 mod unpool;
 
@@ -57,4 +58,5 @@ pub use marker::is_store;
 pub use packs::{KEEP_CONTENTS, Pack, PackUse, Record};
 pub use records::BadRecord;
 pub use retain::{Retained, Retention};
+pub use sender::SenderSeen;
 pub use store::{CurrentHead, Mark, Store, StoreLock};

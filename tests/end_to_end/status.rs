@@ -46,7 +46,9 @@ impl Observed {
             command
         };
         assert_exit(&with_config(&["index"]).output().unwrap(), 0);
-        let server = Server::spawn(with_config(&["serve", "--log", "json"]));
+        let mut server = Server::spawn(with_config(&["serve", "--log", "json"]));
+        // The rest of the line is JSON.
+        server.address.truncate(server.address.find('"').unwrap());
         let line = server.logged("metrics and status at http://");
         let (_, rest) = line.split_once("at http://").unwrap();
         let http = rest.split('/').next().unwrap().to_owned();
@@ -308,4 +310,70 @@ fn invalid_requests_get_an_answer_and_cost_others_nothing() {
     // Connections that say nothing take places, and less than all of them leave some for others.
     let _silent: Vec<_> = (0..60).map(|_| TcpStream::connect(&observed.http).unwrap()).collect();
     assert_eq!(observed.get("/ready").code, 200);
+}
+
+#[test]
+fn a_mirror_tells_how_far_behind_its_sender_it_is() {
+    let world = World::with_tree();
+    world.index();
+    let origin = world.serve();
+    world.pull(&origin);
+    let config = format!(
+        "[daemon]\nlisten = '127.0.0.1:0'\nserve_private = true\nstatus_socket = 'mirror.sock'\n[[repository]]\nname = 'repo'\n\
+         root = '{}'\nstore = '{}'\n",
+        world.dest().display(),
+        world.path("dest-store").display()
+    );
+    std::fs::write(world.path("mirror.toml"), config).unwrap();
+    let mut serve = stillmirror(&["serve", "--config"]);
+    serve.arg(world.path("mirror.toml"));
+    let mirror = Server::spawn(serve);
+    let entry = || {
+        let asked = stillmirror(&["status", "--json", "--socket"]).arg(world.path("mirror.sock")).output().unwrap();
+        json(&asked)["mirrors"][0].clone()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let until = |is_wanted: &dyn Fn(&Value) -> bool| {
+        while !is_wanted(&entry()) {
+            assert!(Instant::now() < deadline, "{}", entry());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    until(&|entry| entry["lag"] == 0 && entry["sender"]["generation"] == 1);
+    // Times have seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    std::fs::write(world.src().join("README"), "news").unwrap();
+    world.index();
+    // A pull that asks, and brings nothing.
+    let mut pull = world.pull_command(&origin);
+    let failed = pull.args(["--min-free", "1000TiB"]).output().unwrap();
+    assert_exit(&failed, 11);
+    until(&|entry| entry["lag"].as_i64() > Some(0) && entry["sender"]["generation"] == 2);
+    let shown = stillmirror(&["status", "--socket"]).arg(world.path("mirror.sock")).output().unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("behind its sender"), "{shown:?}");
+    world.pull(&origin);
+    until(&|entry| entry["lag"] == 0 && entry["generation"] == 2);
+    drop(mirror);
+}
+
+#[test]
+fn the_alert_rules_pass_promtool_and_name_only_metrics_that_exist() {
+    let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for (what, file) in [("check", "stillmirror.rules.yml"), ("test", "stillmirror.rules.test.yml")] {
+        let judged =
+            Command::new("promtool").args([what, "rules", file]).current_dir(deploy.join("prometheus")).output();
+        assert_exit(&judged.expect("promtool judges the rules: install it (tests/prepare)"), 0);
+    }
+    let dashboard = std::fs::read_to_string(deploy.join("grafana/stillmirror.json")).unwrap();
+    let _: Value = serde_json::from_str(&dashboard).expect("the dashboard is JSON");
+    let rules = std::fs::read_to_string(deploy.join("prometheus/stillmirror.rules.yml")).unwrap();
+    let observed = Observed::new();
+    observed.rsync();
+    let text = observed.get("/metrics").body;
+    let known: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let words = [rules, dashboard].concat();
+    let words = words.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named = words.filter(|word| word.starts_with("stillmirror_") || word.starts_with("process_"));
+    let missing: Vec<_> = named.filter(|name| !known.contains(&name.strip_suffix("_bucket").unwrap_or(name))).collect();
+    assert!(missing.is_empty(), "{missing:?} are not in {known:?}");
 }

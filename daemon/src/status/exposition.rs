@@ -191,6 +191,16 @@ fn repository_values(mirrors: &[MirrorReport]) -> Vec<Family> {
             each(|mirror| mirror.delay.map(float)),
         ),
         Family::gauges(
+            "repository_lag_seconds",
+            "How much newer the generation is that the sender had when it was asked last",
+            each(|mirror| mirror.lag.map(float)),
+        ),
+        Family::gauges(
+            "repository_asked_timestamp_seconds",
+            "When the sender was asked last by a pull, in seconds since 1970",
+            each(|mirror| mirror.sender.map(|sender| float(sender.asked_ts))),
+        ),
+        Family::gauges(
             "repository_expires_timestamp_seconds",
             "Until when receivers accept the signature of the served generation, in seconds since 1970",
             each(|mirror| mirror.expires_ts.map(float)),

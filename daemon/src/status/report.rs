@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use stillmirror_store::SenderSeen;
 
 use crate::dialect::Dialect;
 use crate::metrics::INTERVAL;
@@ -84,6 +85,12 @@ pub struct MirrorReport {
     pub age: Option<i64>,
     /// Seconds from the indexing at the origin to the publication in this host's store.
     pub delay: Option<i64>,
+    /// What the sender had when it was asked last, if the repository is pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<SenderReport>,
+    /// By how many seconds the sender's generation is newer than the served one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<i64>,
     /// Until when receivers accept the signature of the generation, if it is signed.
     pub expires_ts: Option<i64>,
     /// What was selected, if only a part of the origin's tree is here.
@@ -112,6 +119,17 @@ pub struct MirrorReport {
     pub rotten_files: u64,
     /// How often damage was found in each part of the store of this generation.
     pub damage: BTreeMap<String, u64>,
+}
+
+/// The generation that a sender had when it was asked last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderReport {
+    /// Its number at the origin.
+    pub generation: u64,
+    /// When it was indexed at the origin.
+    pub created_ts: i64,
+    /// When the sender was asked.
+    pub asked_ts: i64,
 }
 
 /// The ports that clients connect to. There is none if no socket is for these clients.
@@ -221,6 +239,8 @@ impl MirrorReport {
         let published = edition.as_ref().map(|edition| edition.mark.published());
         let created = head.map(|head| head.created.sec);
         let counts = head.map(|head| head.counts).unwrap_or_default();
+        let sender = shared.senders.seen(&repository.name);
+        let lag = sender.zip(created).map(|(sender, created)| sender.created.saturating_sub(created).max(0));
         let failure = repository.failure();
         let status = match (&failure, &edition) {
             (Some(_), _) => MirrorStatus::Failed,
@@ -243,6 +263,12 @@ impl MirrorReport {
             created_ts: created,
             age: created.map(|created| now.saturating_sub(created)),
             delay: created.zip(published).map(|(created, published)| published.saturating_sub(created).max(0)),
+            sender: sender.map(|SenderSeen { generation, created, asked }| SenderReport {
+                generation,
+                created_ts: created,
+                asked_ts: asked,
+            }),
+            lag,
             expires_ts: head.and_then(|head| head.expires).map(|expires| expires.sec),
             slice: head.and_then(|head| head.slice.as_ref()).map(|slice| slice.selected.clone()),
             bytes: counts.bytes,
