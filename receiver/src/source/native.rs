@@ -5,6 +5,7 @@
 //! socket is not read while [`UNREAD_BYTES`] bytes wait for their readers.
 
 mod buffer;
+mod pace;
 mod reader;
 
 use std::collections::HashMap;
@@ -25,7 +26,8 @@ use super::{Answer, Delivery, Renewing, Source, SourceOptions, Traffic};
 use crate::error::PullError;
 
 use buffer::Buffer;
-use reader::{Pace, Reader};
+use pace::Pace;
+use reader::Reader;
 
 /// A connection to a daemon.
 pub struct NativeSource {

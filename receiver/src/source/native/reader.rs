@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::{Delivery, Event, SourceOptions};
 use super::Shared;
 use super::buffer::Buffer;
+use super::pace::Pace;
 use crate::error::PullError;
 use crate::report::Phase;
 
@@ -204,7 +205,7 @@ impl Reader {
     }
 
     async fn read_some(&mut self, impatient: bool) -> Result<(), PullError> {
-        let chunk = self.pace.as_ref().map_or(READ_BYTES, Pace::chunk);
+        let chunk = self.pace.as_ref().map_or(READ_BYTES, |pace| pace.chunk(READ_BYTES));
         loop {
             let mut room = self.buffer.room(chunk.min(SMALL_READ)).limit(chunk);
             let read = tokio::select! {
@@ -298,29 +299,6 @@ impl Queue {
     fn served(&mut self) {
         self.waiting = false;
         self.over = true;
-    }
-}
-
-/// Keeps the reading rate at a limit.
-pub(super) struct Pace {
-    rate: f64,
-    free: Instant,
-}
-
-impl Pace {
-    pub(super) fn new(rate: u64) -> Self {
-        Self { rate: rate.max(1) as f64, free: Instant::now() }
-    }
-
-    /// Returns how many bytes to read at once: those of an eighth of a second.
-    fn chunk(&self) -> usize {
-        (self.rate / 8.0).clamp(1024.0, READ_BYTES as f64) as usize
-    }
-
-    /// Returns when to read again, after `read` bytes were read.
-    fn after(&mut self, read: usize) -> Instant {
-        self.free = self.free.max(Instant::now()) + Duration::from_secs_f64(read as f64 / self.rate);
-        self.free
     }
 }
 
