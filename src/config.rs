@@ -33,7 +33,7 @@ pub(crate) struct Config {
     pub(crate) repository: Vec<Repository>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Daemon {
     pub(crate) listen: Words<Listen>,
@@ -50,6 +50,7 @@ pub(crate) struct Daemon {
     pub(crate) bandwidth: Bytes,
     pub(crate) bandwidth_per_connection: Bytes,
     pub(crate) drain: Seconds,
+    pub(crate) upgrade_drain: Seconds,
     pub(crate) cache: Bytes,
     pub(crate) buffers: Bytes,
     pub(crate) list_memory: Bytes,
@@ -86,6 +87,7 @@ impl Default for Daemon {
             bandwidth: Bytes(0),
             bandwidth_per_connection: Bytes(0),
             drain: Seconds(30.0),
+            upgrade_drain: Seconds(3600.0),
             cache: Bytes(64 << 20),
             buffers: Bytes(64 << 20),
             list_memory: Bytes(1 << 30),
@@ -475,6 +477,7 @@ mod tests {
             format!("#bandwidth = {}", defaults.bandwidth.0),
             format!("#bandwidth_per_connection = {}", defaults.bandwidth_per_connection.0),
             format!("#drain = \"{}s\"", defaults.drain.0),
+            format!("#upgrade_drain = \"{}h\"", defaults.upgrade_drain.0 / 3600.0),
             format!("#cache = \"{}MiB\"", defaults.cache.0 >> 20),
             format!("#buffers = \"{}MiB\"", defaults.buffers.0 >> 20),
             format!("#list_memory = \"{}GiB\"", defaults.list_memory.0 >> 30),

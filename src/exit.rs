@@ -166,7 +166,12 @@ fn of_daemon(error: &DaemonError) -> Exit {
         DaemonError::Store(error) => of_store(error),
         DaemonError::Listener(_) => Exit::Socket,
         DaemonError::Rules { .. } | DaemonError::Patterns { .. } => Exit::Usage,
-        DaemonError::Secrets { .. } | DaemonError::Worker(_) => Exit::FileIo,
+        // The last three only refuse a reload.
+        DaemonError::Secrets { .. }
+        | DaemonError::Worker(_)
+        | DaemonError::Move { .. }
+        | DaemonError::NotIndexed { .. }
+        | DaemonError::SlowMove { .. } => Exit::FileIo,
     }
 }
 

@@ -1,20 +1,36 @@
 //! `stillmirror serve`.
 
+mod manager;
 mod observed;
+mod passed;
+mod reload;
 mod sockets;
+mod upgrade;
 
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use stillmirror_daemon as daemon;
+use stillmirror_daemon::{self as daemon, Daemon};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository, Words};
 use crate::exit::Exit;
 use crate::{path_args, privileges, signals};
+
+use manager::Manager;
 use observed::Observed;
+use passed::Passed;
+use reload::Reloading;
+use sockets::Socket;
+use upgrade::Upgrading;
+
+/// The number of repositories from which on work that hangs in all of them may need more threads than there are.
+const REPOSITORIES: usize = 256;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,42 +82,68 @@ enum LogFormat {
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     start_log(arguments.log);
     raise_open_files();
-    let mut config = config(&arguments)?;
-    if !arguments.listen.is_empty() {
-        config.daemon.listen = Words(arguments.listen);
-    }
-    if let Some(direct) = arguments.direct {
-        config.repository.iter_mut().for_each(|repository| repository.direct = direct);
-    }
-    if let Some(ctime) = arguments.ctime {
-        config.repository.iter_mut().for_each(|repository| repository.ctime = ctime);
-    }
-    config.daemon.serve_private |= arguments.serve_private;
+    let config = config(&arguments)?;
     // Ports below 1024 need root, so bind first. Then change the user, before there is any other thread.
-    let sockets = sockets::bind(&config.daemon.sockets())?;
+    let Passed { sockets: mut passed, ready } = Passed::take()?;
+    let sockets = sockets::open(&config.daemon.sockets(), &mut passed)?;
     let owner = privileges::owner(config.daemon.user.as_deref(), config.daemon.group.as_deref())?;
     let metrics: Vec<_> = config.daemon.metrics_listen.0.iter().map(|listen| listen.0).collect();
-    let observed = Observed::bind(&metrics, config.daemon.status_socket.as_deref(), owner)?;
+    let observed = Observed::bind(&metrics, &mut passed, config.daemon.status_socket.as_deref(), owner)?;
+    sockets::check_all_used(passed)?;
     if let Some(user) = &config.daemon.user {
         privileges::become_user(user, config.daemon.group.as_deref())?;
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let threads = daemon::blocking_threads(config.repository.len());
+    // A reload may add repositories.
+    let threads = daemon::blocking_threads(config.repository.len().max(REPOSITORIES));
     let runtime = builder.enable_all().max_blocking_threads(threads).build().context("cannot start a runtime")?;
-    let served = runtime.block_on(async {
-        let shutdown = signals::termination()?;
-        // Without a handler SIGHUP would end the process, and it may arrive before there is anything to reload.
-        let reload = daemon::Reload::default();
-        let requested = reload.clone();
-        signals::on_hangup(move || requested.reload())?;
-        let mut listeners = sockets::listen(sockets)?;
-        let _file = observed.listen(&mut listeners)?;
-        daemon::run(listeners, resolve(config), reload, shutdown).await?;
-        Ok(Exit::Done)
-    });
+    let served = runtime.block_on(serve(arguments, config, sockets, observed, ready));
     // Do not wait for blocking threads: the disk of one may hang forever.
     runtime.shutdown_background();
     served
+}
+
+async fn serve(
+    arguments: Arguments,
+    config: Config,
+    sockets: Vec<Socket>,
+    observed: Observed,
+    replaces: Option<UnixDatagram>,
+) -> Result<Exit> {
+    let mut termination = pin!(signals::termination()?);
+    // Without handlers these would end the process, and they may arrive before there is anything to reload.
+    let (hangups, upgrades) = (signals::hangups()?, signals::upgrades()?);
+    let passed_on = sockets::duplicate(sockets.iter().map(|socket| &socket.socket).chain(observed.sockets()))?;
+    let mut listeners = sockets::listen(sockets)?;
+    let _file = observed.listen(&mut listeners)?;
+    let started = config.daemon.clone();
+    let mut daemon = tokio::select! {
+        daemon = Daemon::open(resolve(config)) => daemon?,
+        () = &mut termination => return Ok(Exit::Done),
+    };
+    let (manager, handle) = (Manager::default(), daemon.reload_handle());
+    if let Some(period) = manager::heartbeat() {
+        let manager = manager.clone();
+        daemon = daemon.with_heartbeat(period, move || manager.alive());
+    }
+    let arguments = Arc::new(arguments);
+    let reloading = Reloading { arguments, started, daemon: handle.clone(), manager: manager.clone() };
+    let upgrading = Upgrading { sockets: passed_on, daemon: handle.clone(), manager: manager.clone() };
+    match replaces {
+        // The old process tells the service manager, which does not listen to this one yet.
+        Some(waiting) => upgrade::tell_ready(&waiting),
+        None => manager.ready(handle.repositories()),
+    }
+    let shutdown = async {
+        termination.await;
+        manager.stopping(handle.drain());
+    };
+    tokio::select! {
+        served = daemon.run(listeners, shutdown) => served?,
+        never = reloading.run(hangups) => match never {},
+        never = upgrading.run(upgrades) => match never {},
+    }
+    Ok(Exit::Done)
 }
 
 /// Raises the soft limit on open files to the hard limit. The default soft limit is meant for programs that use
@@ -113,11 +155,27 @@ fn raise_open_files() {
     }
 }
 
-/// Returns the configuration of the file, or one of a single repository from the options.
+/// Returns the configuration of the file, or one of a single repository from the options. Other options override it.
 fn config(arguments: &Arguments) -> Result<Config> {
-    if let Some(path) = &arguments.config {
-        return Config::load(path);
+    let mut config = match &arguments.config {
+        Some(path) => Config::load(path)?,
+        None => single(arguments)?,
+    };
+    if !arguments.listen.is_empty() {
+        config.daemon.listen = Words(arguments.listen.clone());
     }
+    if let Some(direct) = arguments.direct {
+        config.repository.iter_mut().for_each(|repository| repository.direct = direct);
+    }
+    if let Some(ctime) = arguments.ctime {
+        config.repository.iter_mut().for_each(|repository| repository.ctime = ctime);
+    }
+    config.daemon.serve_private |= arguments.serve_private;
+    Ok(config)
+}
+
+/// Returns a configuration of the single repository that the options name.
+fn single(arguments: &Arguments) -> Result<Config> {
     let (Some(root), Some(store)) = (&arguments.root, &arguments.store) else {
         bail!(crate::exit::UsageError("give --config FILE, or --root DIR and --store DIR".to_owned()));
     };
@@ -147,6 +205,7 @@ fn resolve(config: Config) -> daemon::Config {
             bandwidth_per_connection: settings.bandwidth_per_connection.0,
             bandwidth: settings.bandwidth.0,
             drain: settings.drain.duration(),
+            upgrade_drain: settings.upgrade_drain.duration(),
             ..daemon::Limits::default()
         },
         memory: daemon::Memory {

@@ -1,10 +1,11 @@
-//! Signals. SIGINT and SIGTERM ask a command to end, which it does at the next safe point. SIGHUP asks for a reload.
+//! Signals. SIGINT and SIGTERM ask a command to end, which it does at the next safe point. SIGHUP asks
+//! for a reload, SIGUSR2 for an upgrade.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Returns a future that completes at the first SIGINT or SIGTERM. Installs the handlers before it returns, not when the
@@ -20,15 +21,14 @@ pub(crate) fn termination() -> Result<impl Future<Output = ()>> {
     })
 }
 
-/// Calls `reload` at every SIGHUP. Installs the handler before it returns.
-pub(crate) fn on_hangup(mut reload: impl FnMut() + Send + 'static) -> Result<()> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            reload();
-        }
-    });
-    Ok(())
+/// Returns the SIGHUPs from now on.
+pub(crate) fn hangups() -> Result<Signal> {
+    signal(SignalKind::hangup()).context("cannot handle SIGHUP")
+}
+
+/// Returns the requests for an upgrade (SIGUSR2) from now on.
+pub(crate) fn upgrades() -> Result<Signal> {
+    signal(SignalKind::user_defined2()).context("cannot handle SIGUSR2")
 }
 
 /// Returns a flag that the first SIGINT or SIGTERM sets.

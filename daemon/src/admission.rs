@@ -1,6 +1,7 @@
 //! Admission of sessions: a fixed number run at once, and a bounded queue holds those that wait.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Interval, interval, sleep};
@@ -15,7 +16,7 @@ const NEWS: Duration = Duration::from_secs(10);
 /// A fixed number of session slots, and a bounded queue for them in which networks take turns.
 pub(crate) struct Admission {
     sessions: Arc<Pot>,
-    queue_limit: usize,
+    queue_limit: AtomicUsize,
 }
 
 /// A session's slot. Dropping it admits the next one in the queue.
@@ -36,7 +37,14 @@ pub(crate) enum Arrival {
 impl Admission {
     /// Admits up to `sessions` at once (at least one), and queues up to `queue` more.
     pub(crate) fn new(sessions: usize, queue: usize) -> Arc<Self> {
-        Arc::new(Self { sessions: Pot::new(sessions.max(1) as u64), queue_limit: queue })
+        Arc::new(Self { sessions: Pot::new(sessions.max(1) as u64), queue_limit: AtomicUsize::new(queue) })
+    }
+
+    /// Changes both limits. Sessions that run and connections that wait stay.
+    pub(crate) fn resize(&self, sessions: usize, queue: usize) {
+        let sessions = sessions.max(1) as u64;
+        self.queue_limit.store(queue, Ordering::Relaxed);
+        self.sessions.resize(sessions, sessions);
     }
 
     /// Returns how many slots there are, and how many of them are taken.
@@ -54,7 +62,7 @@ impl Admission {
         if let Some(grant) = self.sessions.try_take(network, 1) {
             return Arrival::Admitted(Slot { _grant: grant });
         }
-        match self.sessions.claim(network, 1, self.queue_limit) {
+        match self.sessions.claim(network, 1, self.queue_limit.load(Ordering::Relaxed)) {
             Some(claim) => Arrival::Queued(Ticket { claim, news: interval(NEWS) }),
             None => Arrival::Refused,
         }
@@ -145,6 +153,24 @@ mod tests {
         assert!(other.is_some());
         assert!(matches!(many[9].turn(&stopping).await, Turn::Displaced));
         assert!(matches!(many[8].turn(&stopping).await, Turn::Waiting(_)));
+    }
+
+    #[tokio::test]
+    async fn other_limits_admit_those_who_wait_and_end_no_session() {
+        let (admission, stopping) = (Admission::new(1, 10), CancellationToken::new());
+        let mut held = vec![admission.arrive(network(1))];
+        let mut waiting: Vec<_> = (2..5).filter_map(|number| queued(admission.arrive(network(number)))).collect();
+        admission.resize(3, 0);
+        for _ in 0..2 {
+            let Turn::Admitted(slot) = waiting.remove(0).turn(&stopping).await else { panic!("there is a slot") };
+            held.push(Arrival::Admitted(slot));
+        }
+        assert!(matches!(admission.arrive(network(9)), Arrival::Refused), "the queue is full");
+        admission.resize(1, 10);
+        held.truncate(1);
+        assert!(matches!(waiting[0].turn(&stopping).await, Turn::Waiting(0)), "the one session is still held");
+        held.clear();
+        assert!(matches!(waiting[0].turn(&stopping).await, Turn::Admitted(_)));
     }
 
     #[tokio::test]

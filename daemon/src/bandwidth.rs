@@ -4,6 +4,7 @@
 //! allows it. Buckets serve requests in order, so sessions that share a bucket take turns, slice by slice.
 //! The caller passes in the time; nothing here waits.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,7 @@ const SLICES: u64 = 128;
 /// allows, plus a burst of an eighth of a second (at least [`MIN_BURST`]).
 pub(crate) struct Bucket {
     /// In bytes per second.
-    rate: u64,
-    burst: u64,
-    slice: u64,
+    rate: AtomicU64,
     level: Mutex<Level>,
 }
 
@@ -38,21 +37,47 @@ struct Level {
 impl Bucket {
     /// Creates a full bucket of `rate` bytes per second, or `None` for a rate of 0, which means no limit.
     pub(crate) fn new(rate: u64) -> Option<Arc<Self>> {
-        let (min, max) = SLICE;
-        let (burst, slice) = ((rate / 8).max(MIN_BURST), (rate / SLICES).clamp(min, max).min(rate));
         let level = Mutex::new(Level { owed: 0, at: Instant::now() });
-        (rate > 0).then(|| Arc::new(Self { rate, burst, slice, level }))
+        (rate > 0).then(|| Arc::new(Self { rate: AtomicU64::new(rate), level }))
+    }
+
+    /// Returns the bucket that takes the place of `before` for a rate of `rate` bytes per second. If both limit
+    /// anything, that is the same bucket, which [`Bucket::change`] then changes for all that draw on it.
+    pub(crate) fn after(before: Option<&Arc<Self>>, rate: u64) -> Option<Arc<Self>> {
+        before.filter(|_| rate > 0).cloned().or_else(|| Self::new(rate))
+    }
+
+    /// Changes the rate for all that draw on the bucket. 0 is no limit.
+    pub(crate) fn change(&self, rate: u64) {
+        let rate = if rate == 0 { u64::MAX } else { rate };
+        self.rate.store(rate, Ordering::Relaxed);
+    }
+
+    fn rate(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many bytes may be sent at once after a pause.
+    fn burst(&self) -> u64 {
+        (self.rate() / 8).max(MIN_BURST)
+    }
+
+    /// Returns the size of a slice, in bytes.
+    fn slice(&self) -> u64 {
+        let ((min, max), rate) = (SLICE, self.rate());
+        (rate / SLICES).clamp(min, max).min(rate)
     }
 
     /// Hands out bytes, and returns the time from which they may be sent.
     fn hand_out(&self, bytes: u64, now: Instant) -> Instant {
+        let (rate, burst) = (u128::from(self.rate()), u128::from(self.burst()));
         let mut level = self.level();
         let passed = now.saturating_duration_since(level.at).as_nanos();
         level.at = level.at.max(now);
-        let left = level.owed.saturating_sub(passed.saturating_mul(self.rate.into()));
+        let left = level.owed.saturating_sub(passed.saturating_mul(rate));
         level.owed = left.saturating_add(u128::from(bytes) * BILLION);
-        let over = level.owed.saturating_sub(u128::from(self.burst) * BILLION);
-        let wait = over.div_ceil(self.rate.into());
+        let over = level.owed.saturating_sub(burst * BILLION);
+        let wait = over.div_ceil(rate);
         level.at + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
     }
 
@@ -105,7 +130,7 @@ impl Allowance {
             return wanted;
         }
         if self.granted == 0 && self.pending.is_none() {
-            let slice = self.buckets.iter().map(|bucket| bucket.slice).min().unwrap_or(u64::MAX);
+            let slice = self.buckets.iter().map(|bucket| bucket.slice()).min().unwrap_or(u64::MAX);
             self.pending = Some(PendingSlice { bytes: slice.min(wanted as u64), asked: 0, until: now });
         }
         self.until(now);
@@ -210,7 +235,7 @@ mod tests {
                 let due = (at - before).as_nanos() * u128::from(rate);
                 ahead = u128::saturating_sub(ahead, due) + u128::from(bytes) * BILLION;
                 before = at;
-                prop_assert!(ahead <= u128::from(shared.burst) * BILLION, "{ahead} at {at:?}");
+                prop_assert!(ahead <= u128::from(shared.burst()) * BILLION, "{ahead} at {at:?}");
             }
         }
 
@@ -234,7 +259,7 @@ mod tests {
         for rate in [10 << 10, 1 << 20, 1 << 30] {
             let left = run(&mut [drawing(&[&bucket(rate)], 1 << 20)], Duration::from_secs(20));
             let sum = left.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
-            assert!(sum + bucket(rate).slice >= 20 * rate, "{sum} at {rate}");
+            assert!(sum + bucket(rate).slice() >= 20 * rate, "{sum} at {rate}");
         }
     }
 
@@ -247,7 +272,7 @@ mod tests {
             left.iter().filter(|(number, ..)| *number == session).map(|(_, _, bytes)| bytes).sum::<u64>()
         });
         let (least, most) = (sums.iter().min().unwrap(), sums.iter().max().unwrap());
-        assert!(most - least <= shared.burst, "{sums:?}");
+        assert!(most - least <= shared.burst(), "{sums:?}");
         let late = &left[left.len() - 5..];
         assert!((0..5).all(|session| late.iter().any(|(number, ..)| *number == session)), "{late:?}");
     }
@@ -258,7 +283,7 @@ mod tests {
         let mut sessions = [drawing(&[&own, &shared], 1 << 20), drawing(&[&shared], 1 << 20)];
         let left = run(&mut sessions, Duration::from_secs(20));
         let other = left.iter().filter(|(number, ..)| *number == 1).map(|(_, _, bytes)| bytes).sum::<u64>();
-        assert!(other >= 20 * ((1 << 20) - (100 << 10)) - shared.burst, "{other}");
+        assert!(other >= 20 * ((1 << 20) - (100 << 10)) - shared.burst(), "{other}");
     }
 
     #[test]
@@ -270,6 +295,19 @@ mod tests {
             allowance.available(wanted, now);
         }
         assert_eq!(drawing(&[&shared], 1 << 20).0.available(1000, now), 1000);
+    }
+
+    #[test]
+    fn another_rate_holds_for_those_who_draw_already() {
+        let shared = bucket(1 << 20);
+        let mut sessions = [drawing(&[&shared], 1 << 20)];
+        assert!(Arc::ptr_eq(&Bucket::after(Some(&shared), 4 << 20).unwrap(), &shared));
+        shared.change(4 << 20);
+        let sum = run(&mut sessions, Duration::from_secs(10)).iter().map(|(_, _, bytes)| bytes).sum::<u64>();
+        assert!((39 << 20..=41 << 20).contains(&sum), "{sum}");
+        assert!(Bucket::after(Some(&shared), 0).is_none());
+        shared.change(0);
+        assert!(sessions[0].0.available(1 << 20, Instant::now()) > 0);
     }
 
     #[test]

@@ -204,6 +204,8 @@ pub struct Limits {
     pub bandwidth: u64,
     /// How long running requests may take to finish once the daemon is told to stop. Default 30 s.
     pub drain: Duration,
+    /// How long clients may take to finish once another process accepts the connections. Default 1 h.
+    pub upgrade_drain: Duration,
 }
 
 /// Memory limits, over all sessions.
@@ -263,6 +265,7 @@ impl Default for Limits {
             bandwidth_per_connection: 0,
             bandwidth: 0,
             drain: Duration::from_secs(30),
+            upgrade_drain: Duration::from_secs(3600),
         }
     }
 }

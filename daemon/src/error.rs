@@ -8,8 +8,9 @@ use stillmirror_store::StoreError;
 use thiserror::Error;
 
 use crate::access::SecretsError;
+use crate::editions::OpenError;
 
-/// The reasons why a daemon does not start, or ends.
+/// The reasons why a daemon does not start, ends, or keeps its old configuration.
 #[derive(Debug, Error)]
 pub enum DaemonError {
     // Mistakes of the operator.
@@ -42,6 +43,28 @@ pub enum DaemonError {
     /// A store belongs to another repository.
     #[error(transparent)]
     Store(StoreError),
+    /// A repository that is served cannot be opened with its new root, store or way of reading.
+    #[error("repository '{repository}': {source}")]
+    Move {
+        /// The repository's name.
+        repository: String,
+        /// The underlying error.
+        source: Box<OpenError>,
+    },
+    /// A repository that is served has no generation in its new store.
+    #[error("repository '{repository}': the store {} has no generation: run `stillmirror index`", .store.display())]
+    NotIndexed {
+        /// The repository's name.
+        repository: String,
+        /// The new store.
+        store: PathBuf,
+    },
+    /// Repositories that are served take too long to open at their new place.
+    #[error("these repositories take too long to open with their new root or store: {repositories}")]
+    SlowMove {
+        /// Their names.
+        repositories: String,
+    },
 
     // Failures of the system.
     /// The listening socket cannot be used.

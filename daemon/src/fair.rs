@@ -109,16 +109,19 @@ impl<T> Rotation<T> {
 
 /// The units of a limited resource, and the queue for them.
 pub(crate) struct Pot {
-    units: u64,
-    /// Maximum number of units that one network may hold.
-    network_limit: u64,
     state: Mutex<State>,
     /// The number of claims in the queue.
     waiting: watch::Sender<usize>,
 }
 
 struct State {
+    /// How many units there are.
+    units: u64,
+    /// Maximum number of units that one network may hold.
+    network_limit: u64,
     free: u64,
+    /// How many of the units that are held vanish when they come back.
+    excess: u64,
     held: HashMap<Network, u64>,
     claims: Rotation<(u64, oneshot::Sender<Grant>)>,
 }
@@ -146,18 +149,30 @@ impl Pot {
 
     /// Creates a pot of `units` units, of which one network may hold at most `network_limit`.
     pub(crate) fn with_limit(units: u64, network_limit: u64) -> Arc<Self> {
-        let state = State { free: units, held: HashMap::new(), claims: Rotation::default() };
-        Arc::new(Self { units, network_limit, state: Mutex::new(state), waiting: watch::Sender::new(0) })
+        let (held, claims) = (HashMap::new(), Rotation::default());
+        let state = State { units, network_limit, free: units, excess: 0, held, claims };
+        Arc::new(Self { state: Mutex::new(state), waiting: watch::Sender::new(0) })
+    }
+
+    /// Changes how many units there are, and how many of them one network may hold. Units that are held stay held. If
+    /// there are then too many, the next ones that come back vanish.
+    pub(crate) fn resize(self: &Arc<Self>, units: u64, network_limit: u64) {
+        let mut state = self.lock();
+        let held = state.used();
+        (state.units, state.network_limit) = (units, network_limit);
+        (state.free, state.excess) = (units.saturating_sub(held), held.saturating_sub(units));
+        drop(state);
+        self.share_out();
     }
 
     /// Returns how many units there are.
     pub(crate) fn units(&self) -> u64 {
-        self.units
+        self.lock().units
     }
 
     /// Returns how many units are held.
     pub(crate) fn used(&self) -> u64 {
-        self.units - self.lock().free
+        self.lock().used()
     }
 
     /// Returns how many claims wait for units.
@@ -168,7 +183,7 @@ impl Pot {
     /// Takes units if enough are free and nobody waits for any.
     pub(crate) fn try_take(self: &Arc<Self>, network: Network, units: u64) -> Option<Grant> {
         let mut state = self.lock();
-        let may = state.claims.len() == 0 && state.may_have(network, units, self.network_limit) && units <= state.free;
+        let may = state.claims.len() == 0 && state.may_have(network, units) && units <= state.free;
         may.then(|| self.grant(&mut state, network, units))
     }
 
@@ -176,7 +191,7 @@ impl Pot {
     pub(crate) async fn take(self: &Arc<Self>, network: Network, units: u64) -> Option<Grant> {
         match self.try_take(network, units) {
             Some(grant) => Some(grant),
-            None if units > self.network_limit => None,
+            None if units > self.lock().network_limit => None,
             None => self.claim(network, units, usize::MAX)?.granted().await,
         }
     }
@@ -205,7 +220,7 @@ impl Pot {
     fn share_out(self: &Arc<Self>) {
         loop {
             let mut state = self.lock();
-            let may = |network, (units, _): &(u64, _)| state.may_have(network, *units, self.network_limit);
+            let may = |network, (units, _): &(u64, _)| state.may_have(network, *units);
             let Some((place, units)) = state.claims.first(may).map(|(place, (units, _))| (place, *units)) else {
                 return;
             };
@@ -234,7 +249,9 @@ impl Pot {
             return;
         }
         let mut state = self.lock();
-        state.free += units;
+        let vanish = units.min(state.excess);
+        state.excess -= vanish;
+        state.free += units - vanish;
         if let Some(held) = state.held.get_mut(&network) {
             *held = held.saturating_sub(units);
             if *held == 0 {
@@ -251,8 +268,13 @@ impl Pot {
 }
 
 impl State {
-    fn may_have(&self, network: Network, units: u64, limit: u64) -> bool {
-        self.held.get(&network).copied().unwrap_or(0).saturating_add(units) <= limit
+    /// Returns how many units are held.
+    fn used(&self) -> u64 {
+        self.units + self.excess - self.free
+    }
+
+    fn may_have(&self, network: Network, units: u64) -> bool {
+        self.held.get(&network).copied().unwrap_or(0).saturating_add(units) <= self.network_limit
     }
 }
 

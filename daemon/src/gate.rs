@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::permits::Permits;
 
 /// A limit on how many jobs run at once. Clones share the limit.
 #[derive(Debug, Clone)]
-pub(crate) struct Gate(Arc<Semaphore>);
+pub(crate) struct Gate(Arc<Permits>);
 
 /// The permit to run one job.
 pub(crate) struct Pass {
@@ -17,17 +19,22 @@ pub(crate) struct Pass {
 impl Gate {
     /// Creates a gate for up to `limit` jobs at once.
     pub(crate) fn new(limit: usize) -> Self {
-        Self(Arc::new(Semaphore::new(limit)))
+        Self(Permits::new(limit))
+    }
+
+    /// Changes the limit. Jobs that run are not affected.
+    pub(crate) fn resize(&self, limit: usize) {
+        self.0.resize(limit);
     }
 
     /// Waits for a pass. Callers are served in order; one that gives up leaves nothing in the queue.
     pub(crate) async fn enter(&self) -> Pass {
-        Pass { _permit: Arc::clone(&self.0).acquire_owned().await.ok() }
+        Pass { _permit: Arc::clone(self.0.semaphore()).acquire_owned().await.ok() }
     }
 
     /// Returns a pass if one is free.
     pub(crate) fn try_enter(&self) -> Option<Pass> {
-        Arc::clone(&self.0).try_acquire_owned().ok().map(|permit| Pass { _permit: Some(permit) })
+        Arc::clone(self.0.semaphore()).try_acquire_owned().ok().map(|permit| Pass { _permit: Some(permit) })
     }
 
     /// Waits for a pass, and runs the work. `None` if it panicked.

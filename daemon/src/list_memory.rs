@@ -2,6 +2,7 @@
 //! requested by name, and which row each index of its list stands for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 pub(crate) struct ListMemory {
     pot: Arc<Pot>,
     /// Maximum number of bytes that one network may hold.
-    network_limit: u64,
+    network_limit: AtomicU64,
     max_wait: Duration,
 }
 
@@ -41,11 +42,16 @@ impl ListMemory {
     }
 
     fn with_max_wait(bytes: u64, max_wait: Duration) -> Arc<Self> {
-        // At least one step, so that short lists are always served.
-        let network_limit =
-            if bytes == 0 { u64::MAX / NETWORK_PART } else { (bytes / NETWORK_PART / STEP).max(1) * STEP };
+        let network_limit = network_limit(bytes);
         let pot = Pot::with_limit(network_limit.saturating_mul(NETWORK_PART), network_limit);
-        Arc::new(Self { pot, network_limit, max_wait })
+        Arc::new(Self { pot, network_limit: AtomicU64::new(network_limit), max_wait })
+    }
+
+    /// Changes the budget. Sessions keep what they hold.
+    pub(crate) fn resize(&self, bytes: u64) {
+        let network_limit = network_limit(bytes);
+        self.network_limit.store(network_limit, Ordering::Relaxed);
+        self.pot.resize(network_limit.saturating_mul(NETWORK_PART), network_limit);
     }
 
     /// Returns the budget, and the bytes of it that sessions hold.
@@ -57,6 +63,12 @@ impl ListMemory {
     pub(crate) fn share(self: &Arc<Self>, network: Network) -> Share {
         Share { memory: Arc::clone(self), network, grant: None, base: 0 }
     }
+}
+
+/// Returns how many bytes of a budget of `bytes` bytes one network may hold.
+fn network_limit(bytes: u64) -> u64 {
+    // At least one step, so that short lists are always served.
+    if bytes == 0 { u64::MAX / NETWORK_PART } else { (bytes / NETWORK_PART / STEP).max(1) * STEP }
 }
 
 impl Share {
@@ -75,7 +87,7 @@ impl Share {
         let more = (bytes - has).next_multiple_of(STEP);
         let ListMemory { pot, network_limit, max_wait } = &*self.memory;
         let grant = match has.checked_add(more) {
-            Some(whole) if whole <= *network_limit => {
+            Some(whole) if whole <= network_limit.load(Ordering::Relaxed) => {
                 timeout(*max_wait, pot.take(self.network, more)).await.ok().flatten()
             }
             _ => None,

@@ -22,6 +22,7 @@ use crate::dialect;
 use crate::error::DaemonError;
 use crate::networks::Connection;
 use crate::session;
+use crate::settings::Settings;
 use crate::shared::ServerState;
 use crate::status::{Observed, Ports};
 use crate::strangers::Stranger;
@@ -127,7 +128,9 @@ pub(crate) async fn accept(
     }
     loop {
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&shared.sockets).acquire_many_owned(descriptors::CONNECTION).await else { continue };
+        let Ok(place) = Arc::clone(shared.sockets.semaphore()).acquire_many_owned(descriptors::CONNECTION).await else {
+            continue;
+        };
         match listeners.accept().await {
             Ok(Accepted { socket, peer, port }) => {
                 let Some(entered) = shared.networks.enter(peer.ip()) else {
@@ -200,16 +203,18 @@ async fn connection(
     mut held: Held,
     stranger: Stranger,
 ) {
+    let settings = shared.settings();
+    let is_rsync = settings.rsync().enabled;
     let count = |kind, cause| shared.metrics.count(kind, cause);
     let dialect = tokio::select! {
-        dialect = timeout(shared.limits.handshake, detect(shared, &mut socket, port)) => dialect,
+        dialect = timeout(settings.limits().handshake, detect(is_rsync, &mut socket, port)) => dialect,
         () = stranger.evicted() => return count(dialect::Dialect::Unknown, Cause::Evicted),
         () = shared.stopping.cancelled() => return count(dialect::Dialect::Unknown, Cause::Shutdown),
     };
     match dialect {
         Ok(Ok(dialect)) if held.entered.is_over() => {
             count(dialect.kind(), Cause::AddressLimit);
-            let _ = socket.write_all(&too_many(shared, &dialect)).await;
+            let _ = socket.write_all(&too_many(shared, &settings, &dialect)).await;
         }
         Ok(Ok(Dialect::Native(hello))) if session::follow::is_wanted(shared, &hello) => {
             // It needs fewer descriptors, and a task of its own: this one has room for any session.
@@ -219,11 +224,11 @@ async fn connection(
         }
         Ok(Ok(Dialect::Native(hello))) => {
             drop(stranger);
-            let input = session::native::serve(shared, socket, peer, hello).await;
+            let input = session::native::serve(shared, settings, socket, peer, hello).await;
             return drain(input).await;
         }
-        Ok(Ok(Dialect::Rsync { begun, greeted })) if shared.rsync.enabled => {
-            let input = session::rsync::serve(shared, socket, peer, &begun, greeted, stranger).await;
+        Ok(Ok(Dialect::Rsync { begun, greeted })) if is_rsync => {
+            let input = session::rsync::serve(shared, settings, socket, peer, &begun, greeted, stranger).await;
             return drain(input).await;
         }
         Ok(Ok(Dialect::Rsync { .. })) => {
@@ -257,7 +262,7 @@ async fn follow(shared: Arc<ServerState>, mut socket: TcpStream, peer: SocketAdd
 }
 
 /// Returns the error for a client whose address has too many connections.
-fn too_many(shared: &ServerState, dialect: &Dialect) -> Vec<u8> {
+fn too_many(shared: &ServerState, settings: &Settings, dialect: &Dialect) -> Vec<u8> {
     let limit = shared.networks.limit();
     match dialect {
         Dialect::Rsync { greeted, .. } => {
@@ -266,7 +271,7 @@ fn too_many(shared: &ServerState, dialect: &Dialect) -> Vec<u8> {
             reply
         }
         Dialect::Native(hello) => {
-            let hello = session::native::answer_hello(shared, hello.negotiate().unwrap_or(0));
+            let hello = session::native::answer_hello(settings, hello.negotiate().unwrap_or(0));
             let message = format!("too many connections from this address: the limit is {limit}");
             [&hello.encode()[..], &Reply::Error { code: ErrorCode::Refused, message }.frame(0)].concat()
         }
@@ -274,14 +279,15 @@ fn too_many(shared: &ServerState, dialect: &Dialect) -> Vec<u8> {
     }
 }
 
-async fn detect(shared: &ServerState, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
+/// Detects the dialect. `is_rsync` tells whether stock clients are served.
+async fn detect(is_rsync: bool, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
     if port == Port::Rsync {
         return Ok(Dialect::Rsync { begun: Vec::new(), greeted: false });
     }
     let mut hello = [0; HELLO_BYTES];
     let (mut filled, mut greeted) = (0, false);
     while filled < HELLO_BYTES {
-        let max_silence = if filled > 0 || greeted || !shared.rsync.enabled { Duration::MAX } else { SILENCE };
+        let max_silence = if filled > 0 || greeted || !is_rsync { Duration::MAX } else { SILENCE };
         let Ok(read) = timeout(max_silence, socket.read(&mut hello[filled..])).await else {
             socket.write_all(&greeting::hello(Version::NEWEST)).await?;
             greeted = true;

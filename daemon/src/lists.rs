@@ -14,8 +14,8 @@ use stillmirror_store::list_cache::{CachedList, Key, Limits, ListCache, Shelf};
 use tokio::sync::Semaphore;
 
 use crate::config::RsyncConfig;
+use crate::editions::Editions;
 use crate::pinned::Pinned;
-use crate::repository::Repository;
 
 /// Lists with fewer entries than this are not cached: writing them is faster than looking them up.
 const MIN_ENTRIES: u32 = 4096;
@@ -133,18 +133,18 @@ impl Lists {
 
     /// Returns an encoded list if there is one. Reads a file the first time.
     pub(crate) fn find(&self, pinned: &Pinned, query: &Query) -> Option<Arc<CachedList>> {
-        self.shelf(&pinned.repository)?.open(&query.key).unwrap_or_else(|error| {
+        self.shelf(&pinned.repository.editions)?.open(&query.key).unwrap_or_else(|error| {
             tracing::warn!(repository = pinned.repository.name, %error, "cannot use a cached list");
             None
         })
     }
 
     /// Removes the encoded lists of generations that are gone.
-    pub(crate) fn sweep(&self, repository: &Repository) {
-        let Some(shelf) = self.shelf(repository) else { return };
-        let kept = repository.store().and_then(Store::generations);
+    pub(crate) fn sweep(&self, editions: &Editions) {
+        let Some(shelf) = self.shelf(editions) else { return };
+        let kept = editions.store().and_then(Store::generations);
         if let Err(error) = kept.and_then(|kept| shelf.sweep(|generation| kept.contains(&generation))) {
-            tracing::debug!(repository = repository.name, %error, "cannot remove old cached lists");
+            tracing::debug!(repository = editions.place.name, %error, "cannot remove old cached lists");
         }
     }
 
@@ -165,9 +165,9 @@ impl Lists {
     }
 
     /// Returns the cached lists of a repository. `None` if lists are not kept.
-    fn shelf(&self, repository: &Repository) -> Option<Shelf> {
-        let (cache, store) = (self.cache.as_ref()?, repository.store().ok()?);
-        let dir = self.dir.as_ref().map_or_else(|| store.dir().join("lists"), |dir| dir.join(&repository.name));
+    fn shelf(&self, editions: &Editions) -> Option<Shelf> {
+        let (cache, store) = (self.cache.as_ref()?, editions.store().ok()?);
+        let dir = self.dir.as_ref().map_or_else(|| store.dir().join("lists"), |dir| dir.join(&editions.place.name));
         Some(cache.shelf(dir))
     }
 
@@ -179,7 +179,7 @@ impl Lists {
 impl Lists {
     /// Records that a list was not found. Builds it in the background if it was requested before.
     pub(crate) fn want(self: &Arc<Self>, pinned: &Arc<Pinned>, query: Query) {
-        let Some(shelf) = self.shelf(&pinned.repository) else { return };
+        let Some(shelf) = self.shelf(&pinned.repository.editions) else { return };
         let id = self.hasher.hash_one((&pinned.repository.name, &query.key));
         if !self.should_build(id) {
             return;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Limits;
@@ -16,10 +17,10 @@ pub(crate) struct Network(IpAddr);
 
 /// The connections of all networks.
 pub(crate) struct Networks {
-    ipv4_prefix: u8,
-    ipv6_prefix: u8,
+    ipv4_prefix: AtomicU8,
+    ipv6_prefix: AtomicU8,
     /// Maximum number of connections of one network; 0 for no limit.
-    limit: usize,
+    limit: AtomicUsize,
     open: Mutex<HashMap<Network, Open>>,
 }
 
@@ -42,19 +43,30 @@ pub(crate) struct Connection {
 
 impl Networks {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
-        let Limits { connections_per_address: limit, ipv4_prefix, ipv6_prefix, .. } = *limits;
+        let Limits { connections_per_address, ipv4_prefix, ipv6_prefix, .. } = *limits;
+        let limit = AtomicUsize::new(connections_per_address);
+        let (ipv4_prefix, ipv6_prefix) = (AtomicU8::new(ipv4_prefix), AtomicU8::new(ipv6_prefix));
         Arc::new(Self { ipv4_prefix, ipv6_prefix, limit, open: Mutex::default() })
+    }
+
+    /// Changes the limits. A connection that is open counts for the network that it had when it was opened.
+    pub(crate) fn resize(&self, limits: &Limits) {
+        self.limit.store(limits.connections_per_address, Ordering::Relaxed);
+        self.ipv4_prefix.store(limits.ipv4_prefix, Ordering::Relaxed);
+        self.ipv6_prefix.store(limits.ipv6_prefix, Ordering::Relaxed);
     }
 
     /// Returns the network of an address.
     pub(crate) fn of(&self, address: IpAddr) -> Network {
         Network(match address.to_canonical() {
             IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.ipv4_prefix.min(32))).unwrap_or(0);
+                let prefix = self.ipv4_prefix.load(Ordering::Relaxed).min(32);
+                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
                 IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() & mask))
             }
             IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.ipv6_prefix.min(128))).unwrap_or(0);
+                let prefix = self.ipv6_prefix.load(Ordering::Relaxed).min(128);
+                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
                 IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask))
             }
         })
@@ -62,7 +74,7 @@ impl Networks {
 
     /// Returns the maximum number of connections of one network.
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// Returns the number of open connections, and of networks that have any.
@@ -76,7 +88,8 @@ impl Networks {
         let network = self.of(address);
         let mut open = self.lock();
         let counts = open.entry(network).or_default();
-        let is_over = self.limit > 0 && counts.connections >= self.limit;
+        let limit = self.limit();
+        let is_over = limit > 0 && counts.connections >= limit;
         if is_over && counts.refusals >= MAX_REFUSALS {
             return None;
         }

@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::repository::Repository;
+use crate::editions::Editions;
 use crate::shared::ServerState;
 use report::{Audience, sample_traffic};
 
@@ -55,8 +55,9 @@ pub(crate) fn serve(sockets: Observed, shared: &Arc<ServerState>) -> JoinSet<()>
     tasks.spawn(async move {
         loop {
             sample_traffic(&shared);
-            let store = |repository: &Arc<Repository>| (repository.name.clone(), repository.store_dir().to_owned());
-            shared.senders.refresh(shared.registry.all().iter().map(store).collect());
+            let store = |editions: &Arc<Editions>| (editions.place.name.clone(), editions.place.store.clone());
+            let stores = shared.settings().registry.editions().map(store).collect();
+            shared.senders.refresh(stores);
             sleep(INTERVAL).await;
         }
     });

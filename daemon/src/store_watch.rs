@@ -47,6 +47,16 @@ impl StoreWatch {
         }
     }
 
+    /// Stops waking `waiting`.
+    pub(crate) fn remove(&self, waiting: &Arc<Notify>) {
+        let mut all = self.waiting();
+        let ended: Vec<_> = all.extract_if(|_, woken| Arc::ptr_eq(woken, waiting)).map(|(watch, _)| watch).collect();
+        drop(all);
+        let Some(mut watches) = self.watches.clone() else { return };
+        // A directory that is gone has no watch any more.
+        ended.into_iter().for_each(|watch| drop(watches.remove(watch)));
+    }
+
     /// Wakes until dropped.
     pub(crate) async fn run(&self, mut events: StoreEvents) {
         while let Some(event) = events.next().await {

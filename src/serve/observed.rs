@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,15 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::Mode;
 use stillmirror_daemon::Listeners;
 
-use super::sockets;
+use super::passed::PassedSocket;
+use super::sockets::{self, Named};
 
 /// What the file of the status socket lets nobody do: connecting is for its owner and group.
 const MASK: Mode = Mode::from_raw_mode(0o117);
 
 /// The sockets for metrics and status, not yet registered with a runtime.
 pub(super) struct Observed {
-    metrics: Vec<TcpListener>,
+    metrics: Vec<Named>,
     status: Option<(UnixListener, SocketFile)>,
 }
 
@@ -30,13 +31,18 @@ pub(super) struct SocketFile {
 }
 
 impl Observed {
-    /// Opens the sockets. Needs no runtime, and must be called while there is one thread. `owner` is the user and group that
-    /// the daemon changes to.
-    pub(super) fn bind(metrics: &[SocketAddr], status: Option<&Path>, owner: Option<(u32, u32)>) -> Result<Self> {
-        let open = |address: &SocketAddr| {
-            sockets::open(*address, true).with_context(|| format!("daemon.metrics_listen: cannot listen on {address}"))
+    /// Opens the sockets, unless they were passed to this process. Needs no runtime, and must be called while there is one
+    /// thread. `owner` is the user and group that the daemon changes to.
+    pub(super) fn bind(
+        metrics: &[SocketAddr],
+        passed: &mut Vec<PassedSocket>,
+        status: Option<&Path>,
+        owner: Option<(u32, u32)>,
+    ) -> Result<Self> {
+        let bind = |address| {
+            sockets::bind(address, true).with_context(|| format!("daemon.metrics_listen: cannot listen on {address}"))
         };
-        let metrics = metrics.iter().map(open).collect::<Result<_>>()?;
+        let metrics = sockets::open_for(sockets::METRICS, metrics, passed, bind)?;
         let at = |path: &Path| {
             SocketFile::bind(path, owner)
                 .with_context(|| format!("daemon.status_socket: cannot listen on {}", path.display()))
@@ -44,9 +50,14 @@ impl Observed {
         Ok(Self { metrics, status: status.map(at).transpose()? })
     }
 
+    /// Returns the sockets that can be passed on to another process.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Named> {
+        self.metrics.iter()
+    }
+
     /// Registers the sockets with the runtime, and logs their addresses. The file must be kept as long as the socket.
     pub(super) fn listen(self, listeners: &mut Listeners) -> Result<Option<SocketFile>> {
-        for socket in self.metrics {
+        for Named { socket, .. } in self.metrics {
             let address = socket.local_addr().context("cannot get the address of a socket")?;
             tracing::info!("metrics and status at http://{address}/");
             listeners.add_metrics(tokio::net::TcpListener::from_std(socket).context("cannot listen")?);
@@ -127,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "kept").unwrap();
-        let error = Observed::bind(&[], Some(&path), None).map(drop).unwrap_err();
+        let error = Observed::bind(&[], &mut Vec::new(), Some(&path), None).map(drop).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.starts_with(&format!("daemon.status_socket: cannot listen on {}", path.display())), "{text}");
         assert_eq!(fs::read(&path).unwrap(), b"kept");

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::*;
 
 /// A pull that follows. Dropping it ends it.
-struct Follower {
+pub(crate) struct Follower {
     child: Child,
     reports: std::sync::mpsc::Receiver<Value>,
     dest: PathBuf,
@@ -18,7 +18,7 @@ struct Follower {
 }
 
 impl Follower {
-    fn begin(world: &World, name: &str, from: &Server, more: &[&str]) -> Self {
+    pub(crate) fn begin(world: &World, name: &str, from: &Server, more: &[&str]) -> Self {
         let (dest, store) = (world.path(name), world.path(&format!("{name}-store")));
         let mut command = stillmirror(&["pull", "--json", "--delete", "--follow", &from.url("repo")]);
         command.arg(&dest).arg("--store").arg(&store).args(more).stdout(Stdio::piped());
@@ -34,7 +34,7 @@ impl Follower {
 
     /// Waits for a report of this generation.
     #[track_caller]
-    fn reaches(&self, generation: u64) {
+    pub(crate) fn reaches(&self, generation: u64) {
         while self.reports.recv_timeout(Duration::from_secs(60)).expect("a report")["generation"] != generation {}
     }
 
@@ -42,7 +42,7 @@ impl Follower {
         Server::start(&self.dest, &self.store)
     }
 
-    fn end(&mut self) -> Option<i32> {
+    pub(crate) fn end(&mut self) -> Option<i32> {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
         kill_process(pid, Signal::TERM).expect("a signal");
         wait_for(&mut self.child)

@@ -5,7 +5,9 @@
 //! `slices` (suites and architectures of package repositories),
 //! `senders` (several daemons, behind connections that fail), `signing` (signed heads, with the real minisign as the judge),
 //! `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
-//! at any moment), `status` (what operators see, with the real promtool as the judge), `shortage` (few file descriptors), `pinned` (contents that outlive the files). `support` creates trees
+//! at any moment), `status` (what operators see, with the real promtool as the judge), `shortage` (few file descriptors),
+//! `pinned` (contents that outlive the files), `reload` (SIGHUP), `service_manager` (systemd), `upgrade` (SIGUSR2).
+//! `support` creates trees
 //! and runs commands.
 
 mod bad_input;
@@ -17,11 +19,14 @@ mod index;
 mod kills;
 mod pinned;
 mod pull;
+mod reload;
 mod rsync;
 mod senders;
+mod service_manager;
 mod shortage;
 mod signing;
 mod slices;
 mod status;
 mod support;
 mod terminal;
+mod upgrade;

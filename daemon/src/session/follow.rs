@@ -1,6 +1,7 @@
 //! Followers: connections that wait until a repository has another head than the one that they know.
 //!
-//! A follower takes no session, holds no edition and keeps no buffers. It asks again and again, and each request is answered
+//! A follower takes no session, holds no edition and keeps no buffers. It may stay for months, so the settings in force are
+//! asked anew for each request. It asks again and again, and each request is answered
 //! after [`Limits::follow`](crate::Limits::follow) at the latest, so that both ends notice if the other is gone.
 
 use std::net::SocketAddr;
@@ -33,7 +34,8 @@ const MAX_SPREAD: Duration = Duration::from_secs(60);
 
 /// Returns whether a connection with this hello only follows.
 pub(crate) fn is_wanted(shared: &ServerState, hello: &ClientHello) -> bool {
-    hello.capabilities & (FOLLOWING | SIGNED_HEADS) == FOLLOWING | SIGNED_HEADS && shared.limits.followers > 0
+    hello.capabilities & (FOLLOWING | SIGNED_HEADS) == FOLLOWING | SIGNED_HEADS
+        && shared.settings().limits().followers > 0
 }
 
 /// Serves a follower whose hello has arrived. Closes the sending half of the connection at the end.
@@ -78,10 +80,10 @@ struct Question {
 impl Follower<'_> {
     async fn run(&mut self, hello: ClientHello) -> Result<(), Ended> {
         let version = hello.negotiate();
-        let ours = native::answer_hello(self.shared, version.as_ref().copied().unwrap_or(0));
+        let ours = native::answer_hello(&self.shared.settings(), version.as_ref().copied().unwrap_or(0));
         self.send(&ours.encode()).await?;
         version?;
-        let Ok(_place) = self.shared.followers.try_acquire() else {
+        let Ok(_place) = self.shared.followers.semaphore().try_acquire() else {
             let text = "too many followers: ask for the head from time to time instead".to_owned();
             return Err(Ended::Refused(Cause::FollowersFull, text));
         };
@@ -95,11 +97,11 @@ impl Follower<'_> {
 
     /// Reads the next request, which is due now. `None` if the peer sends no more.
     async fn read(&mut self) -> Result<Option<Question>, Ended> {
-        let due = self.shared.limits.handshake;
+        let due = self.shared.settings().limits().handshake;
         let mut header = [0; FRAME_HEADER_BYTES];
         let first = tokio::select! {
             first = timeout(due, self.socket.read(&mut header)) => first.map_err(|_| Ended::Idle)??,
-            () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
+            () = self.shared.leaving.cancelled() => return Err(Ended::Stopping),
         };
         if first == 0 {
             return Ok(None);
@@ -123,23 +125,22 @@ impl Follower<'_> {
 
     /// Waits until there is an answer, and returns its frames.
     async fn answer(&mut self, question: &Question) -> Result<Vec<u8>, Ended> {
-        let until = Instant::now() + self.shared.limits.follow;
-        let mut news = None;
+        let until = Instant::now() + self.shared.settings().limits().follow;
         loop {
             let repository = match self.find(question) {
                 Ok(repository) => repository,
                 Err(refusal) => return Ok(refusal),
             };
             // Before the look, so that nothing is missed.
-            let news = news.get_or_insert_with(|| repository.news());
-            if let Some(answer) = told(repository, question) {
+            let mut news = repository.news();
+            if let Some(answer) = told(&repository, question) {
                 return Ok(answer);
             }
             let mut next = [0];
             tokio::select! {
                 _ = news.changed() => {}
                 () = sleep_until(until) => return Ok(Reply::End.frame(question.number)),
-                () = self.shared.stopping.cancelled() => return Err(Ended::Stopping),
+                () = self.shared.leaving.cancelled() => return Err(Ended::Stopping),
                 early = self.socket.peek(&mut next) => {
                     let is_gone = early? == 0;
                     let early = WireError::from(DecodeError::Invalid("request before the answer to the last one"));
@@ -150,16 +151,17 @@ impl Follower<'_> {
     }
 
     /// Returns the repository, or the frame that refuses it.
-    fn find(&self, question: &Question) -> Result<&Repository, Vec<u8>> {
-        let found = Visible::new(&self.shared.registry, self.peer.ip()).find_native(&question.repository);
-        found.map(|repository| &**repository).map_err(|why| {
+    fn find(&self, question: &Question) -> Result<Arc<Repository>, Vec<u8>> {
+        let settings = self.shared.settings();
+        let found = Visible::new(&settings.registry, self.peer.ip()).find_native(&question.repository);
+        found.cloned().map_err(|why| {
             let (code, message) = why.refusal(&question.repository);
             Reply::Error { code, message }.frame(question.number)
         })
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Ended> {
-        let sent = timeout(self.shared.limits.handshake, self.socket.write_all(bytes)).await;
+        let sent = timeout(self.shared.settings().limits().handshake, self.socket.write_all(bytes)).await;
         sent.map_err(|_| Ended::TooSlow)??;
         self.meter.sent.inc_by(bytes.len() as u64);
         Ok(())

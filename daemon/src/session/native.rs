@@ -10,7 +10,7 @@ mod reader;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{
@@ -20,6 +20,7 @@ use stillmirror_protocol::wire::{
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::sleep;
 
 use crate::admission::{Arrival, IdleTimeout, Slot, Ticket, Turn};
 use crate::cause::Cause;
@@ -29,12 +30,15 @@ use crate::networks::Network;
 use crate::pool::EXTENT;
 use crate::session::forced_shutdown;
 use crate::session::record::Record;
+use crate::settings::Settings;
 use crate::shared::ServerState;
 use crate::stream::Writer;
 
 /// What this daemon can do.
 const CAPABILITIES: Capabilities = SIGNED_HEADS | SLICE_HEADS;
 
+/// How long a client may be idle once another process accepts the connections.
+const IDLE_WHILE_LEAVING: Duration = Duration::from_secs(10);
 /// The idle timeout is divided by this number while other clients wait for a slot.
 const IN_DEMAND_DIVISOR: u32 = 4;
 
@@ -45,15 +49,16 @@ struct InFlight {
 }
 
 /// Returns the daemon's hello.
-pub(crate) fn answer_hello(shared: &ServerState, version: u16) -> ServerHello {
+pub(crate) fn answer_hello(settings: &Settings, version: u16) -> ServerHello {
     let requests = limits::REQUESTS_UNDER_WAY as u16;
-    let following = if shared.limits.followers > 0 { FOLLOWING } else { 0 };
+    let following = if settings.limits().followers > 0 { FOLLOWING } else { 0 };
     ServerHello { version, requests, capabilities: CAPABILITIES | following, reply_payload: EXTENT as u32 }
 }
 
 /// The state that the parts of a session share.
 struct Session {
     shared: Arc<ServerState>,
+    settings: Arc<Settings>,
     peer: SocketAddr,
     /// The capabilities in force: those of both sides.
     capabilities: Capabilities,
@@ -65,6 +70,7 @@ struct Session {
 /// Serves a client whose hello has arrived. Returns the reading half of the connection; the other half is closed.
 pub(crate) async fn serve(
     shared: &Arc<ServerState>,
+    settings: Arc<Settings>,
     socket: TcpStream,
     peer: SocketAddr,
     hello: ClientHello,
@@ -73,9 +79,10 @@ pub(crate) async fn serve(
     let (mut input, output) = socket.into_split();
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
+        settings: Arc::clone(&settings),
         peer,
         capabilities: hello.capabilities & CAPABILITIES,
-        writer: Arc::new(Mutex::new(Writer::new(output, shared, Dialect::Native))),
+        writer: Arc::new(Mutex::new(Writer::new(output, &shared.metrics, &settings, Dialect::Native))),
         request_permits: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
         record: std::sync::Mutex::new(Record::new(&shared.metrics, Dialect::Native, peer)),
     });
@@ -91,7 +98,7 @@ impl Session {
         let version = hello.negotiate();
         self.record().received += HELLO_BYTES as u64;
         self.record().protocol = u32::from(version.as_ref().copied().unwrap_or(0));
-        let ours = answer_hello(&self.shared, version.as_ref().copied().unwrap_or(0));
+        let ours = answer_hello(&self.settings, version.as_ref().copied().unwrap_or(0));
         self.writer.lock().await.send_bytes(&ours.encode()).await?;
         version?;
         let _place = self.admit().await?;
@@ -106,7 +113,11 @@ impl Session {
             ended = serve => ended,
             ended = forced_shutdown(&self.shared, &self.writer) => Err(ended),
         };
-        if self.shared.stopping.is_cancelled() && matches!(ended, Ok(()) | Err(Ended::Stopping)) {
+        let is_told = match ended {
+            Ok(()) => self.shared.stopping.is_cancelled(),
+            Err(ref ended) => matches!(ended, Ended::Stopping),
+        };
+        if is_told {
             self.shut_down().await?;
             return Err(Ended::Stopping);
         }
@@ -141,9 +152,15 @@ impl Session {
         self.shared.networks.of(self.peer.ip())
     }
 
+    /// Waits until another process accepts the connections, and then for as long as the client may be idle.
+    async fn should_leave(&self) {
+        self.shared.leaving.cancelled().await;
+        sleep(IDLE_WHILE_LEAVING).await;
+    }
+
     /// Returns how long the client may go without a request.
     fn idle_timeout(&self) -> IdleTimeout {
-        let most = self.shared.limits.idle;
+        let most = self.settings.limits().idle;
         IdleTimeout { max: most, in_demand: most / IN_DEMAND_DIVISOR, admission: Arc::clone(&self.shared.admission) }
     }
 

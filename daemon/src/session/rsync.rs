@@ -57,6 +57,7 @@ use crate::gate::Gate;
 use crate::list_memory::Share;
 use crate::networks::Network;
 use crate::pinned::Pinned;
+use crate::settings::Settings;
 use crate::shared::ServerState;
 use crate::strangers::Stranger;
 use crate::stream::{Lane, Writer};
@@ -75,6 +76,7 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 /// The state of a session.
 struct Session {
     shared: Arc<ServerState>,
+    settings: Arc<Settings>,
     peer: SocketAddr,
     writer: Arc<Mutex<Writer>>,
     /// The number of bytes received.
@@ -100,6 +102,7 @@ struct Settled {
 /// Returns the reading half of the connection; the other half is closed.
 pub(crate) async fn serve(
     shared: &Arc<ServerState>,
+    settings: Arc<Settings>,
     socket: TcpStream,
     peer: SocketAddr,
     begun: &[u8],
@@ -113,13 +116,14 @@ pub(crate) async fn serve(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
-        writer: Arc::new(Mutex::new(Writer::new(output, shared, Dialect::Rsync))),
+        writer: Arc::new(Mutex::new(Writer::new(output, &shared.metrics, &settings, Dialect::Rsync))),
         received: input.received(),
         lane: LaneState::default(),
         list_memory: Mutex::new(shared.list_memory.share(shared.networks.of(peer.ip()))),
         charged: AtomicU64::new(0),
         closed: CancellationToken::new(),
         record: std::sync::Mutex::new(Record::new(&shared.metrics, Dialect::Rsync, peer)),
+        settings,
     });
     let result = session.run(&mut input, stranger, greeted).await;
     session.closed.cancel();
@@ -165,7 +169,7 @@ impl Session {
     ) -> Result<(), Ended> {
         let version = options.version;
         self.record().protocol = version.number();
-        let limit = ClientLimit::of(options.bwlimit, &self.shared.limits);
+        let limit = ClientLimit::of(options.bwlimit, self.settings.limits());
         self.writer.lock().await.draw_on(Bucket::new(limit.rate).as_ref());
         let setup = match self.set_up(input, &pinned, &options).await {
             Ok(setup) => setup,
@@ -180,8 +184,8 @@ impl Session {
             message.message(Severity::Info, text);
             self.writer.lock().await.send_bytes(&message.take()).await?;
         }
-        let requests = Requests::new(&settled.setup, &settled.options).limit_rules(self.shared.rsync.rule_limits);
-        input.begin_requests(requests, settled.idle_timeout(&self.shared));
+        let requests = Requests::new(&settled.setup, &settled.options).limit_rules(self.settings.rsync().rule_limits);
+        input.begin_requests(requests, self.idle_timeout(&settled));
         let ended = tokio::select! {
             ended = self.transfer(input, &settled, replies.clone()) => ended,
             ended = self.keep_alive(&settled) => ended,
@@ -203,7 +207,7 @@ impl Session {
     /// Exchanges the parameters that must be known before the first frame.
     async fn set_up(&self, input: &mut Input, pinned: &Pinned, options: &Options) -> Result<Setup, Ended> {
         let configured = pinned.repository.module.timeout;
-        let limit = if configured.is_zero() { self.shared.limits.idle } else { configured };
+        let limit = if configured.is_zero() { self.settings.limits().idle } else { configured };
         let offer = Offer {
             digests: &answers::indexed(pinned.edition.generation.list_sparsely()).offer(options.checksum),
             compressions: &arguments::Compression::NAMED,
@@ -215,7 +219,7 @@ impl Session {
         };
         let (block, mut negotiation) = Setup::begin(options, &offer);
         self.writer.lock().await.send_bytes(&block).await?;
-        refuse::check(options, &pinned.repository.module.refuse_options, self.shared.rsync.compression)?;
+        refuse::check(options, &pinned.repository.module.refuse_options, self.settings.rsync().compression)?;
         let agree = async {
             loop {
                 negotiation.receive(&input.take());
@@ -225,7 +229,7 @@ impl Session {
                 input.read().await?;
             }
         };
-        let setup = timeout(self.shared.limits.handshake, agree).await.map_err(|_| Ended::HalfRequest)??;
+        let setup = timeout(self.settings.limits().handshake, agree).await.map_err(|_| Ended::HalfRequest)??;
         input.put_back(negotiation.into_rest());
         Ok(setup)
     }
@@ -330,6 +334,17 @@ impl Session {
         if out.is_empty() { Ok(()) } else { self.writer.lock().await.send_bytes(&out).await }
     }
 
+    /// Returns how long the client may be silent.
+    fn idle_timeout(&self, settled: &Settled) -> IdleTimeout {
+        let (configured, idle) = (settled.pinned.repository.module.timeout, self.settings.limits().idle);
+        let (most, in_demand) = match settled.setup.timeout {
+            _ if !configured.is_zero() => (configured, configured),
+            Some(_) if settled.setup.version.facts().exit_messages => (idle, idle),
+            _ => (idle.max(OLD_CLIENT_TIMEOUT), idle),
+        };
+        IdleTimeout { max: most, in_demand, admission: Arc::clone(&self.shared.admission) }
+    }
+
     fn network(&self) -> Network {
         self.shared.networks.of(self.peer.ip())
     }
@@ -369,17 +384,6 @@ impl Settled {
     fn list_at_first(&self) -> ListRef<'_> {
         let generation = &self.pinned.edition.generation;
         if self.options.wanted().is_plain() { generation.list_sparsely() } else { generation.list() }
-    }
-
-    /// Returns how long the client may be silent.
-    fn idle_timeout(&self, shared: &ServerState) -> IdleTimeout {
-        let (configured, idle) = (self.pinned.repository.module.timeout, shared.limits.idle);
-        let (most, in_demand) = match self.setup.timeout {
-            _ if !configured.is_zero() => (configured, configured),
-            Some(_) if self.setup.version.facts().exit_messages => (idle, idle),
-            _ => (idle.max(OLD_CLIENT_TIMEOUT), idle),
-        };
-        IdleTimeout { max: most, in_demand, admission: Arc::clone(&shared.admission) }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::dialect::Dialect;
 use crate::metrics::INTERVAL;
 use crate::pipe::PIPES;
 use crate::repository::Repository;
+use crate::settings::Settings;
 use crate::shared::ServerState;
 use crate::source::Source;
 
@@ -192,9 +193,10 @@ impl Report {
         let metrics = &shared.metrics;
         let now = seconds(SystemTime::now());
         sample_traffic(shared);
-        let repositories = shared.registry.all();
+        let settings = shared.settings();
+        let repositories = settings.registry.all();
         let is_shown = |repository: &&Repository| audience == Audience::Operator || repository.is_listed;
-        let draining = shared.stopping.is_cancelled();
+        let draining = shared.leaving.is_cancelled();
         let own_queues = repositories.iter().filter_map(|repository| repository.admission.as_ref());
         let waiting = own_queues.chain([&shared.admission]).map(|admission| admission.waiting() as u64).sum();
         let (connections, addresses) = shared.networks.open();
@@ -211,7 +213,7 @@ impl Report {
                 .iter()
                 .map(|repository| &**repository)
                 .filter(is_shown)
-                .map(|repository| MirrorReport::of(shared, repository, audience, now))
+                .map(|repository| MirrorReport::of(shared, &settings, repository, audience, now))
                 .collect(),
             sessions: ByClient::of(|dialect| metrics.running(dialect, None)),
             followers: metrics.running(Dialect::Follower, None),
@@ -220,7 +222,7 @@ impl Report {
             waiting,
             sent_bytes: sent(shared),
             content_bytes: Source::ALL.into_iter().map(content).collect(),
-            budgets: budgets(shared),
+            budgets: budgets(shared, &settings),
             traffic: Traffic {
                 interval: INTERVAL,
                 first_ts,
@@ -232,7 +234,7 @@ impl Report {
 }
 
 impl MirrorReport {
-    fn of(shared: &ServerState, repository: &Repository, audience: Audience, now: i64) -> Self {
+    fn of(shared: &ServerState, settings: &Settings, repository: &Repository, audience: Audience, now: i64) -> Self {
         let metrics = &shared.metrics;
         let edition = repository.current();
         let head = edition.as_ref().map(|edition| edition.generation.head());
@@ -277,7 +279,7 @@ impl MirrorReport {
             symlinks: counts.symlinks,
             specials: counts.specials,
             native: repository.is_native && repository.users.is_everybody(),
-            rsync: shared.rsync.enabled,
+            rsync: settings.rsync().enabled,
             login: !repository.users.is_everybody(),
             sessions: ByClient::of(|dialect| metrics.running(dialect, Some(&repository.name))),
             sent_bytes: ByClient::of(sent),
@@ -307,21 +309,22 @@ fn sent(shared: &ServerState) -> ByClient {
     sent
 }
 
-fn budgets(shared: &ServerState) -> Vec<Budget> {
+fn budgets(shared: &ServerState, settings: &Settings) -> Vec<Budget> {
+    let limits = settings.limits();
     let (buffers, in_use) = shared.pool.bytes();
     let (cache, cached) = shared.extents.bytes();
     let (strangers, known) = shared.strangers.count();
     let followers = shared.metrics.running(Dialect::Follower, None);
     let budgets = [
         ("sessions", shared.admission.slots()),
-        ("queue", (shared.limits.queue as u64, shared.admission.waiting() as u64)),
-        ("followers", (shared.limits.followers as u64, followers)),
+        ("queue", (limits.queue as u64, shared.admission.waiting() as u64)),
+        ("followers", (limits.followers as u64, followers)),
         ("strangers", (strangers as u64, known as u64)),
         ("cache", (cache, cached)),
         // The cache takes its buffers from the same pool.
         ("buffers", (buffers - cache.min(buffers), in_use.saturating_sub(cached))),
         ("list_memory", shared.list_memory.bytes()),
-        ("cached_lists", (shared.rsync.cached_lists, shared.lists.bytes())),
+        ("cached_lists", (settings.rsync().cached_lists, shared.lists.bytes())),
         ("pipes", (PIPES as u64, shared.pipes.used() as u64)),
     ];
     let budget = |(name, (limit, used)): (&str, (u64, u64))| Budget { name: name.to_owned(), used, limit };

@@ -121,7 +121,8 @@ fn respond(shared: &ServerState, audience: Audience, request: &Request<Incoming>
 }
 
 fn metrics(shared: &ServerState, format: Format) -> Response<Full<Bytes>> {
-    shared.metrics.retain(|name| shared.registry.find(name).is_some());
+    let settings = shared.settings();
+    shared.metrics.retain(|name| settings.registry.find(name).is_some());
     let report = Report::of(shared, Audience::Operator);
     answer(StatusCode::OK, format.content_type(), exposition::metrics(&shared.metrics, &report, format))
 }

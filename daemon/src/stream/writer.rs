@@ -14,9 +14,9 @@ use crate::bandwidth::{Allowance, Bucket};
 use crate::dialect::Dialect;
 use crate::direct::unacknowledged;
 use crate::ended::Ended;
-use crate::metrics::Meter;
+use crate::metrics::{Meter, Metrics};
 use crate::pipe::Pipe;
-use crate::shared::ServerState;
+use crate::settings::Settings;
 
 /// How often a writer that waits checks whether it should go on waiting.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -86,20 +86,20 @@ impl Source for Pipe {
 
 impl Writer {
     /// Creates a writer that keeps to the bandwidth limits of one connection and of all connections together.
-    pub(crate) fn new(socket: OwnedWriteHalf, shared: &ServerState, dialect: Dialect) -> Self {
-        let limits = &shared.limits;
+    pub(crate) fn new(socket: OwnedWriteHalf, metrics: &Metrics, settings: &Settings, dialect: Dialect) -> Self {
+        let limits = settings.limits();
         let mut writer = Self {
             socket,
             minimum_rate: limits.minimum_rate,
             window: limits.rate_window,
             allowance: Allowance::default(),
             sent: 0,
-            meter: shared.metrics.nameless(dialect),
+            meter: metrics.nameless(dialect),
             waited: Duration::ZERO,
             taken_before: 0,
         };
         writer.draw_on(Bucket::new(limits.bandwidth_per_connection).as_ref());
-        writer.draw_on(shared.bandwidth.as_ref());
+        writer.draw_on(settings.bandwidth.as_ref());
         writer
     }
 
@@ -269,7 +269,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (_input, output) = listener.accept().await.unwrap().0.into_split();
-        let mut writer = Writer::new(output, &daemon.shared, Dialect::Rsync);
+        let mut writer = Writer::new(output, &daemon.shared.metrics, &daemon.shared.settings(), Dialect::Rsync);
         assert!(!writer.has_peer_left().unwrap());
         peer.shutdown().await.unwrap();
         while !writer.has_peer_left().unwrap() {

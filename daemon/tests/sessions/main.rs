@@ -13,6 +13,8 @@ mod hostile;
 mod pinned;
 /// What a daemon that runs as root does not send.
 mod private;
+/// Another configuration for a daemon that runs.
+mod reload;
 /// Trees and stores that are missing, moved, switched or recreated.
 mod roots;
 mod rsync;

@@ -63,8 +63,11 @@ impl Session {
     }
 
     async fn announce(&self, number: u32) -> Result<Option<Reply>, Ended> {
-        let visible = Visible::new(&self.shared.registry, self.peer.ip());
-        let announcement = wire::Repository::encode_all(&visible.announcement(self.capabilities));
+        let announcement = {
+            let settings = self.shared.settings();
+            let visible = Visible::new(&settings.registry, self.peer.ip());
+            wire::Repository::encode_all(&visible.announcement(self.capabilities))
+        };
         self.send_chunks(number, &announcement).await?;
         Ok(None)
     }

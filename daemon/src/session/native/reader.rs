@@ -68,13 +68,23 @@ impl Session {
                 () = self.shared.stopping.cancelled() => return Ok(false),
                 bytes = input.fill_buf() => return Ok(!bytes?.is_empty()),
                 () = idle_timeout.expired() => {
-                    // The caller holds one permit itself.
-                    if self.request_permits.available_permits() + 1 == limits::REQUESTS_UNDER_WAY {
+                    if self.is_idle() {
                         return Err(Ended::Idle);
+                    }
+                }
+                () = self.should_leave() => {
+                    if self.is_idle() {
+                        return Err(Ended::Stopping);
                     }
                 }
             }
         }
+    }
+
+    /// Returns whether no request is in flight.
+    fn is_idle(&self) -> bool {
+        // The caller holds one permit itself.
+        self.request_permits.available_permits() + 1 == limits::REQUESTS_UNDER_WAY
     }
 
     async fn read_request(
@@ -89,7 +99,8 @@ impl Session {
             input.read_exact(&mut payload).await?;
             Ok::<_, Ended>((header, payload))
         };
-        let (header, payload) = timeout(self.shared.limits.handshake, read).await.map_err(|_| Ended::HalfRequest)??;
+        let (header, payload) =
+            timeout(self.settings.limits().handshake, read).await.map_err(|_| Ended::HalfRequest)??;
         self.record().count_request((FRAME_HEADER_BYTES + payload.len()) as u64);
         if header.request == 0 {
             return Err(WireError::from(DecodeError::Invalid("request number")).into());
@@ -129,7 +140,9 @@ impl Session {
     }
 
     fn pin(&self, pins: &mut Pins, name: &str) -> Result<Answer, Answer> {
-        let visible = Visible::new(&self.shared.registry, self.peer.ip());
+        // Those in force now: a session may last for days, and this may be the head of its next pull.
+        let settings = self.shared.settings();
+        let visible = Visible::new(&settings.registry, self.peer.ip());
         let repository = visible.find_native(name).map_err(|why| {
             let (code, message) = why.refusal(name);
             Answer::Refusal(code, message)

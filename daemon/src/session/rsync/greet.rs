@@ -60,7 +60,7 @@ impl Session {
         let mut greeting = Greeting::new(GreetingOffer { version: Version::NEWEST, greeted, motd: &motd });
         greeting.receive(&input.take());
         let wanted = {
-            let limit = timeout(self.shared.limits.handshake, self.event(&mut greeting, input));
+            let limit = timeout(self.settings.limits().handshake, self.event(&mut greeting, input));
             tokio::select! {
                 event = limit => event.map_err(|_| Ended::HalfRequest)??,
                 () = stranger.evicted() => return Err(Ended::Evicted),
@@ -68,7 +68,7 @@ impl Session {
             }
         };
         let Event::Module(name) = wanted else {
-            let listed: Vec<&Arc<Repository>> = self.shared.registry.listed().collect();
+            let listed: Vec<&Arc<Repository>> = self.settings.registry.listed().collect();
             greeting.list(listed.iter().map(|repository| (&*repository.name, &*repository.comment)));
             self.send_output(&mut greeting).await?;
             return Ok(None);
@@ -97,7 +97,7 @@ impl Session {
         stranger: Stranger,
     ) -> Result<(Arc<Pinned>, [Option<Slot>; 2], Box<Options>), Ended> {
         self.record().name(&path::Escaped(name).to_string());
-        let visible = Visible::new(&self.shared.registry, self.peer.ip());
+        let visible = Visible::new(&self.settings.registry, self.peer.ip());
         let login = async {
             let repository = match visible.find_module(name) {
                 Ok(repository) => Arc::clone(repository),
@@ -107,7 +107,7 @@ impl Session {
             Ok((repository, user))
         };
         let (repository, user) = tokio::select! {
-            known = timeout(LOGIN_TIMEOUT.max(self.shared.limits.handshake) + MAX_DELAY, login) => {
+            known = timeout(LOGIN_TIMEOUT.max(self.settings.limits().handshake) + MAX_DELAY, login) => {
                 known.map_err(|_| Ended::HalfRequest)??
             }
             () = stranger.evicted() => return Err(Ended::Evicted),
@@ -117,6 +117,9 @@ impl Session {
         let meter = self.record().enter(&repository.name, user);
         self.writer.lock().await.count_for(meter);
         let places = self.wait_for_turn(&repository).await?;
+        // Meanwhile a reload may have replaced or removed it.
+        let repository = self.shared.settings().registry.find(&repository.name).cloned();
+        let repository = repository.ok_or_else(|| unknown(&String::from_utf8_lossy(name)))?;
         self.record().admit();
         self.writer.lock().await.draw_on(repository.bandwidth.as_ref());
         // The edition is chosen only now, because it may have changed while the client waited.
@@ -125,7 +128,7 @@ impl Session {
         })?;
         self.record().pin(edition.generation.head().generation);
         greeting.accept();
-        let event = timeout(self.shared.limits.handshake, self.event(greeting, input));
+        let event = timeout(self.settings.limits().handshake, self.event(greeting, input));
         match event.await.map_err(|_| Ended::HalfRequest)?? {
             Event::Arguments(options) => Ok((Arc::new(Pinned { repository, edition }), places, options)),
             _ => Err(Ended::HalfRequest),
@@ -149,7 +152,7 @@ impl Session {
             return Ok(Ended::Refused(Cause::AccessDenied, text));
         }
         let Some(unlisted) = visible.unlisted_with_users() else {
-            return Ok(Ended::Refused(Cause::UnknownRepository, format!("Unknown module '{shown}'")));
+            return Ok(unknown(&shown));
         };
         let Credentials { user, proof } = self.ask_for_user(greeting, input).await?;
         self.is_known(unlisted, &user, proof).await?;
@@ -203,7 +206,7 @@ impl Session {
     async fn is_known(&self, repository: &Arc<Repository>, user: &[u8], proof: Proof) -> Result<bool, Ended> {
         let (users, user) = (Arc::clone(repository), user.to_vec());
         let looking = self.blocking(&repository.logins, move || users.users.password(&user));
-        let Ok(found) = timeout(self.shared.limits.handshake, looking).await else {
+        let Ok(found) = timeout(self.settings.limits().handshake, looking).await else {
             tracing::error!(module = repository.name, "nobody can log in: timeout while reading the secrets file");
             return Ok(false);
         };
@@ -300,10 +303,14 @@ impl Session {
     }
 
     async fn motd(&self) -> Vec<u8> {
-        let Some(path) = self.shared.rsync.motd.clone() else { return Vec::new() };
+        let Some(path) = self.settings.rsync().motd.clone() else { return Vec::new() };
         let reading = self.blocking(&self.shared.messages, move || read_motd(&path));
         timeout(MOTD_TIMEOUT, reading).await.ok().and_then(Result::ok).unwrap_or_default()
     }
+}
+
+fn unknown(module: &str) -> Ended {
+    Ended::Refused(Cause::UnknownRepository, format!("Unknown module '{module}'"))
 }
 
 fn too_many() -> Ended {
