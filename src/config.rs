@@ -22,7 +22,7 @@ pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Prefix, Secon
 const LEAST_BANDWIDTH: u64 = 1024;
 
 /// The whole file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// `[daemon]`
@@ -220,7 +220,7 @@ pub(crate) enum Compression {
     Refuse,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Repository {
     pub(crate) name: String,

@@ -4,7 +4,8 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -14,7 +15,7 @@ use stillmirror_indexer::{self as indexer, CtimeRule, IndexError, Options, Repor
 use stillmirror_protocol::filter::Filter;
 use stillmirror_protocol::path::Escaped;
 use stillmirror_protocol::sums::SumsPolicy;
-use stillmirror_store::Retention;
+use stillmirror_store::{Retention, StoreError};
 
 use crate::config::{Bytes, Config, Ctime, Index, Part, Pattern, Seconds, Specials, Unreadable};
 use crate::exit::{Exit, UsageError};
@@ -64,6 +65,10 @@ pub(crate) struct Arguments {
     /// Check everything that the store keeps, and re-read the files for which it is damaged
     #[arg(long, conflicts_with = "changed_from")]
     verify_store: bool,
+    /// Wait until another process that writes to the store has ended, without TIME as long as it takes; without this flag
+    /// `index` fails at once
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true)]
+    wait: Option<Option<Seconds>>,
     /// What to do with a file of which only the ctime differs [default: explained]
     #[arg(long)]
     ctime: Option<Ctime>,
@@ -159,12 +164,16 @@ impl From<Overrides> for Index {
     }
 }
 
+/// The pause between attempts to get a store that another process has.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// The default number of generations to keep.
 const KEEP_GENERATIONS: u32 = 8;
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let changed = arguments.changed_from.as_deref().map(|from| read_names(from, arguments.null)).transpose()?;
     let (allow_empty, verify_store) = (arguments.allow_empty, arguments.verify_store);
+    let wait = arguments.wait.map_or(Duration::ZERO, |wait| wait.map_or(Duration::MAX, Seconds::duration));
     let mut all = options(&arguments)?;
     if changed.is_some() && all.len() != 1 {
         return Err(UsageError("--changed-from works on one repository: name it".to_owned()).into());
@@ -176,7 +185,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         options.verify_store = verify_store;
         options.changed_from = changed.as_ref().map(|names| below_root(names, &options.root)).transpose()?;
         let bar = arguments.output.bar();
-        let report = indexer::index(options, &BarProgress::new(&bar), &stop);
+        let report = index_in_turn(options, &BarProgress::new(&bar), &stop, wait);
         bar.finish_and_clear();
         match report {
             Ok(report) => {
@@ -191,6 +200,27 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
         }
     }
     Ok(exit)
+}
+
+/// Indexes one repository. While another process has the store, tries again for up to `wait`.
+fn index_in_turn(
+    options: &Options,
+    progress: &dyn indexer::Progress,
+    stop: &AtomicBool,
+    wait: Duration,
+) -> Result<Report, IndexError> {
+    let began = Instant::now();
+    loop {
+        match indexer::index(options, progress, stop) {
+            Err(IndexError::Store(StoreError::Locked { .. })) if began.elapsed() < wait => {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(IndexError::Stopped);
+                }
+                std::thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Returns what to index, from the configuration file or the command line.

@@ -4,6 +4,7 @@
 // Nothing that a peer, a disk or a user can cause may panic. Tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod check;
 mod config;
 mod demo;
 mod exit;
@@ -12,6 +13,7 @@ mod import_rsyncd;
 mod index;
 mod keygen;
 mod list;
+mod manual;
 mod output;
 mod path_args;
 mod privileges;
@@ -27,7 +29,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use exit::Exit;
 
@@ -57,10 +59,18 @@ enum Command {
     Verify(verify::Arguments),
     /// Show what a running daemon on this host serves and does
     Status(status::Arguments),
+    /// Say what of a configuration will work on this host, what will not, and what to do
+    Check(check::Arguments),
     /// Write a mirror.toml for the modules of an rsyncd.conf
     ImportRsyncd(import_rsyncd::Arguments),
     /// Show index, serve and pull on a small real tree, on loopback; leaves nothing behind
     Demo(demo::Arguments),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions(manual::CompletionsArguments),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(manual::ManArguments),
 }
 
 fn main() -> ExitCode {
@@ -83,8 +93,11 @@ fn main() -> ExitCode {
         Command::List(arguments) => list::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
         Command::ImportRsyncd(arguments) => import_rsyncd::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Completions(arguments) => manual::write_completions(&arguments, Arguments::command()),
+        Command::Man(arguments) => manual::write_pages(&arguments, Arguments::command()),
     };
     match result {
         Ok(exit) => exit.into(),

@@ -64,11 +64,10 @@ pub(crate) fn bytes(count: u64) -> String {
 
 /// Formats a count with its noun: `1 file`, `2,000 files`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
-    let plural = match noun {
-        "directory" => "directories".to_owned(),
-        "entry" => "entries".to_owned(),
-        "address" => "addresses".to_owned(),
-        noun => format!("{noun}s"),
+    let plural = match (noun, noun.strip_suffix('y')) {
+        ("address", _) => "addresses".to_owned(),
+        (_, Some(stem)) => format!("{stem}ies"),
+        (noun, None) => format!("{noun}s"),
     };
     format!("{} {}", grouped(number), if number == 1 { noun } else { &plural })
 }

@@ -4,7 +4,7 @@ mod manager;
 mod observed;
 mod passed;
 mod reload;
-mod sockets;
+pub(crate) mod sockets;
 mod upgrade;
 
 use std::os::unix::net::UnixDatagram;
@@ -187,7 +187,8 @@ fn single(arguments: &Arguments) -> Result<Config> {
     Ok(Config { repository: vec![repository], ..Config::default() })
 }
 
-fn resolve(config: Config) -> daemon::Config {
+/// Returns what the daemon is started with.
+pub(crate) fn resolve(config: Config) -> daemon::Config {
     let Config { daemon: settings, repository, .. } = config;
     daemon::Config {
         repositories: repository.into_iter().map(resolve_repository).collect(),

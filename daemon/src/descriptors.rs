@@ -3,7 +3,7 @@
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::extents::READS;
 use crate::pipe::{DESCRIPTORS, PIPES};
 
@@ -53,12 +53,24 @@ pub(crate) fn shares(config: &Config) -> Shares {
     shares
 }
 
+/// Returns the lowest limit on open files with which everything is accepted that `limits` allow.
+pub(crate) fn wanted(limits: &Limits, repositories: usize) -> usize {
+    let connections = limits.connections.saturating_add(limits.queue).saturating_mul(CONNECTION as usize);
+    // Followers get at most two thirds.
+    let of_followers = limits.followers.div_ceil(2).saturating_mul(3);
+    others(repositories).saturating_add(connections.saturating_add(limits.followers).max(of_followers))
+}
+
+/// Returns how many descriptors are not for connections.
+fn others(repositories: usize) -> usize {
+    repositories.saturating_mul(REPOSITORY).saturating_add(BASE + PIPES * DESCRIPTORS)
+}
+
 /// Divides a limit on open files. There are at least two connections, and followers leave a third of the
 /// descriptors.
 fn share(limit: Option<u64>, repositories: usize, followers: usize) -> Shares {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let others = repositories.saturating_mul(REPOSITORY).saturating_add(BASE + PIPES * DESCRIPTORS);
-    let descriptors = limit.saturating_sub(others).max(2 * CONNECTION as usize);
+    let descriptors = limit.saturating_sub(others(repositories)).max(2 * CONNECTION as usize);
     Shares { descriptors, followers: followers.min(descriptors / 3 * 2) }
 }
 
@@ -74,6 +86,21 @@ mod tests {
         assert_eq!(connections(Some(40), 1), 2);
         assert_eq!(connections(None, usize::MAX), 2);
         assert!(connections(None, 1) > 1 << 40);
+    }
+
+    #[test]
+    fn the_wanted_limit_accepts_everything_and_a_lower_one_does_not() {
+        for (connections, queue, followers) in [(1000, 1000, 10_000), (10, 0, 10_001), (1, 1, 0), (5000, 0, 3)] {
+            let limits = Limits { connections, queue, followers, ..Limits::default() };
+            let accepts = |limit: usize| {
+                let shares = share(Some(limit as u64), 3, followers);
+                let others = (shares.descriptors - shares.followers) / CONNECTION as usize;
+                shares.followers == followers && others >= connections + queue
+            };
+            let wanted = wanted(&limits, 3);
+            assert!(accepts(wanted), "{connections} {queue} {followers}");
+            assert!(!accepts(wanted - 3), "{connections} {queue} {followers}");
+        }
     }
 
     #[test]

@@ -159,6 +159,11 @@ impl Edition {
         self.generation.pool().is_some()
     }
 
+    /// Returns whether the pool with the contents is open.
+    pub(crate) fn has_pool(&self) -> bool {
+        self.pool.is_some()
+    }
+
     /// Returns where the content of the regular file at `row` is in the pool. `None` if it is not there.
     pub(crate) fn pooled(&self, row: u32) -> Option<Pooled> {
         Pooled::of(self.pool.as_ref()?, &self.generation, row)

@@ -9,6 +9,7 @@ mod batch;
 mod look;
 mod open;
 mod pooled;
+mod sample;
 mod stored;
 mod touched;
 
@@ -39,6 +40,7 @@ use crate::source::Source;
 pub(crate) use batch::Wanted;
 pub(crate) use open::OpenFile;
 pub(crate) use pooled::Pooled;
+pub use sample::{Reading, Sample};
 pub(crate) use stored::Stored;
 use touched::Touched;
 

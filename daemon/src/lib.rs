@@ -38,6 +38,7 @@
 //! pipe        pages on their way from the page cache to a socket
 //! metrics     counters of what is done for clients
 //! status      what the daemon tells about itself: metrics, a page, JSON, over HTTP
+//! probe       what a daemon would find on this host, without serving
 //! bandwidth   rate limits: per connection, per repository, overall
 //! direct      the one module with `unsafe`: aligned memory, and system calls for direct I/O
 //! ```
@@ -82,6 +83,7 @@ mod permits;
 mod pinned;
 mod pipe;
 mod pool;
+pub mod probe;
 mod registry;
 mod reload;
 mod repository;

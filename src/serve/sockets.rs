@@ -100,12 +100,12 @@ pub(super) fn duplicate<'a>(sockets: impl Iterator<Item = &'a Named>) -> Result<
 }
 
 /// Returns whether a socket for all IPv6 addresses serves IPv4 clients, too: unless another socket has the port for them.
-fn serves_ipv4(address: SocketAddr, all: &[(SocketAddr, Port)]) -> bool {
+pub(crate) fn serves_ipv4(address: SocketAddr, all: &[(SocketAddr, Port)]) -> bool {
     address.port() == 0 || !all.iter().any(|(other, _)| other.is_ipv4() && other.port() == address.port())
 }
 
 /// Opens a listening socket. `serves_ipv4` tells whether one for all IPv6 addresses serves IPv4 clients, too.
-pub(super) fn bind(address: SocketAddr, serves_ipv4: bool) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr, serves_ipv4: bool) -> io::Result<TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;

@@ -6,17 +6,20 @@
 //! `senders` (several daemons, behind connections that fail), `signing` (signed heads, with the real minisign as the judge),
 //! `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
 //! at any moment), `status` (what operators see, with the real promtool as the judge), `shortage` (few file descriptors),
-//! `pinned` (contents that outlive the files), `reload` (SIGHUP), `service_manager` (systemd), `upgrade` (SIGUSR2).
+//! `pinned` (contents that outlive the files), `reload` (SIGHUP), `service_manager` (systemd), `upgrade` (SIGUSR2),
+//! `check` (faults that are found before they matter), `packaging` (units, manual pages).
 //! `support` creates trees
 //! and runs commands.
 
 mod bad_input;
+mod check;
 mod deletions;
 mod follow;
 mod guards;
 mod hierarchy;
 mod index;
 mod kills;
+mod packaging;
 mod pinned;
 mod pull;
 mod reload;

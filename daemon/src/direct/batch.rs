@@ -20,6 +20,11 @@ pub(crate) struct Read<'a> {
     pub(crate) room: &'a mut [u8],
 }
 
+/// Fails if the kernel does not let this process have a ring.
+pub(crate) fn is_available() -> std::io::Result<()> {
+    IoUring::new(DEPTH as u32).map(drop)
+}
+
 /// Carries out all reads. Returns the number of bytes of each read, in order.
 pub(crate) fn read_all(reads: &mut [Read<'_>]) -> Vec<Result<usize, Errno>> {
     thread_local! {
