@@ -19,6 +19,7 @@ mod path_args;
 mod privileges;
 mod progress;
 mod pull;
+mod sandbox;
 mod serve;
 mod sign;
 mod signals;

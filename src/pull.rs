@@ -3,6 +3,7 @@
 mod arguments;
 mod hooks;
 mod progress;
+mod reach;
 mod report;
 
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub(crate) use progress::BarProgress;
 
 pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     let options = arguments::options(&arguments)?;
+    // Before there are any other threads, which it would not bind.
+    reach::enter_sandbox(&arguments, &options);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
     let cancel = signals::stop_token()?;
     let hooks = Hooks::new(&arguments.hooks, &options, &runtime, &cancel);

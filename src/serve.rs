@@ -3,6 +3,7 @@
 mod manager;
 mod observed;
 mod passed;
+mod reach;
 mod reload;
 pub(crate) mod sockets;
 mod upgrade;
@@ -20,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Compression, Config, Ctime, Direct, Listen, Repository, Words};
 use crate::exit::Exit;
+use crate::sandbox::Reach;
 use crate::{path_args, privileges, signals};
 
 use manager::Manager;
@@ -93,11 +95,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
     if let Some(user) = &config.daemon.user {
         privileges::become_user(user, config.daemon.group.as_deref())?;
     }
+    let reach = reach::enter_sandbox(&config, arguments.config.as_deref());
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     // A reload may add repositories.
     let threads = daemon::blocking_threads(config.repository.len().max(REPOSITORIES));
     let runtime = builder.enable_all().max_blocking_threads(threads).build().context("cannot start a runtime")?;
-    let served = runtime.block_on(serve(arguments, config, sockets, observed, ready));
+    let served = runtime.block_on(serve(arguments, config, reach, sockets, observed, ready));
     // Do not wait for blocking threads: the disk of one may hang forever.
     runtime.shutdown_background();
     served
@@ -106,6 +109,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit> {
 async fn serve(
     arguments: Arguments,
     config: Config,
+    reach: Option<Reach>,
     sockets: Vec<Socket>,
     observed: Observed,
     replaces: Option<UnixDatagram>,
@@ -127,7 +131,7 @@ async fn serve(
         daemon = daemon.with_heartbeat(period, move || manager.alive());
     }
     let arguments = Arc::new(arguments);
-    let reloading = Reloading { arguments, started, daemon: handle.clone(), manager: manager.clone() };
+    let reloading = Reloading { arguments, started, reach, daemon: handle.clone(), manager: manager.clone() };
     let upgrading = Upgrading { sockets: passed_on, daemon: handle.clone(), manager: manager.clone() };
     match replaces {
         // The old process tells the service manager, which does not listen to this one yet.

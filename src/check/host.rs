@@ -5,6 +5,7 @@ use stillmirror_daemon::{self as daemon, probe};
 
 use super::finding::Report;
 use crate::output::grouped;
+use crate::sandbox;
 
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (5, 10);
@@ -17,6 +18,11 @@ pub(super) fn check(config: &daemon::Config, report: &mut Report) {
         Err(error) => report.note(format!(
             "io_uring is refused ({error}): small files are read one after the other, at more CPU from a cold disk"
         )),
+    }
+    match sandbox::landlock_version() {
+        0 => report
+            .note("this kernel has no Landlock, or it is not enabled: the paths of `serve` are not restricted by it"),
+        version => report.ok(format!("Landlock, version {version}: `serve` can reach only the paths that it needs")),
     }
     open_files(config, report);
 }

@@ -165,6 +165,11 @@ pub(crate) struct Arguments {
     /// Do not flush the file system before files get their final names
     #[arg(long)]
     no_fsync: bool,
+    /// Keep access to all files of this user. By default, `pull` gives up everything but DEST, its store, --basis and system
+    /// files before it connects, where the kernel has Landlock; with --before or --after it does not, because their commands
+    /// may need more
+    #[arg(long)]
+    pub(super) no_sandbox: bool,
     /// The number of threads that hash, match and write; 0 uses all cores
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     threads: usize,
@@ -180,6 +185,13 @@ pub(super) struct HookArgs {
     /// Run this shell command after the pull, however it ended, with the report as JSON on standard input
     #[arg(long, value_name = "COMMAND")]
     pub(super) after: Option<String>,
+}
+
+impl HookArgs {
+    /// Returns whether there is any command.
+    pub(super) fn any(&self) -> bool {
+        self.before.is_some() || self.after.is_some()
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -9,15 +9,18 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
 use super::manager::Manager;
-use super::{Arguments, config, resolve};
-use crate::config::Daemon;
+use super::{Arguments, config, reach, resolve};
+use crate::config::{Config, Daemon};
 use crate::output;
+use crate::sandbox::Reach;
 
 /// What a reload needs.
 pub(super) struct Reloading {
     pub(super) arguments: Arc<Arguments>,
     /// The settings that the daemon was started with.
     pub(super) started: Daemon,
+    /// What this process can reach, unless that is everything.
+    pub(super) reach: Option<Reach>,
     pub(super) daemon: daemon::Reload,
     pub(super) manager: Manager,
 }
@@ -52,11 +55,21 @@ impl Reloading {
         // The disk with the file may hang.
         let config = spawn_blocking(move || config(&arguments)).await.context("the reload panicked")??;
         let late = fixed_at_the_start(&self.started, &config.daemon);
+        self.warn_of_unreachable(&config);
         let changes = self.daemon.reconfigure(resolve(config)).await?;
         if !late.is_empty() {
             tracing::warn!(keys = late.join(", "), "these keys of [daemon] changed: they take effect after a restart");
         }
         Ok(changes)
+    }
+
+    /// Logs what the configuration names and this process cannot reach. No process can widen its own sandbox.
+    fn warn_of_unreachable(&self, config: &Config) {
+        let wanted = reach::reach(config, self.arguments.config.as_deref());
+        let Some(own) = &self.reach else { return };
+        for path in own.lacks(&wanted) {
+            tracing::warn!(path = %path.display(), "the sandbox does not allow this path: it needs a restart");
+        }
     }
 }
 
@@ -69,6 +82,7 @@ fn fixed_at_the_start(started: &Daemon, now: &Daemon) -> Vec<&'static str> {
         ("status_socket", started.status_socket != now.status_socket),
         ("user", started.user != now.user),
         ("group", started.group != now.group),
+        ("sandbox", started.sandbox != now.sandbox),
         ("cache", started.cache != now.cache),
         ("buffers", started.buffers != now.buffers),
         ("cached_lists", started.cached_lists != now.cached_lists),

@@ -24,6 +24,7 @@ mod pinned;
 mod pull;
 mod reload;
 mod rsync;
+mod sandbox;
 mod senders;
 mod service_manager;
 mod shortage;
