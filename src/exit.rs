@@ -28,7 +28,7 @@ pub(crate) enum Exit {
     Protocol = 12,
     /// Ended by SIGINT or SIGTERM.
     Interrupted = 20,
-    /// Some files were not transferred, not indexed, or did not verify.
+    /// Some files were not transferred, not indexed, or did not verify; or `shadow` could not compare everything.
     Partial = 23,
     /// Some files vanished or changed while they were read. The next run picks them up.
     Vanished = 24,
@@ -40,6 +40,8 @@ pub(crate) enum Exit {
     Before = 40,
     /// The pull is done, but the command of `--after` failed.
     After = 41,
+    /// `shadow` found differences between the two daemons that clients could notice.
+    Differs = 42,
 }
 
 impl From<Exit> for ExitCode {
@@ -196,12 +198,13 @@ Exit codes:
   12  the peer broke the protocol, its data does not match its digests, its head went back, its package indices cannot be
       read, or --trust refuses it
   20  ended by SIGINT or SIGTERM
-  23  some files were not transferred, not indexed, or did not verify
+  23  some files were not transferred, not indexed, or did not verify; or not everything could be compared
   24  some files vanished or changed while they were read; the next run picks them up
   25  more deletions than --max-delete allows, or a sender that has only a slice now; nothing was deleted
   30  the peer was silent for too long
   40  the command of --before failed; nothing was pulled
-  41  the pull is done, but the command of --after failed";
+  41  the pull is done, but the command of --after failed
+  42  shadow found differences that clients could notice";
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ mod progress;
 mod pull;
 mod sandbox;
 mod serve;
+mod shadow;
 mod sign;
 mod signals;
 mod status;
@@ -64,6 +65,8 @@ enum Command {
     Check(check::Arguments),
     /// Write a mirror.toml for the modules of an rsyncd.conf
     ImportRsyncd(import_rsyncd::Arguments),
+    /// Compare two rsync daemons as their clients see them, before one takes the place of the other
+    Shadow(shadow::Arguments),
     /// Show index, serve and pull on a small real tree, on loopback; leaves nothing behind
     Demo(demo::Arguments),
     /// Print completions for a shell
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::ImportRsyncd(arguments) => import_rsyncd::run(arguments),
+        Command::Shadow(arguments) => shadow::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Completions(arguments) => manual::write_completions(&arguments, Arguments::command()),
         Command::Man(arguments) => manual::write_pages(&arguments, Arguments::command()),

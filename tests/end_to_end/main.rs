@@ -4,7 +4,7 @@
 //! (what keeps a pull from harm, and commands around it), `index` (publishers), `hierarchy` (mirrors of mirrors),
 //! `slices` (suites and architectures of package repositories),
 //! `senders` (several daemons, behind connections that fail), `signing` (signed heads, with the real minisign as the judge),
-//! `rsync` (stock clients), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
+//! `rsync` (stock clients), `shadow` (a stock daemon beside ours), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
 //! at any moment), `status` (what operators see, with the real promtool as the judge), `shortage` (few file descriptors),
 //! `pinned` (contents that outlive the files), `reload` (SIGHUP), `service_manager` (systemd), `upgrade` (SIGUSR2),
 //! `check` (faults that are found before they matter), `packaging` (units, manual pages).
@@ -27,6 +27,7 @@ mod rsync;
 mod sandbox;
 mod senders;
 mod service_manager;
+mod shadow;
 mod shortage;
 mod signing;
 mod slices;

@@ -10,7 +10,7 @@ mod links;
 mod modules;
 mod options;
 mod order;
-mod peers;
+pub(crate) mod peers;
 mod permissions;
 mod rot;
 mod scripts;

@@ -98,26 +98,29 @@ pub(super) fn copy(source: &Path, dest: &Path) {
     assert!(Command::new("cp").arg("-a").args([source, dest]).status().expect("cp runs").success());
 }
 
-/// A stock daemon with the read-only module `repo`. Dropping it ends it.
-pub(super) struct Stock {
+/// A stock daemon. Dropping it ends it.
+pub(crate) struct Stock {
     child: Child,
-    pub(super) address: String,
+    pub(crate) address: String,
     _config: tempfile::TempDir,
 }
 
 impl Stock {
-    /// Starts the daemon. `more` has further lines of the module, and further modules.
+    /// Starts the daemon with the read-only module `repo`. `more` has further lines of the module, and further modules.
     pub(super) fn start(root: &Path, more: &str) -> Self {
+        let owner = if am_root() { "uid = root\ngid = root\n" } else { "" };
+        Self::with_config(&format!(
+            "use chroot = no\nmunge symlinks = no\nreverse lookup = no\n{owner}[repo]\npath = {}\nread only = yes\n{more}\n",
+            root.display()
+        ))
+    }
+
+    /// Starts the daemon with the text of an rsyncd.conf, and with a lock file and a log of its own.
+    pub(crate) fn with_config(text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let owner = if am_root() { "uid = root\ngid = root\n" } else { "" };
         let config = dir.path().join("rsyncd.conf");
-        let text = format!(
-            "use chroot = no\nmunge symlinks = no\nreverse lookup = no\n{owner}lock file = {0}/lock\nlog file = {0}/log\n\
-             [repo]\npath = {1}\nread only = yes\n{more}\n",
-            dir.path().display(),
-            root.display()
-        );
+        let text = format!("lock file = {0}/lock\nlog file = {0}/log\n{text}", dir.path().display());
         std::fs::write(&config, text).expect("rsyncd.conf");
         let mut child = Command::new("rsync");
         child.args(["--daemon", "--no-detach", "--address=127.0.0.1"]);
@@ -145,7 +148,7 @@ impl Drop for Stock {
     }
 }
 
-pub(super) fn am_root() -> bool {
+pub(crate) fn am_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
