@@ -16,8 +16,8 @@ const FOREIGN_FLAGS: &str = "\
 --munge-links --new-compress --no-implied-dirs --no-inc-recursive --no-motd --no-relative --no-whole-file --old-args \
 --old-compress --out-format --outbuf --partial --partial-dir --preallocate --progress --protocol --prune-empty-dirs \
 --remove-source-files --safe-links --size-only --skip-compress --specials --stats --stop-after --usermap \
---write-devices \
---all --all-targets --bench --locked --now --release --rsync --save --workspace";
+--unix-socket --write-devices \
+--all --all-targets --bench --kill-whom --locked --now --release --rsync --save --signal --workspace";
 
 /// Keys of `rsyncd.conf` that are quoted with a value.
 const FOREIGN_KEYS: [&str; 1] = ["uid"];

@@ -200,3 +200,20 @@ fn the_reason_from_the_system_is_reported_once() {
         assert!(errors.contains("README/store") && errors.matches("(os error 20)").count() == 1, "{errors}");
     }
 }
+
+#[test]
+fn a_second_index_ends_at_once_or_waits_as_it_is_asked_to() {
+    let world = World::with_tree();
+    world.index();
+    write(&world.src().join("new"), b"new");
+    let store = stillmirror_store::Store::open(&world.path("store")).unwrap();
+    let lock = store.lock().unwrap();
+    assert_fails(&world.index_command().output().unwrap(), 11, &["is being written by another process"]);
+    let output = world.index_command().arg("--wait=300ms").output().unwrap();
+    assert_fails(&output, 11, &["is being written by another process"]);
+    let mut waiting = world.index_command().arg("--wait").stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(waiting.try_wait().unwrap(), None, "it waits");
+    drop(lock);
+    assert_eq!(json(&waiting.wait_with_output().unwrap())["generation"], 2);
+}
