@@ -168,10 +168,10 @@ fn what_is_passed_must_listen_and_have_a_place() {
     let world = World::with_tree();
     world.index();
     configure(&world, "listen = \"127.0.0.1:0\"", "");
-    let ((address, socket), (_, other)) = (listening(), listening());
+    let ((address, socket), (other_address, other)) = (listening(), listening());
     let connected = std::net::TcpStream::connect(&address).unwrap();
     let cases: [(&str, OwnedFd, &[&str]); 5] = [
-        ("a.socket", other, &["'a.socket'", "127.0.0.1:0", "FileDescriptorName="]),
+        ("a.socket", other, &[&other_address, "'a.socket'", "FileDescriptorName="]),
         ("listen", UdpSocket::bind("127.0.0.1:0").unwrap().into(), &["descriptor 3", "'listen'"]),
         ("listen", std::fs::File::open("/dev/null").unwrap().into(), &["descriptor 3", "'listen'"]),
         ("rsync", connected.into(), &["descriptor 3", "'rsync'", "does not listen"]),
