@@ -9,6 +9,8 @@ mod crowded;
 /// Clients that break the rules. Other clients must not notice them.
 mod follow;
 mod hostile;
+/// Counters, and the causes of ends.
+mod metrics;
 /// Generations whose contents are kept in a pool.
 mod pinned;
 /// What a daemon that runs as root does not send.
