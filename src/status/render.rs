@@ -159,8 +159,8 @@ mod tests {
         let expected = "\
 stillmirror 0.1.0, up 1 d 1 h: ready
 
-REPOSITORY  STATUS   GENERATION        AGE  DELAY      FILES     SIZE  SESSIONS    SENT
-debian      success         412  1 h 0 min   30 s  1,204,882   1.5 TB        17  9.9 TB
+REPOSITORY  STATUS   GENERATION        AGE  DELAY      FILES     SIZE  SESSIONS     SENT
+debian      success         412  1 h 0 min   30 s  1,204,882   1.5 TB        17   9.9 TB
 new         failed            -          -      -          0  0 bytes         0  0 bytes
 debian: 1 file in the tree whose content is not the indexed one
 debian: damage in the store: list, 2 times
