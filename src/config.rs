@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use stillmirror_daemon::{HostPattern, Port};
+use stillmirror_daemon::{HostPattern, Port, TlsConfig};
 
 use crate::exit::UsageError;
 
-pub(crate) use values::{Bytes, Listen, Part, Pattern, Permissions, Prefix, Seconds, Words, percent};
+pub(crate) use values::{Bytes, Listen, Network, Part, Pattern, Permissions, Prefix, Seconds, Words, percent};
 
 /// The least bandwidth limit, in bytes per second. Below it, a client would wait longer than its own timeouts allow.
 const LEAST_BANDWIDTH: u64 = 1024;
@@ -63,6 +63,10 @@ pub(crate) struct Daemon {
     pub(crate) rsync_listen: Words<Listen>,
     pub(crate) metrics_listen: Words<Listen>,
     pub(crate) status_socket: Option<PathBuf>,
+    pub(crate) tls_listen: Words<Listen>,
+    pub(crate) tls_certificate: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) proxy_protocol_from: Words<Network>,
     pub(crate) motd_file: Option<PathBuf>,
     pub(crate) cached_lists: Bytes,
     pub(crate) lists: Option<PathBuf>,
@@ -101,6 +105,10 @@ impl Default for Daemon {
             rsync_listen: Words::default(),
             metrics_listen: Words::default(),
             status_socket: None,
+            tls_listen: Words::default(),
+            tls_certificate: None,
+            tls_key: None,
+            proxy_protocol_from: Words::default(),
             motd_file: None,
             cached_lists: Bytes(1 << 30),
             lists: None,
@@ -117,7 +125,24 @@ impl Daemon {
         let all =
             |listen: &Words<Listen>, port| listen.0.iter().map(move |listen| (listen.0, port)).collect::<Vec<_>>();
         let rsync = if self.rsync { all(&self.rsync_listen, Port::Rsync) } else { Vec::new() };
-        [all(&self.listen, Port::All), rsync].concat()
+        [all(&self.listen, Port::All), rsync, all(&self.tls_listen, Port::Tls)].concat()
+    }
+
+    /// Returns the files of the certificate and its key.
+    pub(crate) fn tls(&self) -> Option<TlsConfig> {
+        let (certificate, key) = (self.tls_certificate.clone()?, self.tls_key.clone()?);
+        Some(TlsConfig { certificate, key })
+    }
+
+    fn check_tls(&self) -> Result<()> {
+        match (&self.tls_certificate, &self.tls_key) {
+            (Some(_), None) => bail!("daemon.tls_certificate: daemon.tls_key is missing"),
+            (None, Some(_)) => bail!("daemon.tls_key: daemon.tls_certificate is missing"),
+            (None, None) if !self.tls_listen.0.is_empty() => {
+                bail!("daemon.tls_listen: daemon.tls_certificate and daemon.tls_key are missing")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -380,6 +405,8 @@ impl Config {
         below(&mut config.daemon.lists);
         below(&mut config.daemon.motd_file);
         below(&mut config.daemon.status_socket);
+        below(&mut config.daemon.tls_certificate);
+        below(&mut config.daemon.tls_key);
         config.check()?;
         Ok(config)
     }
@@ -405,6 +432,7 @@ impl Config {
         if self.daemon.sockets().is_empty() {
             bail!("daemon.listen: there is no address to listen on");
         }
+        self.daemon.check_tls()?;
         check_bandwidth("daemon.bandwidth", self.daemon.bandwidth, LEAST_BANDWIDTH)?;
         let per_connection = self.daemon.bandwidth_per_connection;
         check_bandwidth("daemon.bandwidth_per_connection", per_connection, LEAST_BANDWIDTH)?;
@@ -506,6 +534,8 @@ mod tests {
             ("idle_timeout = -1", "idle_timeout"),
             ("listen = 'nowhere'", "nowhere"),
             ("ipv4_prefix = 33", "ipv4_prefix"),
+            ("proxy_protocol_from = ['10.0.0.0/33']", "10.0.0.0/33"),
+            ("proxy_protocol_from = '*'", "'*' is not an address"),
             ("ipv6_prefix = 129", "ipv6_prefix"),
         ] {
             let error = parse(&format!("[daemon]\n{line}\n{SMALLEST}"), &[]).unwrap_err();
@@ -530,6 +560,22 @@ mod tests {
         assert_eq!(sockets("", &others).unwrap(), ["192.0.2.1:1", "192.0.2.1:2"]);
         let error = sockets("listen = []", &[]).unwrap_err();
         assert!(format!("{error:#}").contains("daemon.listen: there is no address to listen on"), "{error:#}");
+    }
+
+    #[test]
+    fn tls_needs_a_certificate_and_its_key() {
+        for (lines, wanted) in [
+            ("tls_listen = 874", "daemon.tls_listen: daemon.tls_certificate and daemon.tls_key are missing"),
+            ("tls_listen = 874\ntls_certificate = 'c'", "daemon.tls_certificate: daemon.tls_key is missing"),
+            ("tls_key = 'k'", "daemon.tls_key: daemon.tls_certificate is missing"),
+        ] {
+            let error = parse(&format!("[daemon]\n{lines}\n{SMALLEST}"), &[]).unwrap_err();
+            assert!(format!("{error:#}").contains(wanted), "{error:#}");
+        }
+        let lines = "tls_listen = 874\ntls_certificate = 'cert.pem'\ntls_key = '/etc/ssl/key.pem'";
+        let tls = parse(&format!("[daemon]\n{lines}\n{SMALLEST}"), &[]).unwrap().daemon.tls().unwrap();
+        assert_eq!(tls.certificate, Path::new("/etc/stillmirror/cert.pem"));
+        assert_eq!(tls.key, Path::new("/etc/ssl/key.pem"));
     }
 
     #[test]

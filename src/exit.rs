@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use stillmirror_daemon::DaemonError;
+use stillmirror_daemon::{DaemonError, TlsError};
 use stillmirror_indexer::{IndexError, SignError};
 use stillmirror_receiver::PullError;
 use stillmirror_store::StoreError;
@@ -145,12 +145,12 @@ fn of_sign(error: &SignError) -> Exit {
 
 fn of_pull(error: &PullError) -> Exit {
     match error {
-        PullError::Usage(_) | PullError::Busy { .. } => Exit::Usage,
+        PullError::Usage(_) | PullError::Busy { .. } | PullError::Authorities(_) => Exit::Usage,
         PullError::Interrupted => Exit::Interrupted,
         PullError::DeleteLimit { .. } | PullError::TurnedSlice { .. } => Exit::DeleteLimit,
         PullError::Connect { .. } | PullError::Socket { .. } => Exit::Socket,
         PullError::Timeout { .. } => Exit::Timeout,
-        PullError::Handshake { .. } | PullError::Refused { .. } => Exit::Handshake,
+        PullError::Handshake { .. } | PullError::Refused { .. } | PullError::Tls { .. } => Exit::Handshake,
         PullError::Older { .. } | PullError::Protocol(_) | PullError::Untrusted { .. } | PullError::Index { .. } => {
             Exit::Protocol
         }
@@ -167,7 +167,9 @@ fn of_daemon(error: &DaemonError) -> Exit {
     match error {
         DaemonError::Store(error) => of_store(error),
         DaemonError::Listener(_) => Exit::Socket,
-        DaemonError::Rules { .. } | DaemonError::Patterns { .. } => Exit::Usage,
+        DaemonError::Rules { .. } | DaemonError::Patterns { .. } | DaemonError::NoCertificate => Exit::Usage,
+        DaemonError::Tls(TlsError::Read { .. }) => Exit::FileIo,
+        DaemonError::Tls(_) => Exit::Usage,
         // The last three only refuse a reload.
         DaemonError::Secrets { .. }
         | DaemonError::Worker(_)
@@ -192,7 +194,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
    0  done
    1  invalid usage or configuration
-   5  the peer refused, or speaks another protocol or version
+   5  the peer refused, is not who it should be (TLS), or speaks another protocol or version
   10  the connection could not be opened, or it broke
   11  file I/O on this host (permission, space, a damaged or busy store)
   12  the peer broke the protocol, its data does not match its digests, its head went back, its package indices cannot be

@@ -16,6 +16,7 @@ use stillmirror_store::Store;
 use crate::exit::{Exit, UsageError};
 use crate::output::time;
 use crate::path_args;
+use crate::tls_args::TlsArgs;
 use crate::url::Url;
 
 const EXAMPLES: &str = "\
@@ -40,6 +41,8 @@ pub(crate) struct Arguments {
     /// List everything below the directory, too
     #[arg(long, short)]
     recursive: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -70,7 +73,8 @@ fn list_store(arguments: &Arguments, dir: &std::path::Path) -> Result<()> {
 }
 
 async fn list_remote(arguments: &Arguments, url: &Url) -> Result<()> {
-    let source = receiver::NativeSource::connect(&url.address, receiver::SourceOptions::default()).await?;
+    let options = receiver::SourceOptions { authorities: arguments.tls.authorities(), ..Default::default() };
+    let source = receiver::NativeSource::connect(&url.address, options).await?;
     if url.repository.is_empty() {
         render::repositories(&source.list_repositories().await?, arguments.json);
         return Ok(());

@@ -25,6 +25,7 @@ mod shadow;
 mod sign;
 mod signals;
 mod status;
+mod tls_args;
 mod url;
 mod verify;
 

@@ -220,6 +220,8 @@ pub(crate) fn resolve(config: Config) -> daemon::Config {
         },
         reload_interval: settings.reload_interval.duration(),
         serve_private: settings.serve_private,
+        tls: settings.tls(),
+        proxies: settings.proxy_protocol_from.0.iter().map(|network| network.0).collect(),
         rsync: daemon::RsyncConfig {
             enabled: settings.rsync,
             motd: settings.motd_file,

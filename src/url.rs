@@ -1,19 +1,21 @@
-//! URLs: `stillmirror://HOST[:PORT]/[NAME[/PATH]]`.
+//! URLs: `stillmirror://HOST[:PORT]/[NAME[/PATH]]`, or `stillmirrors://` within TLS.
 
 use std::fmt;
 use std::str::FromStr;
 
 use stillmirror_protocol::head;
 use stillmirror_protocol::path::{self, Escaped};
+use stillmirror_receiver::Address;
 
 /// The default port.
 pub(crate) const PORT: u16 = 8730;
+/// The default port within TLS: that of `rsync-ssl`, since one port serves both kinds of clients.
+pub(crate) const TLS_PORT: u16 = 874;
 
 /// A sender, one of its repositories, or a part of that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
-    /// `HOST:PORT`, with an IPv6 address in brackets.
-    pub(crate) address: String,
+    pub(crate) address: Address,
     /// The repository's name; empty for the sender itself.
     pub(crate) repository: String,
     /// The path within the repository, without a trailing slash; empty for all of it.
@@ -22,7 +24,8 @@ pub(crate) struct Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stillmirror://{}/{}", self.address, self.repository)?;
+        let scheme = if self.address.tls { "stillmirrors" } else { "stillmirror" };
+        write!(f, "{scheme}://{}/{}", self.address, self.repository)?;
         if self.path.is_empty() { Ok(()) } else { write!(f, "/{}", Escaped(&self.path)) }
     }
 }
@@ -31,9 +34,12 @@ impl FromStr for Url {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let form = || format!("'{text}' is not of the form stillmirror://HOST[:PORT]/NAME[/PATH]");
-        let Some(rest) = text.strip_prefix("stillmirror://") else {
-            return Err(other_program(text).unwrap_or_else(form));
+        let form =
+            || format!("'{text}' is not of the form stillmirror://HOST[:PORT]/NAME[/PATH] (stillmirrors:// for TLS)");
+        let (rest, tls, default_port) = match text.split_once("://") {
+            Some(("stillmirror", rest)) => (rest, false, PORT),
+            Some(("stillmirrors", rest)) => (rest, true, TLS_PORT),
+            _ => return Err(other_program(text).unwrap_or_else(form)),
         };
         let (host, rest) = rest.split_once('/').unwrap_or((rest, ""));
         let (repository, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -44,16 +50,16 @@ impl FromStr for Url {
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
             && !host.ends_with(']')
             && (host.matches(':').count() == 1 || host.starts_with('['));
-        let address = match (has_port, host.contains(':') && !host.starts_with('[')) {
+        let host_port = match (has_port, host.contains(':') && !host.starts_with('[')) {
             (true, _) => host.to_owned(),
-            (false, true) => return Err(format!("'{host}': write an IPv6 address in brackets: [::1]:{PORT}")),
-            (false, false) => format!("{host}:{PORT}"),
+            (false, true) => return Err(format!("'{host}': write an IPv6 address in brackets: [::1]:{default_port}")),
+            (false, false) => format!("{host}:{default_port}"),
         };
         if !repository.is_empty() {
             head::check_repository_name(repository).map_err(|error| error.to_string())?;
         }
         let path = path::check_relative(path.as_bytes()).map_err(|error| error.to_string())?.to_vec();
-        Ok(Self { address, repository: repository.to_owned(), path })
+        Ok(Self { address: Address { host_port, tls }, repository: repository.to_owned(), path })
     }
 }
 
@@ -77,7 +83,7 @@ mod tests {
 
     fn parts(text: &str) -> Result<(String, String, String), String> {
         let url: Url = text.parse()?;
-        Ok((url.address, url.repository, String::from_utf8_lossy(&url.path).into_owned()))
+        Ok((url.address.to_string(), url.repository, String::from_utf8_lossy(&url.path).into_owned()))
     }
 
     #[test]
@@ -88,8 +94,13 @@ mod tests {
             ("stillmirror://[::1]:99/d", "[::1]:99", "d", ""),
             ("stillmirror://[::1]/d", "[::1]:8730", "d", ""),
             ("stillmirror://127.0.0.1:5/", "127.0.0.1:5", "", ""),
+            ("stillmirrors://m.example/debian", "m.example:874", "debian", ""),
+            ("stillmirrors://[::1]:99/d", "[::1]:99", "d", ""),
         ] {
             assert_eq!(parts(text), Ok((address.to_owned(), repository.to_owned(), path.to_owned())), "{text}");
+            let url: Url = text.parse().unwrap();
+            assert_eq!(url.address.tls, text.starts_with("stillmirrors:"), "{text}");
+            assert_eq!(url.to_string().parse(), Ok(url), "{text}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use rustix::process::geteuid;
 use thiserror::Error;
 
@@ -37,15 +38,7 @@ impl Hosts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostPattern {
     /// `None` for all addresses.
-    network: Option<Network>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Network {
-    is_v4: bool,
-    /// The network's address, with all bits outside `mask` cleared.
-    bits: u128,
-    mask: u128,
+    network: Option<IpNet>,
 }
 
 /// An invalid host pattern.
@@ -68,41 +61,25 @@ impl FromStr for HostPattern {
 }
 
 impl HostPattern {
+    /// Returns whether the pattern has this address. An IPv4 client of an IPv6 socket counts as an IPv4 client.
     fn matches(&self, address: IpAddr) -> bool {
-        let Some(network) = self.network else { return true };
-        let (is_v4, bits) = bits(address);
-        is_v4 == network.is_v4 && bits & network.mask == network.bits
+        self.network.is_none_or(|network| network.contains(&address.to_canonical()))
     }
 }
 
-fn parse_network(text: &str) -> Option<Network> {
+fn parse_network(text: &str) -> Option<IpNet> {
     let (address, mask) = match text.split_once('/') {
         Some((address, mask)) => (address, Some(mask)),
         None => (text, None),
     };
-    let (is_v4, bits_of) = bits(address.parse().ok()?);
-    let width = if is_v4 { 32 } else { 128 };
-    let mask = match mask {
-        None => u128::MAX,
-        Some(mask) => match mask.parse::<u32>() {
-            Ok(0) => 0,
-            Ok(length) if length <= width => u128::MAX << (128 - length),
-            Ok(_) => return None,
-            Err(_) => {
-                let (mask_is_v4, mask) = bits(mask.parse().ok()?);
-                (mask_is_v4 == is_v4).then_some(mask)?
-            }
-        },
-    };
-    Some(Network { is_v4, bits: bits_of & mask, mask })
-}
-
-/// Returns whether an address is IPv4, and its bits, left-aligned. An IPv4 client of an IPv6 socket counts as
-/// an IPv4 client.
-fn bits(address: IpAddr) -> (bool, u128) {
-    match address.to_canonical() {
-        IpAddr::V4(address) => (true, u128::from(address.to_bits()) << 96),
-        IpAddr::V6(address) => (false, address.to_bits()),
+    let address = address.parse::<IpAddr>().ok()?.to_canonical();
+    let Some(mask) = mask else { return Some(address.into()) };
+    match mask.parse() {
+        Ok(length) => IpNet::new(address, length).ok(),
+        Err(_) => {
+            let mask: IpAddr = mask.parse().ok()?;
+            if mask.is_ipv4() == address.is_ipv4() { IpNet::with_netmask(address, mask).ok() } else { None }
+        }
     }
 }
 
@@ -254,9 +231,17 @@ mod tests {
 
     #[test]
     fn invalid_addresses_are_refused() {
-        for text in
-            ["", "example.org", "10.0.0.0/33", "::/129", "10.0.0.0/ffff::", "10.0.0", "10.0.0.0/8/8", "fe80::1%eth0"]
-        {
+        for text in [
+            "",
+            "example.org",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/ffff::",
+            "10.0.0.0/255.0.255.0",
+            "10.0.0",
+            "10.0.0.0/8/8",
+            "fe80::1%eth0",
+        ] {
             assert!(text.parse::<HostPattern>().is_err(), "{text}");
         }
     }

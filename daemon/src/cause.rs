@@ -34,6 +34,10 @@ causes! {
     Malformed => "malformed",
     /// The first bytes belong to no known protocol.
     UnknownProtocol => "unknown_protocol",
+    /// The TLS handshake failed.
+    TlsFailed => "tls_failed",
+    /// A proxy sent no valid PROXY header.
+    ProxyHeader => "proxy_header",
     /// An option of the client is unknown, invalid, or refused.
     OptionRefused => "option_refused",
     /// A filter rule of the client is invalid, or there are too many.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use stillmirror_protocol::rsync::chmod::Chmod;
 use stillmirror_protocol::rsync::requests::RuleLimits;
 
@@ -19,6 +20,11 @@ pub struct Config {
     pub memory: Memory,
     /// Settings for all stock rsync clients.
     pub rsync: RsyncConfig,
+    /// The certificate for ports of the kind [`Port::Tls`](crate::Port::Tls). Default none.
+    pub tls: Option<TlsConfig>,
+    /// The networks of proxies, whose connections must begin with a PROXY header (version 1 or 2) that names the
+    /// client. From other addresses such a header is not accepted. Default none.
+    pub proxies: Vec<IpNet>,
     /// Whether a daemon that runs as root serves files that not everybody on this host may read. As another
     /// user, the daemon serves what that user may read. Default false.
     pub serve_private: bool,
@@ -139,6 +145,15 @@ pub struct RsyncConfig {
     pub compression: Compression,
 }
 
+/// The files of a certificate and its key, in PEM format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate, followed by those of the authorities between it and the root.
+    pub certificate: PathBuf,
+    /// Its key. The file must not be accessible to everybody.
+    pub key: PathBuf,
+}
+
 /// How the daemon answers a client that asks for compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
@@ -228,6 +243,8 @@ impl Default for Config {
             limits: Limits::default(),
             memory: Memory::default(),
             rsync: RsyncConfig::default(),
+            tls: None,
+            proxies: Vec::new(),
             serve_private: false,
             reload_interval: Duration::from_secs(1),
         }

@@ -8,6 +8,7 @@ use stillmirror_store::StoreError;
 use thiserror::Error;
 
 use crate::access::SecretsError;
+use crate::certificate::TlsError;
 use crate::editions::OpenError;
 
 /// The reasons why a daemon does not start, ends, or keeps its old configuration.
@@ -40,6 +41,12 @@ pub enum DaemonError {
         /// The underlying error.
         source: io::Error,
     },
+    /// The certificate of the TLS ports, or its key, cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// There is a port for TLS, and no certificate.
+    #[error("a port for TLS needs a certificate and its key")]
+    NoCertificate,
     /// A store belongs to another repository.
     #[error(transparent)]
     Store(StoreError),

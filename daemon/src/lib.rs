@@ -2,12 +2,14 @@
 //! index has already done for all of them.
 //!
 //! ```text
-//! listener    accepts connections and detects the dialect from the first bytes
+//! listener    accepts connections: the header of a proxy, TLS, and the dialect of the first bytes
 //! admission   the session limit and the queue
 //! pinned      the edition that a session holds
 //! shared      the state that all sessions share
 //! settings    the settings in force, which a reload replaces
 //! reload      another configuration for a daemon that runs
+//! transport   the connection with a client, in the clear or encrypted
+//! certificate the certificate of the TLS ports, and its key
 //! strangers   the limit on connections that have not identified themselves yet
 //! session     native: one reader of requests, a lane of answers from the index, a lane of data; followers, which wait
 //!             for the next edition
@@ -53,6 +55,7 @@ mod admission;
 mod background;
 mod bandwidth;
 mod cause;
+mod certificate;
 mod choosing;
 mod config;
 mod convoy;
@@ -95,6 +98,7 @@ mod status;
 mod store_watch;
 mod strangers;
 mod stream;
+mod transport;
 mod visible;
 mod watchers;
 
@@ -107,8 +111,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 pub use access::{HostPattern, HostPatternError, Hosts, SecretsError, Users};
+pub use certificate::TlsError;
 pub use config::{
     Compression, Config, DirectPolicy, Limits, Memory, ModuleConfig, ModuleRules, RepositoryConfig, RsyncConfig,
+    TlsConfig,
 };
 pub use editions::OpenError;
 pub use error::DaemonError;
@@ -147,13 +153,16 @@ impl Daemon {
     /// Opens the repositories' trees, stores and current generations. A repository that cannot be opened
     /// completely is logged, and is unavailable until it can be opened.
     pub async fn open(config: Config) -> Result<Self, DaemonError> {
-        let registry = {
-            let config = config.clone();
-            tokio::task::spawn_blocking(move || Registry::new(&config, None)).await.map_err(DaemonError::Worker)??
+        let (registry, config, tls) = {
+            let read = move || {
+                let tls = config.tls.as_ref().map(certificate::load).transpose()?;
+                Ok::<_, DaemonError>((Registry::new(&config, None)?, config, tls))
+            };
+            tokio::task::spawn_blocking(read).await.map_err(DaemonError::Worker)??
         };
         access::warn_if_root(config.serve_private);
         registry.open(None).await?;
-        let shared = Arc::new(ServerState::new(Settings::new(config, registry, None)));
+        let shared = Arc::new(ServerState::new(Settings::new(config, registry, tls, None)));
         Ok(Self { reload: Reload::new(Arc::clone(&shared)), shared, heartbeat: Heartbeat::default() })
     }
 

@@ -1,6 +1,18 @@
-//! Accepts connections, detects which protocol the client speaks, and starts its session.
+//! Accepts connections, and brings each as far as its session.
+//!
+//! ```text
+//! proxy      the header in which a trusted proxy names its client
+//! handshake  TLS
+//! detect     the protocol that the client's first bytes belong to
+//! ```
+//!
+//! Up to there the client is a stranger, and has [`Limits::handshake`](crate::Limits::handshake) for all of it.
 
-use std::future::poll_fn;
+mod detect;
+mod handshake;
+mod proxy;
+
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,16 +21,17 @@ use std::time::Duration;
 
 use stillmirror_protocol::rsync::greeting;
 use stillmirror_protocol::rsync::version::Version;
-use stillmirror_protocol::wire::{ClientHello, ErrorCode, HELLO_BYTES, MAGIC, Reply};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use stillmirror_protocol::wire::{ClientHello, ErrorCode, Reply};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::cause::Cause;
 use crate::descriptors;
-use crate::dialect;
+use crate::dialect::Dialect;
 use crate::error::DaemonError;
 use crate::networks::Connection;
 use crate::session;
@@ -26,12 +39,11 @@ use crate::settings::Settings;
 use crate::shared::ServerState;
 use crate::status::{Observed, Ports};
 use crate::strangers::Stranger;
+use crate::transport::Transport;
+use detect::Spoken;
 
 /// The pause after a failed accept. What is short then (descriptors, memory) becomes free with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client may be silent before it gets the greeting for rsync clients. Some rsync clients wait for
-/// it, and so do health checks. All others speak first.
-const SILENCE: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to read its last frame.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -42,6 +54,8 @@ pub enum Port {
     All,
     /// Stock rsync clients only. The server greets them without waiting for their first bytes.
     Rsync,
+    /// Clients of every dialect, within TLS. Needs [`Config::tls`](crate::Config::tls).
+    Tls,
 }
 
 /// The sockets that a daemon listens on, each with its kind of clients.
@@ -123,8 +137,11 @@ pub(crate) async fn accept(
     shared: &Arc<ServerState>,
     sessions: &TaskTracker,
 ) -> Result<(), DaemonError> {
-    for (socket, _) in &listeners.all {
+    for (socket, port) in &listeners.all {
         socket.local_addr().map_err(DaemonError::Listener)?;
+        if *port == Port::Tls && shared.settings().tls.is_none() {
+            return Err(DaemonError::NoCertificate);
+        }
     }
     loop {
         // The semaphore is never closed.
@@ -132,18 +149,20 @@ pub(crate) async fn accept(
             continue;
         };
         match listeners.accept().await {
-            Ok(Accepted { socket, peer, port }) => {
-                let Some(entered) = shared.networks.enter(peer.ip()) else {
-                    shared.metrics.count(dialect::Dialect::Unknown, Cause::AddressLimit);
+            Ok(accepted) => {
+                // A proxy's connection counts for its client.
+                let is_proxy = shared.settings().is_proxy(accepted.peer.ip());
+                let entered = if is_proxy { None } else { shared.networks.enter(accepted.peer.ip()) };
+                if entered.is_none() && !is_proxy {
+                    shared.metrics.count(Dialect::Unknown, Cause::AddressLimit);
                     continue;
-                };
-                let (shared, stranger) = (Arc::clone(shared), shared.strangers.add(entered.network));
+                }
+                let shared = Arc::clone(shared);
                 let tasks = sessions.clone();
                 sessions.spawn(async move {
-                    let held = Held { entered, place };
                     tokio::select! {
                         () = grace_period_over(&shared) => {}
-                        () = connection(&shared, &tasks, socket, peer, port, held, stranger) => {}
+                        () = connection(&shared, &tasks, accepted, entered, place) => {}
                     }
                 });
             }
@@ -161,35 +180,49 @@ async fn grace_period_over(shared: &ServerState) {
     sleep(session::FRAME_GRACE + LINGER).await;
 }
 
-/// What a connection holds until it ends.
-struct Held {
+/// What a connection holds until it ends: its place in its network, and its descriptors.
+type Held = (Connection, OwnedSemaphorePermit);
+
+/// A client that has shown which protocol it speaks.
+struct Arrival {
+    socket: Transport,
+    peer: SocketAddr,
+    spoken: Spoken,
     entered: Connection,
-    /// Its descriptors.
-    place: OwnedSemaphorePermit,
+    stranger: Stranger,
 }
 
-/// The protocol that a client speaks.
-enum Dialect {
-    /// The native protocol.
-    Native(ClientHello),
-    /// Stock rsync's daemon protocol.
-    Rsync {
-        /// The client's first bytes.
-        begun: Vec<u8>,
-        /// Whether the client was greeted already.
-        greeted: bool,
-    },
-    /// Neither.
-    Unknown,
+/// The reason why a connection ends before its client is known.
+#[derive(Debug, Error)]
+enum Lost {
+    #[error("there are too many strangers, and this one was the oldest of its network")]
+    Evicted,
+    #[error("the daemon stops")]
+    Stopping,
+    #[error("the client took too long")]
+    Late,
+    #[error("too many connections from the client's address")]
+    TooMany,
+    #[error("{0}")]
+    Header(#[from] proxy::HeaderError),
+    #[error("there is no certificate for TLS")]
+    NoCertificate,
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(#[source] io::Error),
+    #[error("the client disconnected before its hello: {0}")]
+    Hello(#[source] io::Error),
 }
 
-impl Dialect {
-    /// Returns the name for metrics.
-    fn kind(&self) -> dialect::Dialect {
+impl Lost {
+    fn cause(&self) -> Cause {
         match self {
-            Self::Native(_) => dialect::Dialect::Native,
-            Self::Rsync { .. } => dialect::Dialect::Rsync,
-            Self::Unknown => dialect::Dialect::Unknown,
+            Self::Evicted => Cause::Evicted,
+            Self::Stopping => Cause::Shutdown,
+            Self::Late => Cause::RequestTimeout,
+            Self::TooMany => Cause::AddressLimit,
+            Self::Header(proxy::HeaderError::Ended | proxy::HeaderError::Io(_)) | Self::Hello(_) => Cause::Disconnected,
+            Self::Header(_) => Cause::ProxyHeader,
+            Self::NoCertificate | Self::Handshake(_) => Cause::TlsFailed,
         }
     }
 }
@@ -197,58 +230,112 @@ impl Dialect {
 async fn connection(
     shared: &Arc<ServerState>,
     tasks: &TaskTracker,
-    mut socket: TcpStream,
-    peer: SocketAddr,
-    port: Port,
-    mut held: Held,
-    stranger: Stranger,
+    accepted: Accepted,
+    entered: Option<Connection>,
+    place: OwnedSemaphorePermit,
 ) {
-    let settings = shared.settings();
-    let is_rsync = settings.rsync().enabled;
-    let count = |kind, cause| shared.metrics.count(kind, cause);
-    let dialect = tokio::select! {
-        dialect = timeout(settings.limits().handshake, detect(is_rsync, &mut socket, port)) => dialect,
-        () = stranger.evicted() => return count(dialect::Dialect::Unknown, Cause::Evicted),
-        () = shared.stopping.cancelled() => return count(dialect::Dialect::Unknown, Cause::Shutdown),
-    };
-    match dialect {
-        Ok(Ok(dialect)) if held.entered.is_over() => {
-            count(dialect.kind(), Cause::AddressLimit);
-            let _ = socket.write_all(&too_many(shared, &settings, &dialect)).await;
+    let (peer, settings) = (accepted.peer, shared.settings());
+    match arrive(shared, &settings, accepted, entered).await {
+        Ok(arrival) => serve(shared, settings, tasks, arrival, place).await,
+        Err(lost) => {
+            tracing::debug!(%peer, %lost, "a connection ended before its client was known");
+            shared.metrics.count(Dialect::Unknown, lost.cause());
         }
-        Ok(Ok(Dialect::Native(hello))) if session::follow::is_wanted(shared, &hello) => {
+    }
+}
+
+/// Brings a connection as far as its client's protocol. `entered` is `None` if the connection is a proxy's.
+async fn arrive(
+    shared: &Arc<ServerState>,
+    settings: &Settings,
+    Accepted { mut socket, mut peer, port }: Accepted,
+    entered: Option<Connection>,
+) -> Result<Arrival, Lost> {
+    let deadline = Instant::now() + settings.limits().handshake;
+    let mut stranger = shared.strangers.add(shared.networks.of(peer.ip()));
+    let entered = match entered {
+        Some(entered) => entered,
+        None => {
+            let header = in_time(shared, &stranger, deadline, proxy::read(&mut socket)).await??;
+            peer = header.unwrap_or(peer);
+            stranger = shared.strangers.add(shared.networks.of(peer.ip()));
+            shared.networks.enter(peer.ip()).ok_or(Lost::TooMany)?
+        }
+    };
+    let known = in_time(shared, &stranger, deadline, async {
+        let mut socket = if port == Port::Tls {
+            let tls = settings.tls.as_ref().ok_or(Lost::NoCertificate)?;
+            let accepting = handshake::accept(socket, Arc::clone(tls), &shared.signatures, entered.network);
+            accepting.await.map_err(Lost::Handshake)?
+        } else {
+            Transport::Tcp(socket)
+        };
+        let spoken = match port {
+            Port::Rsync => Spoken::Rsync { begun: Vec::new(), greeted: false },
+            Port::All | Port::Tls => {
+                detect::detect(&mut socket, settings.rsync().enabled).await.map_err(Lost::Hello)?
+            }
+        };
+        Ok::<_, Lost>((socket, spoken))
+    });
+    let (socket, spoken) = known.await??;
+    Ok(Arrival { socket, peer, spoken, entered, stranger })
+}
+
+/// Waits for a stranger to go on.
+async fn in_time<T>(
+    shared: &ServerState,
+    stranger: &Stranger,
+    deadline: Instant,
+    next: impl Future<Output = T>,
+) -> Result<T, Lost> {
+    tokio::select! {
+        next = timeout_at(deadline, next) => next.map_err(|_| Lost::Late),
+        () = stranger.evicted() => Err(Lost::Evicted),
+        () = shared.stopping.cancelled() => Err(Lost::Stopping),
+    }
+}
+
+/// Serves a client in its dialect, or tells it why not.
+async fn serve(
+    shared: &Arc<ServerState>,
+    settings: Arc<Settings>,
+    tasks: &TaskTracker,
+    arrival: Arrival,
+    mut place: OwnedSemaphorePermit,
+) {
+    let Arrival { mut socket, peer, spoken, entered, stranger } = arrival;
+    let count = |dialect, cause| shared.metrics.count(dialect, cause);
+    match spoken {
+        spoken if entered.is_over() => {
+            count(spoken.dialect(), Cause::AddressLimit);
+            let _ = socket.send(&too_many(shared, &settings, &spoken)).await;
+        }
+        Spoken::Native(hello) if session::follow::is_wanted(shared, &hello) => {
             // It needs fewer descriptors, and a task of its own: this one has room for any session.
-            let Some(place) = held.place.split(descriptors::FOLLOWER as usize) else { return };
-            tasks.spawn(follow(Arc::clone(shared), socket, peer, hello, Held { place, ..held }));
+            let Some(place) = place.split(descriptors::FOLLOWER as usize) else { return };
+            tasks.spawn(follow(Arc::clone(shared), socket, peer, hello, (entered, place)));
             return;
         }
-        Ok(Ok(Dialect::Native(hello))) => {
+        Spoken::Native(hello) => {
             drop(stranger);
             let input = session::native::serve(shared, settings, socket, peer, hello).await;
             return drain(input).await;
         }
-        Ok(Ok(Dialect::Rsync { begun, greeted })) if is_rsync => {
+        Spoken::Rsync { begun, greeted } if settings.rsync().enabled => {
             let input = session::rsync::serve(shared, settings, socket, peer, &begun, greeted, stranger).await;
             return drain(input).await;
         }
-        Ok(Ok(Dialect::Rsync { .. })) => {
-            count(dialect::Dialect::Rsync, Cause::UnknownProtocol);
-            let _ = socket.write_all(b"@ERROR: this port speaks only the native protocol\n").await;
+        Spoken::Rsync { .. } => {
+            count(Dialect::Rsync, Cause::UnknownProtocol);
+            let _ = socket.send(b"@ERROR: this port speaks only the native protocol\n").await;
         }
-        Ok(Ok(Dialect::Unknown)) => {
+        Spoken::Unknown => {
             tracing::debug!(%peer, "the peer speaks no known protocol");
-            count(dialect::Dialect::Unknown, Cause::UnknownProtocol);
+            count(Dialect::Unknown, Cause::UnknownProtocol);
             let message = "expected the hello of the native protocol".to_owned();
             let reply = Reply::Error { code: ErrorCode::Malformed, message };
-            let _ = socket.write_all(&reply.frame(0)).await;
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "the peer disconnected before its hello");
-            return count(dialect::Dialect::Unknown, Cause::Disconnected);
-        }
-        Err(_) => {
-            tracing::debug!(%peer, "the peer sent no hello in time");
-            return count(dialect::Dialect::Unknown, Cause::RequestTimeout);
+            let _ = socket.send(&reply.frame(0)).await;
         }
     }
     let _ = socket.shutdown().await;
@@ -256,60 +343,27 @@ async fn connection(
 }
 
 /// Serves a follower.
-async fn follow(shared: Arc<ServerState>, mut socket: TcpStream, peer: SocketAddr, hello: ClientHello, _held: Held) {
+async fn follow(shared: Arc<ServerState>, mut socket: Transport, peer: SocketAddr, hello: ClientHello, _held: Held) {
     session::follow::serve(&shared, &mut socket, peer, hello).await;
     drain(socket).await;
 }
 
 /// Returns the error for a client whose address has too many connections.
-fn too_many(shared: &ServerState, settings: &Settings, dialect: &Dialect) -> Vec<u8> {
+fn too_many(shared: &ServerState, settings: &Settings, spoken: &Spoken) -> Vec<u8> {
     let limit = shared.networks.limit();
-    match dialect {
-        Dialect::Rsync { greeted, .. } => {
+    match spoken {
+        Spoken::Rsync { greeted, .. } => {
             let mut reply = if *greeted { Vec::new() } else { greeting::hello(Version::NEWEST) };
             reply.extend(format!("@ERROR: max connections ({limit}) reached -- try again later\n").into_bytes());
             reply
         }
-        Dialect::Native(hello) => {
+        Spoken::Native(hello) => {
             let hello = session::native::answer_hello(settings, hello.negotiate().unwrap_or(0));
             let message = format!("too many connections from this address: the limit is {limit}");
             [&hello.encode()[..], &Reply::Error { code: ErrorCode::Refused, message }.frame(0)].concat()
         }
-        Dialect::Unknown => Vec::new(),
+        Spoken::Unknown => Vec::new(),
     }
-}
-
-/// Detects the dialect. `is_rsync` tells whether stock clients are served.
-async fn detect(is_rsync: bool, socket: &mut TcpStream, port: Port) -> std::io::Result<Dialect> {
-    if port == Port::Rsync {
-        return Ok(Dialect::Rsync { begun: Vec::new(), greeted: false });
-    }
-    let mut hello = [0; HELLO_BYTES];
-    let (mut filled, mut greeted) = (0, false);
-    while filled < HELLO_BYTES {
-        let max_silence = if filled > 0 || greeted || !is_rsync { Duration::MAX } else { SILENCE };
-        let Ok(read) = timeout(max_silence, socket.read(&mut hello[filled..])).await else {
-            socket.write_all(&greeting::hello(Version::NEWEST)).await?;
-            greeted = true;
-            continue;
-        };
-        let read = read?;
-        if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        filled += read;
-        let begun = &hello[..filled];
-        if begun.starts_with(greeting::MAGIC) {
-            return Ok(Dialect::Rsync { begun: begun.to_vec(), greeted });
-        }
-        let may_be = |magic: &[u8]| begun.iter().zip(magic).all(|(one, other)| one == other);
-        if !may_be(&MAGIC) && !may_be(greeting::MAGIC) {
-            // A client that was greeted gets its error in rsync's protocol.
-            let begun = begun.to_vec();
-            return Ok(if greeted { Dialect::Rsync { begun, greeted } } else { Dialect::Unknown });
-        }
-    }
-    Ok(ClientHello::decode(&hello).map_or(Dialect::Unknown, Dialect::Native))
 }
 
 /// Reads what the peer still sends, for a while. If a socket is closed with unread bytes, the connection is

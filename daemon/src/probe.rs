@@ -7,7 +7,8 @@ use std::sync::Arc;
 use stillmirror_store::Generation;
 
 use crate::access;
-use crate::config::{Limits, RepositoryConfig};
+use crate::certificate::{self, TlsError};
+use crate::config::{Limits, RepositoryConfig, TlsConfig};
 use crate::descriptors;
 use crate::direct::batch;
 use crate::edition::Edition;
@@ -80,6 +81,11 @@ pub fn io_uring() -> io::Result<()> {
 /// process's user.
 pub fn operator_file(path: &Path) -> io::Result<()> {
     named_file::open(path).map(drop)
+}
+
+/// Reads the certificate of the TLS ports and its key, as the daemon does.
+pub fn tls(files: &TlsConfig) -> Result<(), TlsError> {
+    certificate::load(files).map(drop)
 }
 
 /// Returns how many open files a daemon needs so that all the connections and followers are accepted that `limits` allow.

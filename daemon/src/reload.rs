@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 
+use crate::certificate;
 use crate::config::{Config, Memory, RsyncConfig};
 use crate::error::DaemonError;
 use crate::registry::{Changes, Registry};
@@ -38,20 +39,24 @@ impl Reload {
     ///
     /// `memory.cache`, `memory.buffers`, `rsync.cached_lists` and `rsync.lists` stay as they are.
     ///
+    /// The files of [`Config::tls`] are read again. If there are none, the certificate from before stays.
+    ///
     /// If this fails, the old configuration stays in force as a whole.
     pub async fn reconfigure(&self, config: Config) -> Result<Changes, DaemonError> {
         let _turn = self.turn.lock().await;
         let before = self.shared.settings();
         let config = with_what_stays(config, &before.config);
-        let (registry, config) = {
+        let (registry, config, tls) = {
             let before = Arc::clone(&before);
-            let new = spawn_blocking(move || (Registry::new(&config, Some(&before.registry)), config));
-            new.await.map_err(DaemonError::Worker)?
+            let new = spawn_blocking(move || {
+                let tls = config.tls.as_ref().map(certificate::load).transpose()?;
+                Ok::<_, DaemonError>((Registry::new(&config, Some(&before.registry))?, config, tls))
+            });
+            new.await.map_err(DaemonError::Worker)??
         };
-        let registry = registry?;
         registry.open(Some(&before.registry)).await?;
         let changes = registry.changes(&before.registry);
-        self.shared.put_in_force(Settings::new(config, registry, Some(&before)));
+        self.shared.put_in_force(Settings::new(config, registry, tls, Some(&before)));
         Ok(changes)
     }
 
@@ -89,6 +94,8 @@ fn with_what_stays(config: Config, before: &Config) -> Config {
     let RsyncConfig { cached_lists, ref lists, .. } = before.rsync;
     Config {
         memory: Memory { cache, buffers, ..config.memory },
+        // A port for TLS stays, too, and needs one.
+        tls: config.tls.or_else(|| before.tls.clone()),
         rsync: RsyncConfig { cached_lists, lists: lists.clone(), ..config.rsync },
         ..config
     }

@@ -29,6 +29,9 @@ use crate::strangers::Strangers;
 /// Maximum number of concurrent reads of the message of the day.
 const MESSAGES: usize = 4;
 
+/// Maximum number of TLS handshakes that sign at a time, whatever the number of cores: others remain for sessions.
+const SIGNATURES: u64 = 1;
+
 /// The state that all sessions share.
 pub(crate) struct ServerState {
     settings: watch::Sender<Arc<Settings>>,
@@ -47,6 +50,8 @@ pub(crate) struct ServerState {
     /// Permits for connections of every kind, one for each descriptor that they may need.
     pub(crate) sockets: Arc<Permits>,
     pub(crate) strangers: Arc<Strangers>,
+    /// Turns at signing in TLS handshakes.
+    pub(crate) signatures: Arc<Pot>,
     /// Permits for followers.
     pub(crate) followers: Arc<Permits>,
     /// The memory budget for lists of single clients.
@@ -92,6 +97,7 @@ impl ServerState {
             sockets: Permits::new(shares.descriptors),
             followers: Permits::new(shares.followers),
             strangers: Arc::default(),
+            signatures: Pot::new(SIGNATURES),
             list_memory: ListMemory::new(config.memory.lists),
             networks: Networks::new(&config.limits),
             lists: Arc::new(Lists::new(&config.rsync)),

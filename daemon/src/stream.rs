@@ -127,11 +127,18 @@ pub(crate) struct Lane<F: Framing> {
     failed: Option<u32>,
     /// The large file that was opened last.
     file: Option<Arc<LargeFile>>,
-    /// The client's network.
-    network: Network,
+    client: Client,
     /// The counters of the repository that the last piece belonged to.
     meter: Arc<Meter>,
     pace: Pace,
+}
+
+/// What a lane knows of its client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    pub(crate) network: Network,
+    /// Whether the connection is encrypted.
+    pub(crate) is_encrypted: bool,
 }
 
 /// A piece that is not completely sent.
@@ -145,10 +152,10 @@ struct PartlySent<F: Framing> {
 
 impl<F: Framing> Lane<F> {
     /// Creates a lane that sends through `writer`.
-    pub(crate) fn new(shared: Arc<ServerState>, writer: Arc<Mutex<Writer>>, network: Network, framing: F) -> Self {
+    pub(crate) fn new(shared: Arc<ServerState>, writer: Arc<Mutex<Writer>>, client: Client, framing: F) -> Self {
         let (plans, ahead) = (VecDeque::new(), VecDeque::new());
         let meter = shared.metrics.nameless(F::DIALECT);
-        Self { shared, writer, framing, plans, ahead, failed: None, file: None, network, meter, pace: Pace::new() }
+        Self { shared, writer, framing, plans, ahead, failed: None, file: None, client, meter, pace: Pace::new() }
     }
 
     /// Answers one order after the other until the framing has no more.
@@ -168,7 +175,11 @@ impl<F: Framing> Lane<F> {
     /// if nothing is left to read or send.
     async fn open_next(&mut self) -> Result<bool, Ended> {
         if self.plans.is_empty() {
-            match self.framing.next_order(self.ahead.is_empty()).await? {
+            let may_wait = self.ahead.is_empty();
+            if may_wait && self.client.is_encrypted {
+                self.writer.lock().await.flush().await?;
+            }
+            match self.framing.next_order(may_wait).await? {
                 Some(order) => self.plans.push_back(Plan::new(Arc::new(order))),
                 None => return Ok(!self.ahead.is_empty()),
             }
@@ -234,8 +245,8 @@ impl<F: Framing> Lane<F> {
                 }
                 let turn = match &pinned.edition.gates.scattered {
                     _ if !is_scattered => None,
-                    pot if may_wait => Some(pot.take(self.network, 1).await?),
-                    pot => Some(pot.try_take(self.network, 1)?),
+                    pot if may_wait => Some(pot.take(self.client.network, 1).await?),
+                    pot => Some(pot.try_take(self.client.network, 1)?),
                 };
                 let (pass, buffer) = load::room_to_read(&shared, &pinned, may_wait).await?;
                 let parts = parts.clone();

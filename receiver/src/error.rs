@@ -21,6 +21,7 @@ use crate::distrust::TrustError;
 use crate::limit::MaxDelete;
 use crate::report::Report;
 use crate::slice::IndexFault;
+use crate::tls::{AuthoritiesError, TlsFault};
 
 /// The reason why a pull ends early.
 ///
@@ -51,6 +52,9 @@ pub enum PullError {
         report: Box<Report>,
     },
 
+    /// There are no authorities that an encrypted connection could trust.
+    #[error(transparent)]
+    Authorities(AuthoritiesError),
     /// Another pull has the destination.
     #[error("another pull into {} is running: wait for it to end, or give --wait", .dest.display())]
     Busy {
@@ -101,6 +105,14 @@ pub enum PullError {
     },
 
     // Caused by the sender.
+    /// No encrypted connection could be made.
+    #[error("no secure connection to {address}: {fault}")]
+    Tls {
+        /// The sender, `HOST:PORT`.
+        address: String,
+        /// What is wrong.
+        fault: TlsFault,
+    },
     /// The peer does not speak this protocol, or has no version in common with this program.
     #[error("{address}: {reason}")]
     Handshake {
@@ -233,6 +245,7 @@ impl PullError {
             Self::Connect { .. }
                 | Self::Socket { .. }
                 | Self::Timeout { .. }
+                | Self::Tls { .. }
                 | Self::Handshake { .. }
                 | Self::Refused { .. }
                 | Self::Untrusted { .. }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::address::Address;
 use crate::error::PullError;
 use crate::report::{Notice, Options, Phase, Progress, Report};
 use crate::source::{self, NativeSource, SourceOptions};
@@ -95,7 +96,7 @@ struct Heard {
 }
 
 struct Sender {
-    address: String,
+    address: Address,
     repository: String,
     options: SourceOptions,
     pauses: Pauses,
@@ -122,10 +123,11 @@ impl Follower {
         let connection = SourceOptions {
             connect_timeout: options.connect_timeout,
             timeout: SILENCE,
+            authorities: options.authorities.clone(),
             cancel: cancel.clone(),
             ..SourceOptions::default()
         };
-        let sender = |address: &String| {
+        let sender = |address: &Address| {
             Arc::new(Sender {
                 address: address.clone(),
                 repository: options.repository.clone(),
@@ -293,7 +295,7 @@ impl Sender {
         let why = error.to_string();
         let before = self.state().why.replace(why.clone());
         if before.as_ref() != Some(&why) {
-            progress.notice(&Notice::CannotFollow { address: &self.address, why: &why });
+            progress.notice(&Notice::CannotFollow { address: &self.address.host_port, why: &why });
         }
     }
 
@@ -303,9 +305,9 @@ impl Sender {
             (state.why.take().is_some(), std::mem::replace(&mut state.asks, asks))
         };
         if asks && !asked {
-            progress.notice(&Notice::Asks { address: &self.address, pause: self.pauses.ask });
+            progress.notice(&Notice::Asks { address: &self.address.host_port, pause: self.pauses.ask });
         } else if failed || asks != asked {
-            progress.notice(&Notice::FollowsAgain { address: &self.address });
+            progress.notice(&Notice::FollowsAgain { address: &self.address.host_port });
         }
     }
 

@@ -28,6 +28,7 @@
 // Code that a peer, a disk or a user can reach must not panic; tests may.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod address;
 mod answer;
 mod attributes;
 mod browse;
@@ -59,12 +60,14 @@ pub mod source;
 mod space;
 mod stage;
 mod stores;
+mod tls;
 mod trace;
 mod trace_host;
 mod trust;
 mod turn;
 mod verify;
 
+pub use address::Address;
 pub use distrust::TrustError;
 pub use error::PullError;
 pub use follow::{Follower, Last, Pauses};
@@ -74,5 +77,6 @@ pub use pull::{pull, pull_from};
 pub use report::{Action, Check, Failed, Failure, Notice, Options, Owners, Phase, Progress, Report, Served, Silent};
 pub use slice::{IndexFault, IndexKind, Slice, SliceNameError, read_index};
 pub use source::{Accept, NativeSource, Pinned, Renewing, SeveralSources, Source, SourceOptions};
+pub use tls::{Authorities, AuthoritiesError, TlsFault};
 pub use trace_host::{TraceHost, TraceHostError};
 pub use verify::{Problem, VerifyReport, verify};

@@ -1,6 +1,7 @@
 //! The options, progress and report of a pull.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use stillmirror_protocol::entry::Digest;
@@ -11,9 +12,11 @@ use stillmirror_protocol::signature::PublicKey;
 use stillmirror_protocol::sums::SumsPolicy;
 use stillmirror_store::Retention;
 
+use crate::address::Address;
 use crate::limit::{MaxDelete, MinFree};
 use crate::names::Names;
 use crate::slice::Slice;
+use crate::tls::Authorities;
 use crate::trace_host::TraceHost;
 
 /// How a pull finds out what the local tree holds.
@@ -44,11 +47,13 @@ pub enum Owners {
 /// What to pull, where to, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The sender, `HOST:PORT`.
-    pub address: String,
-    /// Further senders of the same repository, `HOST:PORT`. The one with the newest generation is asked, and left if it
+    /// The sender.
+    pub address: Address,
+    /// Further senders of the same repository. The one with the newest generation is asked, and left if it
     /// fails.
-    pub alternatives: Vec<String>,
+    pub alternatives: Vec<Address>,
+    /// Whom encrypted connections trust.
+    pub authorities: Arc<Authorities>,
     /// The repository's name.
     pub repository: String,
     /// The part of the repository to pull, relative to its root. Empty for all. A single file is placed in
@@ -136,10 +141,11 @@ pub struct Options {
 
 impl Options {
     /// Creates the options for a pull of a whole repository, with defaults for everything else.
-    pub fn new(address: impl Into<String>, repository: impl Into<String>, dest: impl Into<PathBuf>) -> Self {
+    pub fn new(address: impl Into<Address>, repository: impl Into<String>, dest: impl Into<PathBuf>) -> Self {
         Self {
             address: address.into(),
             alternatives: Vec::new(),
+            authorities: Arc::default(),
             repository: repository.into(),
             path: Vec::new(),
             dest: dest.into(),

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::PullError;
 use crate::report::{Progress, Served, Silent};
+use crate::tls::Authorities;
 
 pub use native::NativeSource;
 pub use several::{Accept, SeveralSources};
@@ -85,6 +86,8 @@ pub struct SourceOptions {
     pub timeout: Duration,
     /// Maximum number of bytes to receive per second.
     pub bandwidth: Option<u64>,
+    /// Whom encrypted connections trust.
+    pub authorities: Arc<Authorities>,
     /// Ends the connection and every request in flight.
     pub cancel: CancellationToken,
     /// Receives this client's position in the sender's queue, if the sender queues it.
@@ -97,6 +100,7 @@ impl Default for SourceOptions {
             connect_timeout: Duration::from_secs(30),
             timeout: Duration::from_secs(300),
             bandwidth: None,
+            authorities: Arc::default(),
             cancel: CancellationToken::new(),
             progress: Arc::new(Silent),
         }

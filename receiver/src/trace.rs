@@ -91,7 +91,7 @@ impl Trace<'_> {
         let value = serde_json::json!({
             "host": self.host.to_string(),
             "repository": head.repository,
-            "upstream": self.options.address,
+            "upstream": self.options.address.host_port,
             "generation": head.generation,
             "list": head.list_digest.to_string(),
             "created": created.map(|created| created.to_string()),
@@ -109,7 +109,7 @@ impl Trace<'_> {
 
     /// Returns the sender's name without its port.
     fn upstream(&self) -> &str {
-        let address = &self.options.address;
+        let address = &self.options.address.host_port;
         address.rsplit_once(':').map_or(&address[..], |(host, _)| host)
     }
 }

@@ -38,6 +38,12 @@ pub(super) fn check(config: &Config, report: &mut Report) {
             ),
         }
     }
+    if let Some(tls) = &resolved.tls {
+        match probe::tls(tls) {
+            Ok(()) => report.ok(format!("the certificate {} and its key can be used", tls.certificate.display())),
+            Err(error) => report.error(error.to_string(), "without them, the daemon does not start"),
+        }
+    }
     for (repository, settings) in resolved.repositories.iter().zip(&config.repository) {
         report.section(format!("repository {}", repository.name));
         let is_signed = settings.index.clone().over(&config.index).sign_key.is_some();

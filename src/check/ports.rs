@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         let key = match port {
             Port::All => "listen",
             Port::Rsync => "rsync_listen",
+            Port::Tls => "tls_listen",
         };
         check_address(key, address, sockets::serves_ipv4(address, &clients), report);
     }

@@ -1,10 +1,11 @@
 //! Configuration values as people write them, with units.
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 use stillmirror_daemon::Chmod;
 use stillmirror_indexer::Share;
@@ -114,6 +115,20 @@ impl FromStr for Listen {
         }
         let mut found = text.to_socket_addrs().map_err(|error| format!("'{text}' is not [ADDR:]PORT: {error}"))?;
         found.next().map(Self).ok_or_else(|| format!("'{text}' has no address"))
+    }
+}
+
+/// An address or a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Network(pub(crate) IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.parse().map(|address: IpAddr| IpNet::from(address.to_canonical()));
+        let network = address.or_else(|_| text.parse());
+        network.map(Self).map_err(|_| format!("'{text}' is not an address or a network (10.0.0.0/8, 2001:db8::/32)"))
     }
 }
 

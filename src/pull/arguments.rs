@@ -18,6 +18,7 @@ use crate::exit::UsageError;
 use crate::filter_args::FilterArgs;
 use crate::output::OutputArgs;
 use crate::path_args;
+use crate::tls_args::TlsArgs;
 use crate::url::Url;
 
 /// The least `--bwlimit`, in bytes per second. The kernel opens a full receive window (6 MiB by default) again once a
@@ -156,6 +157,8 @@ pub(crate) struct Arguments {
     /// How long to continue with newer generations if the origin replaces files during the pull
     #[arg(long, value_name = "TIME", default_value = "10m")]
     patience: Seconds,
+    #[command(flatten)]
+    pub(super) tls: TlsArgs,
     /// How long connecting may take
     #[arg(long, value_name = "TIME", default_value = "30s")]
     connect_timeout: Seconds,
@@ -229,7 +232,7 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     };
     let Url { address, repository, path } = url.clone();
     if repository.is_empty() {
-        let form = format!("name a repository: stillmirror://{address}/NAME (`stillmirror list` shows them)");
+        let form = format!("name a repository: {url}NAME (`stillmirror list` shows them)");
         return Err(UsageError(form).into());
     }
     if let Some(other) = others.iter().find(|other| (&other.repository, &other.path) != (&repository, &path)) {
@@ -238,6 +241,7 @@ pub(super) fn options(arguments: &Arguments) -> Result<Options> {
     }
     let mut options = Options::new(address, repository, &arguments.dest);
     options.alternatives = others.iter().map(|other| other.address.clone()).collect();
+    options.authorities = arguments.tls.authorities();
     options.path = path;
     options.store = Some(match &arguments.store {
         Some(store) => store.clone(),

@@ -82,7 +82,7 @@ impl<'a> Hooks<'a> {
         let mut shell = Command::new("sh");
         shell.args(["-c", command]).process_group(0).stdin(Stdio::piped());
         shell.stdout(io::stderr().as_fd().try_clone_to_owned()?);
-        shell.env("STILLMIRROR_ADDRESS", address).env("STILLMIRROR_REPOSITORY", repository);
+        shell.env("STILLMIRROR_ADDRESS", &address.host_port).env("STILLMIRROR_REPOSITORY", repository);
         shell.env("STILLMIRROR_DEST", std::path::absolute(dest)?);
         if let Some(store) = store {
             shell.env("STILLMIRROR_STORE", std::path::absolute(store)?);

@@ -29,6 +29,7 @@ fn reach(arguments: &Arguments, options: &Options) -> Reach {
         _ => reach.may_write(dest),
     }
     options.store.iter().for_each(|store| reach.may_write(store));
+    arguments.tls.ca_file.iter().for_each(|file| reach.may_read(file));
     options.bases.iter().for_each(|basis| reach.may_read(basis));
     reach
 }

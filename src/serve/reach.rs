@@ -37,7 +37,8 @@ pub(super) fn reach(config: &Config, file: Option<&Path>) -> Reach {
     // Files may be replaced, which their directories must allow.
     let mut files: Vec<&Path> = Vec::new();
     files.extend(file);
-    files.extend(settings.motd_file.as_deref());
+    let named = [&settings.motd_file, &settings.tls_certificate, &settings.tls_key];
+    files.extend(named.into_iter().filter_map(Option::as_deref));
     for repository in &config.repository {
         // A root may be missing now, be a symlink that is switched, or have a disk mounted on it.
         reach.may_read_beside(&repository.root);

@@ -78,6 +78,7 @@ fn fixed_at_the_start(started: &Daemon, now: &Daemon) -> Vec<&'static str> {
     let differs = [
         ("listen", started.listen != now.listen),
         ("rsync_listen", started.rsync_listen != now.rsync_listen || started.rsync != now.rsync),
+        ("tls_listen", started.tls_listen != now.tls_listen),
         ("metrics_listen", started.metrics_listen != now.metrics_listen),
         ("status_socket", started.status_socket != now.status_socket),
         ("user", started.user != now.user),

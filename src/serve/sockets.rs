@@ -14,7 +14,7 @@ use crate::exit::UsageError;
 const BACKLOG: i32 = 1024;
 
 /// What the sockets for clients are for, by the names that say so when they are passed on.
-const CLIENTS: [(&str, Port); 2] = [("listen", Port::All), ("rsync", Port::Rsync)];
+const CLIENTS: [(&str, Port); 3] = [("listen", Port::All), ("rsync", Port::Rsync), ("tls", Port::Tls)];
 /// The same for the sockets for metrics.
 pub(super) const METRICS: &str = "metrics";
 
@@ -71,7 +71,7 @@ pub(super) fn check_all_used(left: Vec<PassedSocket>) -> Result<()> {
         if !passed::is_bound(&name) {
             bail!(UsageError(format!(
                 "the socket {address} that was passed on as '{name}' is none of those in the configuration: configure its \
-                 address, or name it 'listen', 'rsync' or '{METRICS}' (FileDescriptorName= in its unit)"
+                 address, or name it 'listen', 'rsync', 'tls' or '{METRICS}' (FileDescriptorName= in its unit)"
             )));
         }
         tracing::info!(%address, "not listening any more");
@@ -86,6 +86,7 @@ pub(super) fn listen(sockets: Vec<Socket>) -> Result<Listeners> {
         let clients = match port {
             Port::All => "",
             Port::Rsync => " for rsync clients",
+            Port::Tls => " for TLS clients",
         };
         tracing::info!("listening{clients} on {}", socket.local_addr().context("cannot get the address of a socket")?);
         listeners.add(tokio::net::TcpListener::from_std(socket).context("cannot listen")?, port);

@@ -7,8 +7,8 @@
 //! `rsync` (stock clients), `shadow` (a stock daemon beside ours), `terminal` (output), `bad_input` (errors and their exit codes), `kills` (runs that are killed
 //! at any moment), `status` (what operators see, with the real promtool as the judge), `shortage` (few file descriptors),
 //! `pinned` (contents that outlive the files), `reload` (SIGHUP), `service_manager` (systemd), `upgrade` (SIGUSR2),
-//! `check` (faults that are found before they matter), `packaging` (units, manual pages).
-//! `support` creates trees
+//! `check` (faults that are found before they matter), `packaging` (units, manual pages),
+//! `tls` (encrypted connections, with certificates of openssl). `support` creates trees
 //! and runs commands.
 
 mod bad_input;
@@ -34,4 +34,5 @@ mod slices;
 mod status;
 mod support;
 mod terminal;
+mod tls;
 mod upgrade;

@@ -115,13 +115,18 @@ impl Server {
         Self::spawn(command)
     }
 
-    pub(crate) fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(command: Command) -> Self {
+        Self::spawn_on(command, "listening on ")
+    }
+
+    /// Like [`Server::spawn`], with the address that it logs behind `port`.
+    pub(crate) fn spawn_on(mut command: Command, port: &str) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("serve starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let address = lines
             .by_ref()
             .map_while(Result::ok)
-            .find_map(|line| Some(line.split_once("listening on ")?.1.trim().to_owned()))
+            .find_map(|line| Some(line.split_once(port)?.1.trim().to_owned()))
             .expect("serve says where it listens");
         // Keep reading, so that the daemon never blocks on a full pipe.
         let (to_log, log) = std::sync::mpsc::channel();

@@ -14,8 +14,7 @@ use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{
     ClientHello, ErrorCode, FOLLOWING, FRAME_HEADER_BYTES, FrameHeader, Reply, Request, SIGNED_HEADS, WireError,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::native;
@@ -25,6 +24,7 @@ use crate::ended::Ended;
 use crate::metrics::Meter;
 use crate::repository::Repository;
 use crate::shared::ServerState;
+use crate::transport::Transport;
 use crate::visible::Visible;
 
 /// The time over which the pulls of followers are spread, for each of them.
@@ -39,8 +39,8 @@ pub(crate) fn is_wanted(shared: &ServerState, hello: &ClientHello) -> bool {
 }
 
 /// Serves a follower whose hello has arrived. Closes the sending half of the connection at the end.
-pub(crate) async fn serve(shared: &ServerState, socket: &mut TcpStream, peer: SocketAddr, hello: ClientHello) {
-    let _ = socket.set_nodelay(true);
+pub(crate) async fn serve(shared: &ServerState, socket: &mut Transport, peer: SocketAddr, hello: ClientHello) {
+    let _ = socket.socket().set_nodelay(true);
     let meter = shared.metrics.nameless(Dialect::Follower);
     let mut follower = Follower { shared, socket, peer, meter };
     match follower.run(hello).await {
@@ -65,7 +65,7 @@ pub(crate) async fn serve(shared: &ServerState, socket: &mut TcpStream, peer: So
 
 struct Follower<'a> {
     shared: &'a ServerState,
-    socket: &'a mut TcpStream,
+    socket: &'a mut Transport,
     peer: SocketAddr,
     meter: Arc<Meter>,
 }
@@ -136,13 +136,12 @@ impl Follower<'_> {
             if let Some(answer) = told(&repository, question) {
                 return Ok(answer);
             }
-            let mut next = [0];
             tokio::select! {
                 _ = news.changed() => {}
                 () = sleep_until(until) => return Ok(Reply::End.frame(question.number)),
                 () = self.shared.leaving.cancelled() => return Err(Ended::Stopping),
-                early = self.socket.peek(&mut next) => {
-                    let is_gone = early? == 0;
+                early = self.socket.peek() => {
+                    let is_gone = !early?;
                     let early = WireError::from(DecodeError::Invalid("request before the answer to the last one"));
                     return Err(if is_gone { Ended::ClientExit(None) } else { early.into() });
                 }
@@ -161,7 +160,7 @@ impl Follower<'_> {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Ended> {
-        let sent = timeout(self.shared.settings().limits().handshake, self.socket.write_all(bytes)).await;
+        let sent = timeout(self.shared.settings().limits().handshake, self.socket.send(bytes)).await;
         sent.map_err(|_| Ended::TooSlow)??;
         self.meter.sent.inc_by(bytes.len() as u64);
         Ok(())
@@ -190,7 +189,7 @@ mod tests {
         let daemon = Daemon::open(Config::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = listener.local_addr().unwrap();
-        let mut socket = TcpStream::connect(peer).await.unwrap();
+        let mut socket = Transport::Tcp(TcpStream::connect(peer).await.unwrap());
         let serving = serve(&daemon.shared, &mut socket, peer, ClientHello::FOLLOWER);
         let size = size_of_val(&serving);
         assert!(size <= 1536, "{size}");

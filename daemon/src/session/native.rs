@@ -17,8 +17,6 @@ use stillmirror_protocol::wire::{
     Capabilities, ClientHello, ErrorCode, FOLLOWING, FrameHeader, HELLO_BYTES, Reply, SIGNED_HEADS, SLICE_HEADS,
     ServerHello, kind,
 };
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::sleep;
 
@@ -26,13 +24,13 @@ use crate::admission::{Arrival, IdleTimeout, Slot, Ticket, Turn};
 use crate::cause::Cause;
 use crate::dialect::Dialect;
 use crate::ended::Ended;
-use crate::networks::Network;
 use crate::pool::EXTENT;
 use crate::session::forced_shutdown;
 use crate::session::record::Record;
 use crate::settings::Settings;
 use crate::shared::ServerState;
-use crate::stream::Writer;
+use crate::stream::{Client, Writer};
+use crate::transport::{ReadHalf, Transport};
 
 /// What this daemon can do.
 const CAPABILITIES: Capabilities = SIGNED_HEADS | SLICE_HEADS;
@@ -60,6 +58,7 @@ struct Session {
     shared: Arc<ServerState>,
     settings: Arc<Settings>,
     peer: SocketAddr,
+    client: Client,
     /// The capabilities in force: those of both sides.
     capabilities: Capabilities,
     writer: Arc<Mutex<Writer>>,
@@ -71,16 +70,18 @@ struct Session {
 pub(crate) async fn serve(
     shared: &Arc<ServerState>,
     settings: Arc<Settings>,
-    socket: TcpStream,
+    socket: Transport,
     peer: SocketAddr,
     hello: ClientHello,
-) -> OwnedReadHalf {
-    let _ = socket.set_nodelay(true);
+) -> ReadHalf {
+    let _ = socket.socket().set_nodelay(true);
+    let client = Client { network: shared.networks.of(peer.ip()), is_encrypted: socket.is_encrypted() };
     let (mut input, output) = socket.into_split();
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         settings: Arc::clone(&settings),
         peer,
+        client,
         capabilities: hello.capabilities & CAPABILITIES,
         writer: Arc::new(Mutex::new(Writer::new(output, &shared.metrics, &settings, Dialect::Native))),
         request_permits: Arc::new(Semaphore::new(limits::REQUESTS_UNDER_WAY)),
@@ -94,7 +95,7 @@ pub(crate) async fn serve(
 }
 
 impl Session {
-    async fn run(self: &Arc<Self>, input: &mut OwnedReadHalf, hello: ClientHello) -> Result<(), Ended> {
+    async fn run(self: &Arc<Self>, input: &mut ReadHalf, hello: ClientHello) -> Result<(), Ended> {
         let version = hello.negotiate();
         self.record().received += HELLO_BYTES as u64;
         self.record().protocol = u32::from(version.as_ref().copied().unwrap_or(0));
@@ -127,7 +128,7 @@ impl Session {
     /// Waits for a slot. A client that does not get one is told why.
     async fn admit(&self) -> Result<Slot, Ended> {
         let since = Instant::now();
-        let place = match self.shared.admission.arrive(self.network()) {
+        let place = match self.shared.admission.arrive(self.client.network) {
             Arrival::Admitted(place) => place,
             Arrival::Queued(ticket) => self.queue(ticket).await?,
             Arrival::Refused => return Err(self.turn_away().await?),
@@ -146,10 +147,6 @@ impl Session {
     /// Tells the client that the daemon shuts down.
     async fn shut_down(&self) -> Result<(), Ended> {
         self.end_with(ErrorCode::ShuttingDown, "the daemon is shutting down").await
-    }
-
-    fn network(&self) -> Network {
-        self.shared.networks.of(self.peer.ip())
     }
 
     /// Waits until another process accepts the connections, and then for as long as the client may be idle.

@@ -38,8 +38,6 @@ use stillmirror_protocol::rsync::replies::{self, Replies};
 use stillmirror_protocol::rsync::requests::Requests;
 use stillmirror_protocol::rsync::rules::Rules;
 use stillmirror_protocol::rsync::setup::{Offer, Setup};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +58,8 @@ use crate::pinned::Pinned;
 use crate::settings::Settings;
 use crate::shared::ServerState;
 use crate::strangers::Stranger;
-use crate::stream::{Lane, Writer};
+use crate::stream::{Client, Lane, Writer};
+use crate::transport::{ReadHalf, Transport};
 use answers::Answers;
 use greet::Welcome;
 use input::{Input, LaneState};
@@ -78,6 +77,7 @@ struct Session {
     shared: Arc<ServerState>,
     settings: Arc<Settings>,
     peer: SocketAddr,
+    client: Client,
     writer: Arc<Mutex<Writer>>,
     /// The number of bytes received.
     received: Arc<AtomicU64>,
@@ -103,23 +103,25 @@ struct Settled {
 pub(crate) async fn serve(
     shared: &Arc<ServerState>,
     settings: Arc<Settings>,
-    socket: TcpStream,
+    socket: Transport,
     peer: SocketAddr,
     begun: &[u8],
     greeted: bool,
     stranger: Stranger,
-) -> OwnedReadHalf {
-    let _ = socket.set_nodelay(true);
-    let _ = sockopt::set_socket_keepalive(&socket, true);
+) -> ReadHalf {
+    let _ = socket.socket().set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(socket.socket(), true);
+    let client = Client { network: shared.networks.of(peer.ip()), is_encrypted: socket.is_encrypted() };
     let (input, output) = socket.into_split();
     let mut input = Input::new(input, begun);
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         peer,
+        client,
         writer: Arc::new(Mutex::new(Writer::new(output, &shared.metrics, &settings, Dialect::Rsync))),
         received: input.received(),
         lane: LaneState::default(),
-        list_memory: Mutex::new(shared.list_memory.share(shared.networks.of(peer.ip()))),
+        list_memory: Mutex::new(shared.list_memory.share(client.network)),
         charged: AtomicU64::new(0),
         closed: CancellationToken::new(),
         record: std::sync::Mutex::new(Record::new(&shared.metrics, Dialect::Rsync, peer)),
@@ -245,7 +247,7 @@ impl Session {
         let queue = if settled.setup.incremental { window::MAX_SIZE + answers::QUEUE } else { answers::QUEUE };
         let (to_lane, requests) = mpsc::channel(queue as usize);
         let answers = Answers::new(Arc::clone(self), Arc::clone(settled), requests, replies);
-        let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), self.network(), answers);
+        let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), self.client, answers);
         let answer = async {
             let lane = self.send_list(lane, settled, selected).await?;
             // A stock sender exits after an empty list, and some clients wait for that.
@@ -346,7 +348,7 @@ impl Session {
     }
 
     fn network(&self) -> Network {
-        self.shared.networks.of(self.peer.ip())
+        self.client.network
     }
 
     fn record(&self) -> std::sync::MutexGuard<'_, Record> {

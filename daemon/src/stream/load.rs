@@ -414,9 +414,12 @@ impl LargeFile {
 
 impl<F: Framing> Lane<F> {
     /// Puts the beginning of the next extent into a pipe. `None` unless the extent lies in the page cache, and its bytes
-    /// are needed for nothing else. A piped piece takes no memory of this process, so it is not shared with other
+    /// are needed for nothing else, such as encryption. A piped piece takes no memory of this process, so it is not shared with other
     /// sessions.
     pub(super) fn piped(&mut self) -> Option<PartlySent<F>> {
+        if self.client.is_encrypted {
+            return None;
+        }
         let plan = self.plans.front()?;
         let (order, extent) = (Arc::clone(plan.order()), plan.peek_extent()?);
         if self.framing.needs_bytes(&order, extent.item) || self.shared.extents.find(extent.key).is_some() {

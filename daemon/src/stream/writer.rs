@@ -5,18 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::bandwidth::{Allowance, Bucket};
 use crate::dialect::Dialect;
-use crate::direct::unacknowledged;
 use crate::ended::Ended;
 use crate::metrics::{Meter, Metrics};
 use crate::pipe::Pipe;
 use crate::settings::Settings;
+use crate::transport::WriteHalf;
 
 /// How often a writer that waits checks whether it should go on waiting.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -26,7 +25,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// It ends the session of a peer that takes less than the minimum rate while there is something to send. Only the time
 /// spent waiting for the peer counts; a delay by a bandwidth limit does not.
 pub(crate) struct Writer {
-    socket: OwnedWriteHalf,
+    socket: WriteHalf,
     minimum_rate: u64,
     window: Duration,
     allowance: Allowance,
@@ -48,7 +47,7 @@ pub(crate) trait Source {
     fn len(&self) -> usize;
 
     /// Writes up to `limit` bytes without waiting, and removes them from the source. Returns their number.
-    fn write_to(&mut self, socket: &TcpStream, limit: usize) -> io::Result<usize>;
+    fn write_to(&mut self, socket: &mut WriteHalf, limit: usize) -> io::Result<usize>;
 }
 
 impl Source for &mut [IoSlice<'_>] {
@@ -60,10 +59,10 @@ impl Source for &mut [IoSlice<'_>] {
         self.iter().map(|slice| slice.len()).sum()
     }
 
-    fn write_to(&mut self, socket: &TcpStream, limit: usize) -> io::Result<usize> {
+    fn write_to(&mut self, socket: &mut WriteHalf, limit: usize) -> io::Result<usize> {
         let written = match limit {
-            usize::MAX => socket.try_write_vectored(self),
-            limit => socket.try_write_vectored(&prefix(self, limit)),
+            usize::MAX => socket.try_write(self),
+            limit => socket.try_write(&prefix(self, limit)),
         }?;
         IoSlice::advance_slices(self, written);
         Ok(written)
@@ -79,14 +78,17 @@ impl Source for Pipe {
         Self::len(self)
     }
 
-    fn write_to(&mut self, socket: &TcpStream, limit: usize) -> io::Result<usize> {
+    fn write_to(&mut self, socket: &mut WriteHalf, limit: usize) -> io::Result<usize> {
+        // Pages in a pipe cannot be encrypted, so no lane of an encrypted connection fills one.
+        let WriteHalf::Tcp(half) = socket else { return Err(io::ErrorKind::Unsupported.into()) };
+        let socket: &TcpStream = half.as_ref();
         socket.try_io(Interest::WRITABLE, || self.pour(socket, limit))
     }
 }
 
 impl Writer {
     /// Creates a writer that keeps to the bandwidth limits of one connection and of all connections together.
-    pub(crate) fn new(socket: OwnedWriteHalf, metrics: &Metrics, settings: &Settings, dialect: Dialect) -> Self {
+    pub(crate) fn new(socket: WriteHalf, metrics: &Metrics, settings: &Settings, dialect: Dialect) -> Self {
         let limits = settings.limits();
         let mut writer = Self {
             socket,
@@ -117,7 +119,7 @@ impl Writer {
 
     /// Returns whether the peer has closed its sending half. Fails if the peer does not receive any more either.
     pub(crate) fn has_peer_left(&self) -> io::Result<bool> {
-        let mut socket = [PollFd::new(self.socket.as_ref(), PollFlags::RDHUP)];
+        let mut socket = [PollFd::new(self.socket.socket(), PollFlags::RDHUP)];
         poll(&mut socket, Some(&Timespec::default()))?;
         let state = socket[0].revents();
         if state.intersects(PollFlags::HUP | PollFlags::ERR) {
@@ -138,7 +140,16 @@ impl Writer {
 
     /// Sends all of the slices.
     pub(crate) async fn send(&mut self, mut slices: &mut [IoSlice<'_>]) -> Result<(), Ended> {
-        self.send_while(&mut slices, || true).await.map(drop)
+        self.send_while(&mut slices, || true).await?;
+        self.flush().await
+    }
+
+    /// Waits until the socket has taken everything. What an encrypted connection has taken from a source may wait for that.
+    pub(crate) async fn flush(&mut self) -> Result<(), Ended> {
+        while !self.socket.try_flush()? {
+            self.wait().await?;
+        }
+        Ok(())
     }
 
     /// Sends until all is sent or `patient` returns false. `patient` is called whenever the peer has taken nothing for a
@@ -183,12 +194,12 @@ impl Writer {
     /// Writes once, if the limits allow that now. Fails with `WouldBlock` otherwise.
     fn write<S: Source>(&mut self, source: &mut S) -> io::Result<usize> {
         if self.allowance.is_unlimited() {
-            return source.write_to(self.socket.as_ref(), usize::MAX);
+            return source.write_to(&mut self.socket, usize::MAX);
         }
         let wanted = source.len();
         match self.allowance.available(wanted, Instant::now().into_std()) {
             0 if wanted > 0 => Err(io::ErrorKind::WouldBlock.into()),
-            limit => source.write_to(self.socket.as_ref(), limit),
+            limit => source.write_to(&mut self.socket, limit),
         }
     }
 
@@ -215,7 +226,7 @@ impl Writer {
             return Ok(self.held_until().is_none());
         }
         let began = Instant::now();
-        let ready = timeout(CHECK_INTERVAL.min(self.window), self.socket.writable()).await;
+        let ready = timeout(CHECK_INTERVAL.min(self.window), self.socket.socket().writable()).await;
         self.waited += began.elapsed();
         if self.waited >= self.window {
             self.check_rate()?;
@@ -229,8 +240,7 @@ impl Writer {
     /// Fails if the peer took less than the minimum rate in the current window; otherwise begins a new window. Bytes in
     /// the kernel's socket buffer do not count as taken, since a full buffer would hide a stalled peer.
     fn check_rate(&mut self) -> Result<(), Ended> {
-        let buffered = unacknowledged(self.socket.as_ref()).unwrap_or(0);
-        let taken = self.sent.saturating_sub(buffered);
+        let taken = self.socket.acknowledged(self.sent);
         let required = (self.minimum_rate as f64 * self.waited.as_secs_f64()) as u64;
         if taken.saturating_sub(self.taken_before) < required {
             return Err(Ended::TooSlow);
@@ -258,9 +268,11 @@ fn prefix<'a>(slices: &'a [IoSlice<'_>], limit: usize) -> Vec<IoSlice<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::transport::Transport;
     use crate::{Config, Daemon};
 
     #[tokio::test]
@@ -268,7 +280,7 @@ mod tests {
         let daemon = Daemon::open(Config::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (_input, output) = listener.accept().await.unwrap().0.into_split();
+        let (_input, output) = Transport::Tcp(listener.accept().await.unwrap().0).into_split();
         let mut writer = Writer::new(output, &daemon.shared.metrics, &daemon.shared.settings(), Dialect::Rsync);
         assert!(!writer.has_peer_left().unwrap());
         peer.shutdown().await.unwrap();

@@ -15,6 +15,8 @@ mod metrics;
 mod pinned;
 /// What a daemon that runs as root does not send.
 mod private;
+/// Connections of proxies that name their clients.
+mod proxy;
 /// Another configuration for a daemon that runs.
 mod reload;
 /// Trees and stores that are missing, moved, switched or recreated.
@@ -31,3 +33,5 @@ mod stored;
 mod support;
 /// Names that are exchanged for symlinks while they are served.
 mod swapped;
+/// Clients within TLS.
+mod tls;

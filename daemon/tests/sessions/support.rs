@@ -21,7 +21,7 @@ use stillmirror_protocol::wire::{
 use stillmirror_protocol::{limits, list, path};
 use stillmirror_store::{ContentPool, Generation, PoolName, PoolPlace, Record, Store};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -359,8 +359,8 @@ pub(crate) struct Answer {
 }
 
 /// A native client, after the exchange of hellos.
-pub(crate) struct Client {
-    pub(crate) socket: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) socket: S,
     pub(crate) hello: ServerHello,
     answers: HashMap<u32, Answer>,
     next: u32,
@@ -372,12 +372,7 @@ impl Client {
     }
 
     pub(crate) async fn connect_as(addr: SocketAddr, hello: ClientHello) -> Self {
-        let mut socket = TcpStream::connect(addr).await.unwrap();
-        socket.write_all(&hello.encode()).await.unwrap();
-        let mut hello = [0; HELLO_BYTES];
-        socket.read_exact(&mut hello).await.unwrap();
-        let hello = ServerHello::decode(&hello).unwrap();
-        Self { socket, hello, answers: HashMap::new(), next: 1 }
+        Self::begin(TcpStream::connect(addr).await.unwrap(), hello).await
     }
 
     /// Returns a client for a connection on which the hellos and two requests were exchanged already.
@@ -385,12 +380,25 @@ impl Client {
         let hello = ServerHello { version: 1, requests: 0, capabilities: 0, reply_payload: 0 };
         Self { socket, hello, answers: HashMap::new(), next: 3 }
     }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// Exchanges the hellos.
+    pub(crate) async fn begin(mut socket: S, hello: ClientHello) -> Self {
+        socket.write_all(&hello.encode()).await.unwrap();
+        socket.flush().await.unwrap();
+        let mut hello = [0; HELLO_BYTES];
+        socket.read_exact(&mut hello).await.unwrap();
+        let hello = ServerHello::decode(&hello).unwrap();
+        Self { socket, hello, answers: HashMap::new(), next: 1 }
+    }
 
     /// Sends a request and returns its number.
     pub(crate) async fn send(&mut self, request: &Request) -> u32 {
         let number = self.next;
         self.next += 1;
         self.socket.write_all(&frame(number, request.kind(), &request.encode())).await.unwrap();
+        self.socket.flush().await.unwrap();
         number
     }
 

@@ -26,6 +26,7 @@ pub(super) async fn connect(
         connect_timeout: options.connect_timeout,
         timeout: options.timeout,
         bandwidth: options.bandwidth,
+        authorities: options.authorities.clone(),
         cancel,
         progress,
     };

@@ -5,6 +5,7 @@
 //! socket is not read while [`UNREAD_BYTES`] bytes wait for their readers.
 
 mod buffer;
+mod encrypt;
 mod pace;
 mod reader;
 
@@ -15,15 +16,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{Capabilities, ClientHello, FOLLOWING, Request, frame};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Delivery, Renewing, Source, SourceOptions, Traffic};
+use crate::address::Address;
 use crate::error::PullError;
+use crate::tls::Authorities;
 
 use buffer::Buffer;
 use pace::Pace;
@@ -39,20 +41,23 @@ pub struct NativeSource {
 
 impl NativeSource {
     /// Connects. The hello goes out with the first request, without waiting for the sender's hello.
-    pub async fn connect(address: &str, options: SourceOptions) -> Result<Self, PullError> {
+    pub async fn connect(address: &Address, options: SourceOptions) -> Result<Self, PullError> {
         Self::connect_counting(address, options, Arc::default()).await
     }
 
     /// Connects to follow, and waits for the sender's hello. Returns whether the sender tells what becomes current;
     /// otherwise the connection is an ordinary one.
-    pub(crate) async fn connect_following(address: &str, options: SourceOptions) -> Result<(Self, bool), PullError> {
+    pub(crate) async fn connect_following(
+        address: &Address,
+        options: SourceOptions,
+    ) -> Result<(Self, bool), PullError> {
         let patience = options.timeout;
         let connection = Self::open(address, options, Arc::default(), ClientHello::FOLLOWER).await?;
         // The hello goes out without a request.
         let _ = connection.outgoing.send(Vec::new());
         match timeout(patience, connection.capabilities()).await {
             Ok(capabilities) => Ok((connection, capabilities? & FOLLOWING != 0)),
-            Err(_) => Err(PullError::Timeout { address: address.to_owned(), silence: patience }),
+            Err(_) => Err(PullError::Timeout { address: address.to_string(), silence: patience }),
         }
     }
 
@@ -67,7 +72,7 @@ impl NativeSource {
     }
 
     pub(super) async fn connect_counting(
-        address: &str,
+        address: &Address,
         options: SourceOptions,
         counters: Arc<Counters>,
     ) -> Result<Self, PullError> {
@@ -75,20 +80,17 @@ impl NativeSource {
     }
 
     async fn open(
-        address: &str,
+        address: &Address,
         options: SourceOptions,
         counters: Arc<Counters>,
         hello: ClientHello,
     ) -> Result<Self, PullError> {
-        let failed = |reason: io::Error| PullError::Connect { address: address.to_owned(), reason: Arc::new(reason) };
-        let connecting = timeout(options.connect_timeout, TcpStream::connect(address));
-        let socket = tokio::select! {
+        let failed = |reason: io::Error| PullError::Connect { address: address.to_string(), reason: Arc::new(reason) };
+        let connecting = timeout(options.connect_timeout, connect(address, &options.authorities));
+        let (reading, writing) = tokio::select! {
             () = options.cancel.cancelled() => return Err(PullError::Interrupted),
-            connected = connecting => connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+            connected = connecting => connected.map_err(|_| failed(io::ErrorKind::TimedOut.into()))??,
         };
-        let socket = socket.map_err(failed)?;
-        socket.set_nodelay(true).map_err(failed)?;
-        let (reading, writing) = socket.into_split();
         let shared = Arc::new(Shared::new(address, counters));
         let (outgoing, requests) = mpsc::unbounded_channel();
         let closing = options.cancel.child_token();
@@ -105,6 +107,21 @@ impl NativeSource {
         tokio::spawn(reader.run());
         Ok(Self { shared, options, outgoing, closing })
     }
+}
+
+/// The halves of a connection, in the clear or encrypted.
+type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
+
+async fn connect(address: &Address, authorities: &Authorities) -> Result<Halves, PullError> {
+    let failed = |reason: io::Error| PullError::Connect { address: address.to_string(), reason: Arc::new(reason) };
+    let socket = TcpStream::connect(&address.host_port).await.map_err(failed)?;
+    socket.set_nodelay(true).map_err(failed)?;
+    if address.tls {
+        let (reading, writing) = tokio::io::split(encrypt::encrypt(socket, address, authorities).await?);
+        return Ok((Box::new(reading), Box::new(writing)));
+    }
+    let (reading, writing) = socket.into_split();
+    Ok((Box::new(reading), Box::new(writing)))
 }
 
 impl Source for NativeSource {
@@ -143,7 +160,7 @@ impl Drop for NativeSource {
 /// State that the connection's tasks share with the callers.
 #[derive(Debug)]
 struct Shared {
-    address: String,
+    address: Address,
     /// Shared with the connections that this one renewed, or that renewed it.
     counters: Arc<Counters>,
     /// One permit for each byte that may be received and not read yet.
@@ -196,11 +213,11 @@ struct InFlight {
 }
 
 impl Shared {
-    fn new(address: &str, counters: Arc<Counters>) -> Self {
+    fn new(address: &Address, counters: Arc<Counters>) -> Self {
         let session =
             Session { last_number: 0, in_flight: HashMap::new(), failure: None, handle: None, active: Instant::now() };
         Self {
-            address: address.to_owned(),
+            address: address.clone(),
             counters,
             unread: Arc::new(Semaphore::new(UNREAD_BYTES)),
             hello: watch::Sender::default(),
@@ -276,7 +293,7 @@ fn allowed_replies(request: &Request) -> usize {
 /// Writes requests as they are made. Requests that are waiting go out in one write.
 async fn write_requests(
     hello: ClientHello,
-    mut socket: OwnedWriteHalf,
+    mut socket: Box<dyn AsyncWrite + Send + Unpin>,
     mut requests: mpsc::UnboundedReceiver<Vec<u8>>,
     shared: Arc<Shared>,
     closing: CancellationToken,
@@ -293,7 +310,7 @@ async fn write_requests(
         }
         let written = tokio::select! {
             () = closing.cancelled() => return,
-            written = socket.write_all(&batch) => written,
+            written = write(&mut socket, &batch) => written,
         };
         if written.is_err() {
             // The reader notices the end too, and may find the sender's reason before it.
@@ -302,6 +319,12 @@ async fn write_requests(
         shared.counters.sent.fetch_add(batch.len() as u64, Ordering::Relaxed);
         batch.clear();
     }
+}
+
+async fn write(socket: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    socket.write_all(bytes).await?;
+    // Encrypted bytes may wait.
+    socket.flush().await
 }
 
 /// Maximum number of bytes received and not read yet. This is more than all data requests in flight can ask

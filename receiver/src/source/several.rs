@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::native::Counters;
 use super::{Answer, NativeSource, Pinned, Renewing, Source, SourceOptions, Traffic, head};
+use crate::address::Address;
 use crate::error::PullError;
 use crate::report::Served;
 
@@ -36,7 +37,7 @@ struct Senders {
 }
 
 struct Sender {
-    address: String,
+    address: Address,
     counters: Arc<Counters>,
     state: Mutex<State>,
 }
@@ -55,7 +56,7 @@ struct State {
 impl SeveralSources {
     /// Asks all senders, and connects to the one that has the newest head that `accept` accepts.
     pub async fn connect(
-        addresses: impl IntoIterator<Item = String>,
+        addresses: impl IntoIterator<Item = Address>,
         repository: &str,
         options: SourceOptions,
         accept: Accept,
@@ -91,7 +92,7 @@ impl Source for SeveralSources {
 
     fn leave(&self, why: &str, incomplete: Option<u64>) -> bool {
         if let Some(sender) = self.senders.all.get(self.senders.chosen.load(Ordering::Relaxed)) {
-            tracing::warn!(sender = sender.address, "leaving this sender: {why}");
+            tracing::warn!(sender = %sender.address, "leaving this sender: {why}");
             match incomplete {
                 None => sender.fail(why.to_owned()),
                 Some(generation) => sender.lacks(generation, why.to_owned()),
@@ -104,7 +105,7 @@ impl Source for SeveralSources {
         let number = self.senders.older(generation)?;
         Some(Box::pin(async move {
             let (connection, _) = self.senders.ask(number).await?;
-            tracing::info!(sender = self.senders.all[number].address, "fetching from this sender, too");
+            tracing::info!(sender = %self.senders.all[number].address, "fetching from this sender, too");
             Ok(Arc::new(connection) as Arc<dyn Source>)
         }))
     }
@@ -141,7 +142,7 @@ impl Senders {
                 }
                 Err(error) => {
                     senders.all[number].fail(error.to_string());
-                    tracing::warn!(sender = senders.all[number].address, %error, "this sender cannot be used now");
+                    tracing::warn!(sender = %senders.all[number].address, %error, "this sender cannot be used now");
                     errors.push((number, error));
                 }
             }
@@ -155,7 +156,7 @@ impl Senders {
         });
         match answers.into_iter().next() {
             Some((number, connection, _)) => {
-                tracing::info!(sender = senders.all[number].address, "pulling from this sender");
+                tracing::info!(sender = %senders.all[number].address, "pulling from this sender");
                 senders.chosen.store(number, Ordering::Relaxed);
                 Ok(SeveralSources { connection, senders: senders.clone() })
             }
@@ -220,7 +221,12 @@ impl Sender {
 
     fn served(&self) -> Served {
         let State { why, generation, .. } = self.state().clone();
-        Served { address: self.address.clone(), received: self.counters.traffic().received, generation, failure: why }
+        Served {
+            address: self.address.to_string(),
+            received: self.counters.traffic().received,
+            generation,
+            failure: why,
+        }
     }
 }
 

@@ -281,7 +281,7 @@ fn snapshots_expire_although_there_is_no_news() {
 }
 
 fn several(place: &Place, senders: &[Sender]) -> Options {
-    let alternatives = senders[1..].iter().map(|sender| sender.address.clone()).collect();
+    let alternatives = senders[1..].iter().map(|sender| sender.address.clone().into()).collect();
     Options { alternatives, timeout: Duration::from_secs(5), ..place.mirror(&senders[0]) }
 }
 

@@ -139,7 +139,7 @@ fn a_first_pull_takes_a_slice_and_another_sender_that_is_whole_is_preferred() {
     run(first.mirror(&sender)).unwrap();
     assert_eq!(head_of(&first), sender.current().head);
     other.publish(&whole);
-    let options = Options { alternatives: vec![other.address.clone()], ..place.mirror(&sender) };
+    let options = Options { alternatives: vec![other.address.clone().into()], ..place.mirror(&sender) };
     let report = run(options).unwrap();
     assert!(report.senders[0].failure.as_ref().unwrap().contains("only a slice"), "{:?}", report.senders);
     assert_same(&place.dest(), &whole);

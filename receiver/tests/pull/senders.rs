@@ -26,7 +26,7 @@ fn senders(versions: impl IntoIterator<Item = u8> + Clone, count: usize) -> Vec<
 }
 
 fn from(place: &Place, senders: &[Sender]) -> Options {
-    let alternatives = senders[1..].iter().map(|sender| sender.address.clone()).collect();
+    let alternatives = senders[1..].iter().map(|sender| sender.address.clone().into()).collect();
     Options { alternatives, timeout: Duration::from_millis(500), ..place.mirror(&senders[0]) }
 }
 

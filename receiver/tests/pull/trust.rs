@@ -442,7 +442,7 @@ fn of_several_senders_the_newest_head_that_is_trusted_wins() {
     expired.sign(&honest, -HOUR);
     let (old, newest) = (signed_by(&honest), signed_by(&honest));
     newest.publish_signed(&newer, &honest);
-    let alternatives = [&expired, &old, &newest].map(|sender| sender.address.clone()).to_vec();
+    let alternatives = [&expired, &old, &newest].map(|sender| sender.address.clone().into()).to_vec();
     let report = run(Options { alternatives, ..trusting(&place, &forged, &[&honest]) }).unwrap();
     assert_same(&place.dest(), &newer);
     assert_eq!(report.generation, 2);

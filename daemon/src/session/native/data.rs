@@ -24,7 +24,7 @@ impl Session {
     /// Answers requests for data, one after the other.
     pub(super) async fn answer_data(self: &Arc<Self>, jobs: mpsc::Receiver<Job>) -> Result<(), Ended> {
         let framing = Data { session: Arc::clone(self), jobs };
-        Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), self.network(), framing).run().await.map(drop)
+        Lane::new(Arc::clone(&self.shared), Arc::clone(&self.writer), self.client, framing).run().await.map(drop)
     }
 }
 

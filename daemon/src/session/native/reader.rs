@@ -6,7 +6,6 @@ use stillmirror_protocol::codec::DecodeError;
 use stillmirror_protocol::limits;
 use stillmirror_protocol::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Request, WireError};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -14,6 +13,7 @@ use super::control::{self, Answer};
 use super::{InFlight, Session, data};
 use crate::ended::Ended;
 use crate::pinned::Pinned;
+use crate::transport::ReadHalf;
 use crate::visible::Visible;
 
 /// The size (bytes) of the read buffer. It holds many small requests.
@@ -30,7 +30,7 @@ pub(super) struct Lanes {
 impl Session {
     /// Reads requests until the peer has no more or the daemon stops. While the maximum number of requests is
     /// in flight, it reads none.
-    pub(super) async fn read(&self, input: &mut OwnedReadHalf, lanes: Lanes) -> Result<(), Ended> {
+    pub(super) async fn read(&self, input: &mut ReadHalf, lanes: Lanes) -> Result<(), Ended> {
         let mut input = BufReader::with_capacity(READ_AHEAD, input);
         let mut pins = Pins(Vec::new());
         loop {
@@ -60,7 +60,7 @@ impl Session {
     }
 
     /// Waits for the first byte of a request. Returns false if the peer sends no more, or the daemon stops.
-    async fn await_request(&self, input: &mut BufReader<&mut OwnedReadHalf>) -> Result<bool, Ended> {
+    async fn await_request(&self, input: &mut BufReader<&mut ReadHalf>) -> Result<bool, Ended> {
         let idle_timeout = self.idle_timeout();
         loop {
             tokio::select! {
@@ -87,10 +87,7 @@ impl Session {
         self.request_permits.available_permits() + 1 == limits::REQUESTS_UNDER_WAY
     }
 
-    async fn read_request(
-        &self,
-        input: &mut BufReader<&mut OwnedReadHalf>,
-    ) -> Result<(u32, Request, Box<[u8]>), Ended> {
+    async fn read_request(&self, input: &mut BufReader<&mut ReadHalf>) -> Result<(u32, Request, Box<[u8]>), Ended> {
         let read = async {
             let mut header = [0; FRAME_HEADER_BYTES];
             input.read_exact(&mut header).await?;

@@ -13,12 +13,12 @@ use rustix::net::sockopt;
 use stillmirror_protocol::rsync::mux::tag;
 use stillmirror_protocol::rsync::requests::{Event, Request, Requests};
 use tokio::io::AsyncReadExt;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use crate::admission::IdleTimeout;
 use crate::ended::Ended;
+use crate::transport::ReadHalf;
 
 /// Bytes read at a time.
 const READ_SIZE: usize = 16 << 10;
@@ -40,7 +40,7 @@ const NAME_BYTES: usize = 1 << 20;
 
 /// The bytes and events that the client sends, from its first byte on.
 pub(super) struct Input {
-    socket: OwnedReadHalf,
+    socket: ReadHalf,
     /// Bytes that are read, but not used yet.
     unused: Vec<u8>,
     received: Arc<AtomicU64>,
@@ -74,7 +74,7 @@ pub(super) enum ClientInput {
 
 impl Input {
     /// Creates the input of a client whose first bytes are `begun`.
-    pub(super) fn new(socket: OwnedReadHalf, begun: &[u8]) -> Self {
+    pub(super) fn new(socket: ReadHalf, begun: &[u8]) -> Self {
         let received = Arc::new(AtomicU64::new(begun.len() as u64));
         Self { socket, unused: begun.to_vec(), received, requests: None, idle_timeout: None }
     }
@@ -84,7 +84,7 @@ impl Input {
         Arc::clone(&self.received)
     }
 
-    pub(super) fn into_socket(self) -> OwnedReadHalf {
+    pub(super) fn into_socket(self) -> ReadHalf {
         self.socket
     }
 
@@ -102,7 +102,7 @@ impl Input {
     pub(super) async fn read(&mut self) -> Result<(), Ended> {
         self.read_without_ack().await?;
         // Clients send small writes, and each of them waits for the acknowledgement of the one before.
-        let _ = sockopt::set_tcp_quickack(self.socket.as_ref(), true);
+        let _ = sockopt::set_tcp_quickack(self.socket.socket(), true);
         Ok(())
     }
 

@@ -13,8 +13,7 @@ use stillmirror_protocol::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, HELLO_BYTES, ListForm, MAGIC, Reply, Request, ServerHello, WireError,
     frame, kind,
 };
-use tokio::io::AsyncReadExt as _;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -23,13 +22,14 @@ use super::super::{Delivery, Event, SourceOptions};
 use super::Shared;
 use super::buffer::Buffer;
 use super::pace::Pace;
+use crate::address::Address;
 use crate::error::PullError;
 use crate::report::Phase;
 
 /// Reads frames and passes them to the callers.
 pub(super) struct Reader {
     pub(super) shared: Arc<Shared>,
-    pub(super) socket: OwnedReadHalf,
+    pub(super) socket: Box<dyn AsyncRead + Send + Unpin>,
     pub(super) buffer: Buffer,
     pub(super) pace: Option<Pace>,
     pub(super) closing: CancellationToken,
@@ -75,7 +75,7 @@ impl Reader {
     /// Reads the hello. A peer that does not speak this protocol is recognized by its first bytes.
     async fn read_hello(&mut self) -> Result<(), PullError> {
         self.skip_greeting().await?;
-        let invalid = |reason, address: &str| PullError::Handshake { address: address.to_owned(), reason };
+        let invalid = |reason, address: &Address| PullError::Handshake { address: address.to_string(), reason };
         while self.buffer.bytes().len() < HELLO_BYTES {
             let seen = self.buffer.bytes().len().min(MAGIC.len());
             if self.buffer.bytes()[..seen] != MAGIC[..seen] {
@@ -222,7 +222,7 @@ impl Reader {
                 read => read,
             };
             let read = read.map_err(|reason| PullError::Socket {
-                address: self.shared.address.clone(),
+                address: self.shared.address.to_string(),
                 reason: Arc::new(reason),
             })?;
             self.shared.counters.received.fetch_add(read as u64, Ordering::Relaxed);
@@ -245,7 +245,7 @@ impl Reader {
         let silence = session.active.elapsed();
         if !session.in_flight.is_empty() {
             if impatient && silence >= self.options.timeout {
-                return Err(PullError::Timeout { address: self.shared.address.clone(), silence });
+                return Err(PullError::Timeout { address: self.shared.address.to_string(), silence });
             }
             return Ok(());
         }
@@ -269,8 +269,8 @@ fn list_bytes(form: &ListForm) -> u64 {
     }
 }
 
-fn refusal(address: &str, code: ErrorCode, message: String) -> PullError {
-    PullError::Refused { address: address.to_owned(), code, message }
+fn refusal(address: &Address, code: ErrorCode, message: String) -> PullError {
+    PullError::Refused { address: address.to_string(), code, message }
 }
 
 /// The time spent waiting in the sender's queue, which has limits.
