@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_wanted_limit_accepts_everything_and_a_lower_one_does_not() {
-        for (connections, queue, followers) in [(1000, 1000, 10_000), (10, 0, 10_001), (1, 1, 0), (5000, 0, 3)] {
+        for (connections, queue, followers) in [(1000, 1000, 10_000), (10, 0, 10_001), (2, 1, 0), (5000, 0, 3)] {
             let limits = Limits { connections, queue, followers, ..Limits::default() };
             let accepts = |limit: usize| {
                 let shares = share(Some(limit as u64), 3, followers);

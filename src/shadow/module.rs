@@ -15,8 +15,9 @@ use super::sample::{Chosen, Sampler};
 use super::settle::{PAUSE, settle};
 use super::view::{self, View};
 
-/// The maximum number of modules at which wrong passwords are tried: a daemon may make an address wait after each.
-const WRONG_LOGINS: u32 = 3;
+/// The maximum number of modules at which wrong passwords are tried: a daemon makes an address wait longer after each
+/// failure, for all modules.
+const WRONG_LOGINS: u32 = 1;
 /// How often a daemon that has its maximum number of clients is asked again.
 const TRIES: u32 = 5;
 /// A user that no module has.
