@@ -124,13 +124,19 @@ impl Matcher<'_> {
         let mut fetched: Vec<Vec<u8>> = known.into_iter().map(Option::unwrap_or_default).collect();
         let mut requests = batches(&missing).into_iter();
         let mut in_flight = std::collections::VecDeque::new();
+        // If the connection breaks, what arrived before is still kept.
+        let mut broken = None;
         loop {
-            while in_flight.len() < REQUESTS {
+            while in_flight.len() < REQUESTS && broken.is_none() {
                 let Some(batch) = requests.next() else { break };
                 let items = batch.iter().map(|(_, item)| *item).collect();
-                in_flight.push_back((self.source.ask(Request::Sums { handle: self.handle, items })?, batch));
+                match self.source.ask(Request::Sums { handle: self.handle, items }) {
+                    Ok(answer) => in_flight.push_back((answer, batch)),
+                    Err(PullError::Interrupted) => return Err(PullError::Interrupted),
+                    Err(error) => broken = Some(error),
+                }
             }
-            let Some((mut answer, batch)) = in_flight.pop_front() else { return Ok(fetched) };
+            let Some((mut answer, batch)) = in_flight.pop_front() else { return broken.map_or(Ok(fetched), Err) };
             // Each part is kept as soon as it is complete: a kill before the end of the answer loses only the last one.
             let mut parts = batch.into_iter();
             let mut bytes = Vec::new();

@@ -90,11 +90,20 @@ impl<'a> Transfer<'a> {
 
     /// Runs until every fetch has an outcome.
     pub(super) fn run(mut self) -> Result<(), PullError> {
+        // If the connection breaks, what arrived before is still used.
+        let mut broken = None;
         while self.remaining > 0 {
             while let Ok(event) = self.incoming.try_recv() {
                 self.worker_event(event)?;
             }
-            while self.in_flight.len() < REQUESTS && self.ask()? {}
+            while self.in_flight.len() < REQUESTS && broken.is_none() {
+                match self.ask() {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(PullError::Interrupted) => return Err(PullError::Interrupted),
+                    Err(error) => broken = Some(error),
+                }
+            }
             self.builders.pass_on()?;
             match self.in_flight.pop_front() {
                 Some((mut answer, mut request)) => {
@@ -104,6 +113,7 @@ impl<'a> Transfer<'a> {
                         self.in_flight.push_front((answer, request));
                     }
                 }
+                None if broken.is_some() => break,
                 None if self.remaining > 0 => {
                     let ended = || PullError::protocol("a fetch did not end");
                     self.tasks.idle.set();
@@ -113,7 +123,10 @@ impl<'a> Transfer<'a> {
                 None => {}
             }
         }
-        Ok(())
+        match broken {
+            Some(error) if self.remaining > 0 => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Sends one more request. Returns false if there is nothing to request. Builders take turns, so that all of them
