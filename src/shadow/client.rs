@@ -16,9 +16,9 @@ use super::error::ShadowError;
 use super::side::{Side, Which};
 
 /// How often a client that finds the maximum number of clients tries again.
-const TRIES: u32 = 5;
+const TRIES: u32 = 8;
 /// The wait before the first of these tries. Each further one waits twice as long.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
+const FIRST_WAIT: Duration = Duration::from_millis(60);
 /// How often a running client is looked at.
 const GLANCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// The maximum length of a line, in bytes: a path and a target of 4 KiB each, all of whose bytes are escaped.
