@@ -44,7 +44,7 @@ Examples:
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// The daemon that clients know, as rsync://[USER@]HOST[:PORT]/; USER logs in to both daemons
+    /// The daemon that clients know, as `rsync://[USER@]HOST[:PORT]/`; USER logs in to both daemons
     #[arg(value_name = "OLD_URL")]
     old: HostUrl,
     /// The daemon that is to take its place
